@@ -1,0 +1,44 @@
+# Two commands on a fresh machine with Python 3.11, pip and make:  make demo  runs the main job,  make test  the tests.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: install demo test test-all check up down status clean
+.DEFAULT_GOAL := install
+
+# The stamp is written last, so that an install cut off is done again.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,local,dev]'
+	touch $@
+
+install: .venv/installed
+
+demo: install
+	$(BIN)/geostream demo
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: check
+	$(BIN)/python -m pytest
+
+up: install
+	$(BIN)/python -m infra.stack up
+
+down: install
+	$(BIN)/python -m infra.stack down
+
+status: install
+	$(BIN)/python -m infra.stack status
+
+clean:
+	rm -rf .venv runs .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

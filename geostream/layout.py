@@ -1,0 +1,378 @@
+"""A layout: an immutable, committed set of tar shards with its index of places and members.
+
+Decides the schema of ``places.parquet`` and ``members.parquet`` and what *committed* means: ``layout.json`` is
+there, written last and once. A place's id is its row in ``places.parquet`` and is the same in every generation of
+a layout; only ``members.parquet`` (which shard, where in it) differs between generations. So a neighbour graph
+outlives a reclustering, at the price of one indirection (``shard_of_place``) whenever order on disk matters.
+The whole index is held in memory: about 100 bytes a member.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, NotFound, StoreError
+from geostream.store import Store, check_name, table_bytes
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Coordinates = Literal["latlon", "utm", "none"]
+
+FORMAT = 1
+VIEW = pa.struct(
+    [
+        ("name", pa.string()),  # "view-00"
+        ("split", pa.string()),  # "train" or "test": which pairs this view belongs to
+        ("source", pa.string()),  # the raw file's name
+        ("north", pa.float64()),
+        ("east", pa.float64()),
+        ("semi_positives", pa.list_(pa.int32())),  # place ids whose tile also shows this view
+    ]
+)
+PLACES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("area", pa.string()),
+        ("splits", pa.list_(pa.string())),  # the splits whose gallery holds this tile
+        ("north", pa.float64()),  # degrees (latlon), metres (utm) or NaN (none)
+        ("east", pa.float64()),
+        ("source", pa.string()),
+        ("views", pa.list_(VIEW)),
+    ]
+)
+MEMBERS = pa.schema(
+    [
+        ("place", pa.int32()),
+        ("member", pa.string()),  # "tile.jpg", "view-00.jpg", "json"
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),  # of the data in the tar, behind its header
+        ("size", pa.int64()),
+        ("crc32c", pa.uint32()),
+    ]
+)
+
+
+class Pairs(NamedTuple):
+    """Pairs in the order of (place, view); a *pair id* is a row number here."""
+
+    place: Int32  # (P,)
+    view: npt.NDArray[np.int16]  # (P,) number of the view within its place
+
+    def __len__(self) -> int:  # of pairs, not of fields
+        return len(self.place)
+
+
+class Csr(NamedTuple):
+    """Ragged lists of place ids: those of row i are ``indices[indptr[i]:indptr[i + 1]]``, sorted."""
+
+    indptr: Int64
+    indices: Int32
+
+    def row(self, i: int) -> Int32:
+        return self.indices[self.indptr[i] : self.indptr[i + 1]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A committed layout, opened: its index as arrays. ``store`` is the layout's own folder."""
+
+    store: Store
+    info: dict[str, Any]  # layout.json
+    places: pa.Table
+    members: pa.Table
+
+    @property
+    def dataset(self) -> str:
+        return str(self.info["dataset"])
+
+    @property
+    def name(self) -> str:
+        return str(self.info["layout"])
+
+    @property
+    def id(self) -> str:
+        """Hash of the index, named by every artefact made from this layout."""
+        return str(self.info["id"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.info["generation"])
+
+    @property
+    def coordinates(self) -> Coordinates:
+        kind: Coordinates = self.info["coordinates"]
+        return kind
+
+    @property
+    def n_places(self) -> int:
+        return int(self.places.num_rows)
+
+    @property
+    def shard_names(self) -> list[str]:
+        return [shard["name"] for shard in self.info["shards"]]
+
+    @cached_property
+    def shard_sizes(self) -> Int64:
+        """(S,) bytes of each shard object."""
+        return np.array([shard["size"] for shard in self.info["shards"]], dtype=np.int64)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        keys: list[str] = self.places["key"].to_pylist()
+        return keys
+
+    @cached_property
+    def position(self) -> npt.NDArray[np.float64]:
+        """(N, 2) north and east of each place's tile, in the unit that ``coordinates`` names."""
+        return np.stack([self.places["north"].to_numpy(), self.places["east"].to_numpy()], axis=1)
+
+    @cached_property
+    def area(self) -> Int32:
+        """(N,) number of the area of each place (areas sorted by name)."""
+        names = self.places["area"].to_numpy(zero_copy_only=False)
+        numbers: Int32 = np.unique(names, return_inverse=True)[1].astype(np.int32)
+        return numbers
+
+    @cached_property
+    def shard_of_place(self) -> Int32:
+        """(N,) the one shard that holds all members of each place."""
+        shard = np.empty(self.n_places, dtype=np.int32)
+        shard[self.members["place"].to_numpy()] = self.members["shard"].to_numpy()
+        return shard
+
+    @cached_property
+    def _views(self) -> tuple[Int32, npt.NDArray[np.int16], npt.NDArray[np.str_], pa.StructArray]:
+        """All views, flat: place, number within the place, split, and the struct itself."""
+        lists = self.places["views"].combine_chunks()
+        place = pc.list_parent_indices(lists).to_numpy().astype(np.int32)
+        flat = lists.flatten()
+        starts = np.searchsorted(place, place, side="left")
+        number = (np.arange(len(place)) - starts).astype(np.int16)
+        split = flat.field("split").to_numpy(zero_copy_only=False).astype(np.str_)
+        return place, number, split, flat
+
+    def pairs(self, split: str) -> Pairs:
+        """The pairs of ``split``, sorted by place and view."""
+        place, number, splits, _ = self._views
+        of_split = splits == split
+        return Pairs(place[of_split], number[of_split])
+
+    def references(self, split: str) -> Int32:
+        """(R,) place ids of the gallery of ``split``, distractors included, sorted."""
+        lists = self.places["splits"].combine_chunks()
+        place = pc.list_parent_indices(lists).to_numpy()
+        inside: Int32 = place[lists.flatten().to_numpy(zero_copy_only=False) == split].astype(np.int32)
+        return inside
+
+    def semi_positives(self, split: str) -> Csr:
+        """Per pair of ``split`` (rows as in :meth:`pairs`): the places whose tile shows the query, too."""
+        _, _, splits, flat = self._views
+        lists = flat.field("semi_positives").filter(pa.array(splits == split))
+        lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
+        indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Csr(indptr, lists.flatten().to_numpy().astype(np.int32))
+
+    def excluded(self, split: str = "train") -> Csr:
+        """Per place (N rows): the places that may not share a batch with it.
+
+        The semi-positives of the place's views of ``split``, and the places whose views name this one: a tile
+        that shows the query is no negative, whichever of the two brought it into the batch.
+        """
+        pairs, semi = self.pairs(split), self.semi_positives(split)
+        one = np.repeat(pairs.place, np.diff(semi.indptr))
+        both = np.stack([np.concatenate([one, semi.indices]), np.concatenate([semi.indices, one])], axis=1)
+        both = np.unique(both[both[:, 0] != both[:, 1]], axis=0)
+        counts = np.bincount(both[:, 0], minlength=self.n_places)
+        return Csr(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), both[:, 1].astype(np.int32))
+
+    @cached_property
+    def _member_rows(self) -> tuple[Int32, npt.NDArray[np.int16], Int64]:
+        """Image members sorted by (place, view; the tile counts as view -1): place, view, row in ``members``."""
+        stems = pc.list_element(pc.split_pattern(self.members["member"], ".", max_splits=1), 0)
+        number = pc.if_else(pc.starts_with(stems, "view-"), pc.utf8_slice_codeunits(stems, 5), None).cast(pa.int16())
+        view = pc.if_else(pc.equal(stems, "tile"), -1, pc.fill_null(number, -2)).to_numpy().astype(np.int16)
+        rows = np.flatnonzero(view >= -1)
+        place = self.members["place"].to_numpy()[rows]
+        order = np.lexsort((view[rows], place))
+        return place[order].astype(np.int32), view[rows][order], rows[order]
+
+    def member_rows(self, place: Int32, view: npt.NDArray[np.int16] | None = None) -> Int64:
+        """Rows in ``members`` of the views (place, view), or of the tiles where ``view`` is None."""
+        places, views, rows = self._member_rows
+        wanted = np.asarray(place, dtype=np.int64) * 2**16 + (0 if view is None else np.asarray(view, np.int64) + 1)
+        have = places.astype(np.int64) * 2**16 + views + 1
+        at = np.minimum(np.searchsorted(have, wanted), len(have) - 1)
+        if (missing := have[at] != wanted).any():
+            key = self.keys[int(np.asarray(place)[missing][0])]
+            raise BadInput(f"layout {self.name}: place {key} lacks an image that was asked for; plan and layout differ")
+        return rows[at]
+
+
+def list_datasets(store: Store) -> list[str]:
+    """Datasets in the store that have at least one committed layout."""
+    return [name for name in store.folders() if list_layouts(store, name)]
+
+
+def list_layouts(store: Store, dataset: str) -> list[str]:
+    """Names of the committed layouts of a dataset, oldest generation first."""
+    infos = _committed(store, dataset)
+    return sorted(infos, key=lambda name: (infos[name]["generation"], name))
+
+
+def _committed(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
+    """layout.json of each committed layout of the dataset, by name."""
+    folder = store.child(check_name("dataset", dataset), "layouts")
+    infos = {}
+    for name in folder.folders():
+        try:
+            infos[name] = folder.read_json(f"{name}/layout.json")
+        except NotFound:
+            continue  # not committed: it does not exist for a reader
+    return infos
+
+
+def open_layout(store: Store, dataset: str | None = None, name: str | None = None) -> Layout:
+    """Open a committed layout: of the only dataset when ``dataset`` is None, its newest generation when ``name`` is.
+
+    Raises LayoutNotCommitted where ``layout.json`` is absent, BadInput where the choice is ambiguous.
+    """
+    if dataset is None:
+        found = list_datasets(store)
+        if len(found) != 1:
+            have = ", ".join(found) or "none; shard one first: geostream shard vigor RAW STORE"
+            raise BadInput(f"{store.url}: say which dataset with --dataset (there: {have})")
+        dataset = found[0]
+    if name is None:
+        infos = _committed(store, dataset)
+        parents = {info["parent"] for info in infos.values()}
+        newest = sorted(name for name, info in infos.items() if info["id"] not in parents)
+        if not newest:
+            raise LayoutNotCommitted(
+                f"{store.url}/{dataset}: no committed layout; shard the dataset, or finish it by sharding again"
+            )
+        if len(newest) > 1:
+            raise BadInput(f"{store.url}/{dataset}: say which layout with --layout (there: {', '.join(newest)})")
+        name = newest[0]
+    return _open(store.child(check_name("dataset", dataset), "layouts", check_name("layout", name)))
+
+
+def _open(folder: Store) -> Layout:
+    try:
+        info = folder.read_json("layout.json")
+    except NotFound as error:
+        raise LayoutNotCommitted(
+            f"{folder.url}: not committed (no layout.json); if its sharding was cut off, run the same command again"
+        ) from error
+    if info.get("format") != FORMAT:
+        raise StoreError(f"{folder.url}: layout format {info.get('format')}; this geostream reads format {FORMAT}")
+    tables = {}
+    for file, sha256 in info["index"].items():
+        data = folder.read(file)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StoreError(f"{folder.url}/{file}: changed after the commit; shard the dataset again")
+        tables[file] = pq.read_table(io.BytesIO(data))
+    return Layout(folder, info, tables["places.parquet"], tables["members.parquet"])
+
+
+def commit_layout(
+    folder: Store,
+    *,
+    dataset: str,
+    name: str,
+    generation: int,
+    coordinates: Coordinates,
+    places: pa.Table,
+    members: pa.Table,
+    shards: list[tuple[str, int]],
+    source: dict[str, Any],
+    images: dict[str, Any],
+    broken: list[str],
+    parent: str | None = None,
+) -> Layout:
+    """Write the index and then, as the commit, ``layout.json``; return the layout opened.
+
+    ``shards``: (name, bytes) in order of their number. ``source``: what it was made from. ``images``: how they are
+    stored. ``broken``: raw images left out, in words. ``parent``: id of the generation before.
+    Raises AlreadyExists where another layout was committed here, BadInput where the index contradicts itself.
+    """
+    places, members = places.cast(PLACES), members.cast(MEMBERS)
+    _check_index(places, members, shards)
+    views = pc.list_flatten(places["views"].combine_chunks())
+    in_shard = np.bincount(members["shard"].to_numpy(), minlength=len(shards))
+    info = {
+        "format": FORMAT,
+        "dataset": dataset,
+        "layout": name,
+        "id": _content_id(places, members),
+        "generation": generation,
+        "parent": parent,
+        "coordinates": coordinates,
+        "places": places.num_rows,
+        "pairs": {v["values"]: v["counts"] for v in pc.value_counts(views.field("split")).to_pylist()},
+        "bytes": sum(size for _, size in shards),
+        "shards": [
+            {"name": shard, "size": size, "members": int(count)}
+            for (shard, size), count in zip(shards, in_shard, strict=True)
+        ],
+        "images": images,
+        "source": source,
+        "broken": broken,
+        "index": {},
+    }
+    if folder.exists("layout.json"):
+        # The same commit made twice (a kill between commit and clean-up) is no conflict.
+        if folder.read_json("layout.json")["id"] == info["id"]:
+            return _open(folder)
+        raise AlreadyExists(f"{folder.url}: another layout is committed here; choose another name")
+    for file, table in (("places.parquet", places), ("members.parquet", members)):
+        data = table_bytes(table)
+        folder.write(file, data)
+        info["index"][file] = hashlib.sha256(data).hexdigest()
+    folder.write_json("layout.json", info, if_absent=True)
+    return Layout(folder, info, places, members)
+
+
+def _content_id(places: pa.Table, members: pa.Table) -> str:
+    """Hash of the index's values: the same whatever wrote the Parquet files."""
+    digest = hashlib.sha256()
+    for table in (places, members):
+        for column in table.column_names:
+            digest.update(column.encode())
+            for value in table[column].to_pylist():
+                digest.update(repr(value).encode())
+    return digest.hexdigest()[:16]
+
+
+def _check_index(places: pa.Table, members: pa.Table, shards: list[tuple[str, int]]) -> None:
+    """The invariants that every reader relies on."""
+    keys = places["key"].to_pylist()
+    if len(set(keys)) != len(keys):
+        raise BadInput("two places have the same key")
+    if not keys:
+        raise BadInput("a layout needs at least one place")
+    place, shard = members["place"].to_numpy(), members["shard"].to_numpy()
+    offset, size = members["offset"].to_numpy(), members["size"].to_numpy()
+    if place.min(initial=0) < 0 or place.max(initial=-1) >= len(keys):
+        raise BadInput("members.parquet names a place that places.parquet lacks")
+    if shard.min(initial=0) < 0 or shard.max(initial=-1) >= len(shards):
+        raise BadInput("members.parquet names a shard that does not exist")
+    if (np.lexsort((offset, shard)) != np.arange(len(shard))).any():
+        raise BadInput("members.parquet is not sorted by shard and offset")
+    if ((offset + size) > np.array([n for _, n in shards], dtype=np.int64)[shard]).any():
+        raise BadInput("members.parquet points past the end of a shard")
+    if ((shard[1:] == shard[:-1]) & (offset[1:] < offset[:-1] + size[:-1])).any():
+        raise BadInput("members.parquet: two members overlap")
+    first = np.full(len(keys), -1, dtype=np.int64)
+    first[place] = shard
+    if (first < 0).any() or (first[place] != shard).any():
+        raise BadInput("every place needs members, all of them in one shard")

@@ -1,0 +1,86 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then in a log file.
+
+Decides nothing about the work. A bar costs one lock and a redraw of ten times a second; in a log it prints a
+line every ten seconds, so that a flow's or a container's log stays readable.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+LOG_EVERY_SECONDS = 10.0
+
+
+def _text(fields: dict[str, object]) -> str:
+    """``{"loss": 1.2345}`` as ``loss 1.234``."""
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
+
+
+class Bar:
+    """Context manager around one piece of long work of ``total`` steps (None: unknown).
+
+    >>> with Bar("epoch 3", total=160) as bar:
+    ...     bar.advance(1, loss=0.52)
+    """
+
+    def __init__(self, description: str, total: int | None) -> None:
+        self.description, self.total, self.done = description, total, 0
+        self._terminal = sys.stderr.isatty()
+        self._last_line = time.monotonic()
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Bar:
+        if self._terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._progress.add_task(self.description, total=self.total, text="")
+            self._progress.start()
+        return self
+
+    def advance(self, steps: int = 1, **fields: object) -> None:
+        """Count ``steps`` as done; ``fields`` (loss=…, rate=…) are shown behind the bar."""
+        self.done += steps
+        if self._progress is not None:
+            self._progress.update(self._task, advance=steps, text=_text(fields))
+        elif time.monotonic() - self._last_line > LOG_EVERY_SECONDS:
+            self._last_line = time.monotonic()
+            of = "" if self.total is None else f"/{self.total}"
+            print(f"{self.description}: {self.done}{of}  {_text(fields)}".rstrip(), file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield ``items`` with a bar; ``total`` defaults to their length where they have one."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Bar(description, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()

@@ -1,0 +1,80 @@
+"""Every number that shapes a training run, in one frozen object that is stored whole with the run.
+
+The defaults are Sample4Geo's for VIGOR (Deuser et al., ICCV 2023, section 4, and the authors' code); what fits a
+laptop or another dataset is overridden by name, ``--set batch_size=32`` on the command line or a flow's parameters.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from geostream.errors import BadInput
+
+
+class TrainSettings(BaseModel):
+    """Settings of one training run. Sizes in pixels, rates per step, times in epochs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # encoder, shared by both views
+    model: str = Field("convnext_base.fb_in22k_ft_in1k_384", description="any timm model, from scratch")
+    tile_size: int = Field(384, ge=8, description="side of the tile given to the model")
+    view_height: int = Field(384, ge=8)
+    view_width: int = Field(768, ge=8)
+
+    # optimisation
+    epochs: int = Field(40, ge=1)
+    batch_size: int = Field(128, ge=2, description="pairs in a batch")
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
+    warmup_epochs: float = Field(1.0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_value: float = Field(100.0, gt=0, description="gradient values are clipped here")
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    initial_temperature: float = Field(0.07, gt=0)
+
+    # augmentation
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    rotate_probability: float = Field(0.75, ge=0, le=1, description="turn the tile and roll the view by the same angle")
+    color_jitter: float = Field(0.15, ge=0, description="brightness, contrast and saturation, per view")
+
+    # plan
+    strategy: Literal["sample4geo", "random"] = "sample4geo"
+    neighbours: int = Field(128, ge=1, description="K of the neighbour graphs")
+    first_mining: int = Field(4, ge=1, description="epochs on GPS neighbours before the first mining")
+    mine_every: int = Field(4, ge=1, description="epochs between minings")
+    lanes: int = Field(1, ge=1, description="independent streams of batches; ranks times workers must divide it")
+    resident_shards: int = Field(8, ge=1, description="W: shards of a lane held at once")
+
+    # running
+    evaluate_every: int = Field(4, ge=1)
+    workers: int = Field(0, ge=0, description="loader processes; 0 loads in a thread of the trainer")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: torch's own choice")
+    seed: int = 0
+
+
+def parse_settings(overrides: list[str], base: TrainSettings | None = None) -> TrainSettings:
+    """Settings from ``name=value`` texts on top of ``base`` (default: the defaults). Raises BadInput by name."""
+    values = (base or TrainSettings()).model_dump()
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise BadInput(f"--set {text}: write name=value, for example --set batch_size=64")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return make_settings(values)
+
+
+def make_settings(values: dict[str, object]) -> TrainSettings:
+    """Settings from a mapping. Raises BadInput with one line naming each wrong setting."""
+    try:
+        return TrainSettings.model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        known = ", ".join(TrainSettings.model_fields)
+        raise BadInput(f"settings: {wrong}. Known settings: {known}") from error

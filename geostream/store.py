@@ -1,0 +1,299 @@
+"""One folder of objects, at an ``s3://`` URL or in a local directory, behind one small interface.
+
+Decides how bytes get in and out: obstore carries them (ranges, conditional puts, multipart, no GIL held),
+fsspec/s3fs reads Parquet column by column, Zarr sits on obstore too. Every write is atomic: an object is either
+whole or absent, on both kinds of store. Credentials come from botocore's chain (environment, profile, role) and are
+renewed before they expire. The cost of the one interface is that only what both kinds of store can do is offered.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
+from botocore.session import Session
+from obstore import exceptions as obexc
+from obstore.store import LocalStore, S3Store
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from zarr.storage import ObjectStore as ZarrStore
+
+from geostream.errors import AlreadyExists, BadInput, NotFound, StoreError
+
+Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing; ``path`` is relative to the store it was listed from."""
+
+    path: str
+    size: int
+
+
+def check_name(kind: str, name: str) -> str:
+    """A dataset, layout or run name becomes part of object paths: refuse what could climb out or confuse."""
+    if not NAME.fullmatch(name):
+        raise BadInput(f"{kind} name {name!r}: use letters, digits, '-' and '_' only, beginning with a letter or digit")
+    return name
+
+
+class _S3Environment(BaseSettings):
+    """The AWS_* variables that say where the server is (botocore reads those that say who we are)."""
+
+    model_config = SettingsConfigDict(env_prefix="AWS_")
+
+    endpoint_url_s3: str | None = None
+    endpoint_url: str | None = None
+    region: str | None = None
+    default_region: str | None = None
+
+
+class _Credentials:
+    """obstore's credential provider over botocore's chain: environment, shared files, SSO, roles."""
+
+    def __init__(self) -> None:
+        self._chain = Session().get_credentials()
+        if self._chain is None:
+            raise StoreError("no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+
+    def __call__(self) -> Any:
+        frozen = self._chain.get_frozen_credentials()  # renews them when they are about to expire
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": getattr(self._chain, "_expiry_time", None),
+        }
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Turn obstore's errors into ours, with the URL and what to do."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise StoreError(f"{url}: the bucket does not exist; create it or correct the URL") from error
+        raise NotFound(f"{url}: no such object") from error
+    except obexc.AlreadyExistsError as error:
+        raise AlreadyExists(f"{url}: exists already") from error
+    except (obexc.PermissionDeniedError, obexc.UnauthenticatedError, PermissionError) as error:
+        raise StoreError(_refused(url)) from error
+    except (obexc.BaseError, OSError) as error:
+        # Some refusals (a signature that does not match) reach us as generic errors.
+        text = _refused(url) if "403 Forbidden" in str(error) else f"{url}: {_reason(error)}"
+        raise StoreError(text) from error
+
+
+def _refused(url: str) -> str:
+    return (
+        f"{url}: access refused; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, "
+        "and that they may read and write here"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The useful part of an obstore message, which otherwise runs over many lines of debug output."""
+    text = str(error)
+    if "NoSuchBucket" in text:
+        return "the bucket does not exist; create it or correct the URL"
+    if "Connection refused" in text or "ConnectionRefused" in text or "dns error" in text:
+        return "cannot connect; is the server up, and AWS_ENDPOINT_URL right?"
+    return " ".join(text.split("\n\nDebug source:")[0].split())[:500]
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """The table as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of objects. Cheap to make, safe to pickle (only the URL travels) and to share between threads."""
+
+    url: str
+
+    @classmethod
+    def open(cls, url: str | Path) -> Store:
+        """A store at ``s3://bucket/prefix``, ``file:///folder`` or a local path. No request is made yet."""
+        text = str(url)
+        parts = urlsplit(text)
+        if parts.scheme == "s3":
+            if not parts.netloc:
+                raise BadInput(f"{text}: an S3 URL names a bucket, s3://bucket/prefix")
+            return cls(text.rstrip("/"))
+        if parts.scheme == "file":
+            return cls(str(Path(unquote(parts.path)).absolute()))
+        if "://" in text:
+            raise BadInput(f"{text}: stores are s3://bucket/prefix or a local folder")
+        return cls(str(Path(text).expanduser().absolute()))
+
+    @property
+    def is_s3(self) -> bool:
+        return self.url.startswith("s3://")
+
+    def child(self, *parts: str) -> Store:
+        """The folder ``parts`` below this one."""
+        return Store("/".join([self.url, *parts]))
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"url": self.url}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        object.__setattr__(self, "url", state["url"])
+
+    @cached_property
+    def _obstore(self) -> Any:
+        if not self.is_s3:
+            Path(self.url).mkdir(parents=True, exist_ok=True)
+            return LocalStore(prefix=self.url)
+        environment = _S3Environment()
+        endpoint = environment.endpoint_url_s3 or environment.endpoint_url
+        config = {"region": environment.region or environment.default_region or "us-east-1"}
+        if endpoint:
+            config["endpoint"] = endpoint
+        parts = urlsplit(self.url)
+        return S3Store(
+            parts.netloc,
+            prefix=parts.path.strip("/") or None,
+            config=cast("Any", config),
+            client_options={"allow_http": bool(endpoint and endpoint.startswith("http://"))},
+            retry_config={"max_retries": 6, "retry_timeout": timedelta(seconds=60)},
+            credential_provider=_Credentials(),
+        )
+
+    def _at(self, path: str) -> str:
+        return f"{self.url}/{path}" if path else self.url
+
+    # bytes
+
+    def read(self, path: str) -> bytes:
+        """The whole object. Raises NotFound."""
+        with _explained(self._at(path)):
+            return bytes(obstore.get(self._obstore, path).bytes())
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``; fewer only where the object ends."""
+        with _explained(self._at(path)):
+            return bytes(obstore.get_range(self._obstore, path, start=offset, length=size))
+
+    def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Write the object atomically. With ``if_absent``, raise AlreadyExists where there is one (conditional put)."""
+        with _explained(self._at(path)):
+            # A conditional put cannot be multipart, and S3 takes up to 5 GB in one.
+            obstore.put(
+                self._obstore,
+                path,
+                data,
+                mode="create" if if_absent else "overwrite",
+                use_multipart=False if if_absent else None,
+            )
+
+    def write_file(self, path: str, local: Path) -> None:
+        """Upload a local file (multipart where large), atomically."""
+        with _explained(self._at(path)):
+            obstore.put(self._obstore, path, local)
+
+    # documents and tables
+
+    def read_json(self, path: str) -> Any:
+        try:
+            return json.loads(self.read(path))
+        except ValueError as error:
+            raise StoreError(f"{self._at(path)}: not valid JSON ({error}); the object is damaged") from error
+
+    def write_json(self, path: str, value: Any, *, if_absent: bool = False) -> None:
+        self.write(path, (json.dumps(value, indent=1) + "\n").encode(), if_absent=if_absent)
+
+    def read_table(self, path: str, columns: Names | None = None) -> pa.Table:
+        """A Parquet table, or some of its columns."""
+        filesystem, root = self.filesystem()
+        with _explained(self._at(path)):
+            try:
+                # Not the dataset reader: one file, and no partition columns guessed from "name=value" in the path.
+                with filesystem.open(f"{root}/{path}", "rb") as source:
+                    return pq.ParquetFile(source).read(columns=columns)
+            except pa.ArrowInvalid as error:
+                raise StoreError(f"{self._at(path)}: not a whole Parquet file ({error}); write it again") from error
+
+    def write_table(self, path: str, table: pa.Table) -> None:
+        self.write(path, table_bytes(table))
+
+    def filesystem(self) -> tuple[Any, str]:
+        """(fsspec filesystem, root path): for libraries that speak fsspec."""
+        import fsspec
+
+        if not self.is_s3:
+            return fsspec.filesystem("file"), self.url
+        # No listing cache: other processes write here, and a cached listing would hide what they commit.
+        return fsspec.filesystem("s3", use_listings_cache=False, default_block_size=2**20), self.url.removeprefix(
+            "s3://"
+        )
+
+    def zarr(self, path: str, *, read_only: bool = False) -> ZarrStore[Any]:
+        """The Zarr store at ``path``, for ``zarr.open_group``."""
+        return ZarrStore(self.child(path)._obstore, read_only=read_only)
+
+    # names
+
+    def exists(self, path: str) -> bool:
+        try:
+            self.size(path)
+        except NotFound:
+            return False
+        return True
+
+    def size(self, path: str) -> int:
+        """Bytes of the object. Raises NotFound."""
+        with _explained(self._at(path)):
+            return int(obstore.head(self._obstore, path)["size"])
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """All objects below ``prefix`` (a folder), sorted by path."""
+        with _explained(self._at(prefix)):
+            found = [
+                ObjectInfo(str(meta["path"]), int(meta["size"]))
+                for chunk in obstore.list(self._obstore, prefix=prefix or None)
+                for meta in chunk
+            ]
+        return sorted(found, key=lambda info: info.path)
+
+    def folders(self, prefix: str = "") -> Names:
+        """Names of the folders directly below ``prefix``, sorted."""
+        with _explained(self._at(prefix)):
+            listing = obstore.list_with_delimiter(self._obstore, prefix=prefix or None)
+        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listing["common_prefixes"])
+
+    def delete(self, path: str) -> None:
+        """Remove the object; nothing happens where there is none."""
+        with _explained(self._at(path)), suppress(FileNotFoundError):
+            obstore.delete(self._obstore, path)
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove every object below the folder ``prefix``."""
+        for info in self.list(prefix):
+            self.delete(info.path)
+
+    def check(self) -> None:
+        """Raise StoreError, with what to do, where the store cannot be listed."""
+        if not self.is_s3 and not Path(self.url).is_dir():
+            raise StoreError(f"{self.url}: no such folder; correct the path, or shard a dataset into it first")
+        with _explained(self.url):
+            obstore.list_with_delimiter(self._obstore)
