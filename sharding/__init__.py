@@ -1,0 +1,56 @@
+"""Raw datasets → places → tar shards: a committed layout in an object store.
+
+An adapter describes one dataset's raw folder and yields places (:mod:`sharding.places`); everything behind it is the
+same for all: order and cut (:mod:`sharding.order`, :mod:`sharding.job`), encoding, writing, commit.
+
+>>> raw = read_places("vigor", "/data/VIGOR", protocol="same-area")
+>>> shard(raw, Store.open("s3://bucket/geo"), dataset="vigor")
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from geostream.errors import BadInput
+from sharding import vigor
+from sharding.commit import ShardReport, commit, committed, layout_folder, shard
+from sharding.job import ShardJob, ShardOptions, plan_shards
+from sharding.places import Place, RawDataset, RawImage, View
+from sharding.writer import write_shards
+
+__all__ = [
+    "ADAPTERS",
+    "Place",
+    "RawDataset",
+    "RawImage",
+    "ShardJob",
+    "ShardOptions",
+    "ShardReport",
+    "View",
+    "commit",
+    "committed",
+    "layout_folder",
+    "plan_shards",
+    "read_places",
+    "shard",
+    "write_shards",
+]
+
+ADAPTERS: dict[str, Callable[..., RawDataset]] = {"vigor": vigor.read_places}
+
+
+def read_places(adapter: str, raw: str | Path, **options: Any) -> RawDataset:
+    """The places of the raw folder ``raw``, read by ``adapter`` with its own options (see its ``read_places``).
+
+    Raises BadInput for an unknown adapter or option, and whatever is wrong with the folder.
+    """
+    if adapter not in ADAPTERS:
+        raise BadInput(f"no adapter for {adapter!r}; there is one for {', '.join(ADAPTERS)}")
+    read = ADAPTERS[adapter]
+    known = [name for name in inspect.signature(read).parameters if name != "raw"]
+    if unknown := sorted(set(options) - set(known)):
+        raise BadInput(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return read(Path(raw), **options)

@@ -1,0 +1,71 @@
+"""``geostream shard``: one command from a raw folder to a committed layout."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from geostream.errors import BadInput
+from geostream.store import Store
+from sharding import ADAPTERS, ShardOptions, read_places
+from sharding import shard as write_layout
+from sharding.places import Size
+
+
+def shard(
+    adapter: Annotated[str, typer.Argument(help=f"What the raw folder holds: {', '.join(ADAPTERS)}.")],
+    raw: Annotated[Path, typer.Argument(help="The raw folder, as it was downloaded.")],
+    store: Annotated[str, typer.Argument(help="s3://bucket/prefix or a local folder.")],
+    dataset: Annotated[str | None, typer.Option(help="Name in the store; default: the adapter's.")] = None,
+    layout: Annotated[str, typer.Option(help="Name of the layout.")] = "base",
+    protocol: Annotated[str | None, typer.Option(help="VIGOR: cross-area (default) or same-area.")] = None,
+    train_cities: Annotated[str | None, typer.Option(help="VIGOR: other training cities, A,B.")] = None,
+    test_cities: Annotated[str | None, typer.Option(help="VIGOR: other test cities, A,B.")] = None,
+    tile_size: Annotated[str | None, typer.Option(help="Stored tiles, as HEIGHTxWIDTH; default: as trained.")] = None,
+    view_size: Annotated[str | None, typer.Option(help="Stored views, as HEIGHTxWIDTH; default: as trained.")] = None,
+    original: Annotated[bool, typer.Option(help="Keep the raw files' bytes.")] = False,
+    quality: Annotated[int, typer.Option(help="JPEG quality of resized images.")] = 90,
+    shard_mib: Annotated[float, typer.Option(help="Size of a shard, about.")] = 128.0,
+    max_broken: Annotated[float, typer.Option(help="Share of broken images above which it fails.")] = 0.001,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+) -> None:
+    """Shard a raw dataset into a store. Cut off, it goes on when run again; a finished one is found, not redone."""
+    given = {"protocol": protocol, "train_cities": _names(train_cities), "test_cities": _names(test_cities)}
+    options = ShardOptions(
+        tile_size=_size(tile_size),
+        view_size=_size(view_size),
+        original=original,
+        quality=quality,
+        shard_bytes=round(shard_mib * 2**20),
+        max_broken=max_broken,
+    )
+    places = read_places(adapter, raw, **{name: value for name, value in given.items() if value is not None})
+    report = write_layout(places, Store.open(store), dataset or adapter, layout, options, workers)
+    console = Console()
+    info = report.layout.info
+    console.print(
+        f"{'Found' if report.already else 'Committed'} {report.layout.store.url}: {info['places']:,} places, "
+        f"pairs {info['pairs']}, {len(info['shards'])} shards, {info['bytes'] / 1e6:,.1f} MB"
+        + (f" ({report.resumed} shards were there from a run that was cut off)" if report.resumed else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    for line in (*report.notes, *(f"left out: {one}" for one in report.broken)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _size(text: str | None) -> Size | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if not match:
+        raise BadInput(f"image size {text!r}: write HEIGHTxWIDTH in pixels, for example 384x768")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,170 @@
+"""From whole shards to a committed layout, and the one call that does all of it.
+
+Decides what becomes of broken images: a view is dropped, a tile takes its place with it (its views, and its role as
+semi-positive of others). Places get their ids here, since only now is it known which are whole. A layout
+that was committed from the same source is returned at once; one from another source is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from geostream.errors import BadInput, NotFound
+from geostream.layout import MEMBERS, PLACES, Layout, commit_layout, open_layout
+from geostream.store import Store, check_name
+from sharding.job import ShardJob, ShardOptions, plan_shards
+from sharding.places import Place, RawDataset
+from sharding.writer import StoredPart, StoredPlace, view_name, write_shards
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What a sharding did. ``already``: the layout was there before, nothing was written."""
+
+    layout: Layout
+    already: bool
+    written: int  # shards by this run
+    resumed: int  # shards that an earlier run had finished
+    broken: tuple[str, ...]  # images left out: file:line, name, reason
+    notes: tuple[str, ...]
+
+
+def shard(
+    raw: RawDataset,
+    store: Store,
+    dataset: str,
+    name: str = "g0",
+    options: ShardOptions | None = None,
+    workers: int | None = None,
+) -> ShardReport:
+    """Write ``raw`` as the layout ``name`` of ``dataset`` in ``store``, or go on with it, or find it done.
+
+    The same as :func:`plan_shards`, :func:`write_shards` and :func:`commit` one after the other.
+    """
+    folder = layout_folder(store, dataset, name)
+    store.check()
+    job = plan_shards(raw, options)
+    if layout := committed(job, store, dataset, name):
+        return _report(job, layout, already=True)
+    parts, resumed = write_shards(job, folder, workers)
+    return commit(job, store, dataset, name, parts, resumed)
+
+
+def layout_folder(store: Store, dataset: str, name: str) -> Store:
+    """The folder of a layout, committed or not. Raises BadInput for names that cannot be folders."""
+    return store.child(check_name("dataset", dataset), "layouts", check_name("layout", name))
+
+
+def committed(job: ShardJob, store: Store, dataset: str, name: str) -> Layout | None:
+    """The layout, where this very job was committed under this name before; None where nothing was.
+
+    Raises BadInput where the name belongs to a layout made from another source or with other options.
+    """
+    folder = layout_folder(store, dataset, name)
+    try:
+        source = folder.read_json("layout.json")["source"]
+    except NotFound:
+        return None
+    if source.get("fingerprint") != job.fingerprint:
+        raise BadInput(
+            f"{folder.url}: a layout of another source or with other options is committed here "
+            f"({source.get('adapter')} {source.get('options')}); choose another name"
+        )
+    if source.get("sample") != job.sample:
+        raise BadInput(f"{folder.url}: the raw images have changed since this layout was written; choose another name")
+    _clean(folder, job)
+    return open_layout(store, dataset, name)
+
+
+def commit(
+    job: ShardJob, store: Store, dataset: str, name: str, parts: Sequence[StoredPart], resumed: int = 0
+) -> ShardReport:
+    """Index the shards ``parts`` of ``job`` and commit them as a layout.
+
+    Raises BadInput where too many images are broken, or nothing is left to train on or to search in.
+    """
+    broken = [one for part in parts for one in part.broken]
+    job.check_broken(broken)
+    stored = {place.key: place for part in parts for place in part.places}
+    kept = [place for place in job.raw.places if place.key in stored]
+    ids = {place.key: number for number, place in enumerate(kept)}
+    rows = [_place_row(place, stored[place.key], ids) for place in kept]
+    if not any(place.views[row].split == "train" for place in kept for row in stored[place.key].views):
+        raise BadInput(f"{job.raw.root}: every training pair has a broken image, the first: {broken[0]}; mend them")
+    if not any("test" in place.splits for place in kept):
+        raise BadInput(f"{job.raw.root}: every tile of the test gallery is broken, the first: {broken[0]}; mend them")
+    members = [
+        {"place": ids[place.key], "shard": number, "member": member.name, **member._asdict()}
+        for number, part in enumerate(parts)
+        for place in part.places
+        for member in place.members
+    ]
+    folder = layout_folder(store, dataset, name)
+    layout = commit_layout(
+        folder,
+        dataset=dataset,
+        name=name,
+        generation=0,
+        coordinates=job.raw.coordinates,
+        places=pa.Table.from_pylist(rows, schema=PLACES),
+        members=pa.Table.from_pylist(members, schema=MEMBERS),
+        shards=[(part.name, part.size) for part in parts],
+        source=job.source,
+        images={
+            "tile_size": job.images.tile_size,
+            "view_size": job.images.view_size,
+            "quality": None if job.options.original else job.options.quality,
+            "enlarged": sum(part.enlarged for part in parts),
+        },
+        broken=[str(one) for one in broken],
+    )
+    _clean(folder, job)
+    return _report(job, layout, written=len(parts) - resumed, resumed=resumed)
+
+
+def _report(job: ShardJob, layout: Layout, *, already: bool = False, written: int = 0, resumed: int = 0) -> ShardReport:
+    notes = list(job.raw.notes)
+    if enlarged := layout.info["images"]["enlarged"]:
+        notes.append(f"{enlarged} images are smaller than the stored size and were enlarged")
+    if dropped := len(job.raw.places) - layout.n_places:
+        notes.append(f"{dropped} places were left out because their tile is broken")
+    return ShardReport(layout, already, written, resumed, tuple(layout.info["broken"]), tuple(notes))
+
+
+def _place_row(place: Place, stored: StoredPlace, ids: dict[str, int]) -> dict[str, object]:
+    """A row of places.parquet; semi-positives that were left out are not named."""
+    views = [
+        {
+            "name": view_name(number),
+            "split": view.split,
+            "source": view.image.path,
+            "north": view.north,
+            "east": view.east,
+            "semi_positives": sorted(ids[key] for key in view.semi_positives if key in ids),
+        }
+        for number, view in enumerate(place.views[row] for row in stored.views)
+    ]
+    return {
+        "key": place.key,
+        "area": place.area,
+        "splits": list(place.splits),
+        "north": place.north,
+        "east": place.east,
+        "source": place.tile.path,
+        "views": views,
+    }
+
+
+def _clean(folder: Store, job: ShardJob) -> None:
+    """Remove what is no part of the layout: sidecars, shards of an earlier cut, what a killed upload left behind."""
+    shards = {part.name for part in job.parts}
+    for info in folder.list():
+        if info.path.startswith("parts/") or (info.path.endswith(".tar") and info.path not in shards):
+            folder.delete(info.path)
+    if not folder.is_s3:
+        for unfinished in Path(folder.url).glob("**/*#*"):  # obstore's names for files not yet whole
+            unfinished.unlink()

@@ -1,0 +1,224 @@
+"""What is to be written, decided before the first image is stored: which places make which shard.
+
+The partition follows from the listing and from a small sample of encoded images (their mean size gives the number of
+places a shard), never from how fast which worker was: so a layout is the same byte for byte for any number of
+workers, and after any interruption. The cost is that shards only come near the size asked for. Also decided
+here is when two jobs are one (``fingerprint``) and when a finished shard still fits the job (``Part.content``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geostream.errors import BadInput
+from sharding.encode import ENCODER, BrokenImage, Encoded, encode
+from sharding.order import cut, storage_order
+from sharding.places import Place, RawDataset, RawImage, Size
+
+SAMPLE = 64  # tiles, and as many views, encoded to estimate sizes
+HEADER_BYTES = 768  # tar header and half a block of padding
+JSON_BYTES = 400
+TRAINING, GALLERY, REST = range(3)  # groups of places that share no shard
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How a layout is written. Sizes are (height, width); None: the size the field trains with on this dataset."""
+
+    tile_size: Size | None = None
+    view_size: Size | None = None
+    original: bool = False  # keep the raw bytes of every image
+    quality: int = 90
+    shard_bytes: int = 128 * 2**20
+    max_broken: float = 0.001  # share of all images
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise BadInput(f"quality {self.quality}: JPEG quality lies between 1 and 100")
+        if not 0 <= self.max_broken <= 1:
+            raise BadInput(f"max_broken {self.max_broken}: a share lies between 0 and 1 (0.001 is 0.1 %)")
+        if self.shard_bytes < 1:
+            raise BadInput(f"shard_bytes {self.shard_bytes}: a shard needs a size above 0")
+        for size in (self.tile_size, self.view_size):
+            if size is not None and (self.original or min(size) < 1):
+                raise BadInput(f"image size {size}: give height and width above 0, and none together with 'original'")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An image that is left out: which, the ``file:line`` that named it, and why."""
+
+    path: str
+    named: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.named}: {self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Reads raw images and brings them into stored form. ``tile_size``/``view_size`` None: the raw bytes."""
+
+    root: Path
+    tile_size: Size | None
+    view_size: Size | None
+    quality: int
+
+    def load(self, image: RawImage, *, is_tile: bool) -> Encoded:
+        """Raises BrokenImage where the file is missing, unreadable or broken."""
+        return encode(self.read(image), self.tile_size if is_tile else self.view_size, self.quality)
+
+    def read(self, image: RawImage) -> bytes:
+        if not image.present:
+            raise BrokenImage("missing")
+        try:
+            return (self.root / image.path).read_bytes()
+        except OSError as error:
+            raise BrokenImage(f"cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard to write. ``content``: hash of all that its bytes depend on."""
+
+    name: str  # "shard-00000.tar"
+    places: tuple[Place, ...]
+    content: str
+
+    @property
+    def sidecar(self) -> str:
+        """Path of the note that this shard is whole; there only until the layout is committed."""
+        return f"parts/{self.name.removesuffix('.tar')}.json"
+
+    @property
+    def n_images(self) -> int:
+        return sum(len(place.images()) for place in self.places)
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A layout to be. ``fingerprint``: listing and options; ``sample``: hash of the raw bytes of some images."""
+
+    raw: RawDataset
+    options: ShardOptions
+    images: Images
+    fingerprint: str
+    sample: str
+    parts: tuple[Part, ...]
+
+    @property
+    def n_images(self) -> int:
+        return sum(part.n_images for part in self.parts)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """For ``layout.json``: what the layout was made from."""
+        return {
+            "adapter": self.raw.adapter,
+            "options": {**self.raw.options, "shard_bytes": self.options.shard_bytes},
+            "fingerprint": self.fingerprint,
+            "sample": self.sample,
+        }
+
+    def check_broken(self, broken: Sequence[Broken]) -> None:
+        """Raise BadInput where more images are broken than the options allow."""
+        if len(broken) > self.options.max_broken * self.n_images:
+            first = "; ".join(str(one) for one in broken[:5]) + ("; …" if len(broken) > 5 else "")
+            raise BadInput(
+                f"{len(broken)} of {self.n_images} images are broken, more than the share of "
+                f"{self.options.max_broken:g} that is allowed: {first}. Mend them (what is whole is kept, run again "
+                "to go on), or allow a larger share (max_broken)"
+            )
+
+
+def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJob:
+    """Decide what is written where; reads and encodes a sample of 2 × 64 images, writes nothing.
+
+    Raises BadInput where there is nothing to train on or no gallery, or where too many images are missing.
+    """
+    options = options or ShardOptions()
+    _check_places(raw)
+    original = options.original
+    images = Images(
+        root=raw.root,
+        tile_size=None if original else options.tile_size or raw.tile_size,
+        view_size=None if original else options.view_size or raw.view_size,
+        quality=options.quality,
+    )
+    tile_bytes, view_bytes, sample = _sample(raw.places, images)
+    views = np.array([len(place.views) for place in raw.places])
+    size = tile_bytes + JSON_BYTES + views * view_bytes + (views + 2) * HEADER_BYTES
+    group = np.array([_group(place) for place in raw.places])
+    areas = np.unique([place.area for place in raw.places], return_inverse=True)[1]
+    position = np.array([(place.north, place.east) for place in raw.places])
+    order = storage_order(group, areas.astype(np.int64), position, latlon=raw.coordinates == "latlon")
+    fingerprint = _fingerprint(raw, options, images)
+    parts = []
+    for number, rows in enumerate(cut(size[order], group[order], options.shard_bytes)):
+        places = tuple(raw.places[row] for row in order[rows])
+        keys = ",".join(place.key for place in places)
+        content = hashlib.sha256(f"{fingerprint} {sample} {ENCODER} {keys}".encode()).hexdigest()
+        parts.append(Part(f"shard-{number:05d}.tar", places, content))
+    job = ShardJob(raw, options, images, fingerprint, sample, tuple(parts))
+    missing = [image for place in raw.places for image in place.images() if not image.present]
+    job.check_broken([Broken(image.path, image.named, "missing") for image in missing])
+    return job
+
+
+def _group(place: Place) -> int:
+    if any(view.split == "train" for view in place.views):
+        return TRAINING
+    return GALLERY if "test" in place.splits else REST
+
+
+def _check_places(raw: RawDataset) -> None:
+    for key, count in Counter(place.key for place in raw.places).items():
+        if count > 1 or not re.fullmatch(r"[A-Za-z0-9_-]+", key):
+            raise BadInput(f"{raw.adapter}: key {key!r} is there {count} times, or is not all letters, digits, - and _")
+    if not raw.count("train"):
+        raise BadInput(f"{raw.root}: no training pair under {raw.options}; name what to train on")
+    if not any("test" in place.splits for place in raw.places):
+        raise BadInput(f"{raw.root}: no tile in the test gallery under {raw.options}; name what to test on")
+
+
+def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]:
+    """Mean stored bytes of a tile and of a view, and a hash of the raw bytes seen; broken images count for nothing."""
+    digest = hashlib.sha256()
+    means = []
+    tiles = [place.tile for place in places]
+    views = [view.image for place in places for view in place.views]
+    for kind, is_tile in ((tiles, True), (views, False)):
+        sizes = []
+        for row in np.unique(np.linspace(0, len(kind) - 1, SAMPLE).astype(np.int64)):
+            image = kind[row]
+            try:
+                digest.update(image.path.encode() + hashlib.sha256(images.read(image)).digest())
+                sizes.append(len(images.load(image, is_tile=is_tile).data))
+            except BrokenImage:
+                continue
+        means.append(float(np.mean(sizes)) if sizes else 1e5)
+    return means[0], means[1], digest.hexdigest()
+
+
+def _fingerprint(raw: RawDataset, options: ShardOptions, images: Images) -> str:
+    """Hash of the listing and of every option that changes what is stored; not of where the raw folder lies."""
+    digest = hashlib.sha256()
+    head = [raw.adapter, raw.options, raw.coordinates, images.tile_size, images.view_size]
+    digest.update(json.dumps([*head, options.quality, options.shard_bytes], sort_keys=True).encode())
+    for place in raw.places:
+        listed = asdict(place)
+        # Neither the line that named an image nor whether it was found: a mended folder is the same job.
+        for image in (listed["tile"], *(view["image"] for view in listed["views"])):
+            del image["named"], image["present"]
+        digest.update(json.dumps(listed, sort_keys=True).encode())
+    return digest.hexdigest()

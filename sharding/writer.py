@@ -1,0 +1,231 @@
+"""Writes a job's shards to the store, in parallel, and goes on where an earlier run was cut off.
+
+Each worker process makes one shard at a time: reads and encodes its images, builds the tar in memory, uploads it whole,
+then writes a sidecar, ``parts/shard-00000.json``, with the shard's index. A sidecar that fits the job says that its
+shard need not be written again. So memory is bounded by workers × shard size, an interruption costs at most the
+shards then in work, and two runs at once do no harm: they write the same bytes. Nothing can be read before the
+commit, since no layout.json is there (:mod:`sharding.commit`). Raw files are taken to be unchanged between an
+interruption and the next run, but for those found broken: these are tried again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from geostream.errors import AlreadyExists, BadInput, GeostreamError
+from geostream.progress import Bar
+from geostream.store import Store
+from sharding.encode import BrokenImage, Encoded
+from sharding.job import Broken, Images, Part, ShardJob
+from sharding.places import Place, RawImage
+from sharding.tar import Member, Tar
+
+
+@dataclass(frozen=True)
+class StoredPlace:
+    """A place in its shard. ``views``: which of the raw views were whole; view-00 is the first of these."""
+
+    key: str
+    views: tuple[int, ...]
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A whole shard's index: what a sidecar holds. ``size``: bytes of the tar; ``enlarged``: images made larger."""
+
+    name: str
+    content: str
+    size: int
+    places: tuple[StoredPlace, ...]
+    broken: tuple[Broken, ...]
+    enlarged: int
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> StoredPart:
+        places = tuple(
+            StoredPlace(place["key"], tuple(place["views"]), tuple(Member(*member) for member in place["members"]))
+            for place in value["places"]
+        )
+        broken = tuple(Broken(**one) for one in value["broken"])
+        return cls(value["name"], value["content"], value["size"], places, broken, value["enlarged"])
+
+
+def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tuple[list[StoredPart], int]:
+    """Write the shards of ``job`` that are not yet whole in the layout folder; returns all, and how many were.
+
+    ``workers``: processes (default: one a core; 1: this one). Raises BadInput where a layout is committed or another
+    job is under way in the folder, or where too many images are broken: what is whole is kept for the next run.
+    """
+    if workers is not None and workers < 1:
+        raise BadInput(f"workers {workers}: at least one process is needed")
+    if folder.exists("layout.json"):
+        raise BadInput(f"{folder.url}: a layout is committed here, and layouts never change; choose another name")
+    _claim(job, folder)
+    stored = _whole_parts(job, folder)
+    todo = [part for part in job.parts if part.name not in stored]
+    whole = len(stored)
+    broken = [one for part in stored.values() for one in part.broken]
+    workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
+    started, done = time.monotonic(), 0
+    total = sum(part.n_images for part in todo)
+    with Bar("shards", total) as bar, closing(_write_all(job.images, folder, todo, workers)) as finished:
+        for part, made in finished:
+            stored[part.name] = made
+            broken += made.broken
+            job.check_broken(broken)
+            done += part.n_images
+            bar.advance(part.n_images, images_per_s=round(done / (time.monotonic() - started)), shards=len(stored))
+    return [stored[part.name] for part in job.parts], whole
+
+
+def _claim(job: ShardJob, folder: Store) -> None:
+    """Mark the folder as this job's; refuse where it is another's."""
+    try:
+        folder.write_json("parts/job.json", job.source, if_absent=True)
+    except AlreadyExists:
+        other = folder.read_json("parts/job.json")
+        if other["fingerprint"] != job.fingerprint:
+            raise BadInput(
+                f"{folder.url}: an unfinished layout of another source or with other options is here "
+                f"({other['adapter']} {other['options']}); choose another name, or delete this folder"
+            ) from None
+
+
+def _whole_parts(job: ShardJob, folder: Store) -> dict[str, StoredPart]:
+    """The shards that an earlier run finished and that still fit the job."""
+    there = {info.path: info.size for info in folder.list()}
+    stored = {}
+    for part in job.parts:
+        if part.sidecar in there:
+            made = StoredPart.from_json(folder.read_json(part.sidecar))
+            fits = made.content == part.content and there.get(part.name) == made.size
+            if fits and _still_broken(job.images, part, made):
+                stored[part.name] = made
+    return stored
+
+
+def _still_broken(images: Images, part: Part, made: StoredPart) -> bool:
+    """Whether all images that were left out of a shard would be left out again."""
+    left_out = {one.path for one in made.broken}
+    for place in part.places:
+        for image in place.images():
+            if image.path in left_out and not isinstance(_load(images, image, image is place.tile), Broken):
+                return False
+    return True
+
+
+def _write_all(
+    images: Images, folder: Store, parts: Sequence[Part], workers: int
+) -> Generator[tuple[Part, StoredPart], None, None]:
+    """Write the parts on ``workers`` processes; yields each as it is whole, in any order."""
+    if workers == 1:
+        for part in parts:
+            yield part, write_part(images, folder, part)
+        return
+    # spawn: a forked child would inherit the threads and locks of obstore, Prefect and the like.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+        futures = {pool.submit(write_part, images, folder, part): part for part in parts}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise GeostreamError(
+                "a worker process died while writing shards (killed, or out of memory?); finished shards are kept: "
+                "run again to go on, with fewer workers or smaller shards if memory is short"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker silently at ctrl-C, and when its parent was killed: an orphan would wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def write_part(images: Images, folder: Store, part: Part) -> StoredPart:
+    """Encode the places of one shard, upload it, then its sidecar."""
+    tar = Tar()
+    places: list[StoredPlace] = []
+    broken: list[Broken] = []
+    enlarged = 0
+    for place in part.places:
+        tile = _load(images, place.tile, is_tile=True)
+        if isinstance(tile, Broken):
+            broken.append(tile)
+            continue
+        members = [tar.add(place.key, f"tile.{tile.suffix}", tile.data)]
+        enlarged += tile.enlarged
+        kept: list[int] = []
+        for number, view in enumerate(place.views):
+            query = _load(images, view.image, is_tile=False)
+            if isinstance(query, Broken):
+                broken.append(query)
+                continue
+            members.append(tar.add(place.key, f"{view_name(len(kept))}.{query.suffix}", query.data))
+            enlarged += query.enlarged
+            kept.append(number)
+        members.append(tar.add(place.key, "json", _facts(place, kept)))
+        places.append(StoredPlace(place.key, tuple(kept), tuple(members)))
+    data = tar.bytes()
+    made = StoredPart(part.name, part.content, len(data), tuple(places), tuple(broken), enlarged)
+    folder.write(part.name, data)
+    folder.write_json(part.sidecar, asdict(made))
+    return made
+
+
+def _load(images: Images, image: RawImage, is_tile: bool) -> Encoded | Broken:
+    """The image in stored form, or why it is left out."""
+    try:
+        return images.load(image, is_tile=is_tile)
+    except BrokenImage as error:
+        return Broken(image.path, image.named, str(error))
+
+
+def view_name(number: int) -> str:
+    return f"view-{number:02d}"
+
+
+def _facts(place: Place, kept: Sequence[int]) -> bytes:
+    """The place's ``json`` member. Semi-positives are in ``places.parquet`` alone: only there is it known which tiles
+    of other shards were whole.
+    """
+    views = [place.views[number] for number in kept]
+    facts = {
+        "key": place.key,
+        "area": place.area,
+        "splits": place.splits,
+        "source": place.tile.path,
+        **_where(place.north, place.east),
+        "views": [
+            {"name": view_name(n), "split": v.split, "source": v.image.path, **_where(v.north, v.east)}
+            for n, v in enumerate(views)
+        ],
+    }
+    return json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _where(north: float, east: float) -> dict[str, float | None]:
+    """Coordinates for JSON, which has no NaN."""
+    return {"north": None if math.isnan(north) else north, "east": None if math.isnan(east) else east}
