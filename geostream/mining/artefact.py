@@ -1,0 +1,51 @@
+"""Zarr groups on the store that are either committed or absent: what embeddings and neighbour graphs have in common.
+
+The mark is an attribute of the group, set last. It lies in the group's own ``zarr.json``, one object, so it appears at
+once or not at all. A group names the layout it was made from, and a reader of another layout is refused it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from geostream.errors import GeostreamError, NotFound, StaleArtefact
+from geostream.layout import Layout
+from geostream.store import Store
+
+
+def new_group(run: Store, name: str) -> zarr.Group:
+    """An empty group at ``name``. What was there is gone, its mark first, so that no half of it reads as committed."""
+    run.delete(f"{name}/zarr.json")
+    run.delete_prefix(name)
+    return zarr.open_group(run.zarr(name), mode="w-", zarr_format=3)
+
+
+def open_committed(run: Store, name: str, layout: Layout | None, again: str) -> zarr.Group:
+    """The group at ``name``. ``again``: how a user makes it anew.
+
+    Raises NotFound where there is none, GeostreamError where it was never finished, StaleArtefact where it was made
+    from another layout than ``layout`` (None: any).
+    """
+    where = f"{run.url}/{name}"
+    if not run.exists(f"{name}/zarr.json"):
+        raise NotFound(f"{where}: not there; {again}")
+    group = zarr.open_group(run.zarr(name, read_only=True), mode="r")
+    if group.attrs.get("committed") is not True:
+        raise GeostreamError(f"{where}: not committed, its writing was cut off; {again}")
+    if layout is not None and group.attrs.get("layout") != layout.id:
+        raise StaleArtefact(f"{where}: made from another layout than {layout.name}; {again}")
+    return group
+
+
+def array_of(group: zarr.Group, name: str) -> npt.NDArray[Any]:
+    """A whole array of the group."""
+    return np.asarray(cast("zarr.Array[Any]", group[name])[:])
+
+
+def commit(group: zarr.Group) -> None:
+    """Set the mark: from now on the group can be read."""
+    group.attrs["committed"] = True

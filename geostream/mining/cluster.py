@@ -1,0 +1,51 @@
+"""The Dask cluster is a URL. Where there is none, one of threads runs within this process.
+
+Threads start in a tenth of a second where processes take seconds, and what the tasks spend their time in (FAISS, NumPy,
+object storage) holds no GIL. What that costs is isolation: a task that crashes takes this process with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from geostream.errors import GeostreamError
+
+Task = TypeVar("Task")
+
+CONNECT_SECONDS = 20
+
+
+def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task]) -> Iterator[Any]:
+    """Results of ``work`` on each of ``tasks``, as they come. A task that fails raises here, its own error.
+
+    ``url``: of a Dask scheduler; None starts a cluster of threads. Tasks run again where a worker dies, so they may
+    be carried out twice. Raises GeostreamError where the scheduler cannot be reached.
+    """
+    from distributed import as_completed  # a second to import, which only mining should wait for
+
+    with ExitStack() as stack:
+        client = _connect(stack, url, len(tasks))
+        for future in as_completed(client.map(work, tasks, pure=False)):  # type: ignore[no-untyped-call]
+            yield future.result()
+
+
+def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
+    from distributed import Client, LocalCluster
+
+    if url is not None:
+        try:
+            return stack.enter_context(Client(url, timeout=CONNECT_SECONDS))  # type: ignore[no-untyped-call]
+        except (OSError, ValueError) as error:
+            raise GeostreamError(f"Dask scheduler {url}: cannot connect; is it up, and the URL right?") from error
+    local = LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=max(1, min(os.cpu_count() or 1, tasks)),
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=None,
+        silence_logs=logging.ERROR,
+    )
+    return stack.enter_context(Client(stack.enter_context(local)))  # type: ignore[no-untyped-call]

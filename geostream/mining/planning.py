@@ -1,0 +1,170 @@
+"""Planning: layout, neighbour graph and settings become the plan of one epoch, with its quality measured.
+
+The glue between the pure parts: places as dense rows for the assembler, member rows for the schedule, similarities for
+the quality. Measuring assembles two more plans (the reference and the random one), which triples the time of
+planning: a second or so for VIGOR. Similarities are computed for a sample of batches only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from geostream.errors import BadInput, StaleArtefact
+from geostream.layout import Int32, Int64, Layout, Pairs
+from geostream.mining import quality
+from geostream.mining.assembly import Assembled, Problem, assemble
+from geostream.mining.embeddings import Embeddings, pick_rows
+from geostream.mining.graph import NeighbourGraph
+from geostream.mining.neighbours import points_in_metres, restrict
+from geostream.settings import TrainSettings
+from geostream.streaming.plan import EpochPlan
+from geostream.streaming.schedule import schedule
+
+
+def make_plan(
+    layout: Layout,
+    graph: NeighbourGraph | None,
+    settings: TrainSettings,
+    epoch: int,
+    seed: int,
+    previous: EpochPlan | None = None,
+    embeddings: Embeddings | None = None,
+) -> EpochPlan:
+    """The plan of ``epoch`` for the layout's training pairs.
+
+    ``graph`` may be None with ``settings.strategy`` "random" only. ``previous``: the plan of the epoch before, for the
+    overlap. ``embeddings``: those that a visual graph came from; without them a visual plan has no hardness score.
+    ``quality`` holds pairs, batches, left_out, hardness_score, overlap, resident_share, amplification and
+    requests_per_gib; where a score cannot be had it is None, and hardness_note says why.
+    """
+    pairs = layout.pairs("train")
+    if len(pairs) < settings.batch_size * settings.lanes:
+        raise BadInput(
+            f"layout {layout.name} has {len(pairs)} training pairs, too few for {settings.lanes} lanes with batches "
+            f"of {settings.batch_size}; set a smaller batch_size"
+        )
+    problem = _problem(layout, pairs, graph, settings.strategy)
+    common: dict[str, Any] = {"batch_size": settings.batch_size, "seed": seed, "epoch": epoch}
+    assembled = assemble(
+        problem, strategy=settings.strategy, lanes=settings.lanes, resident=settings.resident_shards, **common
+    )
+    if not len(assembled.batches):
+        raise BadInput(
+            f"layout {layout.name}: no batch of {settings.batch_size} places can be filled; set a smaller one"
+        )
+    random_access = len(layout.shard_sizes)
+    reference = assemble(problem, strategy="sample4geo", resident=random_access, **common)
+    random = assemble(problem, strategy="random", resident=random_access, **common)
+    place, view = pairs.place[assembled.batches], pairs.view[assembled.batches]
+    reads = schedule(
+        list(_members(layout, place, view)),
+        layout.members["shard"].to_numpy(),
+        layout.shard_sizes,
+        layout.members["size"].to_numpy(),
+    )
+    score, note = _hardness_score([assembled, reference, random], problem, layout, pairs, graph, embeddings)
+    return EpochPlan(
+        layout_id=layout.id,
+        epoch=epoch,
+        seed=seed,
+        strategy=settings.strategy,
+        source=graph.kind if graph is not None and settings.strategy != "random" else "random",
+        graph=graph.name if graph is not None and settings.strategy != "random" else "",
+        lanes=settings.lanes,
+        batch_size=settings.batch_size,
+        place=place,
+        view=view,
+        left_out_place=pairs.place[assembled.left_out],
+        left_out_view=pairs.view[assembled.left_out],
+        quality={
+            "pairs": len(pairs),
+            "batches": len(assembled.batches),
+            "left_out": len(assembled.left_out),
+            "hardness_score": score,
+            "hardness_note": note,
+            "overlap": None if previous is None else _overlap(assembled, pairs, previous),
+            "resident_share": reads.resident_share,
+            "amplification": reads.amplification,
+            "requests_per_gib": reads.requests_per_gib,
+        },
+    )
+
+
+def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strategy: str) -> Problem:
+    """What the assembler needs, with the training places as rows in the order of their ids."""
+    places, place = np.unique(pairs.place, return_inverse=True)
+    neighbours = np.zeros((len(places), 0), dtype=np.int32)
+    if graph is not None:
+        if graph.layout_id != layout.id or not np.array_equal(graph.places, places):
+            raise StaleArtefact(f"graph {graph.name}: made from another layout than {layout.name}; mine again")
+        neighbours = np.where(graph.indices >= 0, np.searchsorted(places, graph.indices), -1).astype(np.int32)
+    elif strategy != "random":
+        raise BadInput(f"strategy {strategy} needs a neighbour graph; mine first, or set strategy=random")
+    return Problem(
+        place=place.astype(np.int32),
+        shard=layout.shard_of_place[places],
+        neighbours=neighbours,
+        excluded=restrict(layout.excluded("train"), places),
+    )
+
+
+def _members(layout: Layout, place: Int32, view: npt.NDArray[np.int16]) -> Int64:
+    """(B, 2 · batch size) member rows that each batch needs: its tiles and its views."""
+    tiles = layout.member_rows(place.ravel()).reshape(place.shape)
+    views = layout.member_rows(place.ravel(), view.ravel()).reshape(place.shape)
+    return np.concatenate([tiles, views], axis=1)
+
+
+def _hardness_score(
+    plans: list[Assembled],
+    problem: Problem,
+    layout: Layout,
+    pairs: Pairs,
+    graph: NeighbourGraph | None,
+    embeddings: Embeddings | None,
+) -> tuple[float | None, str]:
+    """(score, why there is none) of the first of ``plans``, between the third (0) and the second (1)."""
+    if graph is None:
+        return None, "there is no neighbour graph to measure by"
+    samples = [quality.sample(plan.batches) for plan in plans]
+    if min(len(batches) for batches in samples) == 0:
+        return None, "a plan to compare with has no batches"
+    if graph.kind == "gps":
+        farthest = np.where(np.isfinite(graph.scores), -graph.scores.astype(np.float64), 0).max(axis=1)
+        scale = float(np.median(farthest))
+        if scale <= 0:
+            return None, "all places are at the same point, or have no neighbours"
+        points = points_in_metres(layout.position[graph.places], layout.coordinates)
+        similarity = quality.proximity(points, problem.place, scale)
+    elif embeddings is None:
+        return None, "the embeddings that the graph came from were not given"
+    elif embeddings.name != graph.embeddings:
+        raise StaleArtefact(f"graph {graph.name} came from {graph.embeddings}, not from {embeddings.name}; mine again")
+    else:
+        similarity = _sampled_cosine(np.unique(np.concatenate([batch.ravel() for batch in samples])), pairs, embeddings)
+    return quality.score(*(quality.hardness(batches, similarity) for batches in samples))
+
+
+def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings) -> quality.Similarity:
+    """Similarity of the ``sampled`` pairs (sorted pair ids): only their vectors are read."""
+    rows = np.searchsorted(embeddings.reference_place, pairs.place[sampled]).astype(np.int64)
+    references, reference_row = np.unique(rows, return_inverse=True)
+    query = pick_rows(embeddings.query, sampled.astype(np.int64))
+    reference = pick_rows(embeddings.reference, references)
+    at = np.zeros((2, len(pairs)), dtype=np.int32)
+    at[0, sampled], at[1, sampled] = np.arange(len(sampled)), reference_row
+    return quality.cosine(query, reference, at[0], at[1])
+
+
+def _overlap(assembled: Assembled, pairs: Pairs, previous: EpochPlan) -> float:
+    """Overlap with the previous plan, which may be of another generation: place ids are the same in all."""
+    code = pairs.place.astype(np.int64) << 16 | pairs.view
+    before = previous.place.astype(np.int64).ravel() << 16 | previous.view.ravel()
+    row = np.minimum(np.searchsorted(code, before), len(code) - 1)
+    known = code[row] == before
+    batch = np.full(len(code), -1, dtype=np.int32)
+    batch[row[known]] = np.repeat(np.arange(previous.n_batches, dtype=np.int32), previous.batch_size)[known]
+    return quality.overlap(assembled.batches, batch)

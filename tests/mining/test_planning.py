@@ -1,0 +1,107 @@
+"""Layout, graph and settings become a valid plan that says how good it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from geostream.errors import BadInput, StaleArtefact
+from geostream.layout import Layout
+from geostream.mining.neighbours import build_gps_graph, build_visual_graph
+from geostream.mining.planning import make_plan
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from tests.mining.cities import city
+from tests.mining.test_neighbours import embed
+
+SETTINGS = TrainSettings(batch_size=16, neighbours=16, resident_shards=4)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Store:
+    return Store.open(tmp_path)
+
+
+@pytest.fixture
+def layout(root: Store) -> Layout:
+    return city(root, side=24, areas=2, views=2, per_shard=24)
+
+
+def test_gps_plan(root: Store, layout: Layout) -> None:
+    graph = build_gps_graph(root, layout, 16)
+    first = make_plan(layout, graph, SETTINGS, 0, seed=3)
+    plan = make_plan(layout, graph, SETTINGS, 1, seed=3, previous=first)
+    plan.validate(layout)
+    assert (plan.source, plan.graph, plan.strategy) == ("gps", "neighbours/gps.zarr", "sample4geo")
+    quality = plan.quality
+    n = len(layout.pairs("train"))
+    assert quality["pairs"] == n
+    assert quality["batches"] * 16 + quality["left_out"] == n
+    assert quality["left_out"] == n % 16
+    assert 0.8 < quality["hardness_score"] < 1.5
+    assert first.quality["overlap"] is None
+    assert 1 / 16 <= quality["overlap"] < 0.6
+    assert 4 / 48 < quality["resident_share"] < 0.4
+    # Whole shards: tar headers and the json members are fetched, too.
+    assert quality["amplification"] == pytest.approx(layout.shard_sizes[:-1].sum() / used_bytes(layout), rel=0.05)
+    assert quality["requests_per_gib"] > 0
+    again = make_plan(layout, graph, SETTINGS, 1, seed=3, previous=first)
+    assert again.hash == plan.hash
+    assert again.quality == plan.quality
+
+
+def used_bytes(layout: Layout) -> int:
+    members = layout.members
+    images = np.char.endswith(members["member"].to_numpy(zero_copy_only=False).astype(str), ".jpg")
+    return int(members["size"].to_numpy()[images].sum())
+
+
+def test_random_plan_scores_nothing(root: Store, layout: Layout) -> None:
+    graph = build_gps_graph(root, layout, 16)
+    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"strategy": "random"}), 0, seed=3)
+    assert abs(plan.quality["hardness_score"]) < 0.1
+    assert plan.quality["resident_share"] > 0.9  # and says honestly that it holds everything
+    assert (plan.source, plan.graph) == ("random", "")
+
+
+def test_random_access_is_the_reference(root: Store, layout: Layout) -> None:
+    graph = build_gps_graph(root, layout, 16)
+    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"resident_shards": 1000}), 0, seed=3)
+    assert plan.quality["hardness_score"] == pytest.approx(1, abs=1e-9)
+
+
+def test_visual_plan(root: Store, layout: Layout) -> None:
+    embeddings = embed(root, layout)
+    graph = build_visual_graph(root, "neighbours/visual-epoch-0004.zarr", layout, embeddings, 16)
+    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"lanes": 3}), 5, seed=0, embeddings=embeddings)
+    plan.validate(layout)
+    assert (plan.source, plan.graph, plan.lanes) == ("visual", graph.name, 3)
+    assert plan.lane[:4].tolist() == [0, 1, 2, 0]
+    assert 0 < plan.quality["hardness_score"] < 1.2
+    without = make_plan(layout, graph, SETTINGS, 5, seed=0)
+    assert without.quality["hardness_score"] is None
+    assert "embeddings" in without.quality["hardness_note"]
+    with pytest.raises(StaleArtefact, match="came from embeddings/epoch-0004.zarr, not from other"):
+        make_plan(layout, graph, SETTINGS, 5, seed=0, embeddings=replace(embeddings, name="other"))
+
+
+def test_no_coordinates_no_graph(root: Store) -> None:
+    """University-1652 begins so."""
+    layout = city(root, side=4, areas=2, views=9, coordinates="none")
+    settings = SETTINGS.model_copy(update={"strategy": "random"})
+    plan = make_plan(layout, None, settings, 0, seed=0)
+    plan.validate(layout)
+    assert plan.quality["hardness_score"] is None
+    with pytest.raises(BadInput, match="needs a neighbour graph; mine first, or set strategy=random"):
+        make_plan(layout, None, SETTINGS, 0, seed=0)
+
+
+def test_refusals(root: Store, layout: Layout) -> None:
+    other = city(root, side=5, name="g1")
+    with pytest.raises(StaleArtefact, match="made from another layout than g1; mine again"):
+        make_plan(other, build_gps_graph(root, layout, 4), SETTINGS, 0, seed=0)
+    with pytest.raises(BadInput, match="too few for 1 lanes with batches of 512; set a smaller batch_size"):
+        make_plan(other, None, SETTINGS.model_copy(update={"batch_size": 512, "strategy": "random"}), 0, seed=0)
