@@ -1,12 +1,16 @@
 """Every number that shapes a training run, in one frozen object that is stored whole with the run.
 
 The defaults are Sample4Geo's for VIGOR (Deuser et al., ICCV 2023, section 4, and the authors' code); what fits a
-laptop or another dataset is overridden by name, ``--set batch_size=32`` on the command line or a flow's parameters.
+laptop or another dataset stands in a recipe of its name, and anything is overridden by name: ``--set batch_size=32``
+on the command line, ``settings`` in a flow's parameters.
 """
 
 from __future__ import annotations
 
 import json
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -56,9 +60,15 @@ class TrainSettings(BaseModel):
     seed: int = 0
 
 
-def parse_settings(overrides: list[str], base: TrainSettings | None = None) -> TrainSettings:
-    """Settings from ``name=value`` texts on top of ``base`` (default: the defaults). Raises BadInput by name."""
-    values = (base or TrainSettings()).model_dump()
+def default_settings(dataset: str) -> TrainSettings:
+    """The settings to begin with on a dataset: its recipe (``recipes/<dataset>.toml``) where there is one."""
+    recipe = files("geostream").joinpath("recipes", f"{dataset}.toml")
+    return make_settings(tomllib.loads(recipe.read_text())) if recipe.is_file() else TrainSettings()
+
+
+def parse_settings(overrides: list[str], base: TrainSettings) -> TrainSettings:
+    """Settings from ``name=value`` texts on top of ``base``. Raises BadInput by name."""
+    values = base.model_dump()
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals:
@@ -70,7 +80,7 @@ def parse_settings(overrides: list[str], base: TrainSettings | None = None) -> T
     return make_settings(values)
 
 
-def make_settings(values: dict[str, object]) -> TrainSettings:
+def make_settings(values: Mapping[str, object]) -> TrainSettings:
     """Settings from a mapping. Raises BadInput with one line naming each wrong setting."""
     try:
         return TrainSettings.model_validate(values)

@@ -1,0 +1,1 @@
+"""Training: model, loss, augmentation, evaluation, embedding, checkpoints and the loop around them."""

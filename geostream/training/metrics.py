@@ -1,0 +1,84 @@
+"""What a run says of itself: one JSON line for each stage of each epoch, on the store, and the result made of them.
+
+Decides that a record is written after what it describes, so a stage with a record is done, and a run that was cut off
+goes on behind the last one. Object stores cannot append: the whole log (a few hundred bytes a record) is written anew
+each time, which is milliseconds even after hundreds of epochs. A stage that is done again replaces its record.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from geostream.errors import NotFound, StoreError
+from geostream.store import Store
+
+LOG = "metrics.jsonl"
+STAGES = ("plan", "train", "embed", "mine", "evaluate")
+
+Record = dict[str, Any]  # "stage", "epoch", "seconds" and what else the stage measured
+
+
+class MetricsLog:
+    """The records of a run, in the order in which they were written."""
+
+    def __init__(self, run: Store) -> None:
+        """Raises StoreError where the log is damaged."""
+        self._run = run
+        try:
+            lines = run.read(LOG).splitlines()
+        except NotFound:
+            lines = []
+        try:
+            self.records: list[Record] = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise StoreError(f"{run.url}/{LOG}: damaged ({error}); correct the line or delete the file") from error
+
+    def append(self, stage: str, epoch: int, seconds: float, **measured: Any) -> Record:
+        """Add a record, in place of an earlier one of the same stage and epoch."""
+        record = {"stage": stage, "epoch": epoch, "seconds": round(seconds, 3)} | measured
+        self.records = [r for r in self.records if (r["stage"], r["epoch"]) != (stage, epoch)] + [record]
+        self._run.write(LOG, "".join(json.dumps(r) + "\n" for r in self.records).encode())
+        return record
+
+    def of(self, stage: str) -> list[Record]:
+        """The records of a stage, by epoch."""
+        return sorted((r for r in self.records if r["stage"] == stage), key=lambda r: int(r["epoch"]))
+
+    def has(self, stage: str, epoch: int) -> bool:
+        return any(r["epoch"] == epoch for r in self.of(stage))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run as its log tells it, over all the sessions that it took."""
+
+    url: str  # the run's folder
+    epochs: int  # trained so far
+    already_finished: bool  # nothing was left to do
+    evaluations: list[dict[str, Any]]  # epoch, r1, r5, r10, r1pct, hit_rate, gallery, queries
+    plans: list[dict[str, Any]]  # epoch, source and the plan's quality
+    training: list[dict[str, Any]]  # epoch, loss, pairs, pairs_per_second, wait_share, learning_rate, stream
+    stream: dict[str, int]  # of training: bytes_fetched, bytes_used, requests, peak_resident_bytes
+    seconds: dict[str, float]  # by stage
+
+    @classmethod
+    def of(cls, run: Store, log: MetricsLog, already_finished: bool) -> RunResult:
+        def rows(stage: str) -> list[dict[str, Any]]:
+            return [{name: value for name, value in r.items() if name != "stage"} for r in log.of(stage)]
+
+        training = rows("train")
+        streams = [row["stream"] for row in training]
+        stream = {name: sum(s[name] for s in streams) for name in ("bytes_fetched", "bytes_used", "requests")}
+        stream["peak_resident_bytes"] = max((s["peak_resident_bytes"] for s in streams), default=0)
+        return cls(
+            url=run.url,
+            epochs=max((row["epoch"] for row in training), default=0),
+            already_finished=already_finished,
+            evaluations=rows("evaluate"),
+            plans=rows("plan"),
+            training=training,
+            stream=stream,
+            seconds={stage: round(sum(r["seconds"] for r in log.of(stage)), 3) for stage in STAGES},
+        )

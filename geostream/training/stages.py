@@ -1,0 +1,144 @@
+"""The stages of a run, one function each: what the trainer does in its loop, and a command or a flow does alone.
+
+Decides where in a run's folder each stage finds what it needs and leaves what it made, and which mining an epoch's plan
+comes from: the geographic neighbours until ``first_mining`` epochs are over, then the newest visual graph. A layout
+without coordinates begins with random batches instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from geostream.errors import BadInput, NotFound
+from geostream.layout import Layout
+from geostream.mining.embeddings import Embeddings, embeddings_name, open_embeddings, read_rows
+from geostream.mining.graph import GPS_GRAPH, NeighbourGraph, open_graph, visual_graph_name
+from geostream.mining.neighbours import build_gps_graph, build_visual_graph
+from geostream.mining.planning import make_plan
+from geostream.settings import TrainSettings, make_settings
+from geostream.store import Store, check_name
+from geostream.streaming.plan import EpochPlan, load_plan, save_plan
+from geostream.training.checkpoint import list_checkpoints, load_weights, read_position
+from geostream.training.embed import embed
+from geostream.training.evaluate import Evaluation, evaluate
+from geostream.training.model import Encoder
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An encoder with the weights of a checkpoint, and the settings it was trained with."""
+
+    encoder: Encoder
+    settings: TrainSettings
+    checkpoint: str
+    epoch: int
+
+
+def run_store(store: Store, dataset: str, run: str) -> Store:
+    """The folder of a run in the store that holds the dataset."""
+    return store.child(check_name("dataset", dataset), "runs", check_name("run", run))
+
+
+def new_encoder(settings: TrainSettings) -> Encoder:
+    """An untrained encoder on the GPU where there is one; the same for the same seed."""
+    torch.manual_seed(settings.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Encoder(settings.model, settings.initial_temperature).to(device)
+
+
+def read_settings(run: Store) -> TrainSettings:
+    """The settings that a run was begun with. Raises BadInput where there is no such run."""
+    try:
+        return make_settings(run.read_json(SETTINGS))
+    except NotFound as error:
+        raise BadInput(f"{run.url}: no such run; begin it with: geostream train") from error
+
+
+def load_trained(run: Store, checkpoint: str | None = None) -> Trained:
+    """The encoder of a checkpoint of the run, the newest when ``checkpoint`` is None."""
+    settings = read_settings(run)
+    checkpoints = list_checkpoints(run)
+    if checkpoint is None:
+        if not checkpoints:
+            raise BadInput(f"{run.url}: no checkpoint yet; train at least one epoch")
+        checkpoint = checkpoints[-1]
+    encoder = new_encoder(settings)
+    position = read_position(run, checkpoint)
+    load_weights(run, checkpoint, encoder)
+    return Trained(encoder, settings, checkpoint, position.epoch)
+
+
+def split_embeddings(split: str, epoch: int) -> str:
+    """Path within a run of the embeddings of a split after an epoch."""
+    return embeddings_name(epoch) if split == "train" else f"embeddings/{split}-epoch-{epoch:04d}.zarr"
+
+
+def embed_split(run: Store, layout: Layout, trained: Trained, split: str) -> Embeddings:
+    """Embed a split of the layout into the run."""
+    name = split_embeddings(split, trained.epoch)
+    return embed(run, name, layout, split, trained.encoder, trained.checkpoint, trained.settings)
+
+
+def evaluate_embeddings(layout: Layout, embeddings: Embeddings) -> Evaluation:
+    """The metrics of a split from its embeddings."""
+    query, reference = read_rows(embeddings.query), read_rows(embeddings.reference)
+    return evaluate(layout, embeddings.split, query, reference, embeddings.pairs, embeddings.reference_place)
+
+
+def mining_due(epoch: int, settings: TrainSettings) -> bool:
+    """Whether the training set is mined after ``epoch``: a later epoch is planned from it."""
+    after_first = epoch - settings.first_mining
+    in_time = settings.strategy != "random" and epoch < settings.epochs
+    return in_time and after_first >= 0 and after_first % settings.mine_every == 0
+
+
+def mining_for(epoch: int, settings: TrainSettings) -> int:
+    """The epoch after which the graph for ``epoch`` was mined; 0: the geographic one."""
+    since_first = epoch - 1 - settings.first_mining
+    return 0 if since_first < 0 else settings.first_mining + since_first // settings.mine_every * settings.mine_every
+
+
+def mine(run: Store, layout: Layout, settings: TrainSettings, epoch: int, cluster: str | None = None) -> NeighbourGraph:
+    """Build the visual graph from the embeddings of the training set after ``epoch``."""
+    embeddings = open_embeddings(run, embeddings_name(epoch), layout)
+    return build_visual_graph(run, visual_graph_name(epoch), layout, embeddings, settings.neighbours, cluster)
+
+
+def plan_epoch(run: Store, layout: Layout, settings: TrainSettings, epoch: int) -> EpochPlan:
+    """Make the plan of ``epoch`` from the graph that is due, and save it in the run.
+
+    Raises NotFound where that graph was not mined yet.
+    """
+    graph, embeddings = None, None
+    mining = mining_for(epoch, settings)
+    if settings.strategy != "random":
+        if mining:
+            graph = open_graph(run, visual_graph_name(mining), layout)
+            embeddings = open_embeddings(run, embeddings_name(mining), layout)
+        elif layout.coordinates != "none":
+            graph = _gps_graph(run, layout, settings)
+        else:
+            settings = settings.model_copy(update={"strategy": "random"})
+    plan = make_plan(layout, graph, settings, epoch, settings.seed, _plan_before(run, epoch), embeddings)
+    save_plan(run, plan)
+    return plan
+
+
+def _gps_graph(run: Store, layout: Layout, settings: TrainSettings) -> NeighbourGraph:
+    """The run's geographic graph, made now if this is its first use."""
+    try:
+        return open_graph(run, GPS_GRAPH, layout)
+    except NotFound:
+        return build_gps_graph(run, layout, settings.neighbours)
+
+
+def _plan_before(run: Store, epoch: int) -> EpochPlan | None:
+    """The plan of the epoch before; of any layout, because only its batches are compared."""
+    try:
+        return load_plan(run, epoch - 1, None)
+    except NotFound:
+        return None

@@ -1,0 +1,173 @@
+"""The training run: plan, train, and every few epochs evaluate, embed and mine, until the epochs are over.
+
+Decides the order of things, and that a run can be cut off anywhere. What an epoch trains on is a plan on the store;
+after its last batch a checkpoint is written, and everything else (evaluation, embeddings, the next graph, the next
+plan) is derived from checkpoint and layout alone. So a run that is started again restores the newest checkpoint, does
+what is missing behind it, and ends with the same weights as one that was never interrupted. What that costs: an epoch
+cut off in the middle is trained anew from its beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+
+from geostream.errors import AlreadyExists, BadInput, NotFound
+from geostream.layout import Layout
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from geostream.streaming.loader import plan_dataset
+from geostream.streaming.plan import EpochPlan, load_plan
+from geostream.training import stages
+from geostream.training.augment import Augmentation
+from geostream.training.checkpoint import Position, list_checkpoints, restore, save_checkpoint
+from geostream.training.embed import image_sizes
+from geostream.training.metrics import MetricsLog, Record, RunResult
+from geostream.training.optimise import make_optimizer, train_epoch
+
+logger = logging.getLogger(__name__)
+
+MAY_CHANGE = {"workers", "threads"}  # settings that do not change what is trained
+
+
+def train(
+    store: Store,
+    layout: Layout,
+    run: str,
+    settings: TrainSettings,
+    *,
+    cluster: str | None = None,
+    on_record: Callable[[Record], None] | None = None,
+) -> RunResult:
+    """Train the run to its last epoch, from where it stands.
+
+    ``store``: where the dataset is. ``cluster``: URL of a Dask scheduler for mining; None: threads of this process.
+    ``on_record`` is called with each record of the run's log when it is written. Raises BadInput where the run was
+    begun with other settings, StaleArtefact where with another layout.
+    """
+    folder = stages.run_store(store, layout.dataset, run)
+    _claim(folder, settings)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return _Run(folder, layout, settings, cluster, on_record).finish()
+
+
+def _claim(run: Store, settings: TrainSettings) -> None:
+    """Store the settings with a new run; compare them with those of one that exists."""
+    try:
+        run.write_json(stages.SETTINGS, settings.model_dump(), if_absent=True)
+    except AlreadyExists as error:
+        begun, wanted = stages.read_settings(run).model_dump(), settings.model_dump()
+        changed = [name for name in begun if begun[name] != wanted[name] and name not in MAY_CHANGE]
+        if changed:
+            names = ", ".join(f"{name} {begun[name]} → {wanted[name]}" for name in changed)
+            raise BadInput(f"{run.url}: begun with other settings ({names}); choose another run name") from error
+
+
+class _Run:
+    """A run in progress: its weights, its optimizer and what it has done so far."""
+
+    def __init__(
+        self,
+        folder: Store,
+        layout: Layout,
+        settings: TrainSettings,
+        cluster: str | None,
+        on_record: Callable[[Record], None] | None,
+    ) -> None:
+        self.folder, self.layout, self.settings = folder, layout, settings
+        self.cluster, self.on_record = cluster, on_record
+        self.log = MetricsLog(folder)
+        self.encoder = stages.new_encoder(settings)
+        self.optimizer = make_optimizer(self.encoder, settings)
+        self.checkpoint, self.epoch, self.step = "", 0, 0
+        if checkpoints := list_checkpoints(folder):
+            self.checkpoint = checkpoints[-1]
+            position = restore(folder, self.checkpoint, self.encoder, self.optimizer, layout.id)
+            self.epoch, self.step = position.epoch, position.step
+
+    def finish(self) -> RunResult:
+        """Do everything that is still to do."""
+        begun_with = list(self.log.records)
+        if self.epoch:
+            logger.info("%s: goes on from epoch %d", self.folder.url, self.epoch)
+            self.follow_up()
+        while self.epoch < self.settings.epochs:
+            self.train()
+            self.follow_up()
+        already_finished = self.log.records == begun_with
+        if already_finished:
+            logger.info("%s: finished before; nothing was left to do", self.folder.url)
+        self.folder.write_json("evaluation.json", self.log.of("evaluate"))
+        return RunResult.of(self.folder, self.log, already_finished)
+
+    def train(self) -> None:
+        """Train the next epoch and write its checkpoint."""
+        epoch = self.epoch + 1
+        plan = self.plan(epoch)
+        started = time.perf_counter()
+        change = Augmentation.of(self.settings, epoch)
+        dataset = plan_dataset(self.layout, plan, image_sizes(self.settings), change=change)
+        outcome = train_epoch(self.encoder, self.optimizer, dataset, self.settings, epoch)
+        self.epoch, self.step = epoch, self.step + outcome.batches
+        # The record goes first: a checkpoint without one would be an epoch missing from the run's story.
+        self.record(
+            "train",
+            started,
+            step=self.step,
+            loss=outcome.loss,
+            temperature=float((-self.encoder.logit_scale.detach()).exp()),
+            pairs=outcome.pairs,
+            pairs_per_second=outcome.pairs / outcome.seconds,
+            wait_share=outcome.wait_seconds / outcome.seconds,
+            stream=outcome.stream.as_dict(),
+        )
+        position = Position(self.layout.id, epoch, plan.hash, plan.n_batches, self.step, finished=True)
+        self.checkpoint = save_checkpoint(self.folder, self.encoder, self.optimizer, position)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The epoch's plan; one that the run already holds is used as it is."""
+        started = time.perf_counter()
+        try:
+            plan = load_plan(self.folder, epoch, self.layout)
+        except NotFound:
+            plan = stages.plan_epoch(self.folder, self.layout, self.settings, epoch)
+        if not self.log.has("plan", epoch):
+            self.record("plan", started, epoch, source=plan.source, hash=plan.hash, **plan.quality)
+        return plan
+
+    def follow_up(self) -> None:
+        """What is due after the epoch just trained, as far as it is not done."""
+        if self.evaluation_due() and not self.log.has("evaluate", self.epoch):
+            started = time.perf_counter()
+            embeddings = stages.embed_split(self.folder, self.layout, self.trained(), "test")
+            self.record("evaluate", started, **asdict(stages.evaluate_embeddings(self.layout, embeddings)))
+        if not stages.mining_due(self.epoch, self.settings):
+            return
+        if not self.log.has("embed", self.epoch):
+            started = time.perf_counter()
+            embeddings = stages.embed_split(self.folder, self.layout, self.trained(), "train")
+            self.record("embed", started, queries=len(embeddings.pairs), references=len(embeddings.reference_place))
+        if not self.log.has("mine", self.epoch):
+            started = time.perf_counter()
+            graph = stages.mine(self.folder, self.layout, self.settings, self.epoch, self.cluster)
+            self.record("mine", started, places=len(graph.places), k=graph.k)
+
+    def evaluation_due(self) -> bool:
+        """Every so many epochs and after the last, where the layout has test pairs."""
+        due = self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.epochs
+        return due and len(self.layout.pairs("test")) > 0
+
+    def trained(self) -> stages.Trained:
+        return stages.Trained(self.encoder, self.settings, self.checkpoint, self.epoch)
+
+    def record(self, stage: str, started: float, epoch: int | None = None, **measured: object) -> None:
+        """Add to the run's log what a stage that began at ``started`` came to."""
+        seconds = time.perf_counter() - started
+        record = self.log.append(stage, self.epoch if epoch is None else epoch, seconds, **measured)
+        if self.on_record is not None:
+            self.on_record(record)

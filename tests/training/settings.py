@@ -1,0 +1,24 @@
+"""The smallest settings under which a network still learns something."""
+
+from __future__ import annotations
+
+from geostream.settings import TrainSettings
+
+TINY = TrainSettings(
+    model="test_convnext",
+    tile_size=32,
+    view_height=32,
+    view_width=64,
+    epochs=4,
+    batch_size=4,
+    learning_rate=2e-3,
+    schedule="one-cycle",
+    rotate_probability=0.0,
+    flip_probability=0.5,
+    neighbours=4,
+    first_mining=1,
+    mine_every=2,
+    evaluate_every=2,
+    resident_shards=2,
+    threads=1,
+)
