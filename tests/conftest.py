@@ -1,10 +1,15 @@
-"""What every test shares: no network, and one real S3 server for the whole session."""
+"""What every test shares: no network, one real S3 server for the session, and one whole stack for those that want it."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import sysconfig
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +22,10 @@ os.environ.update(
 )
 
 from geostream.store import Store
+from infra.prefect_server import without_prefect
 from infra.s3 import S3Server, local_s3, without_aws
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +43,43 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def s3_store(s3: S3Server) -> Store:
     """An empty folder on the S3 server, for one test."""
     return Store.open(f"{s3.url}/{uuid.uuid4().hex}")
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A folder that is to the commands what the checkout is, with a ``runs`` folder of its own."""
+
+    folder: Path
+
+    def run(self, *command: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
+        """A command typed there, in a shell that knows nothing of S3 and Prefect but the installed ``prefect``."""
+        scripts = sysconfig.get_path("scripts")
+        environment = without_prefect(without_aws(os.environ))
+        return subprocess.run(
+            [str(Path(scripts, command[0])) if command[0] == "prefect" else command[0], *command[1:]],
+            cwd=self.folder,
+            env={**environment, "PATH": os.pathsep.join([scripts, os.environ["PATH"]]), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def stack(self, command: str) -> subprocess.CompletedProcess[str]:
+        """``make up``, ``make down`` or ``make status``."""
+        return self.run(sys.executable, "-m", "infra.stack", command)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """A checkout whose stack is up: S3, Prefect server, worker, deployments."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("flows", "prefect.yaml", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    checkout = Checkout(folder)
+    try:
+        up = checkout.stack("up")
+        assert up.returncode == 0, up.stderr
+        yield checkout
+    finally:
+        checkout.stack("down")

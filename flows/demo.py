@@ -1,0 +1,132 @@
+"""``geostream demo``: the whole loop on this machine, every part real, from nothing to a report in a few minutes.
+
+Starts an S3 server and a Prefect server, renders VIGOR-like cities, shards them by the flow that deployments run,
+trains by the flow that schedules run, and says what came out. Each demo begins anew: what an earlier one left in
+its folder is removed, so that the figures are those of one run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows.rendered import DATASET, SHARD_OPTIONS, render
+from geostream import report
+from geostream.cli import print_table
+from geostream.errors import BadInput
+from geostream.layout import Layout, open_layout
+from geostream.settings import default_settings, parse_settings
+from geostream.store import Store
+from geostream.training.metrics import MetricsLog, RunResult
+from geostream.training.stages import read_settings, run_store
+from infra.prefect_server import local_prefect
+from infra.s3 import local_s3
+
+LAYOUT = "base"
+RUN = "demo"
+MARK = ".geostream-demo"  # marks a folder that a demo made, and may remove
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for everything it makes; an earlier demo there is replaced.")
+    ] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of the cities and of the training.")] = 0,
+    city: Annotated[str, typer.Option(help="Size of the rendered cities: demo, or small to only see it run.")] = "demo",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="A training setting, name=value.")] = None,
+) -> None:
+    """Run the whole loop on rendered cities: shard, train, mine, evaluate, report."""
+    console = Console(soft_wrap=True, highlight=False)
+    _empty(out)
+    started = time.monotonic()
+    seconds: dict[str, float] = {}
+    with ExitStack() as servers:
+        store_url = _start(servers, out, city, seed, seconds, console)
+        layout, folder, flow_runs = _run_flows(store_url, out / "raw", seed, overrides or [], seconds, console)
+        result = RunResult.of(folder, MetricsLog(folder), already_finished=True)
+        summary = report.summarise(store_url, layout, result)
+        summary |= {"flow_runs": flow_runs, "settings": read_settings(folder).model_dump()}
+        summary["seconds"] |= {name: round(value, 1) for name, value in seconds.items()}
+        summary["seconds"]["total"] = round(time.monotonic() - started, 1)
+        page = report.publish(folder, layout, result, summary)
+    (out / "report.html").write_text(page, encoding="utf-8")
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print_table("recall on unseen cities", summary["evaluations"])
+    print_table("epoch plans", summary["plans"])
+    print_table("seconds", [summary["seconds"]])
+    console.print(f"summary: {out / 'summary.json'}")
+    console.print(f"report:  {out / 'report.html'}")
+
+
+def _empty(out: Path) -> None:
+    """Make ``out`` an empty folder of ours. Raises BadInput where it holds what no demo made."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).is_file():
+            raise BadInput(f"{out}: holds something else than an earlier demo; name another folder with --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
+
+
+def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[str, float], console: Console) -> str:
+    """Start both servers, point this process to them and render the cities; returns the store's URL.
+
+    The cities are rendered while Prefect creates its database. This thread starts the servers, because Linux ends
+    them with the thread that started them.
+    """
+    console.print("starting an S3 server and a Prefect server on loopback, rendering cities")
+    started = time.monotonic()
+    pool = servers.enter_context(ThreadPoolExecutor(1))
+    s3 = servers.enter_context(local_s3(out / "s3"))
+    rendering = pool.submit(render, out / "raw", city, seed)
+    prefect = servers.enter_context(local_prefect(out / "prefect"))
+    seconds["servers"] = time.monotonic() - started
+    os.environ.update(s3.environment())
+    os.environ.update(prefect.environment())
+    # The bars and tables tell the story; the flows' own log lines would run through them.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    rendered = rendering.result()
+    seconds["render"] = rendered.seconds
+    console.print(
+        f"{rendered.views:,} panoramas, {rendered.tiles:,} tiles of {rendered.cities} cities in {out / 'raw'}"
+    )
+    return s3.url
+
+
+def _run_flows(
+    store_url: str, raw: Path, seed: int, overrides: list[str], seconds: dict[str, float], console: Console
+) -> tuple[Layout, Store, list[dict[str, str]]]:
+    """Shard and train by the flows; returns the layout, the run's folder, and the flow runs as Prefect knows them."""
+    # Only now: Prefect learns where its server is when it is imported.
+    from prefect.client.orchestration import get_client
+
+    from flows.retrain import retrain
+    from flows.shard import shard
+
+    settings = parse_settings([*overrides, f"seed={seed}"], default_settings(DATASET))
+    started = time.monotonic()
+    shard(raw=str(raw), store=store_url, dataset=DATASET, layout=LAYOUT, options=SHARD_OPTIONS)
+    seconds["shard"] = time.monotonic() - started
+    store = Store.open(store_url)
+    layout = open_layout(store, DATASET, LAYOUT)
+    console.print(
+        f"{layout.n_places:,} places in {len(layout.shard_names)} shards at {layout.store.url}; "
+        f"training {settings.model} for {settings.epochs} epochs"
+    )
+    retrain(store=store_url, dataset=DATASET, run=RUN, settings=settings.model_dump())
+    with get_client(sync_client=True) as client:
+        runs = sorted(client.read_flow_runs(), key=lambda run: str(run.start_time))
+        flow_runs = [
+            {"flow": client.read_flow(run.flow_id).name, "name": run.name, "state": run.state_name or "unknown"}
+            for run in runs
+        ]
+    return layout, run_store(store, DATASET, RUN), flow_runs

@@ -1,0 +1,77 @@
+"""The flow ``retrain``: the newest layout → a training run, evaluated on the test gallery.
+
+Its run on the store is named after the time the flow was scheduled for: every schedule trains anew, and a flow run
+that is retried goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from flows.common import open_store, show, store_failed
+from geostream.layout import Layout
+from geostream.layout import open_layout as open_stored
+from geostream.settings import TrainSettings, make_settings
+from geostream.store import Store
+from geostream.training import trainer
+from geostream.training.metrics import Record, RunResult
+
+
+@flow(name="retrain", flow_run_name="retrain")
+def retrain(
+    store: str | None = None,
+    dataset: str | None = None,
+    layout: str | None = None,
+    run: str | None = None,
+    settings: dict[str, Any] | None = None,
+    cluster: str | None = None,
+) -> str:
+    """Train on a layout, and return the URL of the run on the store.
+
+    Args:
+        store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
+        dataset: None: the only one in the store.
+        layout: None: the newest generation.
+        run: the run's name; one that exists goes on. None: "retrain-" and the time the flow was scheduled for.
+        settings: what differs from geostream's defaults, which are Sample4Geo's and want a GPU.
+        cluster: URL of a Dask scheduler for mining. None: in the flow's own process.
+    """
+    target = open_store(store)
+    numbers = make_settings(settings or {})
+    name = run or f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}"
+    result = train(target, open_layout(target, dataset, layout), name, numbers, cluster)
+    show_run(result)
+    return result.url
+
+
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
+def open_layout(store: Store, dataset: str | None, layout: str | None) -> Layout:
+    return open_stored(store, dataset, layout)
+
+
+# A store that stumbles is worth another try: the run goes on from its last checkpoint.
+@task(
+    task_run_name="train {run}",
+    retries=3,
+    retry_delay_seconds=30,
+    retry_condition_fn=store_failed,
+    cache_policy=NO_CACHE,
+)
+def train(store: Store, layout: Layout, run: str, settings: TrainSettings, cluster: str | None) -> RunResult:
+    logger = get_run_logger()
+
+    def log(record: Record) -> None:
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        logger.info("%s: %s", record["stage"], "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+
+    return trainer.train(store, layout, run, settings, cluster=cluster, on_record=log)
+
+
+def show_run(result: RunResult) -> None:
+    """The run's evaluations and plans on the flow run's page."""
+    show("evaluation", result.evaluations, f"Recall on the test gallery, run {result.url}")
+    show("epoch-plans", result.plans, "Hardness: 0 = random batches, 1 = Sample4Geo's with random access to everything")

@@ -1,0 +1,125 @@
+"""The flow ``shard``: a raw dataset → a committed layout of tar shards and its index.
+
+Where no raw folder is named, cities are rendered first: demo data, easier than VIGOR. Run again after a failure it
+goes on from the shards that are whole; run again after success it finds the layout and writes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import TypeAdapter, ValidationError
+
+import sharding
+from flows.common import open_store, show, store_failed
+from geostream.errors import BadInput
+from geostream.store import Store
+from sharding import RawDataset, ShardOptions, ShardReport
+from sharding.simcity import RenderSummary, render_cities, vigor_cities
+
+RENDERED = Path("runs", "raw")  # below the folder that the flow runs in
+TILE, VIEW = (64, 64), (48, 192)  # height and width of rendered images, which are stored as they are
+OFFSET = 0.1  # of the tile's side; VIGOR's panoramas stand up to a quarter off, which is far harder to learn
+SHARD_BYTES = 2**20  # rendered images are small: enough shards that streaming them means something
+
+
+@flow(name="shard", flow_run_name="shard {adapter} {layout}")
+def shard(
+    adapter: str = "vigor",
+    raw: str | None = None,
+    store: str | None = None,
+    dataset: str | None = None,
+    layout: str = "base",
+    options: dict[str, Any] | None = None,
+    adapter_options: dict[str, Any] | None = None,
+    city: Literal["small", "demo"] = "demo",
+    seed: int = 0,
+    workers: int | None = None,
+) -> str:
+    """Write the raw dataset as a layout, and return the layout's id.
+
+    Args:
+        adapter: what the raw folder holds; "vigor".
+        raw: the raw folder, as the worker sees it. None: VIGOR's four cities, rendered.
+        store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
+        dataset: the dataset's name in the store. None: "simcity" where rendered, else the adapter's name.
+        layout: the layout's name in the dataset.
+        options: of sharding: tile_size, view_size, original, quality, shard_bytes, max_broken.
+        adapter_options: of the adapter; vigor has protocol, train_cities, test_cities.
+        city: size of the rendered cities.
+        seed: of the rendered cities.
+        workers: processes that encode. None: one a core.
+    """
+    target = open_store(store)
+    if raw is None:
+        adapter, folder = "vigor", RENDERED / f"simcity-{city}-{seed}"
+        options = {"tile_size": TILE, "view_size": VIEW, "shard_bytes": SHARD_BYTES} | (options or {})
+        render(folder, city, seed)
+    else:
+        folder = Path(raw)
+    places = read_places(adapter, folder, adapter_options or {})
+    name = dataset or ("simcity" if raw is None else adapter)
+    report = write_layout(places, target, name, layout, shard_options(options or {}), workers)
+    show_layout(report)
+    return report.layout.id
+
+
+def shard_options(values: dict[str, Any]) -> ShardOptions:
+    """The options of sharding from a flow's parameter. Raises BadInput by name."""
+    known = ShardOptions.__dataclass_fields__
+    wrong = [f"{name}: no such option" for name in values if name not in known]
+    if not wrong:
+        try:
+            return TypeAdapter(ShardOptions).validate_python(values)
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    raise BadInput(f"options of sharding: {'; '.join(wrong)}. Known options: {', '.join(known)}")
+
+
+@task(task_run_name="render {size}", cache_policy=NO_CACHE)
+def render(raw: Path, size: str, seed: int) -> RenderSummary:
+    return render_cities(raw, vigor_cities(size), seed=seed, tile_size=TILE[0], view_size=VIEW, max_offset=OFFSET)
+
+
+@task(task_run_name="read {adapter}", cache_policy=NO_CACHE)
+def read_places(adapter: str, raw: Path, options: dict[str, Any]) -> RawDataset:
+    return sharding.read_places(adapter, raw, **options)
+
+
+# A store that stumbles is worth another try: what is whole is kept.
+@task(
+    task_run_name="write {dataset} {layout}",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=store_failed,
+    cache_policy=NO_CACHE,
+)
+def write_layout(
+    raw: RawDataset, store: Store, dataset: str, layout: str, options: ShardOptions, workers: int | None
+) -> ShardReport:
+    return sharding.shard(raw, store, dataset, layout, options, workers)
+
+
+def show_layout(report: ShardReport) -> None:
+    """The layout's figures on the flow run's page."""
+    layout = report.layout
+    show(
+        "layout",
+        [
+            {
+                "dataset": layout.dataset,
+                "layout": layout.name,
+                "id": layout.id[:12],
+                "places": layout.n_places,
+                "training pairs": layout.info["pairs"]["train"],
+                "test pairs": layout.info["pairs"]["test"],
+                "shards": len(layout.shard_names),
+                "MB": round(layout.info["bytes"] / 1e6, 1),
+                "broken images": len(report.broken),
+            }
+        ],
+        "\n".join([f"{'Found' if report.already else 'Written'} at {layout.store.url}", *report.notes]),
+    )

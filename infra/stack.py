@@ -1,0 +1,272 @@
+"""``python -m infra.stack up|down|status``: S3, a Prefect server and a worker on this machine, for as long as wanted.
+
+Decides that the stack belongs to the checkout it is started in: everything it is and holds lies in ``runs/stack`` there
+(data, logs, pids, credentials), so two checkouts do not meet. ``up`` brings about what is missing and leaves alone what
+runs; ``down`` ends exactly the processes that ``up`` started and keeps the data. The worker runs one flow at a time:
+two trainings would only slow each other down here, and ``retrain`` queued behind ``shard-vigor`` finds its layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from geostream.errors import GeostreamError
+from infra.prefect_server import PrefectServer, start_prefect, without_prefect
+from infra.process import Child, end, spawn, wait_until
+from infra.s3 import Credentials, S3Server, start_s3, without_aws
+
+FOLDER = Path("runs", "stack")
+POOL = "geostream"
+WORKER = "geostream-local"
+WORKER_TIMEOUT = 90.0
+
+
+@dataclass
+class Stack:
+    """What ``up`` started, part by part, as ``runs/stack/stack.json`` keeps it (mode 600: it holds the credentials)."""
+
+    folder: Path
+    s3: S3Server | None = None
+    prefect: PrefectServer | None = None
+    worker: Child | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> Stack:
+        """The recorded stack; empty where there is none."""
+        try:
+            state: dict[str, Any] = json.loads((folder / "stack.json").read_text())
+        except FileNotFoundError:
+            return cls(folder)
+        except ValueError as error:
+            raise GeostreamError(
+                f"{folder / 'stack.json'}: damaged ({error}); end its processes by hand and remove the file"
+            ) from error
+        s3, prefect, worker = state["s3"], state["prefect"], state["worker"]
+        return cls(
+            folder,
+            s3 and S3Server(Child(**s3["child"]), s3["ports"], s3["bucket"], Credentials(**s3["credentials"])),
+            prefect and PrefectServer(Child(**prefect["child"]), prefect["port"], prefect["home"]),
+            worker and Child(**worker),
+        )
+
+    def save(self) -> None:
+        """Write the record, and the file to source; or remove both when nothing is left."""
+        parts = {"s3": self.s3, "prefect": self.prefect, "worker": self.worker}
+        if not any(parts.values()):
+            (self.folder / "stack.json").unlink(missing_ok=True)
+            self.environment_file.unlink(missing_ok=True)
+            return
+        state: dict[str, Any] = {name: part and asdict(part) for name, part in parts.items()}
+        # For whoever only wants to know where the server is.
+        state["prefect_api_url"] = self.prefect and self.prefect.api_url
+        _write_private(self.folder / "stack.json", json.dumps(state, indent=1) + "\n")
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in self.environment().items()]
+        _write_private(self.environment_file, "".join(lines))
+
+    @property
+    def environment_file(self) -> Path:
+        return self.folder / "env"
+
+    def environment(self) -> dict[str, str]:
+        """The variables with which commands and flows find the stack."""
+        found: dict[str, str] = {}
+        if self.s3:
+            found |= {**self.s3.environment(), "GEOSTREAM_STORE": self.s3.url}
+        if self.prefect:
+            found["PREFECT_API_URL"] = self.prefect.api_url
+        return found
+
+    def alive(self) -> dict[str, bool]:
+        """Part → whether it runs and answers."""
+        return {
+            "S3 server": self.s3 is not None and self.s3.healthy(),
+            "Prefect server": self.prefect is not None and self.prefect.healthy(),
+            "worker": self.worker is not None and self.worker.running(),
+        }
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace the file atomically; only its owner may read it, from the first byte on."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Two ``up`` at once would start everything twice: the second waits for the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def up(checkout: Path) -> Stack:
+    """Start what does not run yet, then deploy ``prefect.yaml``. Raises GeostreamError."""
+    if not (checkout / "prefect.yaml").exists():
+        raise GeostreamError(f"{checkout}: no prefect.yaml here; run this in the checkout of geostream")
+    folder = checkout / FOLDER
+    with _only_one(folder):
+        stack = Stack.load(folder)
+        moved = False
+        if stack.s3 is None or not stack.s3.healthy():
+            _say("S3 server: starting")
+            # Not the user's own AWS credentials: these are written down.
+            credentials = stack.s3.credentials if stack.s3 else Credentials.random()
+            if stack.s3:
+                stack.s3.stop()
+            stack.s3 = start_s3(folder / "s3", credentials=credentials, outlive=True)
+            stack.save()
+            moved = True
+        if stack.prefect is None or not stack.prefect.healthy():
+            _say("Prefect server: starting (the first time it creates its database: up to half a minute)")
+            if stack.prefect:
+                stack.prefect.stop()
+            stack.prefect = start_prefect(folder / "prefect", outlive=True)
+            stack.save()
+            moved = True
+        _deploy(stack, checkout)
+        if stack.worker is not None and (moved or not stack.worker.running()):
+            end(stack.worker)  # it knows only where the servers were
+            stack.worker = None
+        if stack.worker is None:
+            _say("worker: starting")
+            stack.worker = _start_worker(stack)
+            stack.save()
+            _wait_for_worker(stack.worker)
+    return stack
+
+
+def down(checkout: Path) -> bool:
+    """End what ``up`` started, the worker first; returns whether there was anything. Data and logs stay."""
+    folder = checkout / FOLDER
+    if not folder.exists():
+        return False
+    with _only_one(folder):
+        stack = Stack.load(folder)
+        found = any((stack.worker, stack.prefect, stack.s3))
+        if stack.worker:
+            end(stack.worker)
+            stack.worker = None
+            stack.save()
+        if stack.prefect:
+            stack.prefect.stop()
+            stack.prefect = None
+            stack.save()
+        if stack.s3:
+            stack.s3.stop()
+            stack.s3 = None
+        stack.save()
+    return found
+
+
+def _environment(stack: Stack) -> dict[str, str]:
+    """What the worker and the deploying command see: the stack's servers and no others."""
+    assert stack.prefect is not None
+    return {
+        **without_prefect(without_aws(os.environ)),
+        **stack.environment(),
+        **stack.prefect.environment(),
+        "PREFECT_PLUGINS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",  # of a server on this machine one may ask more often than every 10 s
+        "HF_HUB_OFFLINE": "1",
+        # The worker starts flows with "python": the one that runs this.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    }
+
+
+def _prefect(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+
+
+def _run(stack: Stack, checkout: Path, *arguments: str) -> None:
+    """A Prefect command that must succeed."""
+    done = subprocess.run(
+        _prefect(*arguments), cwd=checkout, env=_environment(stack), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise GeostreamError(f"prefect {' '.join(arguments)} failed:\n{output}")
+
+
+def _deploy(stack: Stack, checkout: Path) -> None:
+    """The work pool and the deployments, as prefect.yaml has them now."""
+    _say("deployments: creating or updating")
+    _run(stack, checkout, "work-pool", "create", POOL, "--type", "process", "--overwrite")
+    _run(stack, checkout, "deploy", "--all", "--prefect-file", "prefect.yaml")
+
+
+def _start_worker(stack: Stack) -> Child:
+    command = _prefect("worker", "start", "--pool", POOL, "--name", WORKER, "--type", "process", "--limit", "1")
+    home = stack.folder / "prefect"
+    log = home / "worker.log"
+    if log.exists():
+        log.replace(home / "worker.previous.log")  # what an earlier worker said must not count for this one
+    return spawn(command, environment=_environment(stack), log=log, folder=home, outlive=True)
+
+
+def _wait_for_worker(worker: Child) -> None:
+    problem = wait_until(lambda: "started!" in worker.log_tail(), worker, "the worker", WORKER_TIMEOUT)
+    if problem is not None:
+        raise GeostreamError(f"{problem}; its log, {worker.log}, ends with:\n{worker.log_tail()}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _report(stack: Stack) -> None:
+    assert stack.s3 is not None and stack.prefect is not None
+    here = "" if shutil.which("prefect") else "source .venv/bin/activate\n  "
+    print(
+        f"""The stack runs:
+  S3 server       {stack.s3.endpoint}  bucket {stack.s3.bucket}
+  Prefect server  {stack.prefect.url}
+  worker          {WORKER}, one flow at a time
+  logs and data   {stack.folder}
+
+Next, here in the checkout:
+  {here}prefect deployment run shard-vigor --watch   # renders and shards a city; -p raw=/path/to/VIGOR takes yours
+  prefect deployment run retrain --watch       # trains on what is sharded
+  source {stack.environment_file}   # lets geostream and any S3 client reach the store ($GEOSTREAM_STORE)
+  make down                                    # ends it; the data stay"""
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.stack", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=["up", "down", "status"])
+    command = parser.parse_args().command
+    checkout = Path.cwd()
+    try:
+        if command == "up":
+            _report(up(checkout))
+        elif command == "down":
+            print("The stack is down; its data stay." if down(checkout) else "The stack was not up.")
+        else:
+            alive = Stack.load(checkout / FOLDER).alive()
+            for part, runs in alive.items():
+                print(f"{part:15} {'runs' if runs else 'does not run'}")
+            return 0 if all(alive.values()) else 1
+    except GeostreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The flows as users run them: by their deployments' bare names, on a server and a worker, against a real S3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.common import open_store
+from flows.shard import shard_options
+from geostream.errors import BadInput
+from geostream.layout import open_layout
+from geostream.settings import make_settings
+from geostream.store import Store
+from infra.stack import FOLDER, Stack
+from sharding import ShardOptions
+from tests.conftest import Checkout
+
+TINY = {
+    "model": "test_convnext",
+    "tile_size": 32,
+    "view_height": 32,
+    "view_width": 64,
+    "epochs": 2,
+    "batch_size": 8,
+    "neighbours": 16,
+    "resident_shards": 2,
+    "first_mining": 1,
+    "mine_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def state(stack: Checkout) -> Stack:
+    return Stack.load(stack.folder / FOLDER)
+
+
+@pytest.fixture
+def store(state: Stack, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The stack's store, as the file to source lets one reach it."""
+    for name, value in state.environment().items():
+        monkeypatch.setenv(name, value)
+    return open_store(None)
+
+
+def _ask(state: Stack, path: str, body: dict[str, Any] | None = None) -> Any:
+    assert state.prefect is not None
+    answer = httpx.post(f"{state.prefect.api_url}/{path}", json=body or {}, trust_env=False)
+    answer.raise_for_status()
+    return answer.json()
+
+
+@pytest.fixture(scope="module")
+def sharded(stack: Checkout) -> str:
+    """What the command says that shards a small rendered city."""
+    done = stack.run("prefect", "deployment", "run", "shard-vigor", "-p", "city=small", "--watch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_shard_vigor_commits_a_layout(sharded: str, stack: Checkout, state: Stack, store: Store) -> None:
+    assert "Completed" in sharded
+    layout = open_layout(store, "simcity", None)
+    assert layout.name == "base" and layout.info["pairs"]["train"] > 50
+    assert layout.info["images"]["enlarged"] == 0
+    assert (stack.folder / "runs" / "raw" / "simcity-small-0" / "simcity.json").exists()
+    [artifact] = _ask(state, "artifacts/filter", {"artifacts": {"key": {"any_": ["layout"]}}})
+    assert json.loads(artifact["data"])[0]["places"] == layout.n_places
+
+
+def test_retrain_trains_mines_and_evaluates_the_newest_layout(
+    sharded: str, stack: Checkout, state: Stack, store: Store
+) -> None:
+    done = stack.run("prefect", "deployment", "run", "retrain", "--watch", "-p", f"settings={json.dumps(TINY)}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = store.child("simcity", "runs")
+    [name] = runs.folders()
+    assert name.startswith("retrain-20")
+    records = [json.loads(line) for line in runs.child(name).read("metrics.jsonl").splitlines()]
+    assert [r["source"] for r in records if r["stage"] == "plan"] == ["gps", "visual"]
+    assert [r["epoch"] for r in records if r["stage"] == "evaluate"] == [2]
+    [artifact] = _ask(state, "artifacts/filter", {"artifacts": {"key": {"any_": ["evaluation"]}}})
+    assert json.loads(artifact["data"])[-1]["gallery"] == len(open_layout(store, None, None).references("test"))
+
+
+def test_a_raw_folder_that_is_not_there_fails_the_run_with_the_reason(stack: Checkout, state: Stack) -> None:
+    done = stack.run("prefect", "deployment", "run", "shard-vigor", "-p", "raw=/nowhere/VIGOR", "--watch")
+    assert done.returncode == 1
+    failed = _ask(state, "flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}})
+    assert [run["state"]["message"] for run in failed if "/nowhere/VIGOR: no such folder" in run["state"]["message"]]
+
+
+def test_full_form_is_left_alone(stack: Checkout) -> None:
+    """Scheduled for tomorrow, so that it does not run."""
+    done = stack.run("prefect", "deployment", "run", "shard/shard-vigor", "--start-in", "1 day")
+    assert done.returncode == 0 and "shard/shard-vigor" in done.stdout
+
+
+def test_unknown_name_is_one_line_and_exit_code_1(stack: Checkout) -> None:
+    done = stack.run("prefect", "deployment", "run", "shard-vigour", "--watch")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (
+        "prefect deployment run: no deployment is named 'shard-vigour'; there are retrain/retrain, shard/shard-vigor\n"
+    )
+
+
+def test_ambiguous_name_is_one_line_and_exit_code_1(stack: Checkout, state: Stack) -> None:
+    flow = _ask(state, "flows/", {"name": "another"})
+    _ask(state, "deployments/", {"name": "twice", "flow_id": flow["id"]})
+    other = _ask(state, "flows/", {"name": "other"})
+    _ask(state, "deployments/", {"name": "twice", "flow_id": other["id"]})
+    done = stack.run("prefect", "deployment", "run", "twice")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (
+        "prefect deployment run: deployment name 'twice' is ambiguous; write one of another/twice, other/twice\n"
+    )
+
+
+def test_retrain_is_scheduled_weekly_and_paused(stack: Checkout, state: Stack) -> None:
+    found = _ask(state, "deployments/filter", {"deployments": {"name": {"any_": ["retrain"]}}})
+    [retrain] = found
+    [schedule] = retrain["schedules"]
+    assert schedule["schedule"]["cron"] == "0 3 * * 1" and not schedule["active"]
+    make_settings(retrain["parameters"]["settings"])  # geostream takes the deployment's settings
+
+
+def test_options_become_shard_options_or_are_named() -> None:
+    assert shard_options({"tile_size": [64, 64], "quality": 80}) == ShardOptions(tile_size=(64, 64), quality=80)
+    with pytest.raises(BadInput, match="qualty: no such option.*Known options: tile_size"):
+        shard_options({"qualty": 80})
+    with pytest.raises(BadInput, match="tile_size"):
+        shard_options({"tile_size": "large"})
+
+
+def test_no_store_says_how_to_name_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GEOSTREAM_STORE", raising=False)
+    with pytest.raises(BadInput, match="GEOSTREAM_STORE"):
+        open_store(None)
+    monkeypatch.setenv("GEOSTREAM_STORE", str(tmp_path))
+    assert open_store(None).url == str(tmp_path)

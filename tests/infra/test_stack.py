@@ -1,0 +1,125 @@
+"""``make up`` and ``make down``: up twice, half dead, down, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from geostream.errors import GeostreamError
+from infra.process import MARK, Child, end, spawn
+from infra.stack import FOLDER, Stack, up
+from tests.conftest import Checkout
+
+
+def _marked(marks: set[str]) -> list[psutil.Process]:
+    """All live processes that the stack started, or that those did."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) in marks and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_up_again_leaves_what_runs(stack: Checkout) -> None:
+    before = (stack.folder / FOLDER / "stack.json").read_text()
+    again = stack.stack("up")
+    assert again.returncode == 0, again.stderr
+    assert (stack.folder / FOLDER / "stack.json").read_text() == before
+    assert "prefect deployment run shard-vigor" in again.stdout and "starting" not in again.stderr
+
+
+def test_secrets_stay_private(stack: Checkout) -> None:
+    state = Stack.load(stack.folder / FOLDER)
+    assert state.s3 is not None
+    for name in ("stack.json", "env"):
+        assert stat.S_IMODE((stack.folder / FOLDER / name).stat().st_mode) == 0o600
+    shown = stack.stack("up")
+    assert state.s3.credentials.secret not in shown.stdout + shown.stderr
+    for log in (stack.folder / FOLDER).glob("*/*.log"):
+        assert state.s3.credentials.secret not in log.read_text(), log
+
+
+def test_env_file_can_be_sourced(stack: Checkout) -> None:
+    state = Stack.load(stack.folder / FOLDER)
+    shown = subprocess.run(
+        ["sh", "-c", f". {state.environment_file}; env"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert {f"{name}={value}" for name, value in state.environment().items()} <= set(shown)
+
+
+def test_half_dead_is_repaired_and_down_leaves_nothing(stack: Checkout) -> None:
+    """The S3 server and the worker are killed outright; ``up`` brings both back, with the data, on the same server."""
+    old = Stack.load(stack.folder / FOLDER)
+    assert old.s3 and old.prefect and old.worker
+    for child in (old.s3.child, old.worker):
+        os.kill(child.pid, signal.SIGKILL)
+    status = stack.stack("status")
+    assert status.returncode == 1 and status.stdout.count("does not run") == 2
+
+    repaired = stack.stack("up")
+    assert repaired.returncode == 0, repaired.stderr
+    new = Stack.load(stack.folder / FOLDER)
+    assert new.s3 and new.prefect and new.worker
+    assert new.prefect.child == old.prefect.child and new.s3.credentials == old.s3.credentials
+    assert stack.stack("status").returncode == 0
+
+    marks = {child.mark for child in (old.s3.child, old.worker, new.s3.child, new.worker, new.prefect.child)}
+    assert len(_marked(marks)) >= 3
+    down = stack.stack("down")
+    assert down.returncode == 0, down.stderr
+    assert _marked(marks) == []
+    assert (stack.folder / FOLDER / "s3" / "data").is_dir()
+    assert not (stack.folder / FOLDER / "stack.json").exists() and not (stack.folder / FOLDER / "env").exists()
+    assert stack.stack("down").stdout == "The stack was not up.\n"
+
+
+def test_down_does_not_end_who_has_the_pid_now(tmp_path: Path) -> None:
+    """The record names a live process that is not ours: a pid used again after a restart of the machine."""
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        child = Child(stranger.pid, 0.0, "not-its-mark", str(tmp_path / "log"))
+        assert not child.running()
+        end(child)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_offspring_that_lost_its_parent_is_ended_too(tmp_path: Path) -> None:
+    script = "import subprocess, sys; subprocess.Popen(['sleep', '60'], start_new_session=True); print('x', flush=True)"
+    child = spawn([sys.executable, "-c", script], environment=os.environ, log=tmp_path / "log")
+    deadline = time.monotonic() + 10
+    while child.running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [process.name() for process in child.family()] == ["sleep"]
+    end(child)
+    assert child.family() == []
+
+
+def test_stubborn_process_is_killed(tmp_path: Path) -> None:
+    child = spawn(["sh", "-c", "trap '' TERM; sleep 60"], environment=os.environ, log=tmp_path / "log")
+    time.sleep(0.2)
+    end(child, grace=0.5)
+    assert not child.running() and child.family() == []
+
+
+def test_outside_of_a_checkout_says_so(tmp_path: Path) -> None:
+    with pytest.raises(GeostreamError, match=r"no prefect\.yaml here"):
+        up(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stack.json").write_text(json.dumps({"s3": None})[:-3])
+    with pytest.raises(GeostreamError, match=r"stack\.json: damaged"):
+        Stack.load(tmp_path)
