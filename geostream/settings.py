@@ -57,7 +57,7 @@ class TrainSettings(BaseModel):
     evaluate_every: int = Field(4, ge=1)
     workers: int = Field(0, ge=0, description="loader processes; 0 loads in a thread of the trainer")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: torch's own choice")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 def default_settings(dataset: str) -> TrainSettings:

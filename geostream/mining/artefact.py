@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from geostream.errors import GeostreamError, NotFound, StaleArtefact
+from geostream.errors import NotFound, StaleArtefact
 from geostream.layout import Layout
 from geostream.store import Store
 
@@ -27,15 +27,15 @@ def new_group(run: Store, name: str) -> zarr.Group:
 def open_committed(run: Store, name: str, layout: Layout | None, again: str) -> zarr.Group:
     """The group at ``name``. ``again``: how a user makes it anew.
 
-    Raises NotFound where there is none, GeostreamError where it was never finished, StaleArtefact where it was made
-    from another layout than ``layout`` (None: any).
+    Raises NotFound where there is none or it was never finished, StaleArtefact where it was made from another layout
+    than ``layout`` (None: any).
     """
     where = f"{run.url}/{name}"
     if not run.exists(f"{name}/zarr.json"):
         raise NotFound(f"{where}: not there; {again}")
     group = zarr.open_group(run.zarr(name, read_only=True), mode="r")
     if group.attrs.get("committed") is not True:
-        raise GeostreamError(f"{where}: not committed, its writing was cut off; {again}")
+        raise NotFound(f"{where}: not committed, its writing was cut off; {again}")
     if layout is not None and group.attrs.get("layout") != layout.id:
         raise StaleArtefact(f"{where}: made from another layout than {layout.name}; {again}")
     return group

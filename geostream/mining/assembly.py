@@ -2,14 +2,19 @@
 
 A lane walks its shards in order with W of them resident and puts each batch together from resident, unused pairs.
 Seeds come from the shard that has been resident longest, so that it empties and makes room for the next; a seed
-brings the places most easily taken for it, as Sample4Geo (Deuser et al., ICCV 2023, section 3.2 and their code)
-does: a quarter of a batch of its nearest neighbours and as many drawn from its other neighbours, those that are
-resident and unused. With all shards resident this *is* Sample4Geo's assembly, the reference of the hardness score.
+brings along what Sample4Geo (Deuser et al., ICCV 2023, section 3.2, and the authors' code) lets it bring: a quarter of
+a batch of its nearest neighbours and as many drawn from its other neighbours, as far as they are resident and unused.
+With all shards resident this *is* Sample4Geo's assembly, the reference of the hardness score.
 
 What the rules cost: a batch that cannot be filled from W shards brings the next shard in early (the schedule counts
 what is then held); at a lane's end what clashes too much to fill a batch is swapped against pairs of earlier
 batches (``repair``). Lanes share no shard and have equally many batches, so whole batches of the longer lanes are left
-out: less than a shard's worth of pairs a lane, and nothing where shards divide evenly.
+out: up to a shard's worth of pairs a lane, next to nothing where equal shards divide evenly among the lanes.
+
+Tried on 48,000 synthetic places in clustered shards of 240, batch 128, W = 8 (score, overlap): shards always in the
+same order 0.94, 0.19; from a random start 0.94, 0.19; walked back every other epoch 0.94, 0.10, which is what is done;
+order jittered by up to 8 shards 0.92, 0.12; choosing nearest neighbours among what is resident instead of keeping
+what is resident of the nearest 0.87, 0.21.
 """
 
 from __future__ import annotations
@@ -56,7 +61,8 @@ def assemble(
     rng = np.random.default_rng([seed, epoch, 0])
     pairs_of_shard = np.bincount(problem.shard[problem.place])
     shards = np.flatnonzero(pairs_of_shard)
-    shards = np.roll(shards, rng.integers(max(len(shards), 1)))  # neighbours on disk stay neighbours
+    # Neighbours on disk stay neighbours; walking back every other epoch brings other pairs of shards together last.
+    shards = np.roll(shards, rng.integers(max(len(shards), 1)))[:: -1 if epoch % 2 else 1]
     runs = _deal(pairs_of_shard[shards], lanes)
     by_lane = [
         STRATEGIES[strategy](

@@ -45,6 +45,7 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
         n_workers=max(1, min(os.cpu_count() or 1, tasks)),
         threads_per_worker=1,
         processes=False,
+        memory_limit=0,  # a limit would be compared with the whole process, and pause a worker of a large one for ever
         dashboard_address=None,
         silence_logs=logging.ERROR,
     )

@@ -93,8 +93,8 @@ class GraphWriter:
 def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
     """The committed graph at ``name`` in the run.
 
-    Raises NotFound where there is none, GeostreamError where it was never finished, StaleArtefact where it is of
-    another layout than ``layout`` (None: any).
+    Raises NotFound where there is none or it was never finished, StaleArtefact where it is of another layout than
+    ``layout`` (None: any).
     """
     group = open_committed(run, name, layout, "make it again: geostream mine")
     return NeighbourGraph(

@@ -63,7 +63,7 @@ def overlap(batches: Int32, previous: Int32) -> float:
     spread = (before + 1 + np.arange(len(before))[:, None] * (int(previous.max(initial=0)) + 2)).ravel()
     numbers, counts = np.unique(spread, return_counts=True)
     rows = np.searchsorted(spread, numbers) // size
-    counts[before.ravel()[np.searchsorted(spread, numbers)] < 0] = 1  # left out then: from no batch at all
+    counts[before.ravel()[np.searchsorted(spread, numbers)] < 0] = 0  # left out then: from no batch at all
     largest = np.zeros(len(before))
     np.maximum.at(largest, rows, counts)
     return float(np.mean(largest / size))

@@ -95,7 +95,7 @@ def test_uncommitted_and_foreign_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StaleArtefact, match="made from another layout than g1"):
         open_embeddings(run, NAME, other)
     begin(run, layout)  # over the committed ones, and cut off
-    with pytest.raises(GeostreamError, match="not committed, its writing was cut off; embed again"):
+    with pytest.raises(NotFound, match="not committed, its writing was cut off; embed again"):
         open_embeddings(run, NAME, layout)
     assert read_rows(fill(run, layout, marker=0.5).query)[3, 0] == 3.5
 

@@ -63,6 +63,15 @@ def test_nearest_is_brute_force(seed: int, n: int, k: int, grid: bool, clashes: 
         assert np.isinf(metres[i][~known]).all()
 
 
+def test_more_ties_than_are_looked_at_first() -> None:
+    """Hundreds of places at each of four points: neighbours are those with the smallest ids, not the first ones met."""
+    points = np.random.default_rng(0).integers(0, 2, (1000, 2)) * 35.0
+    indices, _ = nearest(points, np.zeros(1000, dtype=np.int32), 3, csr([[] for _ in range(1000)]))
+    for row, found in enumerate(indices.tolist()):
+        same = np.flatnonzero((points == points[row]).all(axis=1))
+        assert found == [other for other in same.tolist() if other != row][:3]
+
+
 def test_points_of_degrees_are_metres_apart() -> None:
     """One degree of latitude is 111.195 km on the mean sphere, one of longitude half of that at 60° north."""
     points = points_in_metres(np.array([[60.0, 10.0], [60.01, 10.0], [60.0, 10.01]]), "latlon")
@@ -166,7 +175,7 @@ def test_a_scheduler_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("geostream.mining.cluster.CONNECT_SECONDS", 1)
     with pytest.raises(GeostreamError, match="tcp://127.0.0.1:1: cannot connect"):
         build_visual_graph(root, "neighbours/v.zarr", layout, embeddings, 3, "tcp://127.0.0.1:1")
-    with pytest.raises(GeostreamError, match="not committed"):
+    with pytest.raises(NotFound, match="not committed"):
         open_graph(root, "neighbours/v.zarr", layout)
 
 
@@ -185,7 +194,7 @@ def test_artefacts_of_another_layout_or_half_written_are_refused(tmp_path: Path)
     GraphWriter.create(
         root, graphs.GPS_GRAPH, kind="gps", layout=layout, embeddings="", places=np.arange(50, dtype=np.int32), k=3
     )
-    with pytest.raises(GeostreamError, match="not committed, its writing was cut off"):
+    with pytest.raises(NotFound, match="not committed, its writing was cut off"):
         open_graph(root, graphs.GPS_GRAPH, layout)
 
 

@@ -91,7 +91,7 @@ def test_visual_plan(root: Store, layout: Layout) -> None:
 def test_no_coordinates_no_graph(root: Store) -> None:
     """University-1652 begins so."""
     layout = city(root, side=4, areas=2, views=9, coordinates="none")
-    settings = SETTINGS.model_copy(update={"strategy": "random"})
+    settings = SETTINGS.model_copy(update={"strategy": "random", "batch_size": 4})
     plan = make_plan(layout, None, settings, 0, seed=0)
     plan.validate(layout)
     assert plan.quality["hardness_score"] is None
