@@ -16,7 +16,7 @@ from typing import Any
 
 from geostream.errors import BadInput
 from sharding import vigor
-from sharding.commit import ShardReport, commit, committed, layout_folder, shard
+from sharding.commit import ShardReport, commit_shards, committed, layout_folder, shard
 from sharding.job import ShardJob, ShardOptions, plan_shards
 from sharding.places import Place, RawDataset, RawImage, View
 from sharding.writer import write_shards
@@ -30,7 +30,7 @@ __all__ = [
     "ShardOptions",
     "ShardReport",
     "View",
-    "commit",
+    "commit_shards",
     "committed",
     "layout_folder",
     "plan_shards",

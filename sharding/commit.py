@@ -37,21 +37,22 @@ def shard(
     raw: RawDataset,
     store: Store,
     dataset: str,
-    name: str = "g0",
+    name: str = "base",
     options: ShardOptions | None = None,
     workers: int | None = None,
 ) -> ShardReport:
     """Write ``raw`` as the layout ``name`` of ``dataset`` in ``store``, or go on with it, or find it done.
 
-    The same as :func:`plan_shards`, :func:`write_shards` and :func:`commit` one after the other.
+    The same as :func:`plan_shards`, :func:`write_shards` and :func:`commit_shards` one after the other.
     """
     folder = layout_folder(store, dataset, name)
-    store.check()
+    if store.is_s3:
+        store.check()  # before the sample is read; a local folder is made
     job = plan_shards(raw, options)
     if layout := committed(job, store, dataset, name):
         return _report(job, layout, already=True)
     parts, resumed = write_shards(job, folder, workers)
-    return commit(job, store, dataset, name, parts, resumed)
+    return commit_shards(job, store, dataset, name, parts, resumed)
 
 
 def layout_folder(store: Store, dataset: str, name: str) -> Store:
@@ -80,7 +81,7 @@ def committed(job: ShardJob, store: Store, dataset: str, name: str) -> Layout | 
     return open_layout(store, dataset, name)
 
 
-def commit(
+def commit_shards(
     job: ShardJob, store: Store, dataset: str, name: str, parts: Sequence[StoredPart], resumed: int = 0
 ) -> ShardReport:
     """Index the shards ``parts`` of ``job`` and commit them as a layout.

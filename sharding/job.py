@@ -24,7 +24,7 @@ from sharding.encode import ENCODER, BrokenImage, Encoded, encode
 from sharding.order import cut, storage_order
 from sharding.places import Place, RawDataset, RawImage, Size
 
-SAMPLE = 64  # tiles, and as many views, encoded to estimate sizes
+SAMPLE = 32  # tiles, and as many views, encoded to estimate sizes
 HEADER_BYTES = 768  # tar header and half a block of padding
 JSON_BYTES = 400
 TRAINING, GALLERY, REST = range(3)  # groups of places that share no shard
@@ -142,7 +142,7 @@ class ShardJob:
 
 
 def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJob:
-    """Decide what is written where; reads and encodes a sample of 2 × 64 images, writes nothing.
+    """Decide what is written where; reads and encodes a sample of 2 × 32 images, writes nothing.
 
     Raises BadInput where there is nothing to train on or no gallery, or where too many images are missing.
     """

@@ -77,7 +77,8 @@ def write_city(
         beside = (row + 1 if row + 1 < rows else row - 1, column + 1 if column + 1 < columns else column - 1)
         shown = [(row, column), (row, beside[1]), (beside[0], column), beside]
         for view in range((2, 0, 1)[number % 3]):
-            name = f"-5G{city[0]}{number:03d}_{view}T,{north + row * STEP:.6f},{east + column * STEP + view * 1e-5:.6f},.jpg"
+            at = (north + row * STEP, east + column * STEP + view * 1e-5)
+            name = f"-5G{city[0]}{number:03d}_{view}T,{at[0]:.6f},{at[1]:.6f},.jpg"
             (panorama_folder / name).write_bytes(jpeg(rng, view_size))
             columns_ = " ".join(f"{tiles[spot]} {12.0 * i} -{3.5 * i}" for i, spot in enumerate(shown))
             labels.append(f"{name} {columns_}")
