@@ -25,6 +25,7 @@ class TrainSettings(BaseModel):
 
     # encoder, shared by both views
     model: str = Field("convnext_base.fb_in22k_ft_in1k_384", description="any timm model, from scratch")
+    model_options: dict[str, bool | int | float | str] = Field({}, description="keyword arguments of timm's model")
     tile_size: int = Field(384, ge=8, description="side of the tile given to the model")
     view_height: int = Field(384, ge=8)
     view_width: int = Field(768, ge=8)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,6 +51,9 @@ class Batch(NamedTuple):
     worker: int
 
 
+Batches = Generator[Batch, None, None]  # closed to end early
+
+
 class StreamDataset(IterableDataset[Batch]):
     """Batches of what a list of steps asks for; made by :func:`plan_dataset` and :func:`scan_dataset`.
 
@@ -73,7 +76,7 @@ class StreamDataset(IterableDataset[Batch]):
         """
         self.members, self.steps, self.sizes, self.change, self.lanes = members, steps, sizes, change, lanes
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Batches:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         try:
@@ -97,11 +100,10 @@ class StreamDataset(IterableDataset[Batch]):
             if self.change is not None:
                 stages.append(wds.map(self.change))
             batch: list[Sample] = []
+            # Not wds.batched: it waits for the next batch's shards before it hands over this batch.
             for sample in wds.DataPipeline(*stages):
                 batch.append(sample)
-                if sample[
-                    "__last__"
-                ]:  # not wds.batched: it waits for the next batch's shards before it hands over this
+                if sample["__last__"]:
                     yield Batch(_collate(batch), StreamStats(**fetcher.stats.as_dict()), worker)
                     batch = []
 
@@ -167,7 +169,7 @@ def scan_dataset(
     return StreamDataset(MemberTable.of(layout), steps, sizes)
 
 
-def load(dataset: StreamDataset, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
+def load(dataset: StreamDataset, workers: int = 0, pin: bool = False) -> Batches:
     """The dataset's batches in order, made ahead by ``workers`` processes, or by one thread where there are none.
 
     Close the iterator to end them early. ``pin``: put tensors into page-locked memory, for copies to a GPU.
@@ -179,7 +181,7 @@ def load(dataset: StreamDataset, workers: int = 0, pin: bool = False) -> Iterato
             "choose a number of workers that divides lanes, or plan with more lanes"
         )
     if not workers:
-        return _ahead((_pinned(batch) for batch in dataset) if pin else dataset)
+        return _ahead((_pinned(batch) for batch in dataset) if pin else iter(dataset))
     # forkserver: a fork of this process would copy torch's and obstore's threads in the middle of what they do.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -195,15 +197,15 @@ def load(dataset: StreamDataset, workers: int = 0, pin: bool = False) -> Iterato
     return _raised(loader)
 
 
-def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _ahead(batches: Batches) -> Batches:
     """``batches``, made by a thread up to DEPTH before they are wanted."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(DEPTH)
     stop = threading.Event()
 
     def work() -> None:
         try:
-            with closing(iter(batches)) as source:  # type: ignore[type-var]
-                for batch in source:
+            with closing(batches):
+                for batch in batches:
                     ready.put(batch)
                     if stop.is_set():
                         return
@@ -226,7 +228,7 @@ def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
             thread.join(0.01)
 
 
-def _raised(items: Iterable[Batch | GeostreamError]) -> Iterator[Batch]:
+def _raised(items: Iterable[Batch | GeostreamError]) -> Batches:
     """Batches from workers; an error that one of them yielded is raised."""
     for item in items:
         if isinstance(item, GeostreamError):

@@ -54,7 +54,7 @@ def embed(
     device = device_of(encoder)
     encoder.eval()
     batches = load(dataset, settings.workers, pin=device.type == "cuda")
-    with closing(batches), Bar(f"embed {split}", len(dataset.steps)) as bar, torch.inference_mode():  # type: ignore[type-var]
+    with closing(batches), Bar(f"embed {split}", len(dataset.steps)) as bar, torch.inference_mode():
 
         def vectors(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
             with autocast(device):

@@ -10,6 +10,7 @@ Source: Sample4Geo (Deuser et al., ICCV 2023, section 3.1): shared weights, no h
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -27,13 +28,18 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, temperature: float = 0.07) -> None:
-        """A network from scratch; weights come from torch's global generator. Raises BadInput for an unknown name."""
+    def __init__(self, name: str, temperature: float = 0.07, options: Mapping[str, Any] | None = None) -> None:
+        """A network from scratch; weights come from torch's global generator. ``options``: timm's, for this network.
+
+        Raises BadInput for an unknown name or option.
+        """
         super().__init__()
         try:
-            network: Any = timm.create_model(name, pretrained=False, num_classes=0)
+            network: Any = timm.create_model(name, pretrained=False, num_classes=0, **(options or {}))
         except RuntimeError as error:
             raise BadInput(f"model {name!r}: {error}; timm.list_models() names those there are") from error
+        except TypeError as error:
+            raise BadInput(f"model {name!r} with model_options {options}: {error}") from error
         self.name = name
         self.network = network
         self.dim = int(network.num_features)
@@ -44,7 +50,7 @@ class Encoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, D) unit vectors of images (B, 3, H, W), uint8 or float in 0…1."""
-        features: Tensor = self.network((as_float(images) - self.mean) / self.std)
+        features: Tensor = self.network(as_float(images).sub(self.mean).div_(self.std))
         return normalize(features.float(), dim=1)
 
     def forward(self, views: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +60,7 @@ class Encoder(nn.Module):
 
 def as_float(images: Tensor) -> Tensor:
     """uint8 images as float32 in 0…1; others as they are."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def device_of(encoder: Encoder) -> torch.device:

@@ -83,7 +83,7 @@ def train_epoch(
     stats: dict[int, StreamStats] = {}
     started = time.perf_counter()
     batches = load(dataset, settings.workers, pin=device.type == "cuda")
-    with closing(batches), Bar(f"epoch {epoch}/{settings.epochs}", steps) as bar:  # type: ignore[type-var]
+    with closing(batches), Bar(f"epoch {epoch}/{settings.epochs}", steps) as bar:
         for step, (batch, wait) in enumerate(_timed(batches), start=1):
             waited += wait
             for group in optimizer.param_groups:

@@ -47,7 +47,7 @@ def new_encoder(settings: TrainSettings) -> Encoder:
     """An untrained encoder on the GPU where there is one; the same for the same seed."""
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Encoder(settings.model, settings.initial_temperature).to(device)
+    return Encoder(settings.model, settings.initial_temperature, settings.model_options).to(device)
 
 
 def read_settings(run: Store) -> TrainSettings:

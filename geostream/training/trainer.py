@@ -110,7 +110,7 @@ class _Run:
         epoch = self.epoch + 1
         plan = self.plan(epoch)
         started = time.perf_counter()
-        change = Augmentation.of(self.settings, epoch)
+        change = Augmentation.of(self.settings, epoch, len(self.layout.pairs("train")))
         dataset = plan_dataset(self.layout, plan, image_sizes(self.settings), change=change)
         outcome = train_epoch(self.encoder, self.optimizer, dataset, self.settings, epoch)
         self.epoch, self.step = epoch, self.step + outcome.batches

@@ -83,6 +83,7 @@ def test_grey_jpeg_becomes_rgb() -> None:
         png(photo(64, 64))[:-300],
         b"GIF89a" + bytes(50),
     ],
+    ids=["empty", "two bytes", "text", "cut JPEG", "JPEG header", "cut PNG", "GIF"],
 )
 def test_what_is_no_whole_image_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(BadInput, match="not a whole JPEG"):

@@ -16,7 +16,6 @@ from geostream.settings import TrainSettings
 from geostream.training.augment import Augmentation, Pixels, colour_jitter, turn
 
 SIZE, HEIGHT, WIDTH = 65, 16, 192
-AUGMENTATION = Augmentation.of(TrainSettings(), epoch=1)
 
 
 def marked(heading: float) -> tuple[Pixels, Pixels]:
@@ -62,38 +61,46 @@ def test_one_turn_brings_east_up_and_to_the_middle() -> None:
 
 
 def test_an_epoch_turns_and_flips_as_often_as_it_says() -> None:
-    draws = [AUGMENTATION.draw(pair) for pair in range(8000)]
-    turns = np.bincount([draw.turns for draw in draws], minlength=4) / len(draws)
-    assert np.abs(turns - 0.25).max() < 0.02 and abs(np.mean([draw.flip for draw in draws]) - 0.5) < 0.02
-    colours = np.stack([np.concatenate([draw.tile_colour, draw.view_colour]) for draw in draws])
-    assert colours.min() >= 0.85 and colours.max() <= 1.15 and np.abs(colours.mean(axis=0) - 1).max() < 0.01
-    assert np.abs(np.corrcoef(colours.T) - np.eye(6)).max() < 0.05, "tile and view are coloured independently"
+    drawn = Augmentation.of(TrainSettings(), 1, 8000)
+    turns = np.bincount(drawn.turns, minlength=4) / 8000
+    assert np.abs(turns - 0.25).max() < 0.02 and abs(drawn.flip.mean() - 0.5) < 0.02
+    colour = drawn.colour.reshape(8000, 6)
+    assert colour.min() >= 0.85 and colour.max() <= 1.15 and np.abs(colour.mean(axis=0) - 1).max() < 0.01
+    assert np.abs(np.corrcoef(colour.T) - np.eye(6)).max() < 0.05, "tile and view are coloured independently"
 
 
 @settings(deadline=None, max_examples=50)
-@given(seed=st.integers(-(2**31), 2**31), epoch=st.integers(1, 1000), pair=st.integers(0, 2**31))
-def test_a_draw_depends_on_seed_epoch_and_pair_alone(seed: int, epoch: int, pair: int) -> None:
-    one = Augmentation(seed, epoch, 0.5, 0.75, 0.15)
-    assert np.array_equal(one.draw(pair).view_colour, Augmentation(seed, epoch, 0.5, 0.75, 0.15).draw(pair).view_colour)
-    others = [
-        one.draw(pair + 1),
-        Augmentation(seed + 1, epoch, 0.5, 0.75, 0.15).draw(pair),
-        Augmentation(seed, epoch + 1, 0.5, 0.75, 0.15).draw(pair),
-    ]
-    assert all(not np.array_equal(one.draw(pair).view_colour, other.view_colour) for other in others)
+@given(seed=st.integers(0, 2**31), epoch=st.integers(1, 1000), pairs=st.integers(1, 50), more=st.integers(0, 50))
+def test_a_row_depends_on_seed_epoch_and_pair_alone(seed: int, epoch: int, pairs: int, more: int) -> None:
+    settings = TrainSettings(seed=seed)
+    one, longer = Augmentation.of(settings, epoch, pairs), Augmentation.of(settings, epoch, pairs + more)
+    for name in ("flip", "turns", "colour"):
+        assert np.array_equal(getattr(one, name), getattr(longer, name)[:pairs])
+    others = [Augmentation.of(settings, epoch + 1, pairs), Augmentation.of(TrainSettings(seed=seed + 1), epoch, pairs)]
+    assert not any(np.array_equal(one.colour, other.colour) for other in others)
+    assert len(np.unique(one.colour[:, 0, 0])) == pairs
+
+
+def test_a_sample_is_changed_as_its_row_says() -> None:
+    drawn = Augmentation.of(TrainSettings(), 1, 20)
+    tile, view = marked(30)
+    for pair in range(20):
+        changed = drawn({"tile": tile, "view": view, "pair": pair})
+        expected = turn(tile, view, bool(drawn.flip[pair]), int(drawn.turns[pair]))
+        assert np.array_equal(changed["tile"], expected[0]) and np.array_equal(changed["view"], expected[1])
+        assert np.array_equal([changed["tile_colour"], changed["view_colour"]], drawn.colour[pair])
 
 
 def test_nothing_happens_at_probability_zero() -> None:
-    tile, view = marked(30)
-    plain = Augmentation(0, 1, 0.0, 0.0, 0.0)({"tile": tile, "view": view, "pair": 7})
-    assert np.array_equal(plain["tile"], tile) and np.array_equal(plain["view"], view)
-    assert (plain["tile_colour"] == 1).all() and (plain["view_colour"] == 1).all()
+    still = TrainSettings(flip_probability=0, rotate_probability=0, color_jitter=0)
+    drawn = Augmentation.of(still, 1, 100)
+    assert not drawn.flip.any() and not drawn.turns.any() and (drawn.colour == 1).all()
 
 
 def test_views_that_cannot_be_turned_by_a_quarter_are_refused() -> None:
     with pytest.raises(BadInput, match="view_width 190"):
-        Augmentation.of(TrainSettings(view_width=190), epoch=1)
-    assert Augmentation.of(TrainSettings(view_width=190, rotate_probability=0), epoch=1)
+        Augmentation.of(TrainSettings(view_width=190), 1, 10)
+    assert Augmentation.of(TrainSettings(view_width=190, rotate_probability=0), 1, 10)
 
 
 def test_colour_is_torchvisions_with_an_own_factor_for_each_image() -> None:

@@ -46,3 +46,10 @@ def test_the_seed_decides_the_weights() -> None:
 def test_an_unknown_model_is_one_line() -> None:
     with pytest.raises(BadInput, match="model 'convnext_bass'"):
         Encoder("convnext_bass")
+
+
+def test_options_reach_timm() -> None:
+    encoder = Encoder("test_convnext", options={"ls_init_value": 1.0})
+    assert encoder.network.stages[0].blocks[0].gamma.min() == 1.0
+    with pytest.raises(BadInput, match="model_options"):
+        Encoder("test_convnext", options={"no_such_option": 1})

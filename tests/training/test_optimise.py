@@ -60,7 +60,7 @@ def test_a_few_epochs_lower_the_loss(tmp_path: Path) -> None:
     plan = plan_epoch(run, layout, settings, 1)
     losses = []
     for epoch in range(1, 9):
-        change = Augmentation.of(settings, epoch)
+        change = Augmentation.of(settings, epoch, 32)
         dataset = plan_dataset(layout, plan, image_sizes(settings), change=change)
         outcome = train_epoch(encoder, optimizer, dataset, settings, epoch)
         losses.append(outcome.loss)
@@ -75,6 +75,6 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with torch.no_grad():
         encoder.logit_scale.fill_(float("nan"))
     plan = plan_epoch(Store.open(tmp_path / "run"), layout, TINY, 1)
-    dataset = plan_dataset(layout, plan, image_sizes(TINY), change=Augmentation.of(TINY, 1))
+    dataset = plan_dataset(layout, plan, image_sizes(TINY), change=Augmentation.of(TINY, 1, 12))
     with pytest.raises(GeostreamError, match="the loss is nan; lower learning_rate"):
         train_epoch(encoder, make_optimizer(encoder, TINY), dataset, TINY, 1)
