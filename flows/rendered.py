@@ -13,7 +13,7 @@ from typing import Any
 from sharding.simcity import RenderSummary, render_cities, vigor_cities
 
 DATASET = "simcity"
-TILE, VIEW = (64, 64), (48, 192)  # height and width in pixels
+TILE, VIEW = (48, 48), (32, 128)  # height and width in pixels
 SHARD_OPTIONS: dict[str, Any] = {"tile_size": TILE, "view_size": VIEW, "shard_bytes": 2**19}
 MAX_OFFSET = 0.1
 

@@ -1,4 +1,4 @@
-"""The flow ``retrain``: the newest layout → a training run, evaluated on the test gallery.
+"""The flow ``retrain``: the newest layout → a training run, evaluated on the test gallery, and its report.
 
 Its run on the store is named after the time the flow was scheduled for: every schedule trains anew, and a flow run
 that is retried goes on from its last checkpoint.
@@ -13,9 +13,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.common import open_store, show, store_failed
+from geostream import report
 from geostream.layout import Layout
 from geostream.layout import open_layout as open_stored
-from geostream.settings import TrainSettings, make_settings
+from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
 from geostream.training import trainer
 from geostream.training.metrics import Record, RunResult
@@ -37,13 +38,15 @@ def retrain(
         dataset: None: the only one in the store.
         layout: None: the newest generation.
         run: the run's name; one that exists goes on. None: "retrain-" and the time the flow was scheduled for.
-        settings: what differs from geostream's defaults, which are Sample4Geo's and want a GPU.
+        settings: what differs from the dataset's recipe; without a recipe from Sample4Geo's settings, for a GPU.
         cluster: URL of a Dask scheduler for mining. None: in the flow's own process.
     """
     target = open_store(store)
-    numbers = make_settings(settings or {})
+    opened = open_layout(target, dataset, layout)
+    numbers = make_settings(default_settings(opened.dataset).model_dump() | (settings or {}))
     name = run or f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}"
-    result = train(target, open_layout(target, dataset, layout), name, numbers, cluster)
+    result = train(target, opened, name, numbers, cluster)
+    write_report(target, opened, result)
     show_run(result)
     return result.url
 
@@ -71,7 +74,12 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
     return trainer.train(store, layout, run, settings, cluster=cluster, on_record=log)
 
 
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
+def write_report(store: Store, layout: Layout, result: RunResult) -> str:
+    return report.publish(Store.open(result.url), layout, result, report.summarise(store.url, layout, result))
+
+
 def show_run(result: RunResult) -> None:
     """The run's evaluations and plans on the flow run's page."""
-    show("evaluation", result.evaluations, f"Recall on the test gallery, run {result.url}")
+    show("evaluation", result.evaluations, f"Recall on the test gallery; the report is {result.url}/report.html")
     show("epoch-plans", result.plans, "Hardness: 0 = random batches, 1 = Sample4Geo's with random access to everything")

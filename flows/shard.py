@@ -14,16 +14,14 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter, ValidationError
 
 import sharding
+from flows import rendered
 from flows.common import open_store, show, store_failed
 from geostream.errors import BadInput
 from geostream.store import Store
 from sharding import RawDataset, ShardOptions, ShardReport
-from sharding.simcity import RenderSummary, render_cities, vigor_cities
+from sharding.simcity import RenderSummary
 
 RENDERED = Path("runs", "raw")  # below the folder that the flow runs in
-TILE, VIEW = (64, 64), (48, 192)  # height and width of rendered images, which are stored as they are
-OFFSET = 0.1  # of the tile's side; VIGOR's panoramas stand up to a quarter off, which is far harder to learn
-SHARD_BYTES = 2**20  # rendered images are small: enough shards that streaming them means something
 
 
 @flow(name="shard", flow_run_name="shard {adapter} {layout}")
@@ -56,12 +54,12 @@ def shard(
     target = open_store(store)
     if raw is None:
         adapter, folder = "vigor", RENDERED / f"simcity-{city}-{seed}"
-        options = {"tile_size": TILE, "view_size": VIEW, "shard_bytes": SHARD_BYTES} | (options or {})
+        options = rendered.SHARD_OPTIONS | (options or {})
         render(folder, city, seed)
     else:
         folder = Path(raw)
     places = read_places(adapter, folder, adapter_options or {})
-    name = dataset or ("simcity" if raw is None else adapter)
+    name = dataset or (rendered.DATASET if raw is None else adapter)
     report = write_layout(places, target, name, layout, shard_options(options or {}), workers)
     show_layout(report)
     return report.layout.id
@@ -81,7 +79,7 @@ def shard_options(values: dict[str, Any]) -> ShardOptions:
 
 @task(task_run_name="render {size}", cache_policy=NO_CACHE)
 def render(raw: Path, size: str, seed: int) -> RenderSummary:
-    return render_cities(raw, vigor_cities(size), seed=seed, tile_size=TILE[0], view_size=VIEW, max_offset=OFFSET)
+    return rendered.render(raw, size, seed)
 
 
 @task(task_run_name="read {adapter}", cache_policy=NO_CACHE)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -30,7 +31,7 @@ from infra.s3 import Credentials, S3Server, start_s3, without_aws
 FOLDER = Path("runs", "stack")
 POOL = "geostream"
 WORKER = "geostream-local"
-WORKER_TIMEOUT = 90.0
+WORKER_TIMEOUT = 180.0
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Stack:
     s3: S3Server | None = None
     prefect: PrefectServer | None = None
     worker: Child | None = None
+    deployed: str = ""  # hash of what the deployments were made from
 
     @classmethod
     def load(cls, folder: Path) -> Stack:
@@ -59,6 +61,7 @@ class Stack:
             s3 and S3Server(Child(**s3["child"]), s3["ports"], s3["bucket"], Credentials(**s3["credentials"])),
             prefect and PrefectServer(Child(**prefect["child"]), prefect["port"], prefect["home"]),
             worker and Child(**worker),
+            state["deployed"],
         )
 
     def save(self) -> None:
@@ -69,6 +72,7 @@ class Stack:
             self.environment_file.unlink(missing_ok=True)
             return
         state: dict[str, Any] = {name: part and asdict(part) for name, part in parts.items()}
+        state["deployed"] = self.deployed
         # For whoever only wants to know where the server is.
         state["prefect_api_url"] = self.prefect and self.prefect.api_url
         _write_private(self.folder / "stack.json", json.dumps(state, indent=1) + "\n")
@@ -116,7 +120,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def up(checkout: Path) -> Stack:
-    """Start what does not run yet, then deploy ``prefect.yaml``. Raises GeostreamError."""
+    """Start what does not run yet, and deploy ``prefect.yaml`` if it is new. Raises GeostreamError."""
     if not (checkout / "prefect.yaml").exists():
         raise GeostreamError(f"{checkout}: no prefect.yaml here; run this in the checkout of geostream")
     folder = checkout / FOLDER
@@ -139,15 +143,19 @@ def up(checkout: Path) -> Stack:
             stack.prefect = start_prefect(folder / "prefect", outlive=True)
             stack.save()
             moved = True
-        _deploy(stack, checkout)
         if stack.worker is not None and (moved or not stack.worker.running()):
             end(stack.worker)  # it knows only where the servers were
             stack.worker = None
         if stack.worker is None:
             _say("worker: starting")
-            stack.worker = _start_worker(stack)
+            stack.worker = _start_worker(stack)  # it creates the work pool where there is none
             stack.save()
             _wait_for_worker(stack.worker)
+        if stack.deployed != (now := _deployable(checkout)):
+            _say("deployments: creating or updating")
+            _run(stack, checkout, "deploy", "--all", "--prefect-file", "prefect.yaml")
+            stack.deployed = now
+            stack.save()
     return stack
 
 
@@ -203,11 +211,10 @@ def _run(stack: Stack, checkout: Path, *arguments: str) -> None:
         raise GeostreamError(f"prefect {' '.join(arguments)} failed:\n{output}")
 
 
-def _deploy(stack: Stack, checkout: Path) -> None:
-    """The work pool and the deployments, as prefect.yaml has them now."""
-    _say("deployments: creating or updating")
-    _run(stack, checkout, "work-pool", "create", POOL, "--type", "process", "--overwrite")
-    _run(stack, checkout, "deploy", "--all", "--prefect-file", "prefect.yaml")
+def _deployable(checkout: Path) -> str:
+    """Hash of prefect.yaml and of the flows, whose parameters are part of a deployment."""
+    files = [checkout / "prefect.yaml", *sorted((checkout / "flows").glob("*.py"))]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _start_worker(stack: Stack) -> Child:

@@ -1,4 +1,4 @@
-"""What every test shares: no network, one real S3 server for the session, and one whole stack for those that want it."""
+"""What every test shares: no network, one real S3 server for the session, and one whole stack."""
 
 from __future__ import annotations
 
@@ -71,15 +71,19 @@ class Checkout:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    """A checkout whose stack is up: S3, Prefect server, worker, deployments."""
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """A checkout of the tests' own; whatever is up there is taken down at the end."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("flows", "prefect.yaml", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
-    checkout = Checkout(folder)
-    try:
-        up = checkout.stack("up")
-        assert up.returncode == 0, up.stderr
-        yield checkout
-    finally:
-        checkout.stack("down")
+    made = Checkout(folder)
+    yield made
+    made.stack("down")
+
+
+@pytest.fixture(scope="module")
+def stack(checkout: Checkout) -> Checkout:
+    """The checkout with its stack up: S3, Prefect server, worker, deployments. The same for all modules."""
+    up = checkout.stack("up")
+    assert up.returncode == 0, up.stderr
+    return checkout

@@ -32,23 +32,19 @@ def _marked(marks: set[str]) -> list[psutil.Process]:
     return found
 
 
-def test_up_again_leaves_what_runs(stack: Checkout) -> None:
+def test_up_again_leaves_what_runs_and_tells_no_secret(stack: Checkout) -> None:
+    state = Stack.load(stack.folder / FOLDER)
     before = (stack.folder / FOLDER / "stack.json").read_text()
     again = stack.stack("up")
     assert again.returncode == 0, again.stderr
     assert (stack.folder / FOLDER / "stack.json").read_text() == before
     assert "prefect deployment run shard-vigor" in again.stdout and "starting" not in again.stderr
-
-
-def test_secrets_stay_private(stack: Checkout) -> None:
-    state = Stack.load(stack.folder / FOLDER)
     assert state.s3 is not None
-    for name in ("stack.json", "env"):
-        assert stat.S_IMODE((stack.folder / FOLDER / name).stat().st_mode) == 0o600
-    shown = stack.stack("up")
-    assert state.s3.credentials.secret not in shown.stdout + shown.stderr
+    assert state.s3.credentials.secret not in again.stdout + again.stderr
     for log in (stack.folder / FOLDER).glob("*/*.log"):
         assert state.s3.credentials.secret not in log.read_text(), log
+    for name in ("stack.json", "env"):
+        assert stat.S_IMODE((stack.folder / FOLDER / name).stat().st_mode) == 0o600
 
 
 def test_env_file_can_be_sourced(stack: Checkout) -> None:
