@@ -3,7 +3,8 @@
 Decision: every shape is an axis-aligned rectangle or a round tree on flat ground, so a city is a few arrays, any
 window of it can be drawn alone, and a height field is all that a panorama needs. The cost: no hills, no diagonal
 streets, nothing to walk under. The world is made to be learnable in minutes, not to look like VIGOR: colours are
-distinct, and a building's roof has its façade's hue, so that what is seen from above can be found from the street.
+distinct, a building's roof has its façade's hue, and low buildings and few trees leave the eye room, so that what is
+seen from above can be found from the street.
 
 Axes: x metres east, y metres north of the city's first (south-western) tile centre.
 """
@@ -23,7 +24,7 @@ Range = tuple[float, float]
 RGB = tuple[int, int, int]
 
 SIDEWALK = 2.5  # metres
-TALLEST = 34.0  # metres
+TALLEST = 18.0  # metres
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class _Builder:
         self.trees.append((x, y, radius, radius * self.rng.uniform(1.6, 3.0), colour))
 
     def building(self, rect: Rect, height: float) -> None:
-        hue, sat, val = self.rng.random(), self.rng.uniform(0.15, 0.85), self.rng.uniform(0.45, 0.95)
+        hue, sat, val = self.rng.random(), self.rng.uniform(0.4, 0.85), self.rng.uniform(0.45, 0.95)
         roof = _rgb(hue + self.rng.uniform(-0.02, 0.02), 0.9 * sat, val * self.rng.uniform(0.75, 0.95))
         self.buildings.append((rect, height, _rgb(hue, sat, val), roof, self.rng.uniform(2.2, 4.0)))
 
@@ -182,17 +183,17 @@ def _block(build: _Builder, rect: Rect) -> None:
     build.paint(rect, (light, light, light - 10))
     for x in np.arange(west + 4, east - 4, 9.0):  # street trees
         for y in (south + 1.2, north - 1.2):
-            if rng.random() < 0.3:
+            if rng.random() < 0.08:
                 build.tree(float(x), y)
     for y in np.arange(south + 4, north - 4, 9.0):
         for x in (west + 1.2, east - 1.2):
-            if rng.random() < 0.3:
+            if rng.random() < 0.08:
                 build.tree(x, float(y))
     inner = (west + SIDEWALK, south + SIDEWALK, east - SIDEWALK, north - SIDEWALK)
     if rng.random() < 0.10:
-        _lawn(build, inner, trees_per_m2=0.008)
+        _lawn(build, inner, trees_per_m2=0.003)
         return
-    tall = rng.uniform(6.0, TALLEST)
+    tall = rng.uniform(4.0, 14.0)
     for lot in _lots(inner, rng):
         _lot(build, lot, tall)
 
@@ -215,7 +216,7 @@ def _lot(build: _Builder, lot: Rect, tall: float) -> None:
     rng = build.rng
     kind = rng.random()
     if kind < 0.14:
-        _lawn(build, lot, trees_per_m2=0.012)
+        _lawn(build, lot, trees_per_m2=0.005)
     elif kind < 0.24:  # parking: marked bays
         grey = int(rng.integers(90, 140))
         build.paint(lot, (grey, grey, grey))
@@ -233,7 +234,7 @@ def _lot(build: _Builder, lot: Rect, tall: float) -> None:
         east, north = lot[2] - margin[2], lot[3] - margin[3]
         height = float(np.clip(tall * rng.uniform(0.5, 1.3), 3.5, TALLEST))
         build.building((west, south, east, north), height)
-        if rng.random() < 0.35:  # a corner of another height and colour
+        if rng.random() < 0.2:  # a corner of another height and colour
             share_x, share_y = rng.uniform(0.35, 0.65, 2)
             x, y = west + share_x * (east - west), south + share_y * (north - south)
             corners = [(west, south, x, y), (x, south, east, y), (west, y, x, north), (x, y, east, north)]

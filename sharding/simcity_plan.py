@@ -132,7 +132,7 @@ def _view(spec: CitySpec, tiles: list[Tile], x: float, y: float, rng: np.random.
     for tile in around:
         row, column = (tile.y - y) / OFFSET_METRES, (tile.x - x) / OFFSET_METRES
         columns += [tile.name, f"{round(row, 2) + 0.0}", f"{round(column, 2) + 0.0}"]  # + 0.0: no "-0.0"
-    return View(name, x, y, float(rng.uniform(0.85, 1.1)), " ".join(columns))
+    return View(name, x, y, float(rng.uniform(0.95, 1.05)), " ".join(columns))
 
 
 def write_splits(folder: Path, tiles: list[Tile], views: list[View], rng: np.random.Generator) -> None:

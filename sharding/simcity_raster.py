@@ -70,7 +70,7 @@ def rasterise(city: City, west: int, south: int, rows: int, columns: int, metres
         colour[r0:r1, c0:c1][here] = city.tree_colour[n]
 
     light = 1.0 + _grain(west, south, rows, columns, metres)
-    light *= np.where(_shadow(height, metres), 0.6, 1.0).astype(np.float32)
+    light *= np.where(_shadow(height, metres), 0.85, 1.0).astype(np.float32)
     lit = np.clip(colour * light[..., None], 0, 255).astype(np.uint8)
     return Raster(lit, height, kind, west * metres, north * metres, metres, city.facade, city.bay)
 
@@ -88,7 +88,7 @@ def _grain(west: int, south: int, rows: int, columns: int, metres: float) -> NDA
     """Texture of all surfaces seen from above: noise in cells of 0.3, 1.2 and 5 m, in shares of the brightness."""
     x, y = west + np.arange(columns), south + np.arange(rows)[::-1]
     grain = np.zeros((rows, columns), np.float32)
-    for cell, strength in ((0.3, 0.08), (1.2, 0.05), (5.0, 0.04)):
+    for cell, strength in ((0.3, 0.08), (1.2, 0.02), (5.0, 0.01)):
         cx = np.floor(x * metres / cell).astype(np.int64)
         cy = np.floor(y * metres / cell).astype(np.int64)
         grain += strength * hash_noise(cx[None, :], cy[:, None])

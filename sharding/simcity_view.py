@@ -24,7 +24,7 @@ Points = NDArray[np.float32] | NDArray[np.float64]  # metres
 EYE = 2.5  # metres above the ground
 FAR = 100.0  # metres; what is farther is sky
 NEAR = 0.3
-HAZE_METRES = 90.0
+HAZE_METRES = 200.0
 FLOOR = 3.2  # metres from floor to floor
 GLASS = np.array([45, 60, 85], np.float32)
 HAZE = np.array([205, 215, 225], np.float32)
@@ -168,21 +168,21 @@ def _walls(
     faces_east_west = beside != building  # stepping back along x alone leaves the building
     shade = np.where(
         faces_east_west,
-        np.where(east > 0, np.float32(0.92), np.float32(0.74)),  # the sun stands in the south-west
-        np.where(north > 0, np.float32(1.0), np.float32(0.66)),
+        np.where(east > 0, np.float32(0.95), np.float32(0.84)),  # the sun stands in the south-west
+        np.where(north > 0, np.float32(1.0), np.float32(0.80)),
     )
     along = np.where(faces_east_west, py, px)
     rise = EYE + distance * np.tan(rays.elevation[row])
     bay = raster.bay[building].astype(np.float32)
     across, up = along / bay, rise / np.float32(FLOOR)
     window = (np.abs(across % 1 - 0.5) < 0.28) & (np.abs(up % 1 - 0.5) < 0.30)
-    fine = np.clip(1.6 - distance * np.float32(rays.pixel), 0, 1)  # a pixel over 1.6 m shows the mean only
-    glass = np.where(window, fine, np.float32(0)) * 0.75 + (1 - fine) * np.float32(0.25)
+    fine = np.clip(1.5 - 2 * distance * np.float32(rays.pixel), 0, 1)  # a pixel over 0.75 m shows the mean only
+    glass = np.where(window, fine, np.float32(0)) * 0.5 + (1 - fine) * np.float32(0.15)
     facade = raster.facade[building].astype(np.float32)
     colour = facade * (1 - glass[:, None]) + GLASS * glass[:, None]
     cell_along = np.floor(along / 0.4).astype(np.int64)
     cell_up = np.floor(rise / 0.4).astype(np.int64)
-    grain = 1 + 0.10 * np.clip(0.4 / (distance * np.float32(rays.pixel)), 0, 1) * hash_noise(cell_along, cell_up)
+    grain = 1 + 0.10 * fine * hash_noise(cell_along, cell_up)
     lit: NDArray[np.float32] = colour * (shade * grain)[:, None]
     return lit
 

@@ -47,7 +47,24 @@ def new_encoder(settings: TrainSettings) -> Encoder:
     """An untrained encoder on the GPU where there is one; the same for the same seed."""
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Encoder(settings.model, settings.initial_temperature, settings.model_options).to(device)
+    encoder = Encoder(settings.model, settings.initial_temperature, settings.model_options).to(device)
+    _check_sizes(encoder, settings, device)
+    return encoder
+
+
+def _check_sizes(encoder: Encoder, settings: TrainSettings, device: torch.device) -> None:
+    """Raise BadInput where the network cannot take images of the settings' sizes."""
+    encoder.eval()
+    for height, width in ((settings.tile_size, settings.tile_size), (settings.view_height, settings.view_width)):
+        try:
+            with torch.inference_mode():
+                encoder.encode(torch.zeros(1, 3, height, width, device=device))
+        except (RuntimeError, AssertionError) as error:
+            raise BadInput(
+                f"model {settings.model} cannot take images of {height}×{width}: {str(error).splitlines()[0]}; "
+                "choose larger tile_size, view_height and view_width, or another model"
+            ) from error
+    encoder.train()
 
 
 def read_settings(run: Store) -> TrainSettings:

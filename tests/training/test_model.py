@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from geostream.errors import BadInput
+from geostream.settings import TrainSettings
 from geostream.training.model import Encoder
 from geostream.training.stages import new_encoder
 from tests.training.settings import TINY
@@ -53,3 +54,8 @@ def test_options_reach_timm() -> None:
     assert encoder.network.stages[0].blocks[0].gamma.min() == 1.0
     with pytest.raises(BadInput, match="model_options"):
         Encoder("test_convnext", options={"no_such_option": 1})
+
+
+def test_images_too_small_for_the_network() -> None:
+    with pytest.raises(BadInput, match="cannot take images of 16×64"):
+        new_encoder(TrainSettings(model="test_convnext", tile_size=32, view_height=16, view_width=64))

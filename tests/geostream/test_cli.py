@@ -1,0 +1,69 @@
+"""Every stage alone, as a person types it, against a real S3 server; errors are one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from geostream.layout import Layout
+from geostream.store import Store
+from tests.helpers import tiny_layout
+
+SETTINGS = ["model=test_convnext", "tile_size=32", "view_height=32", "view_width=64", "batch_size=4", "neighbours=6"]
+SETTINGS += ["epochs=2", "first_mining=1", "mine_every=1", "evaluate_every=1", "threads=1"]
+SET = [word for setting in SETTINGS for word in ("--set", setting)]
+
+
+def geostream(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("geostream")), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def said(*words: str) -> str:
+    done = geostream(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(*words: str) -> str:
+    """The one line on stderr of a command that fails."""
+    done = geostream(*words)
+    assert done.returncode == 1, done.stdout
+    [line] = done.stderr.strip().splitlines()
+    assert line.startswith("geostream: ")
+    return line
+
+
+@pytest.fixture
+def layout(s3_store: Store) -> Layout:
+    return tiny_layout(s3_store, places=16)
+
+
+def test_each_stage_alone_and_the_report(s3_store: Store, layout: Layout) -> None:
+    url, run = s3_store.url, s3_store.child(layout.dataset, "runs", "first")
+    assert layout.name in said("inspect", url)
+    assert "recall on the test gallery" in said("train", url, "--run", "first", *SET)
+    page = run.read("report.html").decode()
+    assert "<svg" in page
+    assert "data:image/jpeg;base64," in page
+    assert "was finished before" in said("train", url, "--run", "first", *SET)
+    assert "embeddings/epoch-0002.zarr" in said("embed", url, "--run", "first")
+    assert "neighbours/visual-epoch-0002.zarr" in said("mine", url, "--run", "first")
+    assert "neighbours/gps.zarr" in said("mine", url, "--run", "first", "--kind", "gps")
+    assert "hardness_score" in said("plan", url, "--run", "first", "--epoch", "2")
+    said("evaluate", url, "--run", "first")
+    assert set(run.read_json("evaluation-test-epoch-0002.json")) >= {"epoch", "r1", "r5", "r10", "r1pct", "hit_rate"}
+
+
+def test_errors_are_one_line(s3_store: Store, layout: Layout, tmp_path: Path) -> None:
+    url = s3_store.url
+    assert "no such folder" in refused("inspect", str(tmp_path / "typo"))
+    assert "no committed layout" in refused("train", url, "--dataset", "other")
+    assert "Known settings" in refused("train", url, "--set", "batchsize=3")
+    assert "no such run" in refused("evaluate", url, "--run", "nobody")
+    assert "graphs are gps or visual" in refused("mine", url, "--kind", "both")
+    assert "no adapter for 'tokyo'" in refused("shard", "tokyo", str(tmp_path), url)
+    assert "write HEIGHTxWIDTH" in refused("shard", "vigor", str(tmp_path), url, "--tile-size", "384")
