@@ -243,14 +243,20 @@ def _join_commands(wanted: str) -> None:
         app.command(name)(points[name].load())
 
 
+def _log_to_stderr() -> None:
+    """Our own log lines; not the root logger's, where every library's would come along."""
+    for package in ("geostream", "sharding", "flows"):
+        logger = logging.getLogger(package)
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+        logger.setLevel(logging.INFO)
+
+
 def main() -> None:
     """Entry point of the ``geostream`` command."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for package in ("geostream", "sharding", "flows"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    _log_to_stderr()
     _join_commands(sys.argv[1] if len(sys.argv) > 1 else "--help")
     try:
         app()

@@ -46,7 +46,8 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
         threads_per_worker=1,
         processes=False,
         memory_limit=0,  # a limit would be compared with the whole process, and pause a worker of a large one for ever
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # the default listens to the whole network
+        worker_dashboard_address="127.0.0.1:0",
         silence_logs=logging.ERROR,
     )
     return stack.enter_context(Client(stack.enter_context(local)))  # type: ignore[no-untyped-call]

@@ -163,7 +163,7 @@ def test_visual_graph_on_s3_with_a_cluster_of_ones_own(s3_store: Store) -> None:
     layout = city(s3_store, side=6, areas=2, views=2)
     run = s3_store.child("city", "runs", "r")
     embeddings = embed(run, layout)
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
         build_visual_graph(run, visual_graph_name(4), layout, embeddings, 7, cluster.scheduler_address)
     check_visual(open_graph(run, visual_graph_name(4), layout), layout, embeddings)
 
