@@ -137,8 +137,8 @@ def render_report(
         "<h2>Recall on the test gallery</h2>" + _table(evaluations, ["r1", "r5", "r10", "r1pct", "hit_rate"]),
         "<h2>Epoch plans</h2><p>Hardness score: 0 = random batches, 1 = Sample4Geo's assembly with random access to "
         "everything, on the same graph. Overlap: the largest share of a batch that came from one batch of the epoch "
-        "before. Resident share: the most bytes held at once, of all. In a layout in geographic order look-alikes lie far "
-        "apart, so that few of them are resident together: visual plans score lower there than GPS plans.</p>"
+        "before. Resident share: the most bytes held at once, of all. In a layout in geographic order look-alikes lie "
+        "far apart, so that few of them are resident together: visual plans score lower there than GPS plans.</p>"
         + _table(plans, ["resident_share"]),
     ]
     if pictures:

@@ -41,6 +41,7 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
             return stack.enter_context(Client(url, timeout=CONNECT_SECONDS))  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:
             raise GeostreamError(f"Dask scheduler {url}: cannot connect; is it up, and the URL right?") from error
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection, also to others' handlers
     local = LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=max(1, min(os.cpu_count() or 1, tasks)),
         threads_per_worker=1,
@@ -48,6 +49,5 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
         memory_limit=0,  # a limit would be compared with the whole process, and pause a worker of a large one for ever
         dashboard_address="127.0.0.1:0",  # the default listens to the whole network
         worker_dashboard_address="127.0.0.1:0",
-        silence_logs=logging.ERROR,
     )
     return stack.enter_context(Client(stack.enter_context(local)))  # type: ignore[no-untyped-call]
