@@ -28,8 +28,8 @@ from geostream.settings import default_settings, parse_settings
 from geostream.store import Store
 from geostream.training.metrics import MetricsLog, RunResult
 from geostream.training.stages import read_settings, run_store
-from infra.prefect_server import local_prefect
-from infra.s3 import local_s3
+from infra.prefect_server import local_prefect, without_prefect
+from infra.s3 import local_s3, without_aws
 
 LAYOUT = "base"
 RUN = "demo"
@@ -90,8 +90,10 @@ def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[st
     rendering = pool.submit(render, out / "raw", city, seed)
     prefect = servers.enter_context(local_prefect(out / "prefect"))
     seconds["servers"] = time.monotonic() - started
-    os.environ.update(s3.environment())
-    os.environ.update(prefect.environment())
+    # What else the user's environment says of S3 and Prefect is about other servers.
+    environment = without_prefect(without_aws(os.environ)) | s3.environment() | prefect.environment()
+    os.environ.clear()
+    os.environ.update(environment)
     # The bars and tables tell the story; the flows' own log lines would run through them.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     rendered = rendering.result()

@@ -74,6 +74,7 @@ def start_prefect(home: Path, *, timeout: float = 180.0, outlive: bool = False) 
 
     Port 4200 if free, else another. ``outlive``: goes on without us. Raises GeostreamError with the end of its log.
     """
+    home = home.absolute()  # the server runs in it, and a flow may run anywhere
     home.mkdir(parents=True, exist_ok=True)
     environment = {**without_prefect(os.environ), "PREFECT_HOME": str(home), "PREFECT_PLUGINS_ENABLED": "false"}
     for attempt in range(ATTEMPTS):  # no lock while it creates its database: if its port is gone by then, another one

@@ -38,7 +38,7 @@ from sharding.simcity_raster import rasterise
 from sharding.simcity_view import FAR, Rays, cut_tile, look_around
 
 COARSEST = 0.6  # metres a pixel of the map, at most
-BLOCK = 8  # tiles: what one task renders is a block of 8 x 8
+BLOCK = 12  # tiles: what one task renders is a block of 12 x 12; in smaller ones the edges that they share weigh more
 FORMAT = 1
 SIZES = {"small": (6, 8, 6, 6), "demo": (60, 60, 22, 22)}  # rows, columns of a training city; of a test city
 

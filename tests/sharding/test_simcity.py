@@ -17,9 +17,10 @@ from sharding.simcity import RenderSummary, main, render_cities, vigor_cities
 from sharding.simcity_map import Bytes, City, plan_city
 from sharding.simcity_plan import PITCH, TILE_METRES, CitySpec, plan_tiles, plan_views
 from sharding.simcity_raster import BUILDING, Raster, rasterise
-from sharding.simcity_view import EYE, Rays, cut_tile, look_around
+from sharding.simcity_view import Rays, cut_tile, look_around
 
 METRES = 0.55
+EYE = 2.5  # metres: of a panorama, as documented; not imported, so that a change is noticed
 RED = np.array([220, 20, 20])
 TINY = [CitySpec("NewYork", 4, 5), CitySpec("Chicago", 4, 4)]
 
@@ -226,8 +227,11 @@ def digest(raw: Path) -> dict[str, str]:
     }
 
 
-def test_bytes_follow_from_the_seed_whatever_the_number_of_workers(tmp_path: Path) -> None:
-    cities = [CitySpec("NewYork", 9, 9), CitySpec("Elsewhere", 3, 3)]
+def test_bytes_follow_from_the_seed_whatever_the_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simcity, "BLOCK", 4)  # enough blocks for a pool of processes
+    cities = [CitySpec("NewYork", 7, 7), CitySpec("Elsewhere", 3, 3)]
     size = {"tile_size": 16, "view_size": (16, 32)}
     render_cities(tmp_path / "one", cities, seed=1, workers=1, **size)
     render_cities(tmp_path / "two", cities, seed=1, workers=2, **size)
