@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError
 from botocore.session import Session
 from obstore import exceptions as obexc
 from obstore.store import LocalStore, S3Store
@@ -65,7 +66,10 @@ class _Credentials:
     """obstore's credential provider over botocore's chain: environment, shared files, SSO, roles."""
 
     def __init__(self) -> None:
-        self._chain = Session().get_credentials()
+        try:
+            self._chain = Session().get_credentials()
+        except BotoCoreError as error:
+            raise StoreError(f"S3 credentials: {error}; correct AWS_PROFILE or the shared credentials file") from error
         if self._chain is None:
             raise StoreError("no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
 

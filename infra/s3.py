@@ -105,7 +105,7 @@ class S3Server:
     def _knows_us(self) -> bool:
         store = S3Store(
             self.bucket,
-            endpoint=self.endpoint,
+            aws_endpoint_url_s3=self.endpoint,  # outranks what the user's environment says of another server
             region=REGION,
             access_key_id=self.credentials.key,
             secret_access_key=self.credentials.secret,

@@ -127,6 +127,12 @@ def test_no_credentials(s3_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_pa
         Store.open(s3_store.url).check()
 
 
+def test_unknown_profile(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreError, match="nobody.*correct AWS_PROFILE"):
+        Store.open(s3_store.url).check()
+
+
 @pytest.mark.parametrize("url", ["gs://bucket/x", "s3://", "http://host/x"])
 def test_urls_that_are_no_store(url: str) -> None:
     with pytest.raises(BadInput):
