@@ -72,6 +72,11 @@ class Pairs(NamedTuple):
         return len(self.place)
 
 
+def pair_codes(place: Int32, view: npt.NDArray[np.int16]) -> Int64:
+    """One number a pair, the same in every generation, in the order of (place, view); any shape."""
+    return place.astype(np.int64) << 16 | view
+
+
 class Csr(NamedTuple):
     """Ragged lists of place ids: those of row i are ``indices[indptr[i]:indptr[i + 1]]``, sorted."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geostream.errors import BadInput, StaleArtefact
-from geostream.layout import Int32, Int64, Layout, Pairs
+from geostream.layout import Int32, Int64, Layout, Pairs, pair_codes
 from geostream.mining import quality
 from geostream.mining.assembly import Assembled, Problem, assemble
 from geostream.mining.embeddings import Embeddings, pick_rows
@@ -161,8 +161,8 @@ def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings) -> qua
 
 def _overlap(assembled: Assembled, pairs: Pairs, previous: EpochPlan) -> float:
     """Overlap with the previous plan, which may be of another generation: place ids are the same in all."""
-    code = pairs.place.astype(np.int64) << 16 | pairs.view
-    before = previous.place.astype(np.int64).ravel() << 16 | previous.view.ravel()
+    code = pair_codes(*pairs)
+    before = pair_codes(previous.place, previous.view).ravel()
     row = np.minimum(np.searchsorted(code, before), len(code) - 1)
     known = code[row] == before
     batch = np.full(len(code), -1, dtype=np.int32)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from geostream.errors import BadInput, GeostreamError
-from geostream.layout import Int32, Int64, Layout, Pairs
+from geostream.layout import Int32, Int64, Layout, Pairs, pair_codes
 from geostream.streaming.decode import Pixels, decode_image
 from geostream.streaming.fetch import Fetcher, MemberTable, StreamStats
 from geostream.streaming.plan import EpochPlan
@@ -262,8 +262,7 @@ def _member_rows(step: list[Columns]) -> Int64:
 
 def _pair_ids(pairs: Pairs, plan: EpochPlan) -> Int64:
     """(B, batch) ids of the plan's pairs; pairs are sorted by place and view."""
-    known = pairs.place.astype(np.int64) * 2**16 + pairs.view
-    return np.searchsorted(known, plan.place.astype(np.int64) * 2**16 + plan.view)
+    return np.searchsorted(pair_codes(*pairs), pair_codes(plan.place, plan.view))
 
 
 __all__ = ["Batch", "ImageSizes", "Pixels", "StreamDataset", "load", "plan_dataset", "scan_dataset"]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from geostream.errors import GeostreamError, NotFound, StaleArtefact
-from geostream.layout import Int32, Layout
+from geostream.layout import Int32, Layout, pair_codes
 from geostream.store import Store
 
 FORMAT = 1
@@ -75,10 +75,10 @@ class EpochPlan:
             raise StaleArtefact(f"{name} was made for another layout than {layout.name}; plan the epoch again")
         if self.place.shape != (self.n_batches, self.batch_size) or self.n_batches % self.lanes:
             raise GeostreamError(f"{name}: its batches are not full or its lanes not equally long; plan again")
-        ids = _pair_ids(np.concatenate([self.place.ravel(), self.left_out_place]),
+        ids = pair_codes(np.concatenate([self.place.ravel(), self.left_out_place]),
                         np.concatenate([self.view.ravel(), self.left_out_view]))  # fmt: skip
         pairs = layout.pairs("train")
-        if not np.array_equal(np.sort(ids), _pair_ids(pairs.place, pairs.view)):
+        if not np.array_equal(np.sort(ids), pair_codes(pairs.place, pairs.view)):
             raise GeostreamError(f"{name}: it does not hold every training pair exactly once; plan again")
         excluded = layout.excluded("train")
         for step, batch in enumerate(self.place):
@@ -87,11 +87,6 @@ class EpochPlan:
                 raise GeostreamError(f"{name}, step {step}: a place is twice in the batch; plan again")
             if any(not members.isdisjoint(excluded.row(place).tolist()) for place in members):
                 raise GeostreamError(f"{name}, step {step}: a query meets its semi-positive; plan again")
-
-
-def _pair_ids(place: Int32, view: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
-    """One number a pair, in the order of (place, view)."""
-    return place.astype(np.int64) << 16 | view
 
 
 def plan_name(epoch: int) -> str:
