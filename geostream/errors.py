@@ -23,6 +23,18 @@ class NotFound(StoreError):
     """No object at this path."""
 
 
+class Refused(StoreError):
+    """The object store does not let us: wrong or expired credentials, or no right to do it."""
+
+
+class Unanswered(StoreError):
+    """A request got no whole answer, for a ``reason`` that may pass: "busy" (429, 5xx) or "dropped"."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class AlreadyExists(StoreError):
     """A conditional write found an object in its place."""
 

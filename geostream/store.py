@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -23,16 +22,16 @@ from urllib.parse import unquote, urlsplit
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError
-from botocore.session import Session
 from obstore import exceptions as obexc
-from obstore.store import LocalStore, S3Store
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from obstore.store import LocalStore
 from zarr.storage import ObjectStore as ZarrStore
 
-from geostream.errors import AlreadyExists, BadInput, NotFound, StoreError
+from geostream.errors import AlreadyExists, BadInput, NotFound, Refused, StoreError, Unanswered
+from geostream.s3 import s3_client
 
 Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
+RETRIES = 6
+STATUS, CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -51,38 +50,6 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
-class _S3Environment(BaseSettings):
-    """The AWS_* variables that say where the server is (botocore reads those that say who we are)."""
-
-    model_config = SettingsConfigDict(env_prefix="AWS_")
-
-    endpoint_url_s3: str | None = None
-    endpoint_url: str | None = None
-    region: str | None = None
-    default_region: str | None = None
-
-
-class _Credentials:
-    """obstore's credential provider over botocore's chain: environment, shared files, SSO, roles."""
-
-    def __init__(self) -> None:
-        try:
-            self._chain = Session().get_credentials()
-        except BotoCoreError as error:
-            raise StoreError(f"S3 credentials: {error}; correct AWS_PROFILE or the shared credentials file") from error
-        if self._chain is None:
-            raise StoreError("no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
-
-    def __call__(self) -> Any:
-        frozen = self._chain.get_frozen_credentials()  # renews them when they are about to expire
-        return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            "expires_at": getattr(self._chain, "_expiry_time", None),
-        }
-
-
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
     """Turn obstore's errors into ours, with the URL and what to do."""
@@ -97,11 +64,24 @@ def _explained(url: str) -> Iterator[None]:
     except obexc.AlreadyExistsError as error:
         raise AlreadyExists(f"{url}: exists already") from error
     except (obexc.PermissionDeniedError, obexc.UnauthenticatedError, PermissionError) as error:
-        raise StoreError(_refused(url)) from error
+        raise Refused(_refused(url)) from error
     except (obexc.BaseError, OSError) as error:
-        # Some refusals (a signature that does not match) reach us as generic errors.
-        text = _refused(url) if "403 Forbidden" in str(error) else f"{url}: {_reason(error)}"
-        raise StoreError(text) from error
+        raise _sorted_out(url, error) from error
+
+
+def _sorted_out(url: str, error: Exception) -> StoreError:
+    """What an error of no particular class is about; only its text tells."""
+    text = f"{url}: {_reason(error)}"
+    status, code = STATUS.search(str(error)), CODE.search(str(error))
+    if status is None:
+        if isinstance(error, OSError):
+            return StoreError(text)
+        return Unanswered(text, "stalled" if "kind: Timeout" in str(error) else "dropped")
+    if status[1] == "403" or (code and code[1] == "ExpiredToken"):
+        return Refused(_refused(url))
+    if status[1] == "429" or status[1].startswith("5") or (code and code[1] == "RequestTimeout"):
+        return Unanswered(text, "busy")
+    return StoreError(text)
 
 
 def _refused(url: str) -> str:
@@ -168,20 +148,16 @@ class Store:
         if not self.is_s3:
             Path(self.url).mkdir(parents=True, exist_ok=True)
             return LocalStore(prefix=self.url)
-        environment = _S3Environment()
-        endpoint = environment.endpoint_url_s3 or environment.endpoint_url
-        config = {"region": environment.region or environment.default_region or "us-east-1"}
-        if endpoint:
-            config["endpoint"] = endpoint
-        parts = urlsplit(self.url)
-        return S3Store(
-            parts.netloc,
-            prefix=parts.path.strip("/") or None,
-            config=cast("Any", config),
-            client_options={"allow_http": bool(endpoint and endpoint.startswith("http://"))},
-            retry_config={"max_retries": 6, "retry_timeout": timedelta(seconds=60)},
-            credential_provider=_Credentials(),
-        )
+        return s3_client(self.url, retries=RETRIES)
+
+    @cached_property
+    def _impatient(self) -> Any:
+        """As ``_obstore``, but every request is tried once."""
+        return s3_client(self.url, retries=0) if self.is_s3 else self._obstore
+
+    def renew(self) -> None:
+        """Ask for credentials anew with the next :meth:`read_range_once`, also where they came without an expiry."""
+        self.__dict__.pop("_impatient", None)
 
     def _at(self, path: str) -> str:
         return f"{self.url}/{path}" if path else self.url
@@ -197,6 +173,19 @@ class Store:
         """``size`` bytes from ``offset``; fewer only where the object ends."""
         with _explained(self._at(path)):
             return bytes(obstore.get_range(self._obstore, path, start=offset, length=size))
+
+    async def read_range_once(self, path: str, offset: int, size: int) -> tuple[memoryview, int]:
+        """``size`` bytes from ``offset``, fewer only where the object ends, and the size of the whole object.
+
+        Tried once, and given up after ``s3.SILENCE``: for readers that have their own patience. Raises NotFound,
+        Refused, Unanswered for whatever may pass, and StoreError for what will not.
+        """
+        with _explained(self._at(path)):
+            # An empty range cannot be asked for.
+            wanted = {"range": (offset, offset + size)} if size else {"head": True}
+            answer = await obstore.get_async(self._impatient, path, options=cast("Any", wanted))
+            whole = int(answer.meta["size"])
+            return (memoryview(await answer.bytes_async()) if size else memoryview(b"")), whole
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
         """Write the object atomically. With ``if_absent``, raise AlreadyExists where there is one (conditional put)."""

@@ -21,6 +21,7 @@ from geostream.mining.graph import NeighbourGraph
 from geostream.mining.neighbours import points_in_metres, restrict
 from geostream.settings import TrainSettings
 from geostream.streaming.plan import EpochPlan
+from geostream.streaming.reading import MemberTable
 from geostream.streaming.schedule import schedule
 
 
@@ -59,11 +60,15 @@ def make_plan(
     reference = assemble(problem, strategy="sample4geo", resident=random_access, **common)
     random = assemble(problem, strategy="random", resident=random_access, **common)
     place, view = pairs.place[assembled.batches], pairs.view[assembled.batches]
+    members = MemberTable.of(layout)
     reads = schedule(
         list(_members(layout, place, view)),
-        layout.members["shard"].to_numpy(),
-        layout.shard_sizes,
-        layout.members["size"].to_numpy(),
+        members.extents,
+        members.shard_sizes,
+        look_ahead=settings.look_ahead * settings.lanes,
+        prefetch=0,  # what the plan needs, not what a reader holds to be quick
+        budget_bytes=int(layout.shard_sizes.sum()),
+        gap_bytes=settings.gap_kib * 2**10,
     )
     score, note = _hardness_score([assembled, reference, random], problem, layout, pairs, graph, embeddings)
     return EpochPlan(

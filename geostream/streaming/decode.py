@@ -22,23 +22,33 @@ from geostream.errors import BadInput
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 
 
-def decode_image(data: bytes | memoryview, height: int, width: int) -> Pixels:
-    """RGB pixels (height, width, 3) of a JPEG or PNG.
+def decode_image(data: bytes | memoryview, into: Pixels) -> Pixels:
+    """RGB pixels of a JPEG or PNG, at the size of ``into`` (height, width, 3; contiguous), put there and returned.
 
     Raises BadInput saying what is wrong with the image; the caller knows and adds which image it is.
     """
-    pixels = _jpeg(data, height, width) if bytes(data[:2]) == b"\xff\xd8" else _png(data)
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    channels_first = torch.from_numpy(pixels).permute(2, 0, 1)
-    resized = functional.resize(channels_first, [height, width], antialias=True)
-    return np.asarray(resized.permute(1, 2, 0))
+    pixels = _jpeg(data, into) if bytes(data[:2]) == b"\xff\xd8" else _png(data)
+    if pixels is into:
+        return into
+    if pixels.shape != into.shape:
+        channels_first = torch.from_numpy(pixels).permute(2, 0, 1)
+        pixels = functional.resize(channels_first, list(into.shape[:2]), antialias=True).permute(1, 2, 0).numpy()
+    into[...] = pixels
+    return into
 
 
-def _jpeg(data: bytes | memoryview, height: int, width: int) -> Pixels:
-    """The JPEG at its own size, or at the smallest of libjpeg's scales that is no smaller than wanted."""
+def _jpeg(data: bytes | memoryview, into: Pixels) -> Pixels:
+    """The JPEG at its own size, or at the smallest of libjpeg's scales that is no smaller than wanted.
+
+    Where that is the wanted size, it is decoded into its place.
+    """
+    wanted = {"min_height": into.shape[0], "min_width": into.shape[1]}
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+        size = simplejpeg.decode_jpeg_header(data, **wanted)[:2]
+        if size == into.shape[:2]:
+            simplejpeg.decode_jpeg(data, "RGB", **wanted, buffer=into)
+            return into
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", **wanted)
     except ValueError as error:
         raise BadInput(f"not a whole JPEG ({error})") from error
     return pixels

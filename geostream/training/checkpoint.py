@@ -34,6 +34,7 @@ class Position:
     cursor: int
     step: int
     finished: bool  # the plan of ``epoch`` is used up
+    outcome: dict[str, Any] | None = None  # of the epoch so far, where it is not
 
 
 def save_checkpoint(run: Store, encoder: Encoder, optimizer: Optimizer, position: Position) -> str:
@@ -46,6 +47,12 @@ def save_checkpoint(run: Store, encoder: Encoder, optimizer: Optimizer, position
     state = {"model": encoder.name, "position": asdict(position), "random": _random_states()}
     folder.write_json("state.json", state)
     return name
+
+
+def drop_checkpoint(run: Store, name: str) -> None:
+    """Remove a checkpoint; while that lasts, it does not look whole."""
+    run.delete(f"{FOLDER}/{name}/state.json")
+    run.delete_prefix(f"{FOLDER}/{name}")
 
 
 def list_checkpoints(run: Store) -> list[str]:

@@ -6,8 +6,6 @@ held; rows reach the Zarr writer in that order and it puts them in theirs. No au
 
 from __future__ import annotations
 
-from contextlib import closing
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,13 +15,27 @@ from geostream.mining.embeddings import Embeddings, create_embeddings, open_embe
 from geostream.progress import Bar
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.streaming.loader import ImageSizes, load, scan_dataset
+from geostream.streaming.dataset import scan_dataset
+from geostream.streaming.loader import Loader
+from geostream.streaming.pipeline import ImageSizes
+from geostream.streaming.reading import ReadOptions
 from geostream.training.model import Encoder, autocast, device_of
 
 
 def image_sizes(settings: TrainSettings) -> ImageSizes:
     """The sizes that the settings ask for."""
     return ImageSizes((settings.tile_size, settings.tile_size), (settings.view_height, settings.view_width))
+
+
+def read_options(settings: TrainSettings) -> ReadOptions:
+    """What the settings let a reader spend."""
+    return ReadOptions(
+        look_ahead=settings.look_ahead,
+        prefetch=settings.prefetch,
+        budget_bytes=settings.buffer_mib * 2**20,
+        gap_bytes=settings.gap_kib * 2**10,
+        replaced_limit=settings.replaced_limit,
+    )
 
 
 def split_references(layout: Layout, split: str) -> Int32:
@@ -50,18 +62,19 @@ def embed(
         reference_place=references,
         dim=encoder.dim,
     )
-    dataset = scan_dataset(layout, references, pairs, image_sizes(settings), settings.batch_size)
+    sizes, options = image_sizes(settings), read_options(settings)
+    dataset = scan_dataset(layout, references, pairs, sizes, settings.batch_size, options=options)
     device = device_of(encoder)
     encoder.eval()
-    batches = load(dataset, settings.workers, pin=device.type == "cuda")
-    with closing(batches), Bar(f"embed {split}", len(dataset.steps)) as bar, torch.inference_mode():
+    loader = Loader(dataset, settings.workers, settings.decode_threads, pin=device.type == "cuda")
+    with loader, Bar(f"embed {split}", len(loader)) as bar, torch.inference_mode():
 
         def vectors(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
             with autocast(device):
                 encoded: Tensor = encoder.encode(images.to(device, non_blocking=True))
             return encoded.cpu().numpy()
 
-        for batch in batches:
+        for batch in loader:
             tensors = batch.tensors
             if "tile" in tensors:
                 writer.write_reference(tensors["reference"].numpy(), vectors(tensors["tile"]))

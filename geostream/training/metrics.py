@@ -13,6 +13,7 @@ from typing import Any
 
 from geostream.errors import NotFound, StoreError
 from geostream.store import Store
+from geostream.streaming.stats import StreamStats
 
 LOG = "metrics.jsonl"
 STAGES = ("plan", "train", "embed", "mine", "evaluate")
@@ -59,8 +60,8 @@ class RunResult:
     already_finished: bool  # nothing was left to do
     evaluations: list[dict[str, Any]]  # epoch, r1, r5, r10, r1pct, hit_rate, gallery, queries
     plans: list[dict[str, Any]]  # epoch, source and the plan's quality
-    training: list[dict[str, Any]]  # epoch, loss, pairs, pairs_per_second, wait_share, learning_rate, stream
-    stream: dict[str, int]  # of training: bytes_fetched, bytes_used, requests, peak_resident_bytes
+    training: list[dict[str, Any]]  # epoch, loss, pairs, pairs_per_second, wait_share, stream
+    stream: dict[str, Any]  # StreamStats of all training as a dict
     seconds: dict[str, float]  # by stage
 
     @classmethod
@@ -69,9 +70,10 @@ class RunResult:
             return [{name: value for name, value in r.items() if name != "stage"} for r in log.of(stage)]
 
         training = rows("train")
-        streams = [row["stream"] for row in training]
-        stream = {name: sum(s[name] for s in streams) for name in ("bytes_fetched", "bytes_used", "requests")}
-        stream["peak_resident_bytes"] = max((s["peak_resident_bytes"] for s in streams), default=0)
+        streams = [StreamStats.from_dict(row["stream"]) for row in training]
+        stream = StreamStats.total(streams)
+        for name in ("budget_bytes", "resident_bytes", "peak_resident_bytes"):  # one epoch after the other
+            setattr(stream, name, max((getattr(one, name) for one in streams), default=0))
         return cls(
             url=run.url,
             epochs=max((row["epoch"] for row in training), default=0),
@@ -79,6 +81,6 @@ class RunResult:
             evaluations=rows("evaluate"),
             plans=rows("plan"),
             training=training,
-            stream=stream,
+            stream=stream.as_dict(),
             seconds={stage: round(sum(r["seconds"] for r in log.of(stage)), 3) for stage in STAGES},
         )

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from torch.optim import AdamW
 from geostream.errors import GeostreamError
 from geostream.progress import Bar
 from geostream.settings import TrainSettings
-from geostream.streaming.fetch import StreamStats
-from geostream.streaming.loader import Batch, StreamDataset, load
+from geostream.streaming.loader import Loader
+from geostream.streaming.stats import StreamStats
 from geostream.training.augment import colour_jitter
 from geostream.training.loss import info_nce
 from geostream.training.model import Encoder, as_float, autocast, device_of
@@ -34,14 +34,26 @@ SHOW_EVERY = 10  # steps between two looks at the loss
 
 @dataclass(frozen=True)
 class EpochOutcome:
-    """What an epoch of training came to."""
+    """What an epoch of training came to so far, over all the sessions that it took."""
 
-    loss: float  # mean over its batches
-    batches: int
-    pairs: int
-    seconds: float
-    wait_seconds: float  # that the trainer waited for batches
-    stream: StreamStats  # of all loader workers together
+    batches: int = 0
+    pairs: int = 0
+    loss_sum: float = 0.0  # over the batches
+    seconds: float = 0.0
+    stream: StreamStats = field(default_factory=StreamStats)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the batches."""
+        return self.loss_sum / max(self.batches, 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"stream": self.stream.as_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EpochOutcome:
+        return cls(**{**values, "stream": StreamStats.from_dict(values["stream"])})
 
 
 def learning_rate(done: float, settings: TrainSettings) -> float:
@@ -73,33 +85,63 @@ def make_optimizer(encoder: Encoder, settings: TrainSettings) -> AdamW:
 
 
 def train_epoch(
-    encoder: Encoder, optimizer: AdamW, dataset: StreamDataset, settings: TrainSettings, epoch: int
+    encoder: Encoder,
+    optimizer: AdamW,
+    loader: Loader,
+    settings: TrainSettings,
+    epoch: int,
+    before: EpochOutcome,
+    save: Callable[[EpochOutcome], None],
 ) -> EpochOutcome:
-    """Train on every batch of the dataset once. Raises GeostreamError where the loss is no longer a number."""
+    """Train on every batch that the loader has before it, once.
+
+    ``before``: what the epoch came to in earlier sessions. ``save`` is called with what it came to so far every
+    ``checkpoint_every`` batches. Raises GeostreamError where the loss is no longer a number.
+    """
     device = device_of(encoder)
     encoder.train()
-    steps, pairs, waited = len(dataset.steps), 0, 0.0
-    total = torch.zeros((), device=device)
-    stats: dict[int, StreamStats] = {}
+    steps = before.batches + len(loader)
+    step, pairs = before.batches, before.pairs
+    total = torch.tensor(before.loss_sum, dtype=torch.float64, device=device)
     started = time.perf_counter()
-    batches = load(dataset, settings.workers, pin=device.type == "cuda")
-    with closing(batches), Bar(f"epoch {epoch}/{settings.epochs}", steps) as bar:
-        for step, (batch, wait) in enumerate(_timed(batches), start=1):
-            waited += wait
+
+    def so_far() -> EpochOutcome:
+        stream = StreamStats.total([before.stream, loader.stats])
+        stream.peak_resident_bytes = max(before.stream.peak_resident_bytes, loader.stats.peak_resident_bytes)
+        seconds = before.seconds + time.perf_counter() - started
+        return EpochOutcome(step, pairs, float(total), seconds, stream)
+
+    with loader, Bar(f"epoch {epoch}/{settings.epochs}", steps) as bar:
+        bar.advance(step)
+        for batch in loader:
+            step += 1
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate((epoch - 1 + (step - 0.5) / steps) / settings.epochs, settings)
             total += _update(encoder, optimizer, batch.tensors, settings)
             pairs += len(batch.tensors["pair"])
-            stats[batch.worker] = batch.stats
             if step % SHOW_EVERY == 0 or step == steps:
-                mean = float(total) / step
-                if not math.isfinite(mean):
+                outcome = so_far()
+                if not math.isfinite(outcome.loss):
                     raise GeostreamError(
-                        f"epoch {epoch}, step {step}: the loss is {mean}; lower learning_rate (now "
+                        f"epoch {epoch}, step {step}: the loss is {outcome.loss}; lower learning_rate (now "
                         f"{settings.learning_rate}) and start another run"
                     )
-                bar.advance(min(SHOW_EVERY, step - bar.done), loss=mean, **{"pairs/s": pairs / _since(started)})
-    return EpochOutcome(float(total) / max(steps, 1), steps, pairs, _since(started), waited, _sum(list(stats.values())))
+                bar.advance(step - bar.done, loss=outcome.loss, **_rates(pairs - before.pairs, started, loader.stats))
+            if step % settings.checkpoint_every == 0 and step < steps:
+                save(so_far())
+    return so_far()
+
+
+def _rates(pairs: int, started: float, stats: StreamStats) -> dict[str, object]:
+    """What the bar says of this session's stream; retries and replacements only where there are any."""
+    seconds = time.perf_counter() - started
+    shown: dict[str, object] = {
+        "pairs/s": pairs / seconds,
+        "MB/s": stats.bytes_fetched / 1e6 / seconds,
+        "waiting": f"{stats.stall_seconds / seconds:.0%}",
+    }
+    troubles = {"retries": stats.retries.total(), "replaced": stats.replaced_pairs}
+    return shown | {name: count for name, count in troubles.items() if count}
 
 
 def _update(encoder: Encoder, optimizer: AdamW, tensors: dict[str, Tensor], settings: TrainSettings) -> Tensor:
@@ -117,26 +159,3 @@ def _update(encoder: Encoder, optimizer: AdamW, tensors: dict[str, Tensor], sett
     torch.nn.utils.clip_grad_value_(encoder.parameters(), settings.clip_value)
     optimizer.step()
     return loss.detach()
-
-
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Batches with the seconds that each was waited for."""
-    while True:
-        started = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, _since(started)
-
-
-def _since(started: float) -> float:
-    return time.perf_counter() - started
-
-
-def _sum(stats: list[StreamStats]) -> StreamStats:
-    """Of all workers; each holds its own shards, so the peaks add up."""
-    total = StreamStats()
-    for one in stats:
-        for name, value in one.as_dict().items():
-            setattr(total, name, getattr(total, name) + value)
-    return total

@@ -76,13 +76,13 @@ def read_settings(run: Store) -> TrainSettings:
 
 
 def load_trained(run: Store, checkpoint: str | None = None) -> Trained:
-    """The encoder of a checkpoint of the run, the newest when ``checkpoint`` is None."""
+    """The encoder of a checkpoint of the run; when ``checkpoint`` is None, of the newest at an epoch's end."""
     settings = read_settings(run)
-    checkpoints = list_checkpoints(run)
     if checkpoint is None:
-        if not checkpoints:
-            raise BadInput(f"{run.url}: no checkpoint yet; train at least one epoch")
-        checkpoint = checkpoints[-1]
+        finished = (name for name in reversed(list_checkpoints(run)) if read_position(run, name).finished)
+        checkpoint = next(finished, None)
+        if checkpoint is None:
+            raise BadInput(f"{run.url}: no checkpoint of a whole epoch yet; train at least one")
     encoder = new_encoder(settings)
     position = read_position(run, checkpoint)
     load_weights(run, checkpoint, encoder)

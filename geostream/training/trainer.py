@@ -1,10 +1,11 @@
 """The training run: plan, train, and every few epochs evaluate, embed and mine, until the epochs are over.
 
-Decides the order of things, and that a run can be cut off anywhere. What an epoch trains on is a plan on the store;
-after its last batch a checkpoint is written, and everything else (evaluation, embeddings, the next graph, the next
-plan) is derived from checkpoint and layout alone. So a run that is started again restores the newest checkpoint, does
-what is missing behind it, and ends with the same weights as one that was never interrupted. What that costs: an epoch
-cut off in the middle is trained anew from its beginning.
+Decides the order of things, and that a run can be cut off anywhere. What an epoch trains on is a plan on the store; a
+checkpoint is the weights and a position in that plan, written every so many steps and after the last. Everything else
+(evaluation, embeddings, the next graph, the next plan) is derived from checkpoint and layout alone. So a run that is
+started again restores the newest checkpoint, goes on with the batch behind it, and ends with the same weights as one
+that was never interrupted. What that costs: up to ``checkpoint_every`` steps are trained again. Of the checkpoints
+within an epoch only the newest is kept.
 """
 
 from __future__ import annotations
@@ -20,18 +21,29 @@ from geostream.errors import AlreadyExists, BadInput, NotFound
 from geostream.layout import Layout
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.streaming.loader import plan_dataset
+from geostream.streaming.dataset import plan_dataset
+from geostream.streaming.loader import Loader
 from geostream.streaming.plan import EpochPlan, load_plan
 from geostream.training import stages
 from geostream.training.augment import Augmentation
-from geostream.training.checkpoint import Position, list_checkpoints, restore, save_checkpoint
-from geostream.training.embed import image_sizes
+from geostream.training.checkpoint import (
+    Position,
+    drop_checkpoint,
+    list_checkpoints,
+    read_position,
+    restore,
+    save_checkpoint,
+)
+from geostream.training.embed import image_sizes, read_options
 from geostream.training.metrics import MetricsLog, Record, RunResult
-from geostream.training.optimise import make_optimizer, train_epoch
+from geostream.training.model import device_of
+from geostream.training.optimise import EpochOutcome, make_optimizer, train_epoch
 
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = {"workers", "threads"}  # settings that do not change what is trained
+# Settings that do not change what is trained.
+READING = {"look_ahead", "prefetch", "buffer_mib", "gap_kib", "replaced_limit"}
+MAY_CHANGE = READING | {"workers", "threads", "decode_threads", "checkpoint_every"}
 
 
 def train(
@@ -84,16 +96,24 @@ class _Run:
         self.log = MetricsLog(folder)
         self.encoder = stages.new_encoder(settings)
         self.optimizer = make_optimizer(self.encoder, settings)
-        self.checkpoint, self.epoch, self.step = "", 0, 0
+        self.checkpoint, self.epoch, self.step = "", 0, 0  # epoch: the last one finished
+        self.begun: Position | None = None  # where the epoch after it was cut off
         if checkpoints := list_checkpoints(folder):
             self.checkpoint = checkpoints[-1]
             position = restore(folder, self.checkpoint, self.encoder, self.optimizer, layout.id)
             self.epoch, self.step = position.epoch, position.step
+            if not position.finished:
+                self.epoch, self.begun = position.epoch - 1, position
+            for earlier in checkpoints[-2:-1]:  # a kill may have kept the one before from being dropped
+                if not read_position(folder, earlier).finished:
+                    drop_checkpoint(folder, earlier)
 
     def finish(self) -> RunResult:
         """Do everything that is still to do."""
         begun_with = list(self.log.records)
-        if self.epoch:
+        if self.begun is not None:
+            logger.info("%s: goes on in epoch %d, batch %d", self.folder.url, self.begun.epoch, self.begun.cursor)
+        elif self.epoch:
             logger.info("%s: goes on from epoch %d", self.folder.url, self.epoch)
             self.follow_up()
         while self.epoch < self.settings.epochs:
@@ -106,28 +126,50 @@ class _Run:
         return RunResult.of(self.folder, self.log, already_finished)
 
     def train(self) -> None:
-        """Train the next epoch and write its checkpoint."""
+        """Train the next epoch, or what is left of it, and write its checkpoint."""
         epoch = self.epoch + 1
         plan = self.plan(epoch)
-        started = time.perf_counter()
         change = Augmentation.of(self.settings, epoch, len(self.layout.pairs("train")))
-        dataset = plan_dataset(self.layout, plan, image_sizes(self.settings), change=change)
-        outcome = train_epoch(self.encoder, self.optimizer, dataset, self.settings, epoch)
-        self.epoch, self.step = epoch, self.step + outcome.batches
+        sizes, options = image_sizes(self.settings), read_options(self.settings)
+        dataset = plan_dataset(self.layout, plan, sizes, change=change, options=options)
+        pin = device_of(self.encoder).type == "cuda"
+        loader = Loader(dataset, self.settings.workers, self.settings.decode_threads, pin)
+        before = EpochOutcome()
+        if self.begun is not None:
+            loader.load_state_dict({"plan": self.begun.plan, "cursor": self.begun.cursor})
+            before = EpochOutcome.from_dict(self.begun.outcome or {})
+        first_step = self.step - before.batches
+
+        def save(outcome: EpochOutcome) -> None:
+            self.step = first_step + outcome.batches
+            state = loader.state_dict()
+            self.save(
+                Position(self.layout.id, epoch, **state, step=self.step, finished=False, outcome=outcome.as_dict())
+            )
+
+        outcome = train_epoch(self.encoder, self.optimizer, loader, self.settings, epoch, before, save)
+        self.epoch, self.step = epoch, first_step + outcome.batches
         # The record goes first: a checkpoint without one would be an epoch missing from the run's story.
         self.record(
             "train",
-            started,
+            time.perf_counter() - outcome.seconds,
             step=self.step,
             loss=outcome.loss,
             temperature=float((-self.encoder.logit_scale.detach()).exp()),
             pairs=outcome.pairs,
             pairs_per_second=outcome.pairs / outcome.seconds,
-            wait_share=outcome.wait_seconds / outcome.seconds,
+            wait_share=outcome.stream.stall_seconds / outcome.seconds,
             stream=outcome.stream.as_dict(),
         )
-        position = Position(self.layout.id, epoch, plan.hash, plan.n_batches, self.step, finished=True)
+        self.save(Position(self.layout.id, epoch, plan.hash, plan.n_batches, self.step, finished=True))
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint; one within the same epoch is no longer needed then."""
+        earlier = self.checkpoint if self.begun is not None else None
         self.checkpoint = save_checkpoint(self.folder, self.encoder, self.optimizer, position)
+        self.begun = None if position.finished else position
+        if earlier is not None:
+            drop_checkpoint(self.folder, earlier)
 
     def plan(self, epoch: int) -> EpochPlan:
         """The epoch's plan; one that the run already holds is used as it is."""

@@ -44,8 +44,8 @@ def test_gps_plan(root: Store, layout: Layout) -> None:
     assert 0.8 < quality["hardness_score"] < 1.5
     assert first.quality["overlap"] is None
     assert 1 / 16 <= quality["overlap"] < 0.6
-    assert 4 / 48 < quality["resident_share"] < 0.4
-    # Whole shards: tar headers and the json members are fetched, too.
+    assert 2 / 48 < quality["resident_share"] < 0.2  # of four resident shards, half is used up on average
+    # Nearly whole shards: tar headers and the json members between images are fetched, too.
     assert quality["amplification"] == pytest.approx(layout.shard_sizes[:-1].sum() / used_bytes(layout), rel=0.05)
     assert quality["requests_per_gib"] > 0
     again = make_plan(layout, graph, SETTINGS, 1, seed=3, previous=first)
@@ -63,7 +63,7 @@ def test_random_plan_scores_nothing(root: Store, layout: Layout) -> None:
     graph = build_gps_graph(root, layout, 16)
     plan = make_plan(layout, graph, SETTINGS.model_copy(update={"strategy": "random"}), 0, seed=3)
     assert abs(plan.quality["hardness_score"]) < 0.1
-    assert plan.quality["resident_share"] > 0.9  # and says honestly that it holds everything
+    assert plan.quality["resident_share"] > 0.3  # and says honestly how much it holds
     assert (plan.source, plan.graph) == ("random", "")
 
 

@@ -22,6 +22,12 @@ def photo(height: int, width: int) -> npt.NDArray[np.uint8]:
     return (np.stack(channels, axis=-1) * 255).astype(np.uint8)
 
 
+def decoded(data: bytes | memoryview, height: int, width: int) -> npt.NDArray[np.uint8]:
+    into = np.empty((height, width, 3), np.uint8)
+    assert decode_image(data, into) is into
+    return into
+
+
 def png(pixels: npt.NDArray[np.uint8], mode: str = "RGB") -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(out, "PNG")
@@ -30,8 +36,8 @@ def png(pixels: npt.NDArray[np.uint8], mode: str = "RGB") -> bytes:
 
 def test_jpeg_at_its_own_size_is_what_libjpeg_decodes() -> None:
     data = jpeg(photo(48, 192))
-    assert np.array_equal(decode_image(data, 48, 192), simplejpeg.decode_jpeg(data))
-    assert np.array_equal(decode_image(memoryview(data), 48, 192), simplejpeg.decode_jpeg(data))
+    assert np.array_equal(decoded(data, 48, 192), simplejpeg.decode_jpeg(data))
+    assert np.array_equal(decoded(memoryview(data), 48, 192), simplejpeg.decode_jpeg(data))
 
 
 def test_jpeg_is_scaled_while_decoding_where_smaller_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +51,7 @@ def test_jpeg_is_scaled_while_decoding_where_smaller_is_wanted(monkeypatch: pyte
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", watched)
     big = photo(512, 1024)
-    small = decode_image(jpeg(big), 192, 384)
+    small = decoded(jpeg(big), 192, 384)
     assert small.shape == (192, 384, 3) and sizes == [(192, 384, 3)]  # 3/8 is one of libjpeg's scales
     reference = np.asarray(Image.fromarray(big).resize((384, 192), Image.Resampling.BOX))
     assert np.abs(small.astype(int) - reference).mean() < 2
@@ -53,7 +59,7 @@ def test_jpeg_is_scaled_while_decoding_where_smaller_is_wanted(monkeypatch: pyte
 
 @pytest.mark.parametrize("wanted", [(40, 100), (100, 300), (384, 768)])
 def test_other_sizes_are_resized(wanted: tuple[int, int]) -> None:
-    pixels = decode_image(jpeg(photo(96, 256)), *wanted)
+    pixels = decoded(jpeg(photo(96, 256)), *wanted)
     reference = np.asarray(Image.fromarray(photo(96, 256)).resize(wanted[::-1], Image.Resampling.BILINEAR))
     assert pixels.shape == (*wanted, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - reference).mean() < 3
@@ -61,14 +67,14 @@ def test_other_sizes_are_resized(wanted: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
 def test_png_of_any_mode_becomes_rgb(mode: str) -> None:
-    pixels = decode_image(png(photo(40, 60), mode), 40, 60)
+    pixels = decoded(png(photo(40, 60), mode), 40, 60)
     expected = np.asarray(Image.fromarray(photo(40, 60)).convert(mode).convert("RGB"))
     assert np.array_equal(pixels, expected)
 
 
 def test_grey_jpeg_becomes_rgb() -> None:
     grey = simplejpeg.encode_jpeg(photo(32, 32)[..., :1].copy(), 95, colorspace="GRAY")
-    pixels = decode_image(grey, 32, 32)
+    pixels = decoded(grey, 32, 32)
     assert pixels.shape == (32, 32, 3) and np.array_equal(pixels[..., 0], pixels[..., 1])
 
 
@@ -87,4 +93,4 @@ def test_grey_jpeg_becomes_rgb() -> None:
 )
 def test_what_is_no_whole_image_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(BadInput, match="not a whole JPEG"):
-        decode_image(data, 64, 64)
+        decoded(data, 64, 64)

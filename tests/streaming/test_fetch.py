@@ -12,7 +12,8 @@ import pytest
 from geostream.errors import StoreError
 from geostream.layout import Int64, Layout
 from geostream.store import Store
-from geostream.streaming.fetch import Fetcher, MemberTable
+from geostream.streaming.fetch import Fetcher
+from geostream.streaming.reading import MemberTable, ReadOptions
 from tests.helpers import tiny_layout, tiny_places, write_layout
 
 
@@ -43,21 +44,35 @@ def test_every_step_gets_its_members_whatever_their_order(layout: Layout) -> Non
         with Fetcher(MemberTable.of(layout), needed) as fetcher:
             for rows, images in zip(needed, fetcher, strict=True):
                 assert images == {row: expected(layout, row) for row in rows.tolist()}
-            assert not fetcher._resident and not fetcher._requested
-        assert fetcher.stats.requests == len(layout.shard_sizes)
-        assert fetcher.stats.bytes_fetched == layout.shard_sizes.sum() == fetcher.schedule.bytes_fetched
-        assert fetcher.stats.bytes_used == sum(layout.members["size"].to_pylist()) == fetcher.schedule.bytes_used
-        assert fetcher.stats.peak_resident_bytes <= fetcher.schedule.peak_bytes
+            assert not fetcher._asked
+        made, stats = fetcher.schedule, fetcher.stats
+        assert stats.requests == made.requests and stats.bytes_fetched == made.bytes_fetched
+        assert stats.bytes_used == sum(layout.members["size"].to_pylist()) == made.bytes_used
+        assert 0 < stats.peak_resident_bytes <= made.peak_bytes
+        assert stats.resident_bytes == 0 and stats.fetch_wait_seconds > 0
 
 
-def test_reading_in_order_lets_shards_go_and_skips_those_not_needed(tmp_path: Path) -> None:
+def test_reading_in_order_fetches_whole_shards_and_lets_them_go(tmp_path: Path) -> None:
     layout = tiny_layout(Store.open(tmp_path), places=40, places_per_shard=2)
     rows = np.arange(layout.members.num_rows)[: layout.members.num_rows // 2]
-    with Fetcher(MemberTable.of(layout), np.split(rows, len(rows))) as fetcher:
-        most = max(len(fetcher._resident) for _ in fetcher)
-    assert most == 1
-    assert fetcher.stats.requests < len(layout.shard_sizes) * 0.6
-    assert fetcher.stats.peak_resident_bytes <= 3 * layout.shard_sizes.max()  # one in use, two on their way
+    options = ReadOptions(prefetch=2)
+    with Fetcher(MemberTable.of(layout), np.split(rows, len(rows)), options) as fetcher:
+        most = max(len(fetcher._views) for _ in fetcher)
+    shards = layout.members["shard"].to_numpy()[rows]
+    assert most <= 6 and fetcher.stats.requests == len(np.unique(shards))
+    assert fetcher.stats.peak_resident_bytes <= 3 * layout.shard_sizes.max()
+
+
+def test_a_short_budget_is_kept(tmp_path: Path) -> None:
+    layout = tiny_layout(Store.open(tmp_path), places=40, places_per_shard=8)
+    shuffled = np.random.default_rng(0).permutation(layout.members.num_rows)
+    needed = [shuffled[i : i + 4] for i in range(0, len(shuffled), 4)]
+    budget = 4 * 4 * int(layout.members["size"].to_numpy().max())
+    with Fetcher(MemberTable.of(layout), needed, ReadOptions(budget_bytes=budget)) as fetcher:
+        for rows, images in zip(needed, fetcher, strict=True):
+            assert images == {row: expected(layout, row) for row in rows.tolist()}
+            assert sum(len(data) for data in fetcher._views.values()) <= budget
+    assert fetcher.stats.peak_resident_bytes <= fetcher.schedule.peak_bytes <= budget == fetcher.stats.budget_bytes
 
 
 def test_a_member_used_by_several_steps_counts_once(layout: Layout) -> None:
@@ -70,7 +85,7 @@ def test_a_member_used_by_several_steps_counts_once(layout: Layout) -> None:
 def test_leaving_early_frees_everything(layout: Layout) -> None:
     with Fetcher(MemberTable.of(layout), in_order(layout)) as fetcher:
         next(iter(fetcher))
-    assert not fetcher._resident and not fetcher._requested
+    assert not fetcher._views and not fetcher._asked and fetcher.stats.resident_bytes == 0
 
 
 def flip(layout: Layout, shard: int, at: int) -> None:
@@ -79,14 +94,15 @@ def flip(layout: Layout, shard: int, at: int) -> None:
     layout.store.write(layout.shard_names[shard], bytes(data))
 
 
-def test_a_flipped_byte_names_shard_and_member(layout: Layout) -> None:
+def test_a_flipped_byte_leaves_out_that_member_alone(layout: Layout) -> None:
     member = layout.members.to_pylist()[1]
     flip(layout, member["shard"], member["offset"] + member["size"] // 2)
-    with (
-        pytest.raises(StoreError, match=r"view-00.jpg of place alpha-0000 in .*shard-00000.tar: checksum"),
-        Fetcher(MemberTable.of(layout), in_order(layout)) as fetcher,
-    ):
-        list(fetcher)
+    with Fetcher(MemberTable.of(layout), in_order(layout)) as fetcher:
+        came = [row for images in fetcher for row in images]
+        assert sorted(came) == [row for row in range(layout.members.num_rows) if row != 1]
+        assert fetcher.bad == {1: "its checksum differs from the index"}
+        assert fetcher.stats.retries == {"checksum": 3}
+        assert set(fetcher.fetch(np.array([0, 1]))) == {0}
 
 
 @pytest.mark.parametrize("change", [-600, 512])

@@ -13,8 +13,10 @@ from geostream.errors import BadInput, LayoutNotCommitted, StaleArtefact, StoreE
 from geostream.layout import Layout, Pairs, open_layout
 from geostream.settings import TrainSettings
 from geostream.store import Store
+from geostream.streaming.dataset import StreamDataset, plan_dataset, scan_dataset
 from geostream.streaming.decode import decode_image
-from geostream.streaming.loader import Batch, ImageSizes, StreamDataset, load, plan_dataset, scan_dataset
+from geostream.streaming.loader import Loader
+from geostream.streaming.pipeline import Batch, ImageSizes
 from geostream.streaming.plan import EpochPlan
 from geostream.training.augment import Augmentation
 from tests.helpers import tiny_layout, tiny_places, write_layout
@@ -63,7 +65,7 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
 
 def test_batches_are_the_plans_in_order_and_pixels_are_the_images(layout: Layout) -> None:
     plan = hand_made_plan(layout)
-    batches = list(load(plan_dataset(layout, plan, SIZES)))
+    batches = list(Loader(plan_dataset(layout, plan, SIZES)))
     assert len(batches) == plan.n_batches == 8
     pairs = layout.pairs("train")
     for step, batch in enumerate(batches):
@@ -74,7 +76,8 @@ def test_batches_are_the_plans_in_order_and_pixels_are_the_images(layout: Layout
         assert batch.tensors["tile"].is_contiguous(memory_format=torch.channels_last)
     member = layout.members.slice(int(layout.member_rows(plan.place[2])[1]), 1).to_pylist()[0]
     data = layout.store.read_range(layout.shard_names[member["shard"]], member["offset"], member["size"])
-    assert np.array_equal(batches[2].tensors["tile"][1].permute(1, 2, 0).numpy(), decode_image(data, 32, 32))
+    pixels = decode_image(data, np.empty((32, 32, 3), np.uint8))
+    assert np.array_equal(batches[2].tensors["tile"][1].permute(1, 2, 0).numpy(), pixels)
     assert batches[-1].stats.bytes_used > 0
 
 
@@ -82,10 +85,10 @@ def test_the_same_batches_for_any_number_of_workers(layout: Layout) -> None:
     plan = hand_made_plan(layout, lanes=2)
     settings = TrainSettings(tile_size=32, view_height=16, view_width=64, seed=5)
     dataset = plan_dataset(layout, plan, SIZES, change=Augmentation.of(settings, 1, 24))
-    alone = list(load(dataset))
+    alone = list(Loader(dataset))
     assert len(alone) == plan.n_batches
-    assert_same(alone, list(load(dataset, workers=1)))
-    two = list(load(dataset, workers=2))
+    assert_same(alone, list(Loader(dataset, workers=1)))
+    two = list(Loader(dataset, workers=2))
     assert_same(alone, two)
     assert [batch.worker for batch in two] == [0, 1] * (plan.n_batches // 2)
     fetched = {batch.worker: batch.stats.bytes_fetched for batch in two}
@@ -96,7 +99,7 @@ def test_an_epoch_is_augmented_otherwise_than_the_next(layout: Layout) -> None:
     plan = hand_made_plan(layout)
     settings = TrainSettings(tile_size=32, view_height=16, view_width=64)
     one, again, other = (
-        list(load(plan_dataset(layout, plan, SIZES, change=Augmentation.of(settings, epoch, 24))))
+        list(Loader(plan_dataset(layout, plan, SIZES, change=Augmentation.of(settings, epoch, 24))))
         for epoch in (1, 1, 2)
     )
     assert_same(one, again)
@@ -107,15 +110,15 @@ def test_a_pair_is_augmented_the_same_in_whichever_batch(layout: Layout) -> None
     change = Augmentation.of(TrainSettings(tile_size=32, view_height=16, view_width=64), 3, 24)
     seen: list[dict[int, torch.Tensor]] = []
     for batch_size in (3, 4):
-        batches = load(plan_dataset(layout, hand_made_plan(layout, batch_size=batch_size), SIZES, change=change))
+        batches = Loader(plan_dataset(layout, hand_made_plan(layout, batch_size=batch_size), SIZES, change=change))
         seen.append({int(p): v for b in batches for p, v in zip(b.tensors["pair"], b.tensors["view"], strict=True)})
     assert seen[0].keys() == seen[1].keys()
     assert all(torch.equal(seen[0][pair], seen[1][pair]) for pair in seen[0])
 
 
 def test_workers_must_divide_the_lanes(layout: Layout) -> None:
-    with pytest.raises(BadInput, match=r"2 loader workers cannot share 3 lanes"):
-        load(plan_dataset(layout, hand_made_plan(layout, lanes=3, batch_size=2), SIZES), workers=2)
+    with pytest.raises(BadInput, match=r"1 ranks with 2 loader workers each cannot share 3 lanes"):
+        Loader(plan_dataset(layout, hand_made_plan(layout, lanes=3, batch_size=2), SIZES), workers=2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -124,7 +127,7 @@ def test_a_scan_reads_every_image_once_and_every_shard_once(layout: Layout, work
     dataset = scan_dataset(layout, references, pairs, SIZES, batch_size=4)
     tiles: list[int] = []
     views: list[int] = []
-    for batch in load(dataset, workers=workers):
+    for batch in Loader(dataset, workers=workers):
         tiles += batch.tensors.get("reference", torch.empty(0)).tolist()
         views += batch.tensors.get("query", torch.empty(0)).tolist()
         assert len(batch.tensors.get("tile", [])) + len(batch.tensors.get("view", [])) <= 4
@@ -134,26 +137,25 @@ def test_a_scan_reads_every_image_once_and_every_shard_once(layout: Layout, work
 def test_a_scan_is_in_physical_order(tmp_path: Path) -> None:
     places = tiny_places(places=8, test_places=0, distractors=0)
     layout = write_layout(Store.open(tmp_path), places, order=[3, 1, 7, 5, 0, 2, 6, 4], places_per_shard=2)
-    batches = list(load(scan_dataset(layout, layout.references("train"), layout.pairs("train"), SIZES, batch_size=4)))
+    batches = list(Loader(scan_dataset(layout, layout.references("train"), layout.pairs("train"), SIZES, batch_size=4)))
     assert [batch.tensors["reference"].tolist() for batch in batches] == [[3, 1], [7, 5], [0, 2], [6, 4]]
     assert batches[-1].stats.requests == 4
 
 
 def test_leaving_early_leaves_no_threads(layout: Layout) -> None:
-    batches = load(plan_dataset(layout, hand_made_plan(layout), SIZES))
-    next(batches)
-    batches.close()
+    with Loader(plan_dataset(layout, hand_made_plan(layout), SIZES)) as loader:
+        next(iter(loader))
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("geostream")]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_names_place_member_and_shard(tmp_path: Path, workers: int) -> None:
+def test_a_scan_of_a_broken_image_names_place_member_and_shard(tmp_path: Path, workers: int) -> None:
     places = tiny_places(places=6)
-    broken = places[4].images["view-00.jpg"][:-200]
-    places[4].images["view-00.jpg"] = broken
+    places[4].images["view-00.jpg"] = places[4].images["view-00.jpg"][:-200]
     layout = write_layout(Store.open(tmp_path), places)
+    dataset = scan_dataset(layout, layout.references("train"), layout.pairs("train"), SIZES, batch_size=4)
     with pytest.raises(BadInput, match=r"^view-00.jpg of place alpha-0004 in .*shard-00001.tar: not a whole JPEG .*$"):
-        list(load(plan_dataset(layout, hand_made_plan(layout), SIZES), workers=workers))
+        list(Loader(dataset, workers=workers))
 
 
 def test_a_damaged_shard_is_told_from_a_worker_too(tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_a_damaged_shard_is_told_from_a_worker_too(tmp_path: Path) -> None:
     data = layout.store.read("shard-00000.tar")
     layout.store.write("shard-00000.tar", data[:-512])
     with pytest.raises(StoreError, match=r"^\S*shard-00000.tar: \d+ bytes where the index says"):
-        list(load(plan_dataset(layout, hand_made_plan(layout), SIZES), workers=1))
+        list(Loader(plan_dataset(layout, hand_made_plan(layout), SIZES), workers=1))
 
 
 def test_an_uncommitted_layout_is_refused(tmp_path: Path) -> None:
@@ -181,4 +183,4 @@ def test_more_workers_than_batches(layout: Layout) -> None:
     pairs = layout.pairs("test")
     dataset = scan_dataset(layout, layout.references("test"), Pairs(pairs.place, pairs.view), SIZES, batch_size=100)
     assert len(dataset.steps) == 1 and isinstance(dataset, StreamDataset)
-    assert len(list(load(dataset, workers=2))) == 1
+    assert len(list(Loader(dataset, workers=2))) == 1

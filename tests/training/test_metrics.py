@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from geostream.errors import StoreError
 from geostream.store import Store
+from geostream.streaming.stats import Replaced, StreamStats
 from geostream.training.metrics import MetricsLog, RunResult
 
 
-def stream(fetched: int, peak: int) -> dict[str, int]:
-    return {"bytes_fetched": fetched, "bytes_used": fetched // 2, "requests": 3, "peak_resident_bytes": peak}
+def stream(fetched: int, peak: int) -> dict[str, Any]:
+    stats = StreamStats(bytes_fetched=fetched, bytes_used=fetched // 2, requests=3, peak_resident_bytes=peak)
+    stats.retries["busy"] = 2
+    stats.count_replaced(Replaced(step=4, pair="a view-00.jpg", member="tile.jpg", reason="torn", stand_in="b"))
+    return stats.as_dict()
 
 
 def test_a_stage_done_again_replaces_its_record(tmp_path: Path) -> None:
@@ -40,7 +45,9 @@ def test_the_result_adds_up(tmp_path: Path) -> None:
     log.append("evaluate", 2, 1.0, r1=0.5)
     result = RunResult.of(Store.open(tmp_path), log, already_finished=False)
     assert result.epochs == 2 and [row["loss"] for row in result.training] == [2.0, 1.0]
-    assert result.stream == {"bytes_fetched": 300, "bytes_used": 150, "requests": 6, "peak_resident_bytes": 90}
+    whole = {"bytes_fetched": 300, "bytes_used": 150, "requests": 6, "peak_resident_bytes": 90, "replaced_pairs": 2}
+    assert whole.items() <= result.stream.items() and result.stream["merged_read_bytes"] == 50
+    assert result.stream["retries"] == {"busy": 4} and result.stream["replaced"][1]["pair"] == "a view-00.jpg"
     assert result.seconds == {"plan": 0, "train": 9.0, "embed": 0, "mine": 0, "evaluate": 1.0}
     assert result.evaluations == [{"epoch": 2, "seconds": 1.0, "r1": 0.5}]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from torch.optim.lr_scheduler import OneCycleLR
 from geostream.errors import GeostreamError
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.streaming.loader import plan_dataset
+from geostream.streaming.dataset import plan_dataset
+from geostream.streaming.loader import Loader
 from geostream.training.augment import Augmentation
 from geostream.training.embed import image_sizes
-from geostream.training.optimise import learning_rate, make_optimizer, train_epoch
+from geostream.training.optimise import EpochOutcome, learning_rate, make_optimizer, train_epoch
 from geostream.training.stages import new_encoder, plan_epoch
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
@@ -53,7 +55,7 @@ def test_constant_and_a_warm_up_as_long_as_the_run() -> None:
 
 def test_a_few_epochs_lower_the_loss(tmp_path: Path) -> None:
     layout = tiny_layout(Store.open(tmp_path), places=32, view_size=(32, 64))
-    settings = TINY.model_copy(update={"epochs": 8, "batch_size": 8})
+    settings = TINY.model_copy(update={"epochs": 8, "batch_size": 8, "checkpoint_every": 2})
     run = Store.open(tmp_path / "run")
     encoder = new_encoder(settings)
     optimizer = make_optimizer(encoder, settings)
@@ -62,9 +64,12 @@ def test_a_few_epochs_lower_the_loss(tmp_path: Path) -> None:
     for epoch in range(1, 9):
         change = Augmentation.of(settings, epoch, 32)
         dataset = plan_dataset(layout, plan, image_sizes(settings), change=change)
-        outcome = train_epoch(encoder, optimizer, dataset, settings, epoch)
+        saved: list[EpochOutcome] = []
+        outcome = train_epoch(encoder, optimizer, Loader(dataset), settings, epoch, EpochOutcome(), saved.append)
         losses.append(outcome.loss)
-        assert outcome.pairs == plan.place.size and 0 <= outcome.wait_seconds <= outcome.seconds
+        assert outcome.pairs == plan.place.size and 0 <= outcome.stream.stall_seconds <= outcome.seconds
+        assert [one.batches for one in saved] == [2] and saved[0].pairs == 16  # every second of four
+        assert EpochOutcome.from_dict(json.loads(json.dumps(outcome.as_dict()))) == outcome
         assert outcome.stream.bytes_used <= outcome.stream.bytes_fetched
     assert losses[-1] < 0.8 * losses[0]
 
@@ -77,4 +82,4 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     plan = plan_epoch(Store.open(tmp_path / "run"), layout, TINY, 1)
     dataset = plan_dataset(layout, plan, image_sizes(TINY), change=Augmentation.of(TINY, 1, 12))
     with pytest.raises(GeostreamError, match="the loss is nan; lower learning_rate"):
-        train_epoch(encoder, make_optimizer(encoder, TINY), dataset, TINY, 1)
+        train_epoch(encoder, make_optimizer(encoder, TINY), Loader(dataset), TINY, 1, EpochOutcome(), print)
