@@ -149,10 +149,39 @@ def render_report(
             f"semi-positive, which shows the spot off its centre.</span></p><div class=grid>{rows}</div>"
         )
     seconds = [{"stage": stage, "seconds": round(value, 1)} for stage, value in summary["seconds"].items()]
-    stream = [{"what": name, "value": value} for name, value in summary["stream"].items()]
     sections.append("<h2>Where the time went</h2>" + _table(seconds, []))
-    sections.append("<h2>What was read</h2>" + _table(stream, []))
+    sections.append(_reading(summary["stream"], epochs))
     return _PAGE.format(title=html.escape(title), body="\n".join(sections))
+
+
+def _reading(stream: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> str:
+    """What streaming cost, by epoch, and which pairs were replaced."""
+    rows = [
+        {
+            "epoch": row["epoch"],
+            "pairs/s": round(row["pairs_per_second"]),
+            "waiting": row["wait_share"],
+            "MB read": row["stream"]["bytes_fetched"] / 1e6,
+            "read / used": row["stream"]["bytes_fetched"] / max(row["stream"]["bytes_used"], 1),
+            "requests": row["stream"]["requests"],
+            "MB a request": row["stream"]["merged_read_bytes"] / 1e6,
+            "most MB held": row["stream"]["peak_resident_bytes"] / 1e6,
+            "retries": sum(row["stream"]["retries"].values()),
+            "replaced": row["stream"]["replaced_pairs"],
+        }
+        for row in epochs
+    ]
+    parts = [
+        "<h2>What was read</h2><p>Waiting: the share of the time that training stood still for want of a batch. Read / "
+        "used: bytes fetched over bytes of the images in the batches.</p>" + _table(rows, ["waiting"])
+    ]
+    if stream["retries"]:
+        reasons = ", ".join(f"{html.escape(reason)} {count:,}" for reason, count in stream["retries"].items())
+        parts.append(f"<p>Reads repeated, by reason: {reasons}.</p>")
+    if stream["replaced"]:
+        parts.append("<p>Pairs with a damaged image, and those that were trained in their place:</p>")
+        parts.append(_table(stream["replaced"], []))
+    return "".join(parts)
 
 
 def _retrieval(one: Retrieval) -> str:

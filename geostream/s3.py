@@ -53,8 +53,20 @@ class _Credentials:
         }
 
 
+def client_options(address: str, retries: int) -> dict[str, Any]:
+    """obstore's options for a client that repeats a request ``retries`` times, within a minute."""
+    return {
+        "client_options": {
+            "timeout": timedelta(days=1),  # else 30 s, whatever the size
+            "read_timeout": SILENCE,
+            "allow_http": address.startswith("http://"),
+        },
+        "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=60)},
+    }
+
+
 def s3_client(url: str, *, retries: int) -> S3Store:
-    """obstore's client for ``s3://bucket/prefix``; a request is repeated ``retries`` times, within a minute."""
+    """obstore's client for ``s3://bucket/prefix``."""
     environment = _S3Environment()
     endpoint = environment.endpoint_url_s3 or environment.endpoint_url
     config = {"region": environment.region or environment.default_region or "us-east-1"}
@@ -65,11 +77,6 @@ def s3_client(url: str, *, retries: int) -> S3Store:
         parts.netloc,
         prefix=parts.path.strip("/") or None,
         config=cast("Any", config),
-        client_options={
-            "allow_http": bool(endpoint and endpoint.startswith("http://")),
-            "timeout": timedelta(days=1),  # else 30 s, whatever the size
-            "read_timeout": SILENCE,
-        },
-        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=60)},
         credential_provider=_Credentials(),
+        **client_options(endpoint or "", retries),
     )

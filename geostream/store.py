@@ -23,13 +23,15 @@ import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore import exceptions as obexc
-from obstore.store import LocalStore
+from obstore.fsspec import FsspecStore
+from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore as ZarrStore
 
 from geostream.errors import AlreadyExists, BadInput, NotFound, Refused, StoreError, Unanswered
-from geostream.s3 import s3_client
+from geostream.s3 import client_options, s3_client
 
 Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
+OTHERS = ("gs", "az", "abfss", "http", "https")  # schemes that are obstore's own business
 RETRIES = 6
 STATUS, CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -116,7 +118,11 @@ class Store:
 
     @classmethod
     def open(cls, url: str | Path) -> Store:
-        """A store at ``s3://bucket/prefix``, ``file:///folder`` or a local path. No request is made yet."""
+        """A store at ``s3://bucket/prefix``, ``file:///folder`` or a local path. No request is made yet.
+
+        What else obstore reaches (``gs://``, ``az://``, ``https://``, which is for reading) works as obstore does it:
+        with the credentials of its own environment variables.
+        """
         text = str(url)
         parts = urlsplit(text)
         if parts.scheme == "s3":
@@ -125,13 +131,20 @@ class Store:
             return cls(text.rstrip("/"))
         if parts.scheme == "file":
             return cls(str(Path(unquote(parts.path)).absolute()))
+        if parts.scheme in OTHERS:
+            return cls(text.rstrip("/"))
         if "://" in text:
-            raise BadInput(f"{text}: stores are s3://bucket/prefix or a local folder")
+            kinds = ", ".join(f"{scheme}://…" for scheme in OTHERS)
+            raise BadInput(f"{text}: stores are s3://bucket/prefix, a local folder, {kinds}")
         return cls(str(Path(text).expanduser().absolute()))
 
     @property
     def is_s3(self) -> bool:
         return self.url.startswith("s3://")
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.url
 
     def child(self, *parts: str) -> Store:
         """The folder ``parts`` below this one."""
@@ -145,15 +158,20 @@ class Store:
 
     @cached_property
     def _obstore(self) -> Any:
-        if not self.is_s3:
-            Path(self.url).mkdir(parents=True, exist_ok=True)
-            return LocalStore(prefix=self.url)
-        return s3_client(self.url, retries=RETRIES)
+        return self._client(RETRIES)
 
     @cached_property
     def _impatient(self) -> Any:
         """As ``_obstore``, but every request is tried once."""
-        return s3_client(self.url, retries=0) if self.is_s3 else self._obstore
+        return self._client(0)
+
+    def _client(self, retries: int) -> Any:
+        if self.is_local:
+            Path(self.url).mkdir(parents=True, exist_ok=True)
+            return LocalStore(prefix=self.url)
+        if self.is_s3:
+            return s3_client(self.url, retries=retries)
+        return from_url(self.url, **client_options(self.url, retries))
 
     def renew(self) -> None:
         """Ask for credentials anew with the next :meth:`read_range_once`, also where they came without an expiry."""
@@ -233,8 +251,10 @@ class Store:
         """(fsspec filesystem, root path): for libraries that speak fsspec."""
         import fsspec
 
-        if not self.is_s3:
+        if self.is_local:
             return fsspec.filesystem("file"), self.url
+        if not self.is_s3:
+            return FsspecStore(cast("Any", urlsplit(self.url).scheme)), self.url
         # No listing cache: other processes write here, and a cached listing would hide what they commit.
         return fsspec.filesystem("s3", use_listings_cache=False, default_block_size=2**20), self.url.removeprefix(
             "s3://"
@@ -286,7 +306,7 @@ class Store:
 
     def check(self) -> None:
         """Raise StoreError, with what to do, where the store cannot be listed."""
-        if not self.is_s3 and not Path(self.url).is_dir():
+        if self.is_local and not Path(self.url).is_dir():
             raise StoreError(f"{self.url}: no such folder; correct the path, or shard a dataset into it first")
         with _explained(self.url):
             obstore.list_with_delimiter(self._obstore)

@@ -46,7 +46,7 @@ def shard(
     The same as :func:`plan_shards`, :func:`write_shards` and :func:`commit_shards` one after the other.
     """
     folder = layout_folder(store, dataset, name)
-    if store.is_s3:
+    if not store.is_local:
         store.check()  # before the sample is read; a local folder is made
     job = plan_shards(raw, options)
     if layout := committed(job, store, dataset, name):
@@ -166,6 +166,6 @@ def _clean(folder: Store, job: ShardJob) -> None:
     for info in folder.list():
         if info.path.startswith("parts/") or (info.path.endswith(".tar") and info.path not in shards):
             folder.delete(info.path)
-    if not folder.is_s3:
+    if folder.is_local:
         for unfinished in Path(folder.url).glob("**/*#*"):  # obstore's names for files not yet whole
             unfinished.unlink()

@@ -138,6 +138,8 @@ def _rates(pairs: int, started: float, stats: StreamStats) -> dict[str, object]:
     shown: dict[str, object] = {
         "pairs/s": pairs / seconds,
         "MB/s": stats.bytes_fetched / 1e6 / seconds,
+        "reads": f"{stats.requests} of {stats.merged_read_bytes / 1e6:.2g} MB",
+        "held": f"{stats.resident_bytes / 1e6:.3g} MB",
         "waiting": f"{stats.stall_seconds / seconds:.0%}",
     }
     troubles = {"retries": stats.retries.total(), "replaced": stats.replaced_pairs}

@@ -133,7 +133,7 @@ def test_unknown_profile(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> No
         Store.open(s3_store.url).check()
 
 
-@pytest.mark.parametrize("url", ["gs://bucket/x", "s3://", "http://host/x"])
+@pytest.mark.parametrize("url", ["ftp://host/x", "s3://", "s4://bucket/x"])
 def test_urls_that_are_no_store(url: str) -> None:
     with pytest.raises(BadInput):
         Store.open(url)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from geostream.errors import StoreError
-from geostream.layout import Int64, Layout
+from geostream.layout import Int64, Layout, open_layout
 from geostream.store import Store
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.reading import MemberTable, ReadOptions
+from infra.s3 import DEFAULT_PORTS, S3Server
 from tests.helpers import tiny_layout, tiny_places, write_layout
 
 
@@ -131,3 +132,13 @@ def test_it_reads_from_s3(s3_store: Store) -> None:
     with Fetcher(MemberTable.of(layout), in_order(layout)) as fetcher:
         assert all(images == {row: expected(layout, row) for row in images} for images in fetcher)
     assert fetcher.stats.requests == len(layout.shard_sizes)
+
+
+def test_it_reads_from_plain_http(s3: S3Server, s3_store: Store) -> None:
+    write_layout(s3_store, tiny_places())
+    filer = s3.ports[list(DEFAULT_PORTS).index("filer.port")]
+    url = f"http://127.0.0.1:{filer}/buckets/{s3_store.url.removeprefix('s3://')}"
+    layout = open_layout(Store.open(url), "tiny", "g0")
+    with Fetcher(MemberTable.of(layout), in_order(layout)) as fetcher:
+        assert all(images == {row: expected(layout, row) for row in images} for images in fetcher)
+    assert fetcher.stats.requests == len(layout.shard_sizes) and not fetcher.bad
