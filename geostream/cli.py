@@ -18,8 +18,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from geostream.errors import BadInput, GeostreamError
+from geostream.errors import BadInput, GeostreamError, StoreError
 from geostream.layout import Layout, list_datasets, list_layouts, open_layout
+from geostream.layout_files import ADVICE
 from geostream.settings import TrainSettings, default_settings, parse_settings
 from geostream.store import Store
 
@@ -57,6 +58,22 @@ def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None)
     )
     for key in ("id", "source", "images", "broken"):
         Console().print(f"{key}: {one.info[key]}", highlight=False, markup=False)
+
+
+@app.command()
+def verify(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
+    """Read every shard of a layout once and compare it with the index; damage is named, and exits with 1."""
+    from geostream.verify import verify_layout
+
+    opened = open_layout(_open(store), dataset, layout)
+    found = verify_layout(opened)
+    for line in found.problems:
+        print(line)
+    if found.count > len(found.problems):
+        print(f"… and {found.count - len(found.problems)} more")
+    if found.count:
+        raise StoreError(f"{opened.store.url}: {found.count} problems; {ADVICE}")
+    print(f"{found.shards} shards, {found.members} members, {found.bytes} bytes: all as committed")
 
 
 @app.command()

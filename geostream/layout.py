@@ -1,65 +1,34 @@
 """A layout: an immutable, committed set of tar shards with its index of places and members.
 
-Decides the schema of ``places.parquet`` and ``members.parquet`` and what *committed* means: ``layout.json`` is
-there, written last and once. A place's id is its row in ``places.parquet`` and is the same in every generation of
-a layout; only ``members.parquet`` (which shard, where in it) differs between generations. So a neighbour graph
-outlives a reclustering, at the price of one indirection (``shard_of_place``) whenever order on disk matters.
+Decides what *committed* means: ``layout.json`` is there, written last and once, and the index holds what
+:mod:`geostream.index` demands, looked at by the commit and again by every opening. A place's id is its row in
+``places.parquet`` and is the same in every generation of a layout; only ``members.parquet`` (which shard, where in it)
+differs between generations. So a neighbour graph outlives a reclustering, at the price of one indirection
+(``shard_of_place``) whenever order on disk matters.
 The whole index is held in memory: about 100 bytes a member.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, NotFound, StoreError
+from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted
+from geostream.index import MEMBERS as MEMBERS
+from geostream.index import PLACES as PLACES
+from geostream.index import Coordinates as Coordinates
+from geostream.index import IndexDamage, check_index, content_id
+from geostream.index import Int32 as Int32
+from geostream.index import Int64 as Int64
+from geostream.layout_files import FORMAT, check_info, read_info, read_tables, summary
 from geostream.store import Store, check_name, table_bytes
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Coordinates = Literal["latlon", "utm", "none"]
-
-FORMAT = 1
-VIEW = pa.struct(
-    [
-        ("name", pa.string()),  # "view-00"
-        ("split", pa.string()),  # "train" or "test": which pairs this view belongs to
-        ("source", pa.string()),  # the raw file's name
-        ("north", pa.float64()),
-        ("east", pa.float64()),
-        ("semi_positives", pa.list_(pa.int32())),  # place ids whose tile also shows this view
-    ]
-)
-PLACES = pa.schema(
-    [
-        ("key", pa.string()),
-        ("area", pa.string()),
-        ("splits", pa.list_(pa.string())),  # the splits whose gallery holds this tile
-        ("north", pa.float64()),  # degrees (latlon), metres (utm) or NaN (none)
-        ("east", pa.float64()),
-        ("source", pa.string()),
-        ("views", pa.list_(VIEW)),
-    ]
-)
-MEMBERS = pa.schema(
-    [
-        ("place", pa.int32()),
-        ("member", pa.string()),  # "tile.jpg", "view-00.jpg", "json"
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),  # of the data in the tar, behind its header
-        ("size", pa.int64()),
-        ("crc32c", pa.uint32()),
-    ]
-)
 
 
 class Pairs(NamedTuple):
@@ -240,8 +209,8 @@ def _committed(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
     infos = {}
     for name in folder.folders():
         try:
-            infos[name] = folder.read_json(f"{name}/layout.json")
-        except NotFound:
+            infos[name] = read_info(folder.child(name))
+        except LayoutNotCommitted:
             continue  # not committed: it does not exist for a reader
     return infos
 
@@ -272,21 +241,8 @@ def open_layout(store: Store, dataset: str | None = None, name: str | None = Non
 
 
 def _open(folder: Store) -> Layout:
-    try:
-        info = folder.read_json("layout.json")
-    except NotFound as error:
-        raise LayoutNotCommitted(
-            f"{folder.url}: not committed (no layout.json); if its sharding was cut off, run the same command again"
-        ) from error
-    if info.get("format") != FORMAT:
-        raise StoreError(f"{folder.url}: layout format {info.get('format')}; this geostream reads format {FORMAT}")
-    tables = {}
-    for file, sha256 in info["index"].items():
-        data = folder.read(file)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise StoreError(f"{folder.url}/{file}: changed after the commit; shard the dataset again")
-        tables[file] = pq.read_table(io.BytesIO(data))
-    return Layout(folder, info, tables["places.parquet"], tables["members.parquet"])
+    info = read_info(folder)
+    return Layout(folder, info, *read_tables(folder, info))
 
 
 def commit_layout(
@@ -310,74 +266,33 @@ def commit_layout(
     stored. ``broken``: raw images left out, in words. ``parent``: id of the generation before.
     Raises AlreadyExists where another layout was committed here, BadInput where the index contradicts itself.
     """
-    places, members = places.cast(PLACES), members.cast(MEMBERS)
-    _check_index(places, members, shards)
-    views = pc.list_flatten(places["views"].combine_chunks())
-    in_shard = np.bincount(members["shard"].to_numpy(), minlength=len(shards))
-    info = {
-        "format": FORMAT,
-        "dataset": dataset,
-        "layout": name,
-        "id": _content_id(places, members),
-        "generation": generation,
-        "parent": parent,
-        "coordinates": coordinates,
-        "places": places.num_rows,
-        "pairs": {v["values"]: v["counts"] for v in pc.value_counts(views.field("split")).to_pylist()},
-        "bytes": sum(size for _, size in shards),
-        "shards": [
-            {"name": shard, "size": size, "members": int(count)}
-            for (shard, size), count in zip(shards, in_shard, strict=True)
-        ],
-        "images": images,
-        "source": source,
-        "broken": broken,
-        "index": {},
-    }
+    try:
+        places, members = places.cast(PLACES), members.cast(MEMBERS)
+        check_index(places, members, shards)
+        data = {"places.parquet": table_bytes(places), "members.parquet": table_bytes(members)}
+        info = {
+            "format": FORMAT,
+            "dataset": dataset,
+            "layout": name,
+            "id": content_id(places, members),
+            "generation": generation,
+            "parent": parent,
+            "coordinates": coordinates,
+            **summary(places, members, shards),
+            "images": images,
+            "source": source,
+            "broken": broken,
+            "index": {file: hashlib.sha256(table).hexdigest() for file, table in data.items()},
+        }
+        check_info(info)
+    except (IndexDamage, pa.ArrowException, ValueError) as error:
+        raise BadInput(f"{folder.url}: {error}; nothing was committed") from error
     if folder.exists("layout.json"):
         # The same commit made twice (a kill between commit and clean-up) is no conflict.
-        if folder.read_json("layout.json")["id"] == info["id"]:
+        if read_info(folder)["id"] == info["id"]:
             return _open(folder)
         raise AlreadyExists(f"{folder.url}: another layout is committed here; choose another name")
-    for file, table in (("places.parquet", places), ("members.parquet", members)):
-        data = table_bytes(table)
-        folder.write(file, data)
-        info["index"][file] = hashlib.sha256(data).hexdigest()
+    for file, table in data.items():
+        folder.write(file, table)
     folder.write_json("layout.json", info, if_absent=True)
     return Layout(folder, info, places, members)
-
-
-def _content_id(places: pa.Table, members: pa.Table) -> str:
-    """Hash of the index's values: the same whatever wrote the Parquet files."""
-    digest = hashlib.sha256()
-    for table in (places, members):
-        for column in table.column_names:
-            digest.update(column.encode())
-            for value in table[column].to_pylist():
-                digest.update(repr(value).encode())
-    return digest.hexdigest()[:16]
-
-
-def _check_index(places: pa.Table, members: pa.Table, shards: list[tuple[str, int]]) -> None:
-    """The invariants that every reader relies on."""
-    keys = places["key"].to_pylist()
-    if len(set(keys)) != len(keys):
-        raise BadInput("two places have the same key")
-    if not keys:
-        raise BadInput("a layout needs at least one place")
-    place, shard = members["place"].to_numpy(), members["shard"].to_numpy()
-    offset, size = members["offset"].to_numpy(), members["size"].to_numpy()
-    if place.min(initial=0) < 0 or place.max(initial=-1) >= len(keys):
-        raise BadInput("members.parquet names a place that places.parquet lacks")
-    if shard.min(initial=0) < 0 or shard.max(initial=-1) >= len(shards):
-        raise BadInput("members.parquet names a shard that does not exist")
-    if (np.lexsort((offset, shard)) != np.arange(len(shard))).any():
-        raise BadInput("members.parquet is not sorted by shard and offset")
-    if ((offset + size) > np.array([n for _, n in shards], dtype=np.int64)[shard]).any():
-        raise BadInput("members.parquet points past the end of a shard")
-    if ((shard[1:] == shard[:-1]) & (offset[1:] < offset[:-1] + size[:-1])).any():
-        raise BadInput("members.parquet: two members overlap")
-    first = np.full(len(keys), -1, dtype=np.int64)
-    first[place] = shard
-    if (first < 0).any() or (first[place] != shard).any():
-        raise BadInput("every place needs members, all of them in one shard")

@@ -58,6 +58,36 @@ def test_each_stage_alone_and_the_report(s3_store: Store, layout: Layout) -> Non
     assert set(run.read_json("evaluation-test-epoch-0002.json")) >= {"epoch", "r1", "r5", "r10", "r1pct", "hit_rate"}
 
 
+def test_verify(s3_store: Store, layout: Layout) -> None:
+    url, shards, members = s3_store.url, len(layout.shard_names), layout.members.num_rows
+    line = f"{shards} shards, {members} members, {layout.shard_sizes.sum()} bytes: all as committed\n"
+    assert said("verify", url) == line
+    whole = layout.store.read("shard-00001.tar")
+    layout.store.write("shard-00001.tar", whole[:600] + b"\0\0\0" + whole[603:])
+    layout.store.delete("shard-00002.tar")
+    done = geostream("verify", url, "--dataset", layout.dataset, "--layout", layout.name)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"shard-00001.tar: '{layout.keys[4]}.tile.jpg': checksum differs from the index, its bytes were changed",
+        "shard-00002.tar: gone since the commit",
+    ]
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"geostream: {layout.store.url}: 2 problems; restore the layout's folder from a copy, or ")
+
+
+def test_verify_shows_a_hundred_problems_and_counts_the_rest(tmp_path: Path) -> None:
+    layout = tiny_layout(Store.open(tmp_path), places=60, places_per_shard=60)
+    path = Path(layout.store.url, "shard-00000.tar")
+    data = bytearray(path.read_bytes())
+    for offset in layout.members["offset"].to_pylist()[:180]:
+        data[offset] ^= 1
+    path.write_bytes(data)
+    done = geostream("verify", str(tmp_path))
+    lines = done.stdout.splitlines()
+    assert (done.returncode, len(lines), lines[-1]) == (1, 101, "… and 80 more")
+    assert ": 180 problems; " in done.stderr
+
+
 def test_errors_are_one_line(s3_store: Store, layout: Layout, tmp_path: Path) -> None:
     url = s3_store.url
     assert "no such folder" in refused("inspect", str(tmp_path / "typo"))

@@ -120,7 +120,7 @@ def test_commit_twice_is_one_commit_and_another_is_refused(tmp_path: Path, world
     before = {o.path: store.read(o.path) for o in store.list()}
     assert commit(store, world).id == first.id
     with pytest.raises(AlreadyExists, match="choose another name"):
-        commit(store, world[:3], places=pa.Table.from_pylist([place(k, [], ["train"]) for k in "xyz"], schema=PLACES))
+        commit(store, [place(key, [], ["train"]) for key in "xyz"])
     assert {o.path: store.read(o.path) for o in store.list()} == before
 
 
@@ -139,7 +139,7 @@ def test_newest_generation_is_opened_unless_ambiguous(tmp_path: Path, world: Wor
     assert open_layout(store).id == second.id != first.id
     assert open_layout(store, "vigor", "a-000").id == first.id
     assert second.pairs("train").place.tolist() == first.pairs("train").place.tolist()
-    commit(store, world[:1], "b-000", places=pa.Table.from_pylist([place("z", [], ["train"])], schema=PLACES))
+    commit(store, [place("z", [], ["train"])], "b-000")
     with pytest.raises(BadInput, match="a-001, b-000"):
         open_layout(store)
 
@@ -147,13 +147,18 @@ def test_newest_generation_is_opened_unless_ambiguous(tmp_path: Path, world: Wor
 @pytest.mark.parametrize(
     ("column", "row", "value", "message"),
     [
-        ("place", 0, 9, "places.parquet lacks"),
-        ("shard", 0, 5, "shard that does not exist"),
-        ("offset", 0, 10**6, "not sorted"),
-        ("size", 11, 10**6, "past the end"),
-        ("size", 0, 1500, "overlap"),
-        ("shard", 2, 1, "not sorted"),
-        ("place", 11, 0, "all of them in one shard"),
+        ("place", 0, 9, "'tile.jpg' of place number 9 in shard-00000.tar .* names a place that places.parquet lacks"),
+        ("shard", 0, 5, "'tile.jpg' of place a in shard number 5 .* names a shard that layout.json lacks"),
+        ("offset", 0, 4000, "'view-00.jpg' of place a .* is not in the order of shards and offsets"),
+        ("size", 11, 10**6, "'json' of place d in shard-00001.tar .* reaches past the end of its shard"),
+        ("size", 0, 1500, "'view-00.jpg' of place a .* overlaps the member in front of it"),
+        ("shard", 2, 1, "'json' of place a .* is not in the order"),
+        (
+            "place",
+            11,
+            0,
+            "'tile.jpg' of place a in shard-00000.tar .* is in one shard, and others of its place in another",
+        ),
     ],
 )
 def test_index_that_contradicts_itself(
@@ -164,8 +169,25 @@ def test_index_that_contradicts_itself(
     assert len(rows) == 12
     rows[row][column] = value
     store = Store.open(tmp_path)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInput, match=f"layouts/a-000: members.parquet: {message}.*; nothing was committed"):
         commit(store, world, members=pa.Table.from_pylist(rows, schema=MEMBERS))
+    assert store.list() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shards": [("shard-00000.tar", 9000), ("../shard-00001.tar", 9000)]}, "layout.json: shards.1.name: "),
+        ({"shards": [("shard-00000.tar", 9000)] * 2}, "layout.json: two shards have the same name"),
+        ({"dataset": "../vigor"}, "layout.json: dataset: "),
+        ({"coordinates": "miles"}, "layout.json: coordinates: "),
+        ({"members": PLACES.empty_table()}, "not matching"),
+    ],
+)
+def test_commit_that_no_one_could_open(tmp_path: Path, world: World, changes: dict[str, Any], message: str) -> None:
+    store = Store.open(tmp_path)
+    with pytest.raises(BadInput, match=f"{message}.*; nothing was committed"):
+        commit(store, world, **changes)
     assert store.list() == []
 
 
