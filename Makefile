@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: install demo test test-all check up down status clean
+.PHONY: install bench-peers demo test test-all check up down status clean
 .DEFAULT_GOAL := install
 
 # The stamp is written last, so that an install cut off is done again.
@@ -16,6 +16,15 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 	touch $@
 
 install: .venv/installed
+
+# What the benchmarks in tests/benchmarks measure against. MosaicML Streaming pins older packages than ours: it gets a
+# venv of its own, which sees this one's torch.
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+bench-peers: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,local,dev,bench]'
+	$(PYTHON) -m venv .venv-bench
+	$(BIN)/python -c '$(PURELIB)' > $$(.venv-bench/bin/python -c '$(PURELIB)')/main.pth
+	.venv-bench/bin/python -m pip install --quiet mosaicml-streaming==0.13.0
 
 demo: install
 	$(BIN)/geostream demo
@@ -41,4 +50,4 @@ status: install
 	$(BIN)/python -m infra.stack status
 
 clean:
-	rm -rf .venv runs .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-bench runs .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

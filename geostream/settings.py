@@ -62,7 +62,7 @@ class TrainSettings(BaseModel):
     look_ahead: int = Field(128, ge=0, description="batches of a lane whose needs are merged into one read")
     prefetch: int = Field(8, ge=0, description="batches that a read may start before its need")
     buffer_mib: int = Field(2048, ge=1, description="most MiB of shards held at once")
-    gap_kib: int = Field(256, ge=0, description="unneeded KiB read through rather than skipped by another request")
+    gap_kib: int = Field(1024, ge=0, description="unneeded KiB read through rather than skipped by another request")
     replaced_limit: float = Field(0.01, ge=0, le=1, description="share of an epoch's pairs that may be replaced")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: torch's own choice")
     seed: int = Field(0, ge=0)

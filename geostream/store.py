@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +33,7 @@ from geostream.s3 import client_options, s3_client
 Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
 OTHERS = ("gs", "az", "abfss", "http", "https")  # schemes that are obstore's own business
 RETRIES = 6
+CHUNK = 2 * 2**20  # bytes that stay in the processor's cache between the socket and their place
 STATUS, CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -174,7 +175,7 @@ class Store:
         return from_url(self.url, **client_options(self.url, retries))
 
     def renew(self) -> None:
-        """Ask for credentials anew with the next :meth:`read_range_once`, also where they came without an expiry."""
+        """Ask for credentials anew with the next :meth:`stream_range`, also where they came without an expiry."""
         self.__dict__.pop("_impatient", None)
 
     def _at(self, path: str) -> str:
@@ -192,18 +193,23 @@ class Store:
         with _explained(self._at(path)):
             return bytes(obstore.get_range(self._obstore, path, start=offset, length=size))
 
-    async def read_range_once(self, path: str, offset: int, size: int) -> tuple[memoryview, int]:
-        """``size`` bytes from ``offset``, fewer only where the object ends, and the size of the whole object.
+    async def stream_range(self, path: str, offset: int, size: int) -> AsyncGenerator[tuple[memoryview, int]]:
+        """Chunks of ``size`` bytes from ``offset`` as they come, each with the size of the whole object.
 
-        Tried once, and given up after ``s3.SILENCE``: for readers that have their own patience. Raises NotFound,
-        Refused, Unanswered for whatever may pass, and StoreError for what will not.
+        Less comes only where the object ends; of an empty range, one empty chunk. Asked once, and given up after
+        ``s3.SILENCE``: for readers that have their own patience. Raises NotFound, Refused, Unanswered for whatever may
+        pass, and StoreError for what will not.
         """
         with _explained(self._at(path)):
             # An empty range cannot be asked for.
             wanted = {"range": (offset, offset + size)} if size else {"head": True}
             answer = await obstore.get_async(self._impatient, path, options=cast("Any", wanted))
             whole = int(answer.meta["size"])
-            return (memoryview(await answer.bytes_async()) if size else memoryview(b"")), whole
+            if not size:
+                yield memoryview(b""), whole
+                return
+            async for chunk in answer.stream(min_chunk_size=CHUNK):
+                yield memoryview(chunk), whole
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
         """Write the object atomically. With ``if_absent``, raise AlreadyExists where there is one (conditional put)."""
@@ -234,11 +240,13 @@ class Store:
         self.write(path, (json.dumps(value, indent=1) + "\n").encode(), if_absent=if_absent)
 
     def read_table(self, path: str, columns: Names | None = None) -> pa.Table:
-        """A Parquet table, or some of its columns."""
-        filesystem, root = self.filesystem()
+        """A Parquet table; where only some ``columns`` are wanted, no more is fetched."""
         with _explained(self._at(path)):
             try:
                 # Not the dataset reader: one file, and no partition columns guessed from "name=value" in the path.
+                if columns is None:
+                    return pq.ParquetFile(io.BytesIO(self.read(path))).read()
+                filesystem, root = self.filesystem()
                 with filesystem.open(f"{root}/{path}", "rb") as source:
                     return pq.ParquetFile(source).read(columns=columns)
             except pa.ArrowInvalid as error:

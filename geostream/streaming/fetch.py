@@ -52,7 +52,6 @@ class Fetcher:
         self._used = np.zeros(len(members.crc32c), dtype=bool)
         self._asked: dict[int, Future[Arrived]] = {}
         self._views: dict[int, bytes] = {}
-        self._taken_apart = 0  # bytes of the longest read so far that has several members
 
     def __enter__(self) -> Fetcher:
         self._transport.__enter__()
@@ -88,9 +87,7 @@ class Fetcher:
         rows, size = self._rows(read), int(plan.size[read])
         self._asked[read] = self._transport.read(int(plan.shard[read]), int(plan.offset[read]), size, rows)
         stats.resident_bytes += size
-        if len(rows) > 1:
-            self._taken_apart = max(self._taken_apart, size)
-        stats.peak_resident_bytes = max(stats.peak_resident_bytes, stats.resident_bytes + self._taken_apart)
+        stats.peak_resident_bytes = max(stats.peak_resident_bytes, stats.resident_bytes)
 
     def _await(self, read: int) -> None:
         started = time.perf_counter()

@@ -1,7 +1,7 @@
 """What a reader has to know: of the layout, where its members lie; of the user, what reading may cost.
 
 Decides the defaults. 128 batches of look-ahead merge whole shards out of a plan that walks them; eight batches of
-prefetch hide the time a shard takes to come; 256 KiB is what a request costs a fast store in bytes not read meanwhile;
+prefetch hide the time a shard takes to come; 1 MiB is what a request costs a fast store in bytes not read meanwhile;
 one pair in a hundred may be replaced before the epoch is given up. Batches are counted in each lane.
 """
 
@@ -24,7 +24,7 @@ class ReadOptions:
     look_ahead: int = 128  # batches whose needs are merged into one read
     prefetch: int = 8  # batches that a read may start before its need
     budget_bytes: int = 2 * 2**30  # most bytes of shards held at once
-    gap_bytes: int = 256 * 2**10  # unneeded bytes that are read through rather than skipped by another request
+    gap_bytes: int = 2**20  # unneeded bytes that are read through rather than skipped by another request
     replaced_limit: float = 0.01  # share of the epoch's pairs that may be replaced; one pair always may
 
     def share(self, lanes: int, workers: int) -> ReadOptions:

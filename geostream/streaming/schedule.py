@@ -10,7 +10,7 @@ asks whether the budget bears that: every other member must still find room for 
 nothing is fetched twice unless the spans from first to last use alone are more than the budget; then the members that
 are needed again latest are let go between two uses (Belady's rule) and fetched again. Reads start before they are
 needed as far as the budget leaves room, in order of need. ``peak_bytes`` is computed here, before the first read, and a
-batch that cannot fit is refused. A part of the budget, ``MAX_READ`` at most, is kept for taking a read apart.
+batch that cannot fit is refused.
 
 Cost: a sort of what the look-ahead window needs per batch, about a millisecond for 64 batches of 128 pairs.
 
@@ -31,7 +31,7 @@ from geostream.errors import BadInput
 from geostream.layout import Int64
 
 GIB = 2**30
-MAX_READ = 64 * 2**20  # longer runs are cut into about equal parts, which then travel side by side
+MAX_READ = 56 * 2**20  # longer runs are cut into about equal parts, which travel side by side: 28 MiB at least
 
 Bools = npt.NDArray[np.bool_]
 
@@ -52,11 +52,11 @@ class Schedule:
     offset: Int64  # (R,) in bytes
     size: Int64  # (R,)
     come: Int64  # (R,) step from which the read may be under way
-    first: Int64  # (R,) first step that uses it: it must be there, and is taken apart
+    first: Int64  # (R,) first step that uses it: it must be there
     bring: Int64  # (R + 1,) read i brings the members bring[i] to bring[i + 1] of the next two
     row: Int64  # (D,) in the layout's index, by read and offset
     last: Int64  # (D,) last step that uses the member: it goes after that step
-    peak_bytes: int  # most bytes held at once, reads under way and one being taken apart included
+    peak_bytes: int  # most bytes held at once, reads under way included
     layout_bytes: int  # of all shards that are read from: what random access would hold
     bytes_used: int  # of the members that the batches need, each counted once
 
@@ -113,15 +113,12 @@ def schedule(
     step = np.repeat(np.arange(len(batches), dtype=np.int64), [len(batch) for batch in batches])
     used = np.unique(members)
     _check(used, extents, shard_sizes)
-    largest = int(extents.size[used].max(initial=0))
-    apart = min(MAX_READ + largest, budget_bytes // 3)  # the most that a read taken apart may hold beside its members
-    budget = budget_bytes - apart
-    spans = _spans(members, step, extents.size, len(batches), budget)
-    load, first, bring, row, last = _merge(spans, extents, len(batches), look_ahead, budget, gap_bytes, apart - largest)
+    spans = _spans(members, step, extents.size, len(batches), budget_bytes)
+    load, first, bring, row, last = _merge(spans, extents, len(batches), look_ahead, budget_bytes, gap_bytes)
     start, end = row[bring[:-1]], row[bring[1:] - 1]
     offset = extents.offset[start]
     size = extents.offset[end] + extents.size[end] - offset
-    come = _start_early(load, first, size, prefetch, budget)
+    come = _start_early(load, first, size, prefetch, budget_bytes)
     return Schedule(
         shard=extents.shard[start],
         offset=offset,
@@ -131,7 +128,7 @@ def schedule(
         bring=bring,
         row=row,
         last=last,
-        peak_bytes=int(load.max(initial=0)) + int(size[np.diff(bring) > 1].max(initial=0)),
+        peak_bytes=int(load.max(initial=0)),
         layout_bytes=int(shard_sizes[np.unique(extents.shard[used])].sum()),
         bytes_used=int(extents.size[used].sum()),
     )
@@ -194,8 +191,8 @@ def _let_go(held: Int64, idle: Int64, use: Int64, size: Int64, budget: int) -> l
         while held[now] > budget:
             if not waiting or -waiting[0][0] <= now:
                 raise BadInput(
-                    f"batch {now} needs {int(held[now]) / 2**20:,.1f} MiB at once, more than the {budget / 2**20:,.1f} "
-                    "MiB that the buffer has for it; raise buffer_mib, or plan smaller batches"
+                    f"batch {now} needs {int(held[now]) / 2**20:,.1f} MiB at once, more than the budget of "
+                    f"{budget / 2**20:,.1f} MiB; raise buffer_mib, or plan smaller batches"
                 )
             end, which = heapq.heappop(waiting)
             held[now:-end] -= size[which]
@@ -204,7 +201,7 @@ def _let_go(held: Int64, idle: Int64, use: Int64, size: Int64, budget: int) -> l
 
 
 def _merge(
-    spans: _Spans, extents: Extents, steps: int, look_ahead: int, budget: int, gap: int, longest: int
+    spans: _Spans, extents: Extents, steps: int, look_ahead: int, budget: int, gap: int
 ) -> tuple[Int64, Int64, Int64, Int64, Int64]:
     """Reads that bring all spans: (load, first, bring, row, last).
 
@@ -224,7 +221,7 @@ def _merge(
         while True:
             until = min(now + horizon + 1, steps) if horizon >= 0 else now + 1
             ahead = np.flatnonzero(unread[bounds[now] : bounds[until]]) + bounds[now]
-            which, read = _runs(spans, ahead, now, extents, gap, longest if horizon >= 0 else 0)
+            which, read = _runs(spans, ahead, now, extents, gap, alone=horizon < 0)
             early = _early_load(spans, which, read, now, extents)
             if horizon < 0 or (load[now : now + len(early)] + early).max() <= budget:
                 break
@@ -241,10 +238,10 @@ def _merge(
     return load, np.concatenate(firsts), bring, spans.row[which], spans.last[which]
 
 
-def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, longest: int) -> tuple[Int64, Int64]:
+def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, alone: bool) -> tuple[Int64, Int64]:
     """The spans among ``ahead`` that are read now, by row, and the number of the read that brings each.
 
-    ``longest``: bytes after which a run is cut at the next member; 0: each member by itself.
+    ``alone``: each member by itself.
     """
     ahead = ahead[np.lexsort((spans.first[ahead], spans.row[ahead]))]
     row = spans.row[ahead]
@@ -252,13 +249,13 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, lon
     ahead, row = ahead[keep], row[keep]
     shard, offset = extents.shard[row], extents.offset[row]
     end = offset + extents.size[row]
-    if longest > 0:
+    if not alone:
         # What another batch needs is no gap: read through, it would be fetched twice.
         apart = (np.diff(spans.rank[ahead]) != 1) | (np.diff(shard) != 0) | (offset[1:] - end[:-1] > gap)
         run = np.concatenate([[0], np.cumsum(apart)])
         starts, ends = _pieces(np.diff(run, prepend=-1) != 0)
         run_bytes = (end[ends] - offset[starts])[run]
-        parts = -(-run_bytes // min(longest, MAX_READ))
+        parts = -(-run_bytes // MAX_READ)
         part = np.minimum((offset - offset[starts][run]) * parts // np.maximum(run_bytes, 1), parts - 1)
         read = np.concatenate([[0], np.cumsum((np.diff(run) != 0) | (np.diff(part) != 0))])
     else:

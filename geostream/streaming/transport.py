@@ -1,11 +1,12 @@
 """The transport: ranged reads of shards, many in flight, each repeated until it is whole and its members are right.
 
 Decides what counts as failure and how long to be patient. A read that fails for a reason that may pass (5xx, 429, a
-reset, a short body, silence beyond its deadline, refused credentials that may just be being renewed) is repeated after
-a pause that doubles, with jitter so that many readers don't return at once, until ``PATIENCE`` is over. An object that
-is gone, or is not as long as the layout says, is no such reason. Every member's crc32c is compared with the index; one
-that differs is read again on its own, ``BAD_READS`` times, and then reported as bad: what to do about it is not decided
-here. One event loop in one thread serves all requests.
+reset, a short body, silence, refused credentials that may just be being renewed) goes on where it broke off, after a
+pause that doubles, with jitter so that many readers don't return at once, until nothing has come for ``PATIENCE``. An
+object that is gone, or is not as long as the layout says, is no such reason. Every member's crc32c is compared with the
+index; one that differs is read again, ``BAD_READS`` times, and then reported as bad: what to do about it is not decided
+here. One event loop in one thread serves all requests. Members are taken out of the bytes as these come, one copy each:
+a large buffer per read would cost half as much again in page faults, and hold what nobody needs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -25,9 +27,11 @@ import google_crc32c
 from geostream.errors import NotFound, Refused, StoreError, Unanswered
 from geostream.layout import Int64
 from geostream.streaming.reading import MemberTable
+from geostream.streaming.schedule import Extents
 from geostream.streaming.stats import StreamStats
 
 IN_FLIGHT = 16  # requests
+IN_FLIGHT_BYTES = 256 * 2**20  # more would only share the line with what is needed first
 PATIENCE = 120.0  # seconds that one read may go on failing
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds
 REFUSALS = 4  # answers of "access refused" that are put down to credentials being renewed
@@ -44,6 +48,37 @@ class Arrived:
     bad: dict[int, str] = field(default_factory=dict)
 
 
+class _Range:
+    """A range on its way in: members are taken out of its bytes as these come, and gaps dropped."""
+
+    def __init__(self, offset: int, size: int, rows: list[int], extents: Extents) -> None:
+        self.at, self.end, self.rows = offset, offset + size, rows  # at: of the next byte
+        self.starts, self.sizes = extents.offset[rows].tolist(), extents.size[rows].tolist()
+        self.taken: dict[int, bytes] = {}
+        self._begun: list[bytes] = []  # of the next member, what came with earlier chunks
+
+    def missing(self) -> tuple[int, int]:
+        """(offset, size) to ask for: from the first member on that is not whole, after a break in the middle of it."""
+        if self._begun:
+            self._begun, self.at = [], self.starts[len(self.taken)]
+        return self.at, self.end - self.at
+
+    def take(self, chunk: memoryview) -> None:
+        begin, end = self.at, self.at + len(chunk)
+        while (number := len(self.taken)) < len(self.rows):
+            start = self.starts[number]
+            stop = start + self.sizes[number]
+            if start > end:
+                break
+            piece = chunk[max(start - begin, 0) : max(stop - begin, 0)]
+            if stop > end:
+                self._begun.append(bytes(piece))
+                break
+            self.taken[self.rows[number]] = b"".join([*self._begun, piece])
+            self._begun = []
+        self.at = end
+
+
 class Transport:
     """Context manager; leaving it ends whatever is under way, and its thread.
 
@@ -53,7 +88,8 @@ class Transport:
     def __init__(self, members: MemberTable, stats: StreamStats) -> None:
         self.members, self.stats = members, stats
         self._loop = asyncio.new_event_loop()
-        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._room = asyncio.Condition()
+        self._flying: list[int] = []  # bytes of each read under way
         self._random = random.Random()
         self._thread = threading.Thread(target=self._loop.run_forever, name="geostream-fetch", daemon=True)
 
@@ -77,42 +113,40 @@ class Transport:
         return self._submit(self._read(shard, offset, size, rows.tolist()))
 
     async def _read(self, shard: int, offset: int, size: int, rows: list[int]) -> Arrived:
-        async with self._slots:
-            right, wrong = self._take_apart(await self._whole(shard, offset, size), offset, rows)
-            for attempt in range(BAD_READS):
-                if not wrong:
-                    break
-                self.stats.retries["checksum"] += len(wrong)
-                await asyncio.sleep(self._pause(attempt))
-                extents = self.members.extents
-                start = int(extents.offset[wrong[0]])
-                end = int(extents.offset[wrong[-1]] + extents.size[wrong[-1]])
-                mended, wrong = self._take_apart(await self._whole(shard, start, end - start), start, wrong)
-                right |= mended
+        async with self._room:  # waiters are served in their order
+            while self._flying and (len(self._flying) == IN_FLIGHT or sum(self._flying) + size > IN_FLIGHT_BYTES):
+                await self._room.wait()
+            self._flying.append(size)
+        try:
+            return await self._members(shard, offset, size, rows)
+        finally:
+            async with self._room:
+                self._flying.remove(size)
+                self._room.notify_all()
+
+    async def _members(self, shard: int, offset: int, size: int, rows: list[int]) -> Arrived:
+        """The members ``rows``, sorted by offset; a wrong one is read again."""
+        extents, right = self.members.extents, dict[int, bytes]()
+        for attempt in range(1 + BAD_READS):
+            range_ = _Range(offset, size, rows, extents)
+            await self._whole(shard, range_)
+            wrong = [row for row, data in range_.taken.items() if google_crc32c.value(data) != self.members.crc32c[row]]
+            right |= {row: data for row, data in range_.taken.items() if row not in wrong}
+            if not wrong or attempt == BAD_READS:
+                break
+            self.stats.retries["checksum"] += len(wrong)
+            await asyncio.sleep(self._pause(attempt))
+            rows, offset = wrong, int(extents.offset[wrong[0]])
+            size = int(extents.offset[wrong[-1]] + extents.size[wrong[-1]]) - offset
         return Arrived(right, dict.fromkeys(wrong, "its checksum differs from the index"))
 
-    def _take_apart(self, data: memoryview, offset: int, rows: list[int]) -> tuple[dict[int, bytes], list[int]]:
-        """The members in ``data``, which begins at ``offset``: those that are right, and rows of those that are not.
-
-        They are copies, so that each can go when it has been used; the copy is made for the checksum anyway.
-        """
-        right: dict[int, bytes] = {}
-        wrong = []
-        for row in rows:
-            start = int(self.members.extents.offset[row]) - offset
-            member = bytes(data[start : start + int(self.members.extents.size[row])])
-            if google_crc32c.value(member) == self.members.crc32c[row]:
-                right[row] = member
-            else:
-                wrong.append(row)
-        return right, wrong
-
-    async def _whole(self, shard: int, offset: int, size: int) -> memoryview:
-        """All bytes of a range, however often that must be tried."""
+    async def _whole(self, shard: int, range_: _Range) -> None:
+        """All of a range, however often that must be tried."""
         began, attempt, refused = time.monotonic(), 0, 0
         while True:
+            had = len(range_.taken)
             try:
-                return await self._once(shard, offset, size)
+                return await self._once(shard, range_)
             except Refused as error:
                 refused += 1
                 if refused > REFUSALS:
@@ -122,20 +156,26 @@ class Transport:
             except Unanswered as error:
                 failure, reason = str(error), error.reason
             self.stats.retries[reason] += 1
+            if len(range_.taken) > had:
+                began, attempt, refused = time.monotonic(), 0, 0
             pause = self._pause(attempt)
             if time.monotonic() + pause - began > PATIENCE:
                 raise StoreError(f"{failure}; given up after {PATIENCE:.0f} s and {attempt + 1} tries")
             await asyncio.sleep(pause)
             attempt += 1
 
-    async def _once(self, shard: int, offset: int, size: int) -> memoryview:
-        """All bytes of a range. Raises Refused and Unanswered, which may pass, and StoreError for what will not."""
+    async def _once(self, shard: int, range_: _Range) -> None:
+        """What is missing of a range. Raises Refused and Unanswered, which may pass, StoreError for what will not."""
         store, name, url = self.members.store, self.members.shard_names[shard], self.members.shard_url(shard)
+        offset, size = range_.missing()
         deadline = DEADLINE + size / SLOWEST
         self.stats.requests += 1
         try:
-            async with asyncio.timeout(deadline):
-                data, of = await store.read_range_once(name, offset, size)
+            async with asyncio.timeout(deadline), aclosing(store.stream_range(name, offset, size)) as chunks:
+                async for chunk, of in chunks:
+                    self._check_size(shard, of)
+                    self.stats.bytes_fetched += len(chunk)
+                    range_.take(chunk)
         except NotFound as error:
             raise StoreError(f"{url}: the layout names this shard, but it is gone; shard the dataset again") from error
         except TimeoutError as error:
@@ -143,13 +183,11 @@ class Transport:
         except (Refused, Unanswered):
             raise
         except StoreError:  # perhaps a range that the object does not have
-            self._check_size(shard, (await store.read_range_once(name, 0, 0))[1])
+            async for _, of in store.stream_range(name, 0, 0):
+                self._check_size(shard, of)
             raise
-        self.stats.bytes_fetched += len(data)
-        self._check_size(shard, of)
-        if len(data) != size:
-            raise Unanswered(f"{url}: {len(data)} bytes came of {size}", "short")
-        return data
+        if (came := range_.at - offset) != size:
+            raise Unanswered(f"{url}: {came} bytes came of {size}", "short")
 
     def _check_size(self, shard: int, size: int) -> None:
         expected = int(self.members.shard_sizes[shard])
