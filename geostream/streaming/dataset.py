@@ -8,6 +8,7 @@ that means the same to all of them. Randomness is none of the dataset's: ``chang
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from geostream.errors import BadInput, GeostreamError, StaleArtefact
 from geostream.layout import Int32, Layout, Pairs, pair_codes
-from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pipeline, Replacement
+from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pipeline, Replacement, n_samples
 from geostream.streaming.plan import EpochPlan
 from geostream.streaming.reading import MemberTable, ReadOptions
 from geostream.streaming.replace import StandIns
@@ -79,8 +80,8 @@ class StreamDataset(IterableDataset[Batch]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Begin at a stored position next time. Raises StaleArtefact for another plan's, BadInput for none at all."""
         try:
-            plan, cursor = str(state["plan"]), int(state["cursor"])
-        except (KeyError, TypeError, ValueError) as error:
+            plan, cursor = str(state["plan"]), operator.index(state["cursor"])
+        except (KeyError, TypeError) as error:
             raise BadInput(f"{state!r}: no position in a stream; it has a plan and a cursor") from error
         if plan != self.plan:
             raise StaleArtefact(f"position in plan {plan[:12]}, not in this one ({self.plan[:12]}); load its own plan")
@@ -103,6 +104,7 @@ class StreamDataset(IterableDataset[Batch]):
                 self.change,
                 self.options.share(max((self.lanes or 1) // (self.ranks * workers), 1), workers),
                 self.replacement,
+                self._may_replace(),
                 self.threads,
                 self.pin,
                 worker,
@@ -111,6 +113,10 @@ class StreamDataset(IterableDataset[Batch]):
             if info is None:
                 raise
             yield error  # type: ignore[misc]  # raised by the Loader in the trainer's process
+
+    def _may_replace(self) -> int:
+        """Of the whole epoch's pairs, wherever it goes on and however many share it: bad ones come in clusters."""
+        return max(1, int(self.options.replaced_limit * sum(map(n_samples, self.steps))))
 
     def _share(self, worker: int, workers: int) -> range:
         """The steps of one of ``workers``."""

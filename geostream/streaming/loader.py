@@ -114,6 +114,7 @@ class Loader:
             pin_memory=self.pin,
             multiprocessing_context=context,
             generator=torch.Generator(),  # else it draws from the one that the training draws from
+            worker_init_fn=_end_with_trainer,
         )
         for item in items:
             if isinstance(item, GeostreamError):
@@ -150,6 +151,18 @@ def _ahead(batches: Batches) -> Batches:
             while not ready.empty():
                 ready.get_nowait()
             thread.join(0.01)
+
+
+def _end_with_trainer(worker: int) -> None:
+    """A worker's parent is the fork server, and lives as long as its workers: torch's own watchdog sees no kill."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def watch() -> None:
+        trainer.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="geostream-watch", daemon=True).start()
 
 
 def _unchanged(batch: Any) -> Any:

@@ -82,6 +82,7 @@ class Pipeline:
     change: Change | None  # done to each decoded sample
     options: ReadOptions
     replacement: Replacement | None  # None: a damaged image is an error
+    may_replace: int  # pairs, before this is called too many
     threads: int  # that decode
     pin: bool  # put images into page-locked memory
     worker: int
@@ -89,12 +90,6 @@ class Pipeline:
     @cached_property
     def fetcher(self) -> Fetcher:
         return Fetcher(self.members, [_member_rows(columns) for _, columns in self.steps], self.options)
-
-    @cached_property
-    def may_replace(self) -> int:
-        """Pairs that may be replaced before this is called too many."""
-        samples = sum(_n_samples(columns) for _, columns in self.steps)
-        return max(1, int(self.options.replaced_limit * samples))
 
     def batches(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self.threads, "geostream-decode") if self.threads > 1 else nullcontext()
@@ -115,7 +110,7 @@ class Pipeline:
         for (step, columns), images in zip(self.steps, self.fetcher, strict=True):
             images_of = self._allocate(columns)
             into = {kind: iter(tensor.numpy()) for kind, tensor in images_of.items()}
-            left = _n_samples(columns)
+            left = n_samples(columns)
             for one in columns:
                 for values in zip(*(column.tolist() for column in one.values()), strict=True):
                     left -= 1
@@ -228,7 +223,7 @@ def _collate(samples: list[Sample]) -> dict[str, Tensor]:
     }
 
 
-def _n_samples(step: list[Columns]) -> int:
+def n_samples(step: list[Columns]) -> int:
     return sum(len(next(iter(columns.values()))) for columns in step)
 
 

@@ -48,7 +48,7 @@ class Arrived:
     bad: dict[int, str] = field(default_factory=dict)
 
 
-class _Range:
+class Incoming:
     """A range on its way in: members are taken out of its bytes as these come, and gaps dropped."""
 
     def __init__(self, offset: int, size: int, rows: list[int], extents: Extents) -> None:
@@ -128,10 +128,12 @@ class Transport:
         """The members ``rows``, sorted by offset; a wrong one is read again."""
         extents, right = self.members.extents, dict[int, bytes]()
         for attempt in range(1 + BAD_READS):
-            range_ = _Range(offset, size, rows, extents)
-            await self._whole(shard, range_)
-            wrong = [row for row, data in range_.taken.items() if google_crc32c.value(data) != self.members.crc32c[row]]
-            right |= {row: data for row, data in range_.taken.items() if row not in wrong}
+            incoming = Incoming(offset, size, rows, extents)
+            await self._whole(shard, incoming)
+            wrong = [
+                row for row, data in incoming.taken.items() if google_crc32c.value(data) != self.members.crc32c[row]
+            ]
+            right |= {row: data for row, data in incoming.taken.items() if row not in wrong}
             if not wrong or attempt == BAD_READS:
                 break
             self.stats.retries["checksum"] += len(wrong)
@@ -140,13 +142,13 @@ class Transport:
             size = int(extents.offset[wrong[-1]] + extents.size[wrong[-1]]) - offset
         return Arrived(right, dict.fromkeys(wrong, "its checksum differs from the index"))
 
-    async def _whole(self, shard: int, range_: _Range) -> None:
+    async def _whole(self, shard: int, incoming: Incoming) -> None:
         """All of a range, however often that must be tried."""
         began, attempt, refused = time.monotonic(), 0, 0
         while True:
-            had = len(range_.taken)
+            had = len(incoming.taken)
             try:
-                return await self._once(shard, range_)
+                return await self._once(shard, incoming)
             except Refused as error:
                 refused += 1
                 if refused > REFUSALS:
@@ -156,7 +158,7 @@ class Transport:
             except Unanswered as error:
                 failure, reason = str(error), error.reason
             self.stats.retries[reason] += 1
-            if len(range_.taken) > had:
+            if len(incoming.taken) > had:
                 began, attempt, refused = time.monotonic(), 0, 0
             pause = self._pause(attempt)
             if time.monotonic() + pause - began > PATIENCE:
@@ -164,10 +166,10 @@ class Transport:
             await asyncio.sleep(pause)
             attempt += 1
 
-    async def _once(self, shard: int, range_: _Range) -> None:
+    async def _once(self, shard: int, incoming: Incoming) -> None:
         """What is missing of a range. Raises Refused and Unanswered, which may pass, StoreError for what will not."""
         store, name, url = self.members.store, self.members.shard_names[shard], self.members.shard_url(shard)
-        offset, size = range_.missing()
+        offset, size = incoming.missing()
         deadline = DEADLINE + size / SLOWEST
         self.stats.requests += 1
         try:
@@ -175,7 +177,7 @@ class Transport:
                 async for chunk, of in chunks:
                     self._check_size(shard, of)
                     self.stats.bytes_fetched += len(chunk)
-                    range_.take(chunk)
+                    incoming.take(chunk)
         except NotFound as error:
             raise StoreError(f"{url}: the layout names this shard, but it is gone; shard the dataset again") from error
         except TimeoutError as error:
@@ -186,7 +188,7 @@ class Transport:
             async for _, of in store.stream_range(name, 0, 0):
                 self._check_size(shard, of)
             raise
-        if (came := range_.at - offset) != size:
+        if (came := incoming.at - offset) != size:
             raise Unanswered(f"{url}: {came} bytes came of {size}", "short")
 
     def _check_size(self, shard: int, size: int) -> None:

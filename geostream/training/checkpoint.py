@@ -55,6 +55,14 @@ def drop_checkpoint(run: Store, name: str) -> None:
     run.delete_prefix(f"{FOLDER}/{name}")
 
 
+def drop_leftovers(run: Store, newest: str) -> None:
+    """Remove what a kill left: all but ``newest`` that is not whole, or not at the end of an epoch."""
+    whole = set(list_checkpoints(run))
+    for name in run.folders(FOLDER):
+        if name != newest and not (name in whole and read_position(run, name).finished):
+            drop_checkpoint(run, name)
+
+
 def list_checkpoints(run: Store) -> list[str]:
     """Names of the whole checkpoints of a run, oldest first."""
     return [name for name in run.folders(FOLDER) if run.exists(f"{FOLDER}/{name}/state.json")]

@@ -29,8 +29,8 @@ from geostream.training.augment import Augmentation
 from geostream.training.checkpoint import (
     Position,
     drop_checkpoint,
+    drop_leftovers,
     list_checkpoints,
-    read_position,
     restore,
     save_checkpoint,
 )
@@ -104,9 +104,7 @@ class _Run:
             self.epoch, self.step = position.epoch, position.step
             if not position.finished:
                 self.epoch, self.begun = position.epoch - 1, position
-            for earlier in checkpoints[-2:-1]:  # a kill may have kept the one before from being dropped
-                if not read_position(folder, earlier).finished:
-                    drop_checkpoint(folder, earlier)
+        drop_leftovers(folder, self.checkpoint)
 
     def finish(self) -> RunResult:
         """Do everything that is still to do."""

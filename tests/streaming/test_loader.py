@@ -16,51 +16,14 @@ from geostream.store import Store
 from geostream.streaming.dataset import StreamDataset, plan_dataset, scan_dataset
 from geostream.streaming.decode import decode_image
 from geostream.streaming.loader import Loader
-from geostream.streaming.pipeline import Batch, ImageSizes
-from geostream.streaming.plan import EpochPlan
 from geostream.training.augment import Augmentation
 from tests.helpers import tiny_layout, tiny_places, write_layout
-
-SIZES = ImageSizes(tile=(32, 32), view=(16, 64))
-
-
-def hand_made_plan(layout: Layout, lanes: int = 1, batch_size: int = 3, epoch: int = 1) -> EpochPlan:
-    """Every lane walks its own part of the places, every second place a batch: no two semi-positives meet."""
-    pairs = layout.pairs("train")
-    parts = []
-    for part in np.array_split(np.arange(len(pairs)), lanes):
-        spread = np.concatenate([part[0::2], part[1::2]])
-        parts.append(spread[: len(spread) // batch_size * batch_size].reshape(-1, batch_size))
-    n = min(len(part) for part in parts)
-    batches = np.stack([part[:n] for part in parts], axis=1).reshape(-1, batch_size)
-    left_out = np.setdiff1d(np.arange(len(pairs)), batches)
-    return EpochPlan(
-        layout_id=layout.id,
-        epoch=epoch,
-        seed=0,
-        strategy="by hand",
-        source="random",
-        graph="",
-        lanes=lanes,
-        batch_size=batch_size,
-        place=pairs.place[batches],
-        view=pairs.view[batches],
-        left_out_place=pairs.place[left_out],
-        left_out_view=pairs.view[left_out],
-    )
+from tests.streaming.plans import SIZES, assert_same, hand_made_plan
 
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return tiny_layout(Store.open(tmp_path_factory.mktemp("store")), places=24, places_per_shard=3)
-
-
-def assert_same(one: list[Batch], other: list[Batch]) -> None:
-    assert len(one) == len(other)
-    for a, b in zip(one, other, strict=True):
-        assert a.tensors.keys() == b.tensors.keys()
-        for name in a.tensors:
-            assert torch.equal(a.tensors[name], b.tensors[name]), name
 
 
 def test_batches_are_the_plans_in_order_and_pixels_are_the_images(layout: Layout) -> None:
