@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,3 +144,26 @@ def test_it_reads_from_plain_http(s3: S3Server, s3_store: Store) -> None:
     with Fetcher(MemberTable.of(layout), in_order(layout)) as fetcher:
         assert all(images == {row: expected(layout, row) for row in images} for images in fetcher)
     assert fetcher.stats.requests == len(layout.shard_sizes) and not fetcher.bad
+
+
+LEFT_OPEN = """
+import sys
+import numpy as np
+from geostream.layout import open_layout
+from geostream.store import Store
+from geostream.streaming.fetch import Fetcher
+from geostream.streaming.reading import MemberTable
+
+def members():
+    with Fetcher(MemberTable.of(open_layout(Store.open(sys.argv[1]))), [np.arange(4), np.arange(4, 8)]) as fetcher:
+        yield from fetcher
+
+left_open = members()
+print(len(next(left_open)))
+"""
+
+
+def test_a_program_that_leaves_it_open_ends(layout: Layout) -> None:
+    store = layout.store.url.removesuffix("/tiny/layouts/g0")
+    program = [sys.executable, "-c", LEFT_OPEN, store]
+    assert subprocess.run(program, capture_output=True, timeout=60, check=True).stdout == b"4\n"
