@@ -7,7 +7,7 @@ its URL says so of.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from botocore.session import Session
 from obstore.store import S3Store
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from geostream.errors import StoreError
+from geostream.errors import Refused
 
 SILENCE = timedelta(seconds=15)  # a server that sends nothing for so long has forgotten us
 
@@ -39,17 +39,18 @@ class _Credentials:
         try:
             self._chain = Session().get_credentials()
         except BotoCoreError as error:
-            raise StoreError(f"S3 credentials: {error}; correct AWS_PROFILE or the shared credentials file") from error
+            raise Refused(f"S3 credentials: {error}; correct AWS_PROFILE or the shared credentials file") from error
         if self._chain is None:
-            raise StoreError("no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+            raise Refused("no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
 
     def __call__(self) -> Any:
         frozen = self._chain.get_frozen_credentials()  # renews them when they are about to expire
+        expiry = getattr(self._chain, "_expiry_time", None)
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": getattr(self._chain, "_expiry_time", None),
+            "expires_at": expiry and expiry.astimezone(UTC),  # obstore takes no other time zone
         }
 
 

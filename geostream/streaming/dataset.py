@@ -9,6 +9,7 @@ that means the same to all of them. Randomness is none of the dataset's: ``chang
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class StreamDataset(IterableDataset[Batch]):
 
     threads = 1  # that decode
     pin = False  # put images into page-locked memory
+    stop: threading.Event | None = None  # set by another thread to end a pass; of this process only
 
     def __init__(
         self,
@@ -108,6 +110,7 @@ class StreamDataset(IterableDataset[Batch]):
                 self.threads,
                 self.pin,
                 worker,
+                self.stop,
             ).batches()
         except GeostreamError as error:
             if info is None:

@@ -7,9 +7,10 @@ before the first read; ``stats`` says what it came to.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 
 import numpy as np
@@ -20,6 +21,8 @@ from geostream.streaming.schedule import schedule
 from geostream.streaming.stats import StreamStats
 from geostream.streaming.transport import Arrived, Transport
 
+STOP_LOOK = 0.2  # seconds between two looks whether to go on waiting
+
 
 class Fetcher:
     """Context manager; iterate over it once for the members of each batch: {row in members: bytes}.
@@ -29,8 +32,15 @@ class Fetcher:
     where a shard is gone, was replaced, or cannot be had for minutes.
     """
 
-    def __init__(self, members: MemberTable, needed: Sequence[Int64], options: ReadOptions | None = None) -> None:
-        """``needed``: rows of the members that each batch needs.
+    def __init__(
+        self,
+        members: MemberTable,
+        needed: Sequence[Int64],
+        options: ReadOptions | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """``needed``: rows of the members that each batch needs. ``stop``: set by another thread, it ends the waiting
+        for bytes by CancelledError.
 
         Bytes are freed when the next batch is asked for, if whoever got the members has dropped them by then.
         """
@@ -47,7 +57,7 @@ class Fetcher:
             budget_bytes=options.budget_bytes,
             gap_bytes=options.gap_bytes,
         )
-        self._members = members
+        self._members, self._stop = members, stop
         self._transport = Transport(members, self.stats)
         self._used = np.zeros(len(members.crc32c), dtype=bool)
         self._asked: dict[int, Future[Arrived]] = {}
@@ -91,12 +101,20 @@ class Fetcher:
 
     def _await(self, read: int) -> None:
         started = time.perf_counter()
-        arrived = self._asked.pop(read).result()
+        arrived = self._result(self._asked.pop(read))
         self.stats.fetch_wait_seconds += time.perf_counter() - started
         self._views |= arrived.members
         self.bad |= arrived.bad
         gaps = self.schedule.size[read] - self._members.extents.size[self._rows(read)].sum()
         self.stats.resident_bytes -= int(gaps)
+
+    def _result(self, asked: Future[Arrived]) -> Arrived:
+        while True:
+            try:
+                return asked.result(timeout=STOP_LOOK)
+            except TimeoutError:
+                if self._stop is not None and self._stop.is_set():
+                    raise CancelledError from None
 
     def _let_go(self, row: int) -> None:
         self._views.pop(row, None)  # a bad member is not there
@@ -116,7 +134,7 @@ class Fetcher:
         rows = np.unique(rows)
         offset = int(extents.offset[rows[0]])
         size = int(extents.offset[rows[-1]] + extents.size[rows[-1]]) - offset
-        arrived = self._transport.read(int(extents.shard[rows[0]]), offset, size, rows).result()
+        arrived = self._result(self._transport.read(int(extents.shard[rows[0]]), offset, size, rows))
         self.bad |= arrived.bad
         self._count_used(rows)
         return arrived.members

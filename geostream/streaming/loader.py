@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from copy import copy
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -89,7 +90,12 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         self.close()
         dataset = self.dataset
-        batches = self._batches = self._from_workers() if self.workers else _ahead(iter(dataset))
+        if self.workers:
+            batches = self._from_workers()
+        else:
+            dataset.stop = threading.Event()
+            batches = _ahead(iter(dataset), dataset.stop)
+        self._batches = batches
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
@@ -114,7 +120,7 @@ class Loader:
             pin_memory=self.pin,
             multiprocessing_context=context,
             generator=torch.Generator(),  # else it draws from the one that the training draws from
-            worker_init_fn=_end_with_trainer,
+            worker_init_fn=partial(_begin_worker, dict(os.environ)),
         )
         for item in items:
             if isinstance(item, GeostreamError):
@@ -122,10 +128,9 @@ class Loader:
             yield item
 
 
-def _ahead(batches: Batches) -> Batches:
-    """``batches``, made by a thread up to DEPTH before they are wanted."""
+def _ahead(batches: Batches, stop: threading.Event) -> Batches:
+    """``batches``, made by a thread up to DEPTH before they are wanted. ``stop`` is set when no more are."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(DEPTH)
-    stop = threading.Event()
 
     def work() -> None:
         try:
@@ -153,8 +158,14 @@ def _ahead(batches: Batches) -> Batches:
             thread.join(0.01)
 
 
-def _end_with_trainer(worker: int) -> None:
-    """A worker's parent is the fork server, and lives as long as its workers: torch's own watchdog sees no kill."""
+def _begin_worker(environment: dict[str, str], worker: int) -> None:
+    """Give a worker what the fork server does not: the trainer's environment of now, and its end.
+
+    The server keeps the environment it was started with, and as the worker's parent lives as long as the worker does:
+    torch's own watchdog would not see that the trainer was killed.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     trainer = multiprocessing.parent_process()
     assert trainer is not None
 

@@ -9,6 +9,7 @@ that the threads' luck decides nothing.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -86,10 +87,11 @@ class Pipeline:
     threads: int  # that decode
     pin: bool  # put images into page-locked memory
     worker: int
+    stop: threading.Event | None  # set by another thread: end, even where bytes are waited for
 
     @cached_property
     def fetcher(self) -> Fetcher:
-        return Fetcher(self.members, [_member_rows(columns) for _, columns in self.steps], self.options)
+        return Fetcher(self.members, [_member_rows(columns) for _, columns in self.steps], self.options, self.stop)
 
     def batches(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self.threads, "geostream-decode") if self.threads > 1 else nullcontext()

@@ -74,6 +74,9 @@ class StreamStats:
         whole = cls()
         for part in parts:
             for name in cls.__dataclass_fields__:
-                setattr(whole, name, getattr(whole, name) + getattr(part, name))
+                value = getattr(part, name)
+                # Copied at one stroke, because the fetcher's thread may be counting meanwhile.
+                counts = Counter(dict(value)) if isinstance(value, Counter) else value
+                setattr(whole, name, getattr(whole, name) + counts)
         whole.replaced = whole.replaced[:LISTED]
         return whole

@@ -35,7 +35,7 @@ IN_FLIGHT = 16  # requests
 IN_FLIGHT_BYTES = 256 * 2**20  # more would only share the line with what is needed first
 PATIENCE = 120.0  # seconds that one read may go on failing
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds
-REFUSALS = 4  # answers of "access refused" that are put down to credentials being renewed
+REFUSALS = 6  # answers of "access refused" that are put down to credentials being renewed
 BAD_READS = 3  # times that a member with a wrong checksum is read again
 DEADLINE = 60.0  # seconds for a request, and for each so many bytes of it one more:
 SLOWEST = 2**20
@@ -89,7 +89,7 @@ class Transport:
     def __init__(self, members: MemberTable, stats: StreamStats) -> None:
         self.members, self.stats = members, stats
         self._loop = asyncio.new_event_loop()
-        self._room = asyncio.Condition()
+        self._turn, self._room = asyncio.Lock(), asyncio.Condition()
         self._flying: list[int] = []  # bytes of each read under way
         self._random = random.Random()
         self._thread = threading.Thread(target=self._loop.run_forever, name="geostream-fetch", daemon=True)
@@ -116,7 +116,7 @@ class Transport:
         return self._submit(self._read(shard, offset, size, rows.tolist()))
 
     async def _read(self, shard: int, offset: int, size: int, rows: list[int]) -> Arrived:
-        async with self._room:  # waiters are served in their order
+        async with self._turn, self._room:  # one waits for room, the others for their turn
             while self._flying and (len(self._flying) == IN_FLIGHT or sum(self._flying) + size > IN_FLIGHT_BYTES):
                 await self._room.wait()
             self._flying.append(size)

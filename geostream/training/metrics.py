@@ -2,7 +2,8 @@
 
 Decides that a record is written after what it describes, so a stage with a record is done, and a run that was cut off
 goes on behind the last one. Object stores cannot append: the whole log (a few hundred bytes a record) is written anew
-each time, which is milliseconds even after hundreds of epochs. A stage that is done again replaces its record.
+each time, which is milliseconds even after hundreds of epochs. A stage that is done again replaces its record. While an
+epoch is trained, its ``progress`` record, brought up to date with each checkpoint, tells how it goes.
 """
 
 from __future__ import annotations

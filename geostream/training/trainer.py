@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -144,6 +145,7 @@ class _Run:
             self.save(
                 Position(self.layout.id, epoch, **state, step=self.step, finished=False, outcome=outcome.as_dict())
             )
+            self.log.append("progress", epoch, outcome.seconds, batches=outcome.batches, **_measured(outcome))
 
         outcome = train_epoch(self.encoder, self.optimizer, loader, self.settings, epoch, before, save)
         self.epoch, self.step = epoch, first_step + outcome.batches
@@ -152,12 +154,8 @@ class _Run:
             "train",
             time.perf_counter() - outcome.seconds,
             step=self.step,
-            loss=outcome.loss,
             temperature=float((-self.encoder.logit_scale.detach()).exp()),
-            pairs=outcome.pairs,
-            pairs_per_second=outcome.pairs / outcome.seconds,
-            wait_share=outcome.stream.stall_seconds / outcome.seconds,
-            stream=outcome.stream.as_dict(),
+            **_measured(outcome),
         )
         self.save(Position(self.layout.id, epoch, plan.hash, plan.n_batches, self.step, finished=True))
 
@@ -211,3 +209,14 @@ class _Run:
         record = self.log.append(stage, self.epoch if epoch is None else epoch, seconds, **measured)
         if self.on_record is not None:
             self.on_record(record)
+
+
+def _measured(outcome: EpochOutcome) -> dict[str, Any]:
+    """What the log tells of an epoch, or of the part of it that is trained."""
+    return {
+        "loss": outcome.loss,
+        "pairs": outcome.pairs,
+        "pairs_per_second": outcome.pairs / outcome.seconds,
+        "wait_share": outcome.stream.stall_seconds / outcome.seconds,
+        "stream": outcome.stream.as_dict(),
+    }

@@ -19,7 +19,7 @@ from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.plan import load_plan
 from geostream.training.checkpoint import list_checkpoints
-from geostream.training.metrics import Record
+from geostream.training.metrics import MetricsLog, Record
 from geostream.training.stages import (
     embed_split,
     evaluate_embeddings,
@@ -160,6 +160,18 @@ def test_random_batches_need_no_mining_and_no_coordinates(tmp_path: Path) -> Non
     layout.info["coordinates"] = "none"
     result = train(store, layout, "two", TINY.model_copy(update={"epochs": 2}))
     assert [plan["source"] for plan in result.plans] == ["random", "visual"]
+
+
+def test_an_epoch_under_way_can_be_watched(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    settings = TINY.model_copy(update={"epochs": 1, "checkpoint_every": 2})
+    layout = layout_in(store)
+    train(store, layout, "one", settings)
+    log = MetricsLog(run_store(store, "tiny", "one"))
+    [progress], [whole] = log.of("progress"), log.of("train")
+    assert 0 < progress["batches"] < 48 // settings.batch_size and progress["batches"] % 2 == 0
+    assert 0 < progress["pairs"] < whole["pairs"] and progress["stream"].keys() == whole["stream"].keys()
+    assert log.records.index(progress) < log.records.index(whole)
 
 
 def test_which_mining_serves_which_epoch() -> None:

@@ -1,0 +1,46 @@
+"""Sample4Geo's way on object storage: the same hard batches, one range GET an image, by a pool of threads.
+
+Sample4Geo reads image files in the order of its batches; here each file is a range of a shard. Two batches are asked
+for ahead, as a loader would. Nothing is decoded, which is in its favour.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import obstore
+
+from tests.benchmarks.job import Delivered, Job
+from tests.benchmarks.ours import open_plan, s3_store
+from tests.benchmarks.traffic import Traffic
+
+THREADS = 16
+AHEAD = 2
+
+
+def read(job: Job, traffic: Traffic) -> Iterator[Delivered]:
+    layout, plan = open_plan(job, "clustered")
+    store = s3_store(layout.store.url)
+    columns = [layout.members[name].to_numpy() for name in ("shard", "offset", "size")]
+    tile, view = layout.member_rows(plan.place), layout.member_rows(plan.place, plan.view)
+
+    def fetch(row: int) -> int:
+        shard, offset, size = (int(column[row]) for column in columns)
+        return len(obstore.get_range(store, layout.shard_names[shard], start=offset, length=size))
+
+    def hand_over(asked: list[Future[int]]) -> Delivered:
+        sizes = [one.result() for one in asked]
+        traffic.add(requests=len(sizes), bytes_fetched=sum(sizes), bytes_used=sum(sizes))
+        return Delivered(len(sizes) // 2)
+
+    under_way: deque[list[Future[int]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for rows in np.concatenate([tile, view], axis=1).tolist():
+            under_way.append([pool.submit(fetch, row) for row in rows])
+            if len(under_way) > AHEAD:
+                yield hand_over(under_way.popleft())
+        while under_way:
+            yield hand_over(under_way.popleft())

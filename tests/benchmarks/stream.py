@@ -1,0 +1,270 @@
+"""Streaming against its limits and its peers: ``python -m tests.benchmarks.stream --json PATH``.
+
+Decides that all contestants meet the same JPEGs on one local S3 server, with the same number of workers, each repeat in
+a fresh process, in rotating order: what the machine does meanwhile hits all alike. geostream and the range GETs serve
+the batches of a hard plan; the peers shuffle, which is the easier job. About ten minutes on two cores, 6 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import obstore
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from geostream.layout import Layout
+from geostream.store import Store
+from infra.s3 import S3Server, local_s3, without_aws
+from tests.benchmarks import images
+from tests.benchmarks.job import Job, write_job
+from tests.benchmarks.measure import ROOT, Failed, Result, figure, machine, ratio, run, summary
+from tests.benchmarks.ours import s3_store
+
+BATCH = 64
+WORKERS = 2
+PAIRS = 4320  # 18 full shards, so that two lanes leave out next to nothing
+REPEATS = 5
+TRIES = 3  # of a peer: MosaicML Streaming was seen to read a shard before it was whole
+SEED = 0
+GIB = 2**30
+MOSAIC_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """``module`` and ``function`` that read; ``python`` that runs them."""
+
+    module: str
+    function: str = "read"
+    python: Path = Path(sys.executable)
+    needs: str = ""  # the package, where it is none of ours
+    install: str = ""  # the command that brings it
+    own_format: bool = False  # its module can ``write``
+
+    @property
+    def path(self) -> str:
+        return f"tests.benchmarks.{self.module}"
+
+    @property
+    def is_peer(self) -> bool:
+        return self.module.startswith("peers.")
+
+    def installed(self) -> bool:
+        if not self.needs:
+            return True
+        find = f"import importlib.util as u, sys; sys.exit(u.find_spec({self.needs!r}) is None)"
+        return self.python.exists() and subprocess.run([self.python, "-c", find], cwd=ROOT).returncode == 0
+
+
+CONTESTANTS = {
+    "limit_fetch": Contestant("ours", "whole_shards"),
+    "limit_decode": Contestant("ours", "decode_only"),
+    "geostream_transport": Contestant("ours", "geostream_transport"),
+    "geostream": Contestant("ours", "geostream"),
+    "geostream_unclustered": Contestant("ours", "geostream_unclustered"),
+    "geostream_workers": Contestant("ours", "geostream_workers"),
+    "webdataset": Contestant("peers.webdataset"),
+    "litdata": Contestant(
+        "peers.litdata", needs="litdata", install="pip install -c constraints.txt -e '.[bench]'", own_format=True
+    ),
+    "mosaic": Contestant(
+        "peers.mosaic", python=MOSAIC_PYTHON, needs="streaming", install="make bench-peers", own_format=True
+    ),
+    "range_get": Contestant("peers.range_get"),
+}
+PEERS = ("webdataset", "litdata", "mosaic")
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(prog="python -m tests.benchmarks.stream", description=__doc__.split("\n")[0])
+    arguments.add_argument("--json", type=Path, required=True, help="where the result goes")
+    arguments.add_argument("--pairs", type=int, default=PAIRS, help="pairs of images (default %(default)s)")
+    arguments.add_argument("--repeats", type=int, default=REPEATS, help="of each contestant (default %(default)s)")
+    arguments.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help=", ".join(CONTESTANTS))
+    options = arguments.parse_args()
+    console = Console(stderr=True)
+    names = options.only or list(CONTESTANTS)
+    for name in names:
+        if not CONTESTANTS[name].installed():
+            console.print(f"{name} is not installed: {CONTESTANTS[name].install}", markup=False)
+            return 2
+    try:
+        result = benchmark(names, options.pairs, options.repeats, console)
+    except Failed as error:
+        console.print(str(error), markup=False)
+        return 1
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    for table in tables(result):
+        console.print(table)
+    return 0
+
+
+def benchmark(names: list[str], pairs: int, repeats: int, console: Console) -> dict[str, Any]:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with (
+        tempfile.TemporaryDirectory(prefix="geostream-bench-") as folder,
+        local_s3(Path(folder, "s3")) as server,
+        Progress(*columns, console=console) as progress,
+    ):
+        os.environ.update(server.environment())
+        environment = without_aws(os.environ) | server.environment() | {"S3_ENDPOINT_URL": server.endpoint}
+        job, data = prepare(Path(folder), server, names, pairs, environment, progress)
+        raw = measure(Path(folder), job, names, repeats, environment, server, progress)
+    contestants = {name: summary(raw[name]) for name in names}
+    return {
+        "figures": figures(raw),
+        "contestants": contestants,
+        "repeats": raw,
+        "machine": machine(),
+        "data": data | {"batch_size": BATCH, "workers": WORKERS, "repeats": repeats},
+    }
+
+
+def prepare(
+    folder: Path, server: S3Server, names: list[str], count: int, environment: Mapping[str, str], progress: Progress
+) -> tuple[Job, dict[str, Any]]:
+    """The data in every format that is needed, on the server; what the contestants are told of them."""
+    task = progress.add_task("images", total=count)
+    pairs = images.make_pairs(folder / "pairs", count, SEED, lambda: progress.advance(task))
+    store = Store.open(f"{server.url}/bench")
+    writers = [CONTESTANTS[name] for name in names if CONTESTANTS[name].own_format]
+    task = progress.add_task("layouts, plans, peers' formats", total=3 + len(writers))
+    clustered, unclustered = images.write_layouts(store, pairs, SEED, lambda: progress.advance(task))
+    steps = images.write_plans(store, clustered, unclustered, BATCH, WORKERS, SEED)
+    progress.advance(task)
+    for writer in writers:
+        convert(folder, writer, store, environment)
+        progress.advance(task)
+    job = Job(store.url, presigned(clustered), str(folder / "pairs"), "", BATCH, WORKERS, images.TILE, images.VIEW)
+    tile, view = pairs.sizes.mean(axis=0).tolist()
+    data = {"pairs": count, "pairs_in_plan": steps * BATCH, "bytes": pairs.n_bytes, "shards": len(job.shards)}
+    return job, data | {"mean_tile_bytes": round(tile), "mean_view_bytes": round(view)}
+
+
+def convert(folder: Path, peer: Contestant, store: Store, environment: Mapping[str, str]) -> None:
+    """The peer's own format, made by its own writer, copied to the server."""
+    name = peer.module.removeprefix("peers.")
+    out = folder / name
+    run([str(peer.python), "-m", "tests.benchmarks.convert", peer.path, str(folder / "pairs"), str(out)], environment)
+    for file in sorted(out.rglob("*")):
+        if file.is_file():
+            store.write_file(f"{name}/{file.relative_to(out)}", file)
+    shutil.rmtree(out)
+
+
+def presigned(layout: Layout) -> list[str]:
+    return obstore.sign(s3_store(layout.store.url), "GET", layout.shard_names, timedelta(hours=2))
+
+
+def measure(
+    folder: Path,
+    job: Job,
+    names: list[str],
+    repeats: int,
+    environment: Mapping[str, str],
+    server: S3Server,
+    progress: Progress,
+) -> dict[str, list[Result]]:
+    """Every contestant ``repeats`` times, in an order that rotates from repeat to repeat."""
+    raw: dict[str, list[Result]] = {name: [] for name in names}
+    process = psutil.Process(server.child.pid)
+    task = progress.add_task("repeats", total=repeats * len(names))
+    for repeat in range(repeats):
+        at = repeat * len(names) // repeats
+        for name in names[at:] + names[:at]:
+            progress.update(task, description=f"repeat {repeat + 1}: {name}")
+            for attempt in range(1, TRIES + 1):
+                try:
+                    result = once(folder, CONTESTANTS[name], job, environment, process)
+                    break
+                except Failed as error:
+                    if not CONTESTANTS[name].is_peer or attempt == TRIES:
+                        raise
+                    progress.console.print(f"{name} failed: {str(error).strip().splitlines()[-1]}", markup=False)
+            result["tries"] = attempt
+            result["amplification"] = result["bytes_fetched"] / result["bytes_used"]
+            result["requests_per_gib"] = result["requests"] * GIB / max(result["bytes_fetched"], 1)
+            raw[name].append(result)
+            progress.console.print(f"repeat {repeat + 1}, {name}: {result['pairs_per_s']:.0f} pairs/s", highlight=False)
+            progress.advance(task)
+    return raw
+
+
+def once(
+    folder: Path, contestant: Contestant, job: Job, environment: Mapping[str, str], server: psutil.Process
+) -> Result:
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    try:
+        write_job(replace(job, scratch=str(scratch)), folder / "job.json")
+        what = [contestant.path, contestant.function, str(folder / "job.json")]
+        return run([str(contestant.python), "-m", "tests.benchmarks.job", *what], environment, server)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def figures(raw: Mapping[str, list[Result]]) -> dict[str, Any]:
+    """What the benchmark is for; those whose contestants ran."""
+
+    def of(name: str, number: str = "pairs_per_s") -> list[float]:
+        return [repeat[number] for repeat in raw[name]]
+
+    made: dict[str, Any] = {}
+    if {"geostream_transport", "limit_fetch"} <= raw.keys():
+        made["transport_of_limit"] = ratio(of("geostream_transport"), of("limit_fetch"), ">= 0.8")
+    if {"geostream", *PEERS} <= raw.keys():
+        medians = {name: summary(raw[name])["pairs_per_s"]["median"] for name in PEERS}
+        best = max(medians, key=lambda name: medians[name])
+        made["end_to_end_of_best_peer"] = ratio(of("geostream"), of(best), ">= 1.5") | {"best_peer": best}
+        if "limit_decode" in raw:  # nobody's ratio can be better than that of decoding alone
+            bound = ratio(of("limit_decode"), of(best), ">= 1.5")["value"]
+            made["end_to_end_of_best_peer"]["bound_by_decoding"] = bound
+    if {"geostream_transport", "range_get"} <= raw.keys():
+        made["transport_of_range_get"] = ratio(of("geostream_transport"), of("range_get"), ">= 3")
+    if "geostream" in raw:
+        made["amplification"] = figure(of("geostream", "amplification"), "<= 1.05")
+        made["requests_per_gib"] = figure(of("geostream", "requests_per_gib"), "<= 40")
+        made["first_batch_s"] = figure(of("geostream", "first_batch_s"), "<= 1.5")
+    return made
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    rows = Table("contestant", "pairs/s", "spread", "fetched/used", "requests/GiB", "first batch s", "peak MB", "CPU s")
+    for name, numbers in result["contestants"].items():
+        rate = numbers["pairs_per_s"]
+        rows.add_row(
+            name,
+            f"{rate['median']:.0f}",
+            f"{rate['min']:.0f}–{rate['max']:.0f}",
+            *(f"{numbers[key]['median']:{kind}}" for key, kind in COLUMNS.items()),
+            f"{numbers['peak_bytes']['median'] / 1e6:.0f}",
+            f"{numbers['cpu_s']['median']:.1f}",
+        )
+    wanted = Table("figure", "value", "wanted", "met", "spread")
+    for name, one in result["figures"].items():
+        low, high = one["spread"]
+        met = "yes" if one["met"] else "no"
+        wanted.add_row(name, f"{one['value']:.2f}", one["wanted"], met, f"{low:.2f}–{high:.2f}")
+    return [rows, wanted]
+
+
+COLUMNS = {"amplification": ".3f", "requests_per_gib": ".1f", "first_batch_s": ".2f"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
