@@ -83,7 +83,8 @@ class Fetcher:
             while left < len(leaving) and plan.last[leaving[left]] < step:
                 self._let_go(int(plan.row[leaving[left]]))
                 left += 1
-            while asked < plan.requests and plan.come[asked] <= step:
+            # The first batch is not to share the line, and the processor, with what later ones need.
+            while asked < plan.requests and plan.come[asked] <= step and (step or plan.first[asked] == 0):
                 self._ask(asked)
                 asked += 1
             while arrived < plan.requests and plan.first[arrived] <= step:
