@@ -42,20 +42,25 @@ class Fault:
     seed: int = 0
     times: int | None = None
     path: str = ".tar"
+    once: bool = False  # never the same range of the same path again, so that nothing is beyond repair
     part: float = 0.5  # cut, short, stall: of the body, what still comes
     reset: bool = False  # drop, cut: with RST instead of FIN
     status: int = 503
     code: str = "SlowDown"
     seconds: float = 1.0  # delay
     random: Random = field(init=False, repr=False)
+    struck: set[tuple[str, str | None]] = field(init=False, repr=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
 
-    def strikes(self, path: str) -> bool:
+    def strikes(self, path: str, range: str | None) -> bool:
         """Whether a request meets this fault; if so, it has one time less left."""
         if self.path not in path or self.times == 0 or self.random.random() >= self.share:
             return False
+        if self.once and (path, range) in self.struck:
+            return False
+        self.struck.add((path, range))
         if self.times is not None:
             self.times -= 1
         return True
@@ -255,7 +260,7 @@ class FaultProxy:
         """The server's answer, spoilt or not; False: the connection ends with it."""
         answer = await Head.read(source)
         well = request.method == "GET" and answer.start[1] in ("200", "206") and answer.length > 0
-        fault = next((fault for fault in self.faults if well and fault.strikes(request.path)), None)
+        fault = next((fault for fault in self.faults if well and fault.strikes(request.path, request.range)), None)
         if fault is None:
             writer.write(answer.raw)
             if request.method != "HEAD" and answer.start[1] not in ("204", "304"):
