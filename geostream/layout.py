@@ -79,6 +79,11 @@ class Layout:
         return str(self.info["id"])
 
     @property
+    def places_id(self) -> str:
+        """Hash of the table of places: the same in every generation, so what names places by id outlives a layout."""
+        return str(self.info["index"]["places.parquet"])
+
+    @property
     def generation(self) -> int:
         return int(self.info["generation"])
 

@@ -37,7 +37,8 @@ class Embeddings:
 
     run: Store
     name: str
-    layout_id: str
+    layout_id: str  # the generation they were read from
+    places_id: str
     checkpoint: str  # the checkpoint they came from
     split: str
     pairs: Pairs  # rows of ``query``
@@ -152,8 +153,8 @@ def create_embeddings(
         raise BadInput(f"nothing to embed: split {split!r} of layout {layout.name} has no pairs")
     if (np.diff(pairs.place) < 0).any() or (np.diff(reference_place) <= 0).any():
         raise GeostreamError("embeddings: pairs and reference places must be sorted")
-    group = new_group(run, name)
-    group.attrs.update({"layout": layout.id, "checkpoint": checkpoint, "split": split})
+    group = new_group(run, name, layout)
+    group.attrs.update({"checkpoint": checkpoint, "split": split})
     group.create_array("pair_place", data=pairs.place)
     group.create_array("pair_view", data=pairs.view)
     group.create_array("reference_place", data=reference_place)
@@ -167,6 +168,7 @@ def open_embeddings(run: Store, name: str, layout: Layout | None) -> Embeddings:
         run=run,
         name=name,
         layout_id=str(group.attrs["layout"]),
+        places_id=str(group.attrs["places"]),
         checkpoint=str(group.attrs["checkpoint"]),
         split=str(group.attrs["split"]),
         pairs=Pairs(array_of(group, "pair_place"), array_of(group, "pair_view")),

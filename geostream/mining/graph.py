@@ -35,7 +35,8 @@ class NeighbourGraph:
 
     name: str  # its path within the run
     kind: Kind
-    layout_id: str
+    layout_id: str  # the generation it was mined on
+    places_id: str
     embeddings: str  # path of the embeddings it came from, "" for gps
     places: Int32  # (N,) place ids, sorted
     indices: Int32  # (N, K) place ids, hardest first, -1 where there are no more
@@ -59,8 +60,8 @@ class GraphWriter:
         cls, run: Store, name: str, *, kind: Kind, layout: Layout, embeddings: str, places: Int32, k: int
     ) -> GraphWriter:
         """Begin a graph at ``name``; the one that was there is removed."""
-        group = new_group(run, name)
-        group.attrs.update({"kind": kind, "layout": layout.id, "embeddings": embeddings})
+        group = new_group(run, name, layout)
+        group.attrs.update({"kind": kind, "embeddings": embeddings})
         group.create_array("places", data=places)
         for array, dtype, nothing in (("indices", "int32", -1), ("scores", "float16", -np.inf)):
             group.create_array(
@@ -93,14 +94,15 @@ class GraphWriter:
 def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
     """The committed graph at ``name`` in the run.
 
-    Raises NotFound where there is none or it was never finished, StaleArtefact where it is of another layout than
-    ``layout`` (None: any).
+    Raises NotFound where there is none or it was never finished, StaleArtefact where it is of other places than
+    those of ``layout`` (None: any).
     """
     group = open_committed(run, name, layout, "make it again: geostream mine")
     return NeighbourGraph(
         name=name,
         kind=cast("Kind", group.attrs["kind"]),
         layout_id=str(group.attrs["layout"]),
+        places_id=str(group.attrs["places"]),
         embeddings=str(group.attrs["embeddings"]),
         places=array_of(group, "places"),
         indices=array_of(group, "indices"),

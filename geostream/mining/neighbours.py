@@ -123,11 +123,11 @@ def build_visual_graph(
     """The graph of the training places' K most similar, written to the run at ``name``.
 
     ``cluster``: URL of a Dask scheduler whose workers reach the store; None starts one within this process.
-    A place's similarity to another is that of its most similar view. Raises StaleArtefact for embeddings of another
-    layout, GeostreamError where the scheduler cannot be reached.
+    A place's similarity to another is that of its most similar view. Raises StaleArtefact for embeddings of other
+    places, GeostreamError where the scheduler cannot be reached.
     """
-    if embeddings.layout_id != layout.id:
-        raise StaleArtefact(f"{embeddings.name}: made from another layout than {layout.name}; embed again")
+    if embeddings.places_id != layout.places_id:
+        raise StaleArtefact(f"{embeddings.name}: made from other places than those of {layout.name}; embed again")
     pairs = embeddings.pairs
     places = np.unique(pairs.place)
     excluded = layout.excluded(embeddings.split)

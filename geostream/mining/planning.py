@@ -103,8 +103,8 @@ def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strateg
     places, place = np.unique(pairs.place, return_inverse=True)
     neighbours = np.zeros((len(places), 0), dtype=np.int32)
     if graph is not None:
-        if graph.layout_id != layout.id or not np.array_equal(graph.places, places):
-            raise StaleArtefact(f"graph {graph.name}: made from another layout than {layout.name}; mine again")
+        if graph.places_id != layout.places_id or not np.array_equal(graph.places, places):
+            raise StaleArtefact(f"graph {graph.name}: made from other places than those of {layout.name}; mine again")
         neighbours = np.where(graph.indices >= 0, np.searchsorted(places, graph.indices), -1).astype(np.int32)
     elif strategy != "random":
         raise BadInput(f"strategy {strategy} needs a neighbour graph; mine first, or set strategy=random")

@@ -92,7 +92,7 @@ def test_uncommitted_and_foreign_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="epoch-0004.zarr: not there; embed again"):
         open_embeddings(run, NAME, layout)
     fill(run, layout)
-    with pytest.raises(StaleArtefact, match="made from another layout than g1"):
+    with pytest.raises(StaleArtefact, match="made from other places than those of layout g1"):
         open_embeddings(run, NAME, other)
     begin(run, layout)  # over the committed ones, and cut off
     with pytest.raises(NotFound, match="not committed, its writing was cut off; embed again"):

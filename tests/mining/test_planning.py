@@ -101,7 +101,7 @@ def test_no_coordinates_no_graph(root: Store) -> None:
 
 def test_refusals(root: Store, layout: Layout) -> None:
     other = city(root, side=5, name="g1")
-    with pytest.raises(StaleArtefact, match="made from another layout than g1; mine again"):
+    with pytest.raises(StaleArtefact, match="made from other places than those of g1; mine again"):
         make_plan(other, build_gps_graph(root, layout, 4), SETTINGS, 0, seed=0)
     with pytest.raises(BadInput, match="too few for 1 lanes with batches of 512; set a smaller batch_size"):
         make_plan(other, None, SETTINGS.model_copy(update={"batch_size": 512, "strategy": "random"}), 0, seed=0)
