@@ -47,12 +47,15 @@ class TrainSettings(BaseModel):
     color_jitter: float = Field(0.15, ge=0, description="brightness, contrast and saturation, per view")
 
     # plan
-    strategy: Literal["sample4geo", "random"] = "sample4geo"
+    strategy: Literal["patchwork", "sample4geo", "random"] = "patchwork"
     neighbours: int = Field(128, ge=1, description="K of the neighbour graphs")
     first_mining: int = Field(4, ge=1, description="epochs on GPS neighbours before the first mining")
     mine_every: int = Field(4, ge=1, description="epochs between minings")
     lanes: int = Field(1, ge=1, description="independent streams of batches; ranks times workers must divide it")
     resident_shards: int = Field(8, ge=1, description="W: shards of a lane held at once")
+    recluster_below: float = Field(
+        0.95, ge=0, description="hardness score under which the shards are rewritten in order of similarity; 0: never"
+    )
 
     # running
     evaluate_every: int = Field(4, ge=1)

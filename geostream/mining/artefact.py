@@ -19,7 +19,8 @@ from geostream.store import Store
 
 
 def new_group(run: Store, name: str, layout: Layout) -> zarr.Group:
-    """An empty group at ``name``, made from ``layout``. What was there is gone, its mark first, so that no half of it reads as committed."""
+    """An empty group at ``name``, made from ``layout``. What was there is gone, its mark
+    first, so that no half of it reads as committed."""
     run.delete(f"{name}/zarr.json")
     run.delete_prefix(name)
     group = zarr.open_group(run.zarr(name), mode="w-", zarr_format=3)

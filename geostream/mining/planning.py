@@ -7,6 +7,7 @@ planning: a second or so for VIGOR. Similarities are computed for a sample of ba
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import numpy.typing as npt
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Int32, Int64, Layout, Pairs, pair_codes
 from geostream.mining import quality
-from geostream.mining.assembly import Assembled, Problem, assemble
+from geostream.mining.assembly import Assembled, CarryOut, assemble
 from geostream.mining.embeddings import Embeddings, pick_rows
 from geostream.mining.graph import NeighbourGraph
+from geostream.mining.lane import Problem
 from geostream.mining.neighbours import points_in_metres, restrict
 from geostream.settings import TrainSettings
 from geostream.streaming.plan import EpochPlan
@@ -31,15 +33,18 @@ def make_plan(
     settings: TrainSettings,
     epoch: int,
     seed: int,
-    previous: EpochPlan | None = None,
+    previous: Sequence[EpochPlan] = (),
     embeddings: Embeddings | None = None,
+    carry_out: CarryOut = map,
 ) -> EpochPlan:
     """The plan of ``epoch`` for the layout's training pairs.
 
-    ``graph`` may be None with ``settings.strategy`` "random" only. ``previous``: the plan of the epoch before, for the
-    overlap. ``embeddings``: those that a visual graph came from; without them a visual plan has no hardness score.
-    ``quality`` holds pairs, batches, left_out, hardness_score, overlap, resident_share, amplification and
-    requests_per_gib; where a score cannot be had it is None, and hardness_note says why.
+    ``graph`` may be None with ``settings.strategy`` "random" only. ``previous``: the plans of the epochs before, newest
+    first, of any generation: what the strategy is not to repeat, and the overlap is measured by. ``embeddings``: those
+    that a visual graph came from; without them a visual plan has no hardness score. ``carry_out``: how the lanes are
+    put together (:func:`assemble`). ``quality`` holds pairs, batches, left_out, hardness_score, overlap,
+    resident_share, amplification and requests_per_gib; where a score cannot be had it is None, and hardness_note says
+    why.
     """
     pairs = layout.pairs("train")
     if len(pairs) < settings.batch_size * settings.lanes:
@@ -50,7 +55,12 @@ def make_plan(
     problem = _problem(layout, pairs, graph, settings.strategy)
     common: dict[str, Any] = {"batch_size": settings.batch_size, "seed": seed, "epoch": epoch}
     assembled = assemble(
-        problem, strategy=settings.strategy, lanes=settings.lanes, resident=settings.resident_shards, **common
+        problem._replace(history=tuple(_batch_of_pair(pairs, plan) for plan in previous)),
+        strategy=settings.strategy,
+        lanes=settings.lanes,
+        resident=settings.resident_shards,
+        carry_out=carry_out,
+        **common,
     )
     if not len(assembled.batches):
         raise BadInput(
@@ -90,7 +100,7 @@ def make_plan(
             "left_out": len(assembled.left_out),
             "hardness_score": score,
             "hardness_note": note,
-            "overlap": None if previous is None else _overlap(assembled, pairs, previous),
+            "overlap": quality.overlap(assembled.batches, _batch_of_pair(pairs, previous[0])) if previous else None,
             "resident_share": reads.resident_share,
             "amplification": reads.amplification,
             "requests_per_gib": reads.requests_per_gib,
@@ -164,12 +174,12 @@ def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings) -> qua
     return quality.cosine(query, reference, at[0], at[1])
 
 
-def _overlap(assembled: Assembled, pairs: Pairs, previous: EpochPlan) -> float:
-    """Overlap with the previous plan, which may be of another generation: place ids are the same in all."""
+def _batch_of_pair(pairs: Pairs, plan: EpochPlan) -> Int32:
+    """(P,) number of the batch that held each pair in a plan, -1 where none did; place ids are those of any layout."""
     code = pair_codes(*pairs)
-    before = pair_codes(previous.place, previous.view).ravel()
+    before = pair_codes(plan.place, plan.view).ravel()
     row = np.minimum(np.searchsorted(code, before), len(code) - 1)
     known = code[row] == before
     batch = np.full(len(code), -1, dtype=np.int32)
-    batch[row[known]] = np.repeat(np.arange(previous.n_batches, dtype=np.int32), previous.batch_size)[known]
-    return quality.overlap(assembled.batches, batch)
+    batch[row[known]] = np.repeat(np.arange(plan.n_batches, dtype=np.int32), plan.batch_size)[known]
+    return batch

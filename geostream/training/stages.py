@@ -8,11 +8,13 @@ without coordinates begins with random batches instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from geostream.errors import BadInput, NotFound
 from geostream.layout import Layout
+from geostream.mining.cluster import run_tasks
 from geostream.mining.embeddings import Embeddings, embeddings_name, open_embeddings, read_rows
 from geostream.mining.graph import GPS_GRAPH, NeighbourGraph, open_graph, visual_graph_name
 from geostream.mining.neighbours import build_gps_graph, build_visual_graph
@@ -26,6 +28,7 @@ from geostream.training.evaluate import Evaluation, evaluate
 from geostream.training.model import Encoder
 
 SETTINGS = "settings.json"
+PLANS_BEFORE = 2  # that a new one is not to repeat
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,13 @@ def mine(run: Store, layout: Layout, settings: TrainSettings, epoch: int, cluste
     return build_visual_graph(run, visual_graph_name(epoch), layout, embeddings, settings.neighbours, cluster)
 
 
-def plan_epoch(run: Store, layout: Layout, settings: TrainSettings, epoch: int) -> EpochPlan:
+def plan_epoch(
+    run: Store, layout: Layout, settings: TrainSettings, epoch: int, cluster: str | None = None
+) -> EpochPlan:
     """Make the plan of ``epoch`` from the graph that is due, and save it in the run.
 
-    Raises NotFound where that graph was not mined yet.
+    ``cluster``: URL of a Dask scheduler whose workers put the lanes together; None: this process. Raises NotFound where
+    that graph was not mined yet.
     """
     graph, embeddings = None, None
     mining = mining_for(epoch, settings)
@@ -140,7 +146,16 @@ def plan_epoch(run: Store, layout: Layout, settings: TrainSettings, epoch: int) 
             graph = _gps_graph(run, layout, settings)
         else:
             settings = settings.model_copy(update={"strategy": "random"})
-    plan = make_plan(layout, graph, settings, epoch, settings.seed, _plan_before(run, epoch), embeddings)
+    plan = make_plan(
+        layout,
+        graph,
+        settings,
+        epoch,
+        settings.seed,
+        _plans_before(run, epoch),
+        embeddings,
+        map if cluster is None else partial(run_tasks, cluster),
+    )
     save_plan(run, plan)
     return plan
 
@@ -153,9 +168,12 @@ def _gps_graph(run: Store, layout: Layout, settings: TrainSettings) -> Neighbour
         return build_gps_graph(run, layout, settings.neighbours)
 
 
-def _plan_before(run: Store, epoch: int) -> EpochPlan | None:
-    """The plan of the epoch before; of any layout, because only its batches are compared."""
-    try:
-        return load_plan(run, epoch - 1, None)
-    except NotFound:
-        return None
+def _plans_before(run: Store, epoch: int) -> list[EpochPlan]:
+    """The plans of the two epochs before, newest first; of any generation, because only their batches matter."""
+    plans = []
+    for before in range(epoch - 1, max(epoch - 1 - PLANS_BEFORE, 0), -1):
+        try:
+            plans.append(load_plan(run, before, None))
+        except NotFound:
+            break
+    return plans

@@ -173,7 +173,7 @@ class _Run:
         try:
             plan = load_plan(self.folder, epoch, self.layout)
         except NotFound:
-            plan = stages.plan_epoch(self.folder, self.layout, self.settings, epoch)
+            plan = stages.plan_epoch(self.folder, self.layout, self.settings, epoch, self.cluster)
         if not self.log.has("plan", epoch):
             self.record("plan", started, epoch, source=plan.source, hash=plan.hash, **plan.quality)
         return plan

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import simplejpeg
 
 from geostream.layout import Csr, Layout
-from geostream.mining.assembly import Problem, assemble
+from geostream.mining.assembly import assemble
+from geostream.mining.lane import Problem
 from geostream.store import Store
 from geostream.streaming.plan import EpochPlan, save_plan
 from tests.benchmarks.pairs import Pairs, write_pairs
