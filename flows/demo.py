@@ -27,7 +27,7 @@ from geostream.layout import Layout, open_layout
 from geostream.settings import default_settings, parse_settings
 from geostream.store import Store
 from geostream.training.metrics import MetricsLog, RunResult
-from geostream.training.stages import read_settings, run_store
+from geostream.training.stages import layout_of, read_settings, run_store
 from infra.prefect_server import local_prefect, without_prefect
 from infra.s3 import local_s3, without_aws
 
@@ -53,6 +53,7 @@ def demo(
         store_url = _start(servers, out, city, seed, seconds, console)
         layout, folder, flow_runs = _run_flows(store_url, out / "raw", seed, overrides or [], seconds, console)
         result = RunResult.of(folder, MetricsLog(folder), already_finished=True)
+        layout = layout_of(Store.open(store_url), layout, RUN)
         summary = report.summarise(store_url, layout, result)
         summary |= {"flow_runs": flow_runs, "settings": read_settings(folder).model_dump()}
         summary["seconds"] |= {name: round(value, 1) for name, value in seconds.items()}
@@ -62,6 +63,7 @@ def demo(
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print_table("recall on unseen cities", summary["evaluations"])
     print_table("epoch plans", summary["plans"])
+    print_table("generations of the layout", summary["reclusterings"])
     print_table("seconds", [summary["seconds"]])
     console.print(f"summary: {out / 'summary.json'}")
     console.print(f"report:  {out / 'report.html'}")

@@ -20,6 +20,7 @@ from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
 from geostream.training import trainer
 from geostream.training.metrics import Record, RunResult
+from geostream.training.stages import layout_of
 
 
 @flow(name="retrain", flow_run_name="retrain")
@@ -46,7 +47,7 @@ def retrain(
     numbers = make_settings(default_settings(opened.dataset).model_dump() | (settings or {}))
     name = run or f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}"
     result = train(target, opened, name, numbers, cluster)
-    write_report(target, opened, result)
+    write_report(target, opened, name, result)
     show_run(result)
     return result.url
 
@@ -75,7 +76,8 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
 
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
-def write_report(store: Store, layout: Layout, result: RunResult) -> str:
+def write_report(store: Store, layout: Layout, run: str, result: RunResult) -> str:
+    layout = layout_of(store, layout, run)
     return report.publish(Store.open(result.url), layout, result, report.summarise(store.url, layout, result))
 
 
@@ -83,3 +85,5 @@ def show_run(result: RunResult) -> None:
     """The run's evaluations and plans on the flow run's page."""
     show("evaluation", result.evaluations, f"Recall on the test gallery; the report is {result.url}/report.html")
     show("epoch-plans", result.plans, "Hardness: 0 = random batches, 1 = Sample4Geo's with random access to everything")
+    if result.reclusterings:
+        show("generations", result.reclusterings, "Shards rewritten in the order of similarity, and the scores it gave")

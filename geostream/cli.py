@@ -41,7 +41,7 @@ Cluster = Annotated[str | None, typer.Option(help="URL of a Dask scheduler; defa
 @app.command()
 def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
     """Show what is in a store: its datasets and layouts, or one layout in detail."""
-    root = _open(store)
+    root = open_store(store)
     datasets = [dataset] if dataset else list_datasets(root)
     if not datasets:
         raise BadInput(f"{root.url}: no committed layout; shard one first: geostream shard vigor RAW {root.url}")
@@ -65,7 +65,7 @@ def verify(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) 
     """Read every shard of a layout once and compare it with the index; damage is named, and exits with 1."""
     from geostream.verify import verify_layout
 
-    opened = open_layout(_open(store), dataset, layout)
+    opened = open_layout(open_store(store), dataset, layout)
     found = verify_layout(opened)
     for line in found.problems:
         print(line)
@@ -90,11 +90,12 @@ def train(
     from geostream.training import stages
     from geostream.training.trainer import train as train_run
 
-    root = _open(store)
+    root = open_store(store)
     opened = open_layout(root, dataset, layout)
     result = train_run(
         root, opened, run, parse_settings(overrides or [], default_settings(opened.dataset)), cluster=cluster
     )
+    opened = stages.layout_of(root, opened, run)
     report.publish(
         stages.run_store(root, opened.dataset, run), opened, result, report.summarise(root.url, opened, result)
     )
@@ -132,6 +133,7 @@ def mine(
 ) -> None:
     """Build a neighbour graph of the training places."""
     from geostream.mining.neighbours import build_gps_graph
+    from geostream.recluster import newest_embeddings
     from geostream.training import stages
 
     opened, folder = _run(store, dataset, layout, run)
@@ -139,7 +141,7 @@ def mine(
     if kind == "gps":
         graph = build_gps_graph(folder, opened, settings.neighbours)
     elif kind == "visual":
-        epoch = _newest_embeddings(folder) if epoch is None else epoch
+        epoch = newest_embeddings(folder) if epoch is None else epoch
         graph = stages.mine(folder, opened, settings, epoch, cluster)
     else:
         raise BadInput(f"--kind {kind}: graphs are gps or visual")
@@ -154,12 +156,13 @@ def plan(
     dataset: Dataset = None,
     layout: LayoutName = None,
     overrides: Overrides = None,
+    cluster: Cluster = None,
 ) -> None:
     """Plan an epoch from the graph that is due, and show the plan's quality."""
     from geostream.training import stages
 
     opened, folder = _run(store, dataset, layout, run)
-    made = stages.plan_epoch(folder, opened, _settings(opened, folder, overrides), epoch)
+    made = stages.plan_epoch(folder, opened, _settings(opened, folder, overrides), epoch, cluster)
     print_table(f"plan of epoch {epoch}", [{"source": made.source, **made.quality}])
     print(f"{folder.url}/plans/epoch-{epoch:04d}.parquet")
 
@@ -211,18 +214,21 @@ def _layout_row(layout: Layout) -> dict[str, object]:
     }
 
 
-def _open(url: str) -> Store:
+def open_store(url: str) -> Store:
+    """The store at ``url``, looked at once."""
     store = Store.open(url)
     store.check()
     return store
 
 
 def _run(url: str, dataset: str | None, layout: str | None, run: str) -> tuple[Layout, Store]:
-    """The layout and the run's folder."""
+    """The layout (if none is named, the generation that the run reads) and the run's folder."""
     from geostream.training import stages
 
-    root = _open(url)
+    root = open_store(url)
     opened = open_layout(root, dataset, layout)
+    if layout is None:
+        opened = stages.layout_of(root, opened, run)
     return opened, stages.run_store(root, opened.dataset, run)
 
 
@@ -234,15 +240,6 @@ def _settings(layout: Layout, run: Store, overrides: list[str] | None) -> TrainS
     return parse_settings(overrides or [], base)
 
 
-def _newest_embeddings(run: Store) -> int:
-    """The last epoch whose training set was embedded."""
-    epochs = [name.removeprefix("epoch-").removesuffix(".zarr") for name in run.folders("embeddings")]
-    numbers = [int(text) for text in epochs if text.isdigit()]
-    if not numbers:
-        raise BadInput(f"{run.url}: the training set was not embedded yet; run: geostream embed")
-    return max(numbers)
-
-
 def _split(split: str) -> str:
     if split not in ("train", "test"):
         raise BadInput(f"--split {split}: train or test")
@@ -250,12 +247,16 @@ def _split(split: str) -> str:
 
 
 def _join_commands(wanted: str) -> None:
-    """Add the other packages' commands: only the one wanted, or all for the list of commands.
+    """Add the commands on layouts, and of the other packages' only the one wanted, or all for the list of commands.
 
     Loading one imports what it needs (Prefect, image formats), which no other command should wait for.
     """
     points = {point.name: point for point in entry_points(group="geostream.commands")}
-    ours = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    from geostream import cli_layouts  # it takes its options from here
+
+    app.command()(cli_layouts.recluster)
+    app.add_typer(cli_layouts.layouts, name="layouts")
+    ours = {command.callback.__name__ for command in app.registered_commands if command.callback} | {"layouts"}
     for name in [wanted] if wanted in points else () if wanted in ours else points:
         app.command(name)(points[name].load())
 

@@ -34,6 +34,9 @@ class Unanswered(StoreError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[Unanswered], tuple[str, str]]:  # so that a Dask worker can send it back
+        return type(self), (str(self), self.reason)
+
 
 class AlreadyExists(StoreError):
     """A conditional write found an object in its place."""

@@ -204,11 +204,11 @@ def list_datasets(store: Store) -> list[str]:
 
 def list_layouts(store: Store, dataset: str) -> list[str]:
     """Names of the committed layouts of a dataset, oldest generation first."""
-    infos = _committed(store, dataset)
+    infos = layout_infos(store, dataset)
     return sorted(infos, key=lambda name: (infos[name]["generation"], name))
 
 
-def _committed(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
+def layout_infos(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
     """layout.json of each committed layout of the dataset, by name."""
     folder = store.child(check_name("dataset", dataset), "layouts")
     infos = {}
@@ -232,9 +232,12 @@ def open_layout(store: Store, dataset: str | None = None, name: str | None = Non
             raise BadInput(f"{store.url}: say which dataset with --dataset (there: {have})")
         dataset = found[0]
     if name is None:
-        infos = _committed(store, dataset)
-        parents = {info["parent"] for info in infos.values()}
-        newest = sorted(name for name, info in infos.items() if info["id"] not in parents)
+        infos = layout_infos(store, dataset)
+        last: dict[str, int] = {}  # generation of each table of places
+        for info in infos.values():
+            places = info["index"]["places.parquet"]
+            last[places] = max(last.get(places, 0), info["generation"])
+        newest = sorted(n for n, info in infos.items() if info["generation"] == last[info["index"]["places.parquet"]])
         if not newest:
             raise LayoutNotCommitted(
                 f"{store.url}/{dataset}: no committed layout; shard the dataset, or finish it by sharding again"
@@ -264,17 +267,19 @@ def commit_layout(
     images: dict[str, Any],
     broken: list[str],
     parent: str | None = None,
+    places_file: bytes | None = None,
 ) -> Layout:
     """Write the index and then, as the commit, ``layout.json``; return the layout opened.
 
     ``shards``: (name, bytes) in order of their number. ``source``: what it was made from. ``images``: how they are
-    stored. ``broken``: raw images left out, in words. ``parent``: id of the generation before.
+    stored. ``broken``: raw images left out, in words. ``parent``: id of the generation before, whose ``places.parquet``
+    is ``places_file``: kept byte for byte, because another pyarrow would write the same table with another hash.
     Raises AlreadyExists where another layout was committed here, BadInput where the index contradicts itself.
     """
     try:
         places, members = places.cast(PLACES), members.cast(MEMBERS)
         check_index(places, members, shards)
-        data = {"places.parquet": table_bytes(places), "members.parquet": table_bytes(members)}
+        data = {"places.parquet": places_file or table_bytes(places), "members.parquet": table_bytes(members)}
         info = {
             "format": FORMAT,
             "dataset": dataset,

@@ -64,6 +64,7 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
         },
         "evaluations": [{name: row[name] for name in recalls} for row in result.evaluations],
         "plans": [{name: row.get(name) for name in ("epoch", "source", *facts)} for row in result.plans],
+        "reclusterings": list(result.reclusterings),
         "stream": dict(result.stream),
         "seconds": dict(result.seconds),
     }
@@ -120,7 +121,7 @@ def render_report(
     title: str, summary: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]], pictures: Sequence[Retrieval]
 ) -> str:
     """The report as HTML. ``summary``: of :func:`summarise`; ``epochs``: the run's training records."""
-    evaluations, plans = summary["evaluations"], summary["plans"]
+    evaluations, plans, moves = summary["evaluations"], summary["plans"], summary["reclusterings"]
     last = evaluations[-1] if evaluations else None
     head = (
         f"<p class=lead>R@1 <b>{last['r1']:.1%}</b> on a gallery of {last['gallery']:,} tiles of unseen places "
@@ -133,13 +134,14 @@ def render_report(
         f"<h1>{html.escape(title)}</h1>{head}",
         f"<p>{dataset['places']:,} places, {dataset['pairs']:,} pairs, {dataset['bytes'] / 1e6:,.1f} MB in "
         f"{dataset['shards']} shards at <code>{html.escape(str(summary['store']))}</code>.</p>",
-        "<h2>Training</h2>" + _svg(_curves(epochs, evaluations, plans)),
+        "<h2>Training</h2>" + _svg(_curves(epochs, evaluations, plans, moves)),
         "<h2>Recall on the test gallery</h2>" + _table(evaluations, ["r1", "r5", "r10", "r1pct", "hit_rate"]),
         "<h2>Epoch plans</h2><p>Hardness score: 0 = random batches, 1 = Sample4Geo's assembly with random access to "
         "everything, on the same graph. Overlap: the largest share of a batch that came from one batch of the epoch "
-        "before. Resident share: the most bytes held at once, of all. In a layout in geographic order look-alikes lie "
-        "far apart, so that few of them are resident together: visual plans score lower there than GPS plans.</p>"
-        + _table(plans, ["resident_share"]),
+        "before. Resident share: the most bytes held at once, of all.</p>" + _table(plans, ["resident_share"]),
+        "<h2>Generations of the layout</h2><p>In geographic order look-alikes lie far apart, so that few of them are "
+        "resident together, and a plan from a visual graph scores low. Then the shards are rewritten in the order of "
+        "similarity, and training goes on from these.</p>" + _table(moves, []),
     ]
     if pictures:
         rows = "".join(_retrieval(one) for one in pictures)
@@ -198,7 +200,10 @@ def _data(jpeg: bytes) -> str:
 
 
 def _curves(
-    epochs: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], plans: Sequence[Mapping[str, Any]]
+    epochs: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]],
+    plans: Sequence[Mapping[str, Any]],
+    moves: Sequence[Mapping[str, Any]],
 ) -> Figure:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
     left.plot([e["epoch"] for e in epochs], [e["loss"] for e in epochs], color=BLUE, marker="o", markersize=3)
@@ -210,17 +215,20 @@ def _curves(
     middle.set(title="recall on unseen places", xlabel="epoch", ylim=(0, 1))
     if evaluations:
         middle.legend(frameon=False)
-    _plan_curves(right, plans)
+    _plan_curves(right, plans, moves)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
-def _plan_curves(axes: Axes, plans: Sequence[Mapping[str, Any]]) -> None:
+def _plan_curves(axes: Axes, plans: Sequence[Mapping[str, Any]], moves: Sequence[Mapping[str, Any]]) -> None:
     for name, label, colour in (("hardness_score", "hardness score", BLUE), ("overlap", "overlap", GREY)):
         known = [p for p in plans if p.get(name) is not None]
         axes.plot([p["epoch"] for p in known], [p[name] for p in known], color=colour, marker="o", ms=3, label=label)
+    before = [(move["epoch"], move["score_before"]) for move in moves if move["score_before"] is not None]
+    if before:
+        axes.plot(*zip(*before, strict=True), "o", mfc="none", color=BLUE, label="before reclustering")
     first_visual = next((p["epoch"] for p in plans if p["source"] == "visual"), None)
     if first_visual is not None:
         axes.axvline(first_visual - 0.5, color=ORANGE, linestyle=":", label="visual negatives from here")

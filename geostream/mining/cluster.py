@@ -2,14 +2,17 @@
 
 Threads start in a tenth of a second where processes take seconds, and what the tasks spend their time in (FAISS, NumPy,
 object storage) holds no GIL. What that costs is isolation: a task that crashes takes this process with it.
+A worker that dies takes the results it held with it; Dask makes these again from their inputs, so every task can run
+twice, and gives up on a task that four workers have died of.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 from geostream.errors import GeostreamError
@@ -19,18 +22,47 @@ Task = TypeVar("Task")
 CONNECT_SECONDS = 20
 
 
+@contextmanager
+def connected(url: str | None, tasks: int) -> Iterator[Any]:
+    """A ``distributed.Client`` of the scheduler at ``url``, or of a cluster of threads for up to ``tasks`` at once.
+
+    Raises GeostreamError where the scheduler cannot be reached.
+    """
+    with ExitStack() as stack:
+        yield _connect(stack, url, tasks)
+
+
+def results(futures: Sequence[Any]) -> Iterator[Any]:
+    """Results of the futures, as they come. A task that fails raises here, its own error."""
+    from distributed import KilledWorker, as_completed  # a second to import, which only mining should wait for
+
+    for future in as_completed(futures):  # type: ignore[no-untyped-call]
+        try:
+            yield future.result()
+        except KilledWorker as error:
+            raise GeostreamError(
+                f"Dask: workers died again and again ({str(error).splitlines()[0]}); give them more memory"
+            ) from error
+
+
 def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task]) -> Iterator[Any]:
     """Results of ``work`` on each of ``tasks``, as they come. A task that fails raises here, its own error.
 
     ``url``: of a Dask scheduler; None starts a cluster of threads. Tasks run again where a worker dies, so they may
     be carried out twice. Raises GeostreamError where the scheduler cannot be reached.
     """
-    from distributed import as_completed  # a second to import, which only mining should wait for
+    with connected(url, len(tasks)) as client:
+        yield from results(client.map(work, tasks, pure=False))
 
-    with ExitStack() as stack:
-        client = _connect(stack, url, len(tasks))
-        for future in as_completed(client.map(work, tasks, pure=False)):  # type: ignore[no-untyped-call]
-            yield future.result()
+
+def give_back() -> None:
+    """Called by tasks that take blocks of memory, first: what the one before freed goes back to the system.
+
+    glibc would keep some 60 MB for each thread. Dask spares its worker processes that by an environment variable,
+    which threads within this process cannot have; elsewhere than on glibc nothing happens.
+    """
+    with suppress(AttributeError, TypeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:

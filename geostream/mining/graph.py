@@ -38,6 +38,8 @@ class NeighbourGraph:
     layout_id: str  # the generation it was mined on
     places_id: str
     embeddings: str  # path of the embeddings it came from, "" for gps
+    search: dict[str, Any]  # mode: exact or approximate; because: why exact was fallen back to; and for approximate
+    # the measured recall, wanted (recall), probes, lists, sample (queries measured), share (of all references searched)
     places: Int32  # (N,) place ids, sorted
     indices: Int32  # (N, K) place ids, hardest first, -1 where there are no more
     scores: npt.NDArray[np.float16]  # (N, K) cosine (visual) or minus metres (gps); -inf where there are no more
@@ -87,7 +89,9 @@ class GraphWriter:
         self._indices[start:stop] = indices
         self._scores[start:stop] = np.maximum(scores, -65504, where=np.isfinite(scores), out=scores.copy())
 
-    def commit(self) -> None:
+    def commit(self, search: dict[str, Any]) -> None:
+        """``search``: how it was searched, as in :class:`NeighbourGraph`."""
+        self._group.attrs["search"] = search
         commit(self._group)
 
 
@@ -104,6 +108,7 @@ def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
         layout_id=str(group.attrs["layout"]),
         places_id=str(group.attrs["places"]),
         embeddings=str(group.attrs["embeddings"]),
+        search=cast("dict[str, Any]", group.attrs.get("search", {"mode": "exact"})),
         places=array_of(group, "places"),
         indices=array_of(group, "indices"),
         scores=array_of(group, "scores"),

@@ -115,7 +115,9 @@ def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strateg
     if graph is not None:
         if graph.places_id != layout.places_id or not np.array_equal(graph.places, places):
             raise StaleArtefact(f"graph {graph.name}: made from other places than those of {layout.name}; mine again")
-        neighbours = np.where(graph.indices >= 0, np.searchsorted(places, graph.indices), -1).astype(np.int32)
+        row = np.full(layout.n_places + 1, -1, dtype=np.int32)  # the last entry is that of -1, no neighbour
+        row[places] = np.arange(len(places), dtype=np.int32)
+        neighbours = row[graph.indices]
     elif strategy != "random":
         raise BadInput(f"strategy {strategy} needs a neighbour graph; mine first, or set strategy=random")
     return Problem(

@@ -29,6 +29,7 @@ class Position:
     """Where a run stands: ``step`` batches trained in all, ``cursor`` of them on the plan of ``epoch``."""
 
     layout_id: str
+    places_id: str  # of the layout; the same in all its generations
     epoch: int
     plan: str  # hash of the plan
     cursor: int
@@ -73,16 +74,17 @@ def read_position(run: Store, name: str) -> Position:
     return Position(**_state(run, name)["position"])
 
 
-def restore(run: Store, name: str, encoder: Encoder, optimizer: Optimizer, layout_id: str) -> Position:
+def restore(run: Store, name: str, encoder: Encoder, optimizer: Optimizer, places_id: str) -> Position:
     """Set encoder, optimizer and torch's random states to the checkpoint's; return its position.
 
-    Raises StaleArtefact for a checkpoint of another model or layout.
+    Raises StaleArtefact for a checkpoint of another model, or of other places than the layout's.
     """
     state = _state(run, name)
     position = Position(**state["position"])
-    if position.layout_id != layout_id:
+    if position.places_id != places_id:
         raise StaleArtefact(
-            f"{run.url}/{FOLDER}/{name}: made on layout {position.layout_id}, not on {layout_id}; start another run"
+            f"{run.url}/{FOLDER}/{name}: made on places {position.places_id[:12]}, not on {places_id[:12]}; "
+            "start another run"
         )
     load_weights(run, name, encoder)
     tensors = _tensors(run, f"{FOLDER}/{name}/optimizer.safetensors")

@@ -17,7 +17,7 @@ from geostream.store import Store
 from geostream.streaming.stats import StreamStats
 
 LOG = "metrics.jsonl"
-STAGES = ("plan", "train", "embed", "mine", "evaluate")
+STAGES = ("plan", "train", "embed", "mine", "recluster", "evaluate")
 
 Record = dict[str, Any]  # "stage", "epoch", "seconds" and what else the stage measured
 
@@ -61,6 +61,7 @@ class RunResult:
     already_finished: bool  # nothing was left to do
     evaluations: list[dict[str, Any]]  # epoch, r1, r5, r10, r1pct, hit_rate, gallery, queries
     plans: list[dict[str, Any]]  # epoch, source and the plan's quality
+    reclusterings: list[dict[str, Any]]  # epoch, layout, generation, score_before, score_after
     training: list[dict[str, Any]]  # epoch, loss, pairs, pairs_per_second, wait_share, stream
     stream: dict[str, Any]  # StreamStats of all training as a dict
     seconds: dict[str, float]  # by stage
@@ -71,6 +72,7 @@ class RunResult:
             return [{name: value for name, value in r.items() if name != "stage"} for r in log.of(stage)]
 
         training = rows("train")
+        score = {row["epoch"]: row.get("hardness_score") for row in rows("plan")}
         streams = [StreamStats.from_dict(row["stream"]) for row in training]
         stream = StreamStats.total(streams)
         for name in ("budget_bytes", "resident_bytes", "peak_resident_bytes"):  # one epoch after the other
@@ -81,6 +83,7 @@ class RunResult:
             already_finished=already_finished,
             evaluations=rows("evaluate"),
             plans=rows("plan"),
+            reclusterings=[row | {"score_after": score.get(row["epoch"])} for row in rows("recluster")],
             training=training,
             stream=stream.as_dict(),
             seconds={stage: round(sum(r["seconds"] for r in log.of(stage)), 3) for stage in STAGES},

@@ -12,8 +12,8 @@ from functools import partial
 
 import torch
 
-from geostream.errors import BadInput, NotFound
-from geostream.layout import Layout
+from geostream.errors import BadInput, NotFound, StaleArtefact
+from geostream.layout import Layout, open_layout
 from geostream.mining.cluster import run_tasks
 from geostream.mining.embeddings import Embeddings, embeddings_name, open_embeddings, read_rows
 from geostream.mining.graph import GPS_GRAPH, NeighbourGraph, open_graph, visual_graph_name
@@ -28,6 +28,7 @@ from geostream.training.evaluate import Evaluation, evaluate
 from geostream.training.model import Encoder
 
 SETTINGS = "settings.json"
+STANDS_ON = "layout.json"
 PLANS_BEFORE = 2  # that a new one is not to repeat
 
 
@@ -68,6 +69,32 @@ def _check_sizes(encoder: Encoder, settings: TrainSettings, device: torch.device
                 "choose larger tile_size, view_height and view_width, or another model"
             ) from error
     encoder.train()
+
+
+def stand_on(run: Store, layout: Layout) -> None:
+    """Write down that from now on the run reads this layout."""
+    run.write_json(STANDS_ON, {"layout": layout.name, "id": layout.id})
+
+
+def layout_of(store: Store, layout: Layout, run: str) -> Layout:
+    """The generation that the run reads: its own where it has reclustered, ``layout`` where it says nothing.
+
+    Raises StaleArtefact where the run was begun on other places than those of ``layout``, LayoutNotCommitted where its
+    generation is gone.
+    """
+    folder = run_store(store, layout.dataset, run)
+    try:
+        own_id, name = (str(folder.read_json(STANDS_ON)[fact]) for fact in ("id", "layout"))
+    except NotFound:
+        return layout
+    if own_id == layout.id:
+        return layout
+    own = open_layout(store, layout.dataset, name)
+    if own.id != own_id or own.places_id != layout.places_id:
+        raise StaleArtefact(
+            f"{folder.url}: begun on layout {name}, other places than {layout.name}'s; start another run"
+        )
+    return own
 
 
 def read_settings(run: Store) -> TrainSettings:
@@ -158,6 +185,13 @@ def plan_epoch(
     )
     save_plan(run, plan)
     return plan
+
+
+def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
+    """Whether a plan is too easy for its layout: it is the first from a new graph, and scores below the threshold."""
+    score = plan.quality["hardness_score"]
+    new = plan.source == "visual" and mining_for(plan.epoch, settings) == plan.epoch - 1
+    return new and score is not None and score < settings.recluster_below
 
 
 def _gps_graph(run: Store, layout: Layout, settings: TrainSettings) -> NeighbourGraph:

@@ -1,4 +1,4 @@
-"""The training run: plan, train, and every few epochs evaluate, embed and mine, until the epochs are over.
+"""The training run: plan, train, and every few epochs evaluate, embed, mine and recluster, until the epochs are over.
 
 Decides the order of things, and that a run can be cut off anywhere. What an epoch trains on is a plan on the store; a
 checkpoint is the weights and a position in that plan, written every so many steps and after the last. Everything else
@@ -6,6 +6,10 @@ checkpoint is the weights and a position in that plan, written every so many ste
 started again restores the newest checkpoint, goes on with the batch behind it, and ends with the same weights as one
 that was never interrupted. What that costs: up to ``checkpoint_every`` steps are trained again. Of the checkpoints
 within an epoch only the newest is kept.
+
+Where the first plan from a new graph is too easy (``recluster_below``), the shards are too far from the order of
+similarity: they are rewritten as the layout's next generation, and the run goes on from there. ``layout.json`` in its
+folder says which generation it reads.
 """
 
 from __future__ import annotations
@@ -18,8 +22,11 @@ from typing import Any
 
 import torch
 
-from geostream.errors import AlreadyExists, BadInput, NotFound
+from geostream.errors import AlreadyExists, BadInput, NotFound, StaleArtefact
 from geostream.layout import Layout
+from geostream.mining.embeddings import embeddings_name, open_embeddings
+from geostream.mining.graph import open_graph
+from geostream.recluster import recluster
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset
@@ -63,10 +70,12 @@ def train(
     begun with other settings, StaleArtefact where with another layout.
     """
     folder = stages.run_store(store, layout.dataset, run)
+    layout = stages.layout_of(store, layout, run)
     _claim(folder, settings)
+    stages.stand_on(folder, layout)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    return _Run(folder, layout, settings, cluster, on_record).finish()
+    return _Run(store, run, layout, settings, cluster, on_record).finish()
 
 
 def _claim(run: Store, settings: TrainSettings) -> None:
@@ -86,13 +95,15 @@ class _Run:
 
     def __init__(
         self,
-        folder: Store,
+        store: Store,
+        name: str,
         layout: Layout,
         settings: TrainSettings,
         cluster: str | None,
         on_record: Callable[[Record], None] | None,
     ) -> None:
-        self.folder, self.layout, self.settings = folder, layout, settings
+        self.store, self.name, self.layout, self.settings = store, name, layout, settings
+        self.folder = folder = stages.run_store(store, layout.dataset, name)
         self.cluster, self.on_record = cluster, on_record
         self.log = MetricsLog(folder)
         self.encoder = stages.new_encoder(settings)
@@ -101,7 +112,7 @@ class _Run:
         self.begun: Position | None = None  # where the epoch after it was cut off
         if checkpoints := list_checkpoints(folder):
             self.checkpoint = checkpoints[-1]
-            position = restore(folder, self.checkpoint, self.encoder, self.optimizer, layout.id)
+            position = restore(folder, self.checkpoint, self.encoder, self.optimizer, layout.places_id)
             self.epoch, self.step = position.epoch, position.step
             if not position.finished:
                 self.epoch, self.begun = position.epoch - 1, position
@@ -142,9 +153,8 @@ class _Run:
         def save(outcome: EpochOutcome) -> None:
             self.step = first_step + outcome.batches
             state = loader.state_dict()
-            self.save(
-                Position(self.layout.id, epoch, **state, step=self.step, finished=False, outcome=outcome.as_dict())
-            )
+            position = self.position(epoch, **state, finished=False, outcome=outcome.as_dict())
+            self.save(position)
             self.log.append("progress", epoch, outcome.seconds, batches=outcome.batches, **_measured(outcome))
 
         outcome = train_epoch(self.encoder, self.optimizer, loader, self.settings, epoch, before, save)
@@ -157,7 +167,7 @@ class _Run:
             temperature=float((-self.encoder.logit_scale.detach()).exp()),
             **_measured(outcome),
         )
-        self.save(Position(self.layout.id, epoch, plan.hash, plan.n_batches, self.step, finished=True))
+        self.save(self.position(epoch, plan=plan.hash, cursor=plan.n_batches, finished=True))
 
     def save(self, position: Position) -> None:
         """Write a checkpoint; one within the same epoch is no longer needed then."""
@@ -167,16 +177,42 @@ class _Run:
         if earlier is not None:
             drop_checkpoint(self.folder, earlier)
 
+    def position(self, epoch: int, **where: Any) -> Position:
+        return Position(self.layout.id, self.layout.places_id, epoch, step=self.step, **where)
+
     def plan(self, epoch: int) -> EpochPlan:
-        """The epoch's plan; one that the run already holds is used as it is."""
+        """The epoch's plan, after the shards were rewritten where it would be too easy otherwise."""
         started = time.perf_counter()
-        try:
-            plan = load_plan(self.folder, epoch, self.layout)
-        except NotFound:
-            plan = stages.plan_epoch(self.folder, self.layout, self.settings, epoch, self.cluster)
-        if not self.log.has("plan", epoch):
-            self.record("plan", started, epoch, source=plan.source, hash=plan.hash, **plan.quality)
+        plan = self.planned(epoch, None)
+        if self.log.has("plan", epoch):
+            return plan
+        seconds = time.perf_counter() - started
+        moved = plan.layout_id != self.layout.id  # and cut off before it was recorded
+        if moved or (stages.recluster_due(plan, self.settings) and not self.log.has("recluster", epoch)):
+            plan = self.recluster(plan)
+        self.record("plan", time.perf_counter() - seconds, epoch, source=plan.source, hash=plan.hash, **plan.quality)
         return plan
+
+    def planned(self, epoch: int, layout: Layout | None) -> EpochPlan:
+        """The plan that the run holds, where it is of ``layout`` (None: any generation); else a new one."""
+        try:
+            return load_plan(self.folder, epoch, layout)
+        except (NotFound, StaleArtefact):
+            return stages.plan_epoch(self.folder, self.layout, self.settings, epoch, self.cluster)
+
+    def recluster(self, easy: EpochPlan) -> EpochPlan:
+        """Go on from the next generation of the layout, in the order of the newest embeddings, with a new plan."""
+        started, score = time.perf_counter(), easy.quality["hardness_score"]
+        if easy.layout_id == self.layout.id:
+            logger.info("%s: hardness score %.2f, reclustering %s", self.folder.url, score, self.layout.name)
+            embeddings = open_embeddings(self.folder, embeddings_name(easy.epoch - 1), self.layout)
+            graph = open_graph(self.folder, easy.graph, self.layout)
+            self.layout = recluster(self.store, self.layout, self.name, embeddings, graph, self.cluster)
+            stages.stand_on(self.folder, self.layout)
+        # The score after it is the new plan's. Until there is one, the easy plan tells that this was not recorded.
+        facts = {"layout": self.layout.name, "generation": self.layout.generation, "score_before": score}
+        self.record("recluster", started, easy.epoch, **facts)
+        return self.planned(easy.epoch, self.layout)
 
     def follow_up(self) -> None:
         """What is due after the epoch just trained, as far as it is not done."""

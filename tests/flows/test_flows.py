@@ -109,7 +109,8 @@ def test_unknown_name_is_one_line_and_exit_code_1(stack: Checkout) -> None:
     done = stack.run("prefect", "deployment", "run", "shard-vigour", "--watch")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == (
-        "prefect deployment run: no deployment is named 'shard-vigour'; there are retrain/retrain, shard/shard-vigor\n"
+        "prefect deployment run: no deployment is named 'shard-vigour'; there are recluster/recluster, "
+        "retrain/retrain, shard/shard-vigor\n"
     )
 
 

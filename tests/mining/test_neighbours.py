@@ -6,101 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from geostream.errors import BadInput, GeostreamError, NotFound, StaleArtefact
-from geostream.layout import Csr, Layout
+from geostream.errors import GeostreamError, NotFound, StaleArtefact
+from geostream.layout import Layout
+from geostream.mining import approximate, exact
 from geostream.mining import graph as graphs
-from geostream.mining import neighbours
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
 from geostream.mining.graph import GraphWriter, open_graph, visual_graph_name
-from geostream.mining.neighbours import build_gps_graph, build_visual_graph, nearest, points_in_metres
+from geostream.mining.neighbours import build_gps_graph, build_visual_graph
 from geostream.store import Store
-from tests.mining.cities import city, csr, unit
-
-
-def plain_nearest(
-    distance: npt.NDArray[np.float64], area: npt.NDArray[np.int32], k: int, excluded: Csr
-) -> list[list[int]]:
-    """Sorted by (millimetres, row)."""
-    return [
-        sorted(
-            (j for j in range(len(area)) if j != i and area[i] == area[j] and j not in excluded.row(i)),
-            key=lambda j: (round(distance[i, j], 3), j),
-        )[:k]
-        for i in range(len(area))
-    ]
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    seed=st.integers(0, 2**32),
-    n=st.integers(1, 50),
-    k=st.sampled_from([1, 4, 60]),
-    grid=st.booleans(),
-    clashes=st.sampled_from([0, 40]),
-)
-def test_nearest_is_brute_force(seed: int, n: int, k: int, grid: bool, clashes: int) -> None:
-    """On a coarse grid nearly all distances are tied, and many places lie at the same point."""
-    rng = np.random.default_rng(seed)
-    points = rng.integers(0, 4, (n, 2)) * 35.0 if grid else rng.random((n, 2)) * 1000
-    area = rng.integers(0, 3, n).astype(np.int32)
-    lists: list[set[int]] = [set() for _ in range(n)]
-    for one, other in rng.integers(0, n, (clashes, 2)).tolist():
-        if one != other:
-            lists[one].add(other)
-            lists[other].add(one)
-    excluded = csr([sorted(row) for row in lists])
-    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
-    indices, metres = nearest(points, area, k, excluded)
-    assert [row[row >= 0].tolist() for row in indices] == plain_nearest(distance, area, k, excluded)
-    for i, row in enumerate(indices):
-        known = row >= 0
-        assert metres[i][known] == pytest.approx(distance[i, row[known]], abs=1e-3)
-        assert np.isinf(metres[i][~known]).all()
-
-
-def test_more_ties_than_are_looked_at_first() -> None:
-    """Hundreds of places at each of four points: neighbours are those with the smallest ids, not the first ones met."""
-    points = np.random.default_rng(0).integers(0, 2, (1000, 2)) * 35.0
-    indices, _ = nearest(points, np.zeros(1000, dtype=np.int32), 3, csr([[] for _ in range(1000)]))
-    for row, found in enumerate(indices.tolist()):
-        same = np.flatnonzero((points == points[row]).all(axis=1))
-        assert found == [other for other in same.tolist() if other != row][:3]
-
-
-def test_points_of_degrees_are_metres_apart() -> None:
-    """One degree of latitude is 111.195 km on the mean sphere, one of longitude half of that at 60° north."""
-    points = points_in_metres(np.array([[60.0, 10.0], [60.01, 10.0], [60.0, 10.01]]), "latlon")
-    distance = np.linalg.norm(points - points[0], axis=1)
-    assert distance == pytest.approx([0, 1111.95, 555.97], abs=0.01)
-
-
-@pytest.mark.parametrize("coordinates", ["utm", "latlon"])
-def test_gps_graph(tmp_path: Path, coordinates: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "SHARD_ROWS", 32)
-    monkeypatch.setattr(graphs, "SHARD_ROWS", 32)
-    root = Store.open(tmp_path)
-    layout = city(root, side=6, areas=2, views=2, coordinates=coordinates)  # type: ignore[arg-type]
-    graph = build_gps_graph(root.child("run"), layout, k=8)
-    assert graph.places.tolist() == list(range(72))  # the test place is none of them
-    assert (graph.kind, graph.layout_id, graph.k) == ("gps", layout.id, 8)
-    excluded = layout.excluded("train")
-    for place, row, scores in zip(graph.places, graph.indices, graph.scores, strict=True):
-        assert place not in row
-        assert not np.isin(row, excluded.row(place)).any()
-        assert (layout.area[row] == layout.area[place]).all()
-        assert (np.diff(scores.astype(np.float64)) <= 0).all()
-    assert -60 < graph.scores[:, 0].max() < -29  # a grid of about 35 m
-
-
-def test_gps_graph_needs_coordinates(tmp_path: Path) -> None:
-    root = Store.open(tmp_path)
-    with pytest.raises(BadInput, match="has no coordinates, so no GPS neighbours; begin with strategy=random"):
-        build_gps_graph(root, city(root, coordinates="none"), k=4)
+from tests.mining.cities import city, unit
 
 
 def embed(
@@ -120,6 +36,16 @@ def embed(
     writer.write_reference(np.arange(len(reference_place)), base[reference_place])
     writer.commit()
     return open_embeddings(run, "embeddings/epoch-0004.zarr", layout)
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch, rows: int = 16) -> None:
+    """So that a small city takes several blocks of queries and of references, and several Zarr shards of ``rows``."""
+    for module in (exact, graphs):
+        monkeypatch.setattr(module, "SHARD_ROWS", rows)
+    monkeypatch.setattr(exact, "CHUNK_ROWS", rows // 2)
+    for module in (exact, approximate):
+        monkeypatch.setattr(module, "BLOCK", 2 * rows - 2)
+        monkeypatch.setattr(module, "QUERIES", rows + 4)
 
 
 def check_visual(graph: graphs.NeighbourGraph, layout: Layout, embeddings: Embeddings) -> None:
@@ -145,14 +71,12 @@ def test_visual_graph_is_brute_force(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: int, k: int, distractors: bool
 ) -> None:
     """Over several blocks of queries and of references; K may exceed what there is."""
-    monkeypatch.setattr(neighbours, "SHARD_ROWS", 32)
-    monkeypatch.setattr(graphs, "SHARD_ROWS", 32)
-    monkeypatch.setattr(neighbours, "REFERENCE_BLOCK", 30)
+    small_blocks(monkeypatch)
     root = Store.open(tmp_path)
     layout = city(root, side=6, areas=2, views=views)
     embeddings = embed(root.child("run"), layout, distractors=distractors)
     graph = build_visual_graph(root.child("run"), visual_graph_name(4), layout, embeddings, k)
-    assert (graph.kind, graph.embeddings) == ("visual", embeddings.name)
+    assert (graph.kind, graph.embeddings, graph.search) == ("visual", embeddings.name, {"mode": "exact"})
     check_visual(graph, layout, embeddings)
 
 
@@ -219,15 +143,9 @@ def test_distances_beyond_float16_stay_finite(tmp_path: Path) -> None:
         places=np.arange(2, dtype=np.int32), k=2,
     )  # fmt: skip
     writer.write(0, np.array([[1, -1], [0, -1]], dtype=np.int32), np.array([[-1e5, -np.inf], [-10.0, -np.inf]]))
-    writer.commit()
+    writer.commit({"mode": "exact"})
     scores = open_graph(Store.open(tmp_path / "run"), "g.zarr", layout).scores
     assert scores.tolist() == [[-65504, -np.inf], [-10, -np.inf]]
-
-
-def test_restrict_renumbers_places() -> None:
-    lists = csr([[1, 3], [0, 2], [1], [0]])
-    restricted = neighbours.restrict(lists, np.array([0, 1, 3], dtype=np.int32))
-    assert [restricted.row(i).tolist() for i in range(3)] == [[1, 2], [0], [0]]
 
 
 def test_embeddings_of_another_checkpoint_are_named(tmp_path: Path) -> None:

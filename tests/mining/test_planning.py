@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
+from geostream.mining.cluster import run_tasks
 from geostream.mining.neighbours import build_gps_graph, build_visual_graph
 from geostream.mining.planning import make_plan
 from geostream.settings import TrainSettings
@@ -69,7 +71,9 @@ def test_random_plan_scores_nothing(root: Store, layout: Layout) -> None:
 
 def test_random_access_is_the_reference(root: Store, layout: Layout) -> None:
     graph = build_gps_graph(root, layout, 16)
-    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"resident_shards": 1000, "strategy": "sample4geo"}), 0, seed=3)
+    plan = make_plan(
+        layout, graph, SETTINGS.model_copy(update={"resident_shards": 1000, "strategy": "sample4geo"}), 0, seed=3
+    )
     assert plan.quality["hardness_score"] == pytest.approx(1, abs=1e-9)
 
 
@@ -105,3 +109,18 @@ def test_refusals(root: Store, layout: Layout) -> None:
         make_plan(other, build_gps_graph(root, layout, 4), SETTINGS, 0, seed=0)
     with pytest.raises(BadInput, match="too few for 1 lanes with batches of 512; set a smaller batch_size"):
         make_plan(other, None, SETTINGS.model_copy(update={"batch_size": 512, "strategy": "random"}), 0, seed=0)
+
+
+def test_lanes_on_a_dask_cluster(root: Store, layout: Layout) -> None:
+    """Each lane is a task of its own, and the plan is the one that this process makes."""
+    from distributed import LocalCluster
+
+    graph = build_gps_graph(root, layout, 16)
+    settings = SETTINGS.model_copy(update={"lanes": 4})
+    before = make_plan(layout, graph, settings, 0, seed=1)
+    here = make_plan(layout, graph, settings, 1, seed=1, previous=[before])
+    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        carry_out = partial(run_tasks, cluster.scheduler_address)
+        there = make_plan(layout, graph, settings, 1, seed=1, previous=[before], carry_out=carry_out)
+    assert there.hash == here.hash and there.quality == here.quality
+    assert np.bincount(there.lane).tolist() == [there.n_batches // 4] * 4

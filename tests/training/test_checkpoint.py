@@ -24,7 +24,7 @@ from geostream.training.optimise import make_optimizer
 from geostream.training.stages import new_encoder
 from tests.training.settings import TINY
 
-POSITION = Position("layout", epoch=3, plan="hash", cursor=10, step=30, finished=True)
+POSITION = Position("layout", "places", epoch=3, plan="hash", cursor=10, step=30, finished=True)
 VIEWS = torch.rand(4, 3, 32, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -54,7 +54,7 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     assert save_checkpoint(run, encoder, optimizer, POSITION) == "step-00000030"
     some_steps(encoder, optimizer)
     other, other_optimizer = trained(seed=9)
-    assert restore(run, "step-00000030", other, other_optimizer, "layout") == POSITION
+    assert restore(run, "step-00000030", other, other_optimizer, "places") == POSITION
     some_steps(other, other_optimizer)
     expected, found = weights(encoder), weights(other)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -74,7 +74,7 @@ def test_a_half_written_checkpoint_does_not_exist(tmp_path: Path) -> None:
     run.write("checkpoints/step-00000040/model.safetensors", b"half")
     assert list_checkpoints(run) == ["step-00000030"]
     with pytest.raises(BadInput, match=r"no checkpoint step-00000040 \(there: step-00000030\)"):
-        restore(run, "step-00000040", encoder, optimizer, "layout")
+        restore(run, "step-00000040", encoder, optimizer, "places")
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
@@ -84,14 +84,14 @@ def test_damage_is_told(tmp_path: Path) -> None:
     path = "checkpoints/step-00000030/model.safetensors"
     run.write(path, run.read(path)[:1000])
     with pytest.raises(StoreError, match=r"model.safetensors: damaged"):
-        restore(run, "step-00000030", encoder, optimizer, "layout")
+        restore(run, "step-00000030", encoder, optimizer, "places")
 
 
 def test_another_layout_or_model_is_refused(tmp_path: Path) -> None:
     run = Store.open(tmp_path)
     encoder, optimizer = trained()
     save_checkpoint(run, encoder, optimizer, POSITION)
-    with pytest.raises(StaleArtefact, match=r"made on layout layout, not on other"):
+    with pytest.raises(StaleArtefact, match=r"made on places places, not on other"):
         restore(run, "step-00000030", encoder, optimizer, "other")
     with pytest.raises(StaleArtefact, match=r"holds model test_convnext, not test_convnext2"):
         load_weights(run, "step-00000030", Encoder("test_convnext2"))

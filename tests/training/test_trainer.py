@@ -147,7 +147,7 @@ def test_other_settings_or_layout_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"begun with other settings \(epochs 1 → 2, seed 0 → 3\)"):
         train(store, open_layout(store), "one", settings.model_copy(update={"epochs": 2, "seed": 3, "threads": 2}))
     other = tiny_layout(store, name="g1", places=20, view_size=(32, 64))
-    with pytest.raises(StaleArtefact, match="made on layout"):
+    with pytest.raises(StaleArtefact, match="begun on layout g0, other places than g1's"):
         train(store, other, "one", settings)
 
 

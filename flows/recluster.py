@@ -1,0 +1,59 @@
+"""The flow ``recluster``: a layout and a run's embeddings → the layout's next generation, in the order of similarity.
+
+Run again after a failure it goes on from the shards that are there; run again after success it finds the generation and
+writes nothing. Trainings go on undisturbed: the old generation stays until ``geostream layouts prune``.
+"""
+
+from __future__ import annotations
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.common import open_store, show, store_failed
+from geostream.layout import Layout
+from geostream.layout import open_layout as open_stored
+from geostream.recluster import describe, recluster_by_run
+from geostream.store import Store
+
+
+@flow(name="recluster", flow_run_name="recluster {run}")
+def recluster(
+    run: str,
+    store: str | None = None,
+    dataset: str | None = None,
+    layout: str | None = None,
+    epoch: int | None = None,
+    cluster: str | None = None,
+) -> str:
+    """Write the next generation of a layout, and return its name.
+
+    Args:
+        run: the run whose embeddings of the training set say what is alike.
+        store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
+        dataset: None: the only one in the store.
+        layout: the generation to begin from. None: the newest.
+        epoch: of the embeddings. None: the newest.
+        cluster: URL of a Dask scheduler whose workers reach the store. None: in the flow's own process.
+    """
+    target = open_store(store)
+    before = open_layout(target, dataset, layout)
+    after = rewrite(target, before, run, epoch, cluster)
+    show("generations", describe(before, after), f"The next generation is at {after.store.url}")
+    return after.name
+
+
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
+def open_layout(store: Store, dataset: str | None, layout: str | None) -> Layout:
+    return open_stored(store, dataset, layout)
+
+
+# A store that stumbles is worth another try: the shards that are there are kept.
+@task(
+    task_run_name="recluster {run}",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=store_failed,
+    cache_policy=NO_CACHE,
+)
+def rewrite(store: Store, layout: Layout, run: str, epoch: int | None, cluster: str | None) -> Layout:
+    return recluster_by_run(store, layout, run, epoch, cluster)

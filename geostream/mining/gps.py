@@ -1,0 +1,89 @@
+"""The geographic neighbour graph: the K nearest by great circle (latitude and longitude) or plane (UTM).
+
+One tree per area, never the matrix of distances; areas are not compared, because places of two cities are no hard
+negatives by distance. Time is N log N where few places share a point; where thousands do, all of these are looked at
+for each of them, because ties go to the smaller key.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.neighbors import KDTree
+
+from geostream.errors import BadInput
+from geostream.layout import Csr, Int32, Int64, Layout
+from geostream.mining.graph import GPS_GRAPH, SHARD_ROWS, GraphWriter, NeighbourGraph, open_graph
+from geostream.mining.ragged import listed, restrict
+from geostream.store import Store
+
+Float64 = npt.NDArray[np.float64]
+
+EARTH_RADIUS = 6_371_008.8  # metres, mean
+TREE_BLOCK = 4_000_000  # distances held at once
+
+
+def points_in_metres(position: Float64, coordinates: str) -> Float64:
+    """Places as points whose straight distance is their distance: (N, 2) for UTM, (N, 3) on the sphere for lat/lon.
+
+    The chord orders places as the arc does, and is shorter by less than 1 mm up to 9 km.
+    """
+    if coordinates == "utm":
+        return position
+    north, east = np.radians(position).T
+    return EARTH_RADIUS * np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=1)
+
+
+def build_gps_graph(run: Store, layout: Layout, k: int, name: str = GPS_GRAPH) -> NeighbourGraph:
+    """The graph of the training places' K nearest, written to the run.
+
+    Raises BadInput for a layout without coordinates.
+    """
+    if layout.coordinates == "none":
+        raise BadInput(f"layout {layout.name} has no coordinates, so no GPS neighbours; begin with strategy=random")
+    places = np.unique(layout.pairs("train").place)
+    if not np.isfinite(layout.position[places]).all():
+        unknown = layout.keys[int(places[~np.isfinite(layout.position[places]).all(axis=1)][0])]
+        raise BadInput(f"layout {layout.name}: place {unknown} has no coordinates; begin with strategy=random")
+    points = points_in_metres(layout.position[places], layout.coordinates)
+    rank = np.empty(len(places), dtype=np.int64)
+    rank[np.argsort(np.array(layout.keys)[places])] = np.arange(len(places))  # ids need not follow the keys
+    rows, metres = nearest(points, layout.area[places], k, restrict(layout.excluded("train"), places), rank)
+    writer = GraphWriter.create(run, name, kind="gps", layout=layout, embeddings="", places=places, k=k)
+    indices = np.where(rows >= 0, places[rows], -1).astype(np.int32)
+    for start in range(0, len(places), SHARD_ROWS):
+        writer.write(start, indices[start : start + SHARD_ROWS], -metres[start : start + SHARD_ROWS])
+    writer.commit({"mode": "exact"})
+    return open_graph(run, name, layout)
+
+
+def nearest(points: Float64, area: Int32, k: int, excluded: Csr, rank: Int64) -> tuple[Int32, Float64]:
+    """(N, k) rows of the nearest others within the same area and (N, k) their distances; -1 and inf where none is left.
+
+    ``points`` (N, 2 or 3) in metres; ``excluded``: N lists of rows that are no neighbours. Distances are compared to
+    the millimetre, and equal ones by ``rank`` (N,), so that the graph of a regular grid does not hang on rounding.
+    """
+    indices = np.full((len(points), k), -1, dtype=np.int32)
+    metres = np.full((len(points), k), np.inf)
+    enough = k + 1 + int(np.diff(excluded.indptr).max(initial=0))
+    for number in np.unique(area):
+        rows = np.flatnonzero(area == number).astype(np.int32)
+        tree = KDTree(points[rows])
+        todo, wanted = rows, enough + 8  # a few more, because ties at the end are looked for again
+        while len(todo):
+            wanted = min(wanted, len(rows))
+            again = []
+            for block in np.array_split(todo, -(-len(todo) * wanted // TREE_BLOCK)):
+                distance, found = tree.query(points[block], wanted)
+                distance, found = np.round(distance, 3), rows[found]
+                seen_to = distance[:, -1].copy()
+                own = block[:, None]
+                distance[(found == own) | listed(excluded, own, found)] = np.inf
+                order = np.lexsort((rank[found], distance), axis=1)[:, :k]
+                distance, found = (np.take_along_axis(a, order, axis=1) for a in (distance, found))
+                indices[block, : order.shape[1]] = np.where(np.isfinite(distance), found, -1)
+                metres[block, : order.shape[1]] = distance
+                if wanted < len(rows):
+                    again.append(block[distance[:, -1] >= seen_to])
+            todo, wanted = np.concatenate([np.zeros(0, dtype=np.int32), *again]), 2 * wanted
+    return indices, metres

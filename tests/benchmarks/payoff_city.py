@@ -1,0 +1,74 @@
+"""The cities that the payoff benchmark trains on and is tested on: rendered, then sharded by the product's own writer.
+
+Decides the regime: panoramas within a tenth of the tile's side of its centre, because hard negatives pay once random
+batches have become easy, and on VIGOR's own geometry a network this small never gets there in minutes. Every tile has
+one panorama where there is room for it, so that places and pairs are nearly the same. Each seed has cities of its own;
+rendering them takes about a minute of one core.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geostream.store import Store
+from sharding import ShardOptions, read_places, shard
+from sharding.simcity import render_cities
+from sharding.simcity_plan import CitySpec
+
+DATASET = "simcity"
+TILE, VIEW = (64, 64), (48, 192)  # height and width in pixels
+MAX_OFFSET = 0.1
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows and columns of each city, how many there are, and what is streamed of them."""
+
+    train: tuple[int, int]
+    train_cities: int
+    test: tuple[int, int]
+    test_cities: int
+    shard_bytes: int
+    resident_shards: int  # of the streamed contestant
+
+
+SIZES = {
+    "full": Size((23, 23), 10, (23, 24), 2, 2**19, 5),  # about 5,100 training places, 1,104 tiles in the gallery
+    "tiny": Size((9, 9), 2, (6, 6), 2, 2**15, 3),  # 150 places: does it work at all?
+}
+
+
+def prepare(folder: Path, size: Size, seed: int, workers: int) -> dict[str, Any]:
+    """Render the cities of ``seed`` and shard them into the local store ``folder/store``; at once where that is done.
+
+    Returns what was made: pairs, places, shards and bytes.
+    """
+    done = folder / "city.json"
+    if not done.exists():
+        train = [CitySpec(f"Train{n:02d}", *size.train) for n in range(size.train_cities)]
+        test = [CitySpec(f"Test{n:02d}", *size.test) for n in range(size.test_cities)]
+        raw = folder / "raw"
+        render_cities(
+            raw,
+            train + test,
+            seed=seed,
+            tile_size=TILE[0],
+            view_size=VIEW,
+            max_offset=MAX_OFFSET,
+            empty_share=0.0,
+            extra_view_share=0.0,
+            workers=workers,
+        )
+        names = {"train_cities": [city.name for city in train], "test_cities": [city.name for city in test]}
+        options = ShardOptions(tile_size=TILE, view_size=VIEW, shard_bytes=size.shard_bytes)
+        places = read_places("vigor", raw, **names)
+        layout = shard(places, Store.open(folder / "store"), DATASET, options=options, workers=workers).layout
+        shutil.rmtree(raw)
+        facts = {name: layout.info[name] for name in ("places", "pairs", "bytes")}
+        done.write_text(json.dumps(facts | {"shards": len(layout.shard_names)}))
+    made: dict[str, Any] = json.loads(done.read_text())
+    return made
