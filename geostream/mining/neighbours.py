@@ -26,8 +26,8 @@ from geostream.mining.ragged import restrict as restrict
 from geostream.progress import track
 from geostream.store import Store
 
-#: References. On two cores lists already took 0.8 of the exact search's time at 20,000 (D = 512), but up to here that is
-#: a minute or two, and nothing is missed: VIGOR, CVUSA and CVACT are searched exactly.
+#: References. On two cores lists already took 0.8 of the exact search's time at 20,000 (D = 512), but up to here that
+#: is a minute or two, and nothing is missed: VIGOR, CVUSA and CVACT are searched exactly.
 EXACT_UP_TO = 100_000
 RECALL = 0.99  # of the approximate search
 

@@ -27,7 +27,7 @@ from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.neighbours import build_visual_graph
 from geostream.mining.planning import make_plan
-from geostream.recluster import order_by_similarity
+from geostream.recluster import order_by_similarity, place_vectors
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.plan import EpochPlan
@@ -59,7 +59,8 @@ class Case:
         )
         self.embeddings: Embeddings = write_embeddings(run, self.first, places)
         self.graph: NeighbourGraph = build_visual_graph(run, "neighbours/visual.zarr", self.first, self.embeddings, k)
-        order = order_by_similarity(self.embeddings, self.graph, stored, float(stored.sum()) / shards)
+        vectors = place_vectors(self.embeddings, self.graph.places)
+        order = order_by_similarity(vectors, self.graph, stored, float(stored.sum()) / shards)
         self.clustered = commit_index(
             store, "base-g1", places.table, members, order, coordinates=places.coordinates, parent=self.first
         )
