@@ -145,7 +145,8 @@ def mine(
         graph = stages.mine(folder, opened, settings, epoch, cluster)
     else:
         raise BadInput(f"--kind {kind}: graphs are gps or visual")
-    print(f"{len(graph.places)} places, {graph.k} neighbours each: {folder.url}/{graph.name}")
+    how = ", ".join(f"{name} {value}" for name, value in graph.search.items())
+    print(f"{len(graph.places)} places, {graph.k} neighbours each ({how}): {folder.url}/{graph.name}")
 
 
 @app.command()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.neighbors import KDTree
 
 from geostream.errors import BadInput
 from geostream.layout import Csr, Int32, Int64, Layout
@@ -63,6 +62,8 @@ def nearest(points: Float64, area: Int32, k: int, excluded: Csr, rank: Int64) ->
     ``points`` (N, 2 or 3) in metres; ``excluded``: N lists of rows that are no neighbours. Distances are compared to
     the millimetre, and equal ones by ``rank`` (N,), so that the graph of a regular grid does not hang on rounding.
     """
+    from sklearn.neighbors import KDTree  # a tenth of a gigabyte with SciPy, which a visual search should not hold
+
     indices = np.full((len(points), k), -1, dtype=np.int32)
     metres = np.full((len(points), k), np.inf)
     enough = k + 1 + int(np.diff(excluded.indptr).max(initial=0))

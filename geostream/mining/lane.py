@@ -96,7 +96,8 @@ class Lane:
                 self.bring(self.to_come.pop())
             batches_left = total // self.batch_size - len(self.batches)
             self.batch, self.batch_places = [], []
-            if not self.fill(self.urgent(batches_left) if most_views >= batches_left else []):
+            spare = total % self.batch_size
+            if not self.fill(self.urgent(batches_left, spare) if most_views >= batches_left else []):
                 self.put_back()
                 break
             self.batches.append(self.batch)
@@ -107,9 +108,14 @@ class Lane:
         self.held.append(shard)
         self.arrival[self.places_of_shard[shard]] = self.last_arrival = len(self.batches)
 
-    def urgent(self, batches_left: int) -> list[int]:
-        """Places with a view for every batch still to come, or more; their shards arrive."""
+    def urgent(self, batches_left: int, spare: int) -> list[int]:
+        """Places with a view for every batch still to come, or more; their shards arrive.
+
+        None, as long as the views that would remain without are no more than the pairs that are left out anyway.
+        """
         places = np.flatnonzero(self.left >= max(batches_left, 2))
+        if (self.left[places] - batches_left + 1).sum() <= spare:
+            return []
         places = places[np.lexsort((self.rng.random(len(places)), -self.left[places]))]
         early = {self.shard_at[place] for place in places.tolist()}.intersection(self.to_come)
         for shard in [s for s in reversed(self.to_come) if s in early]:

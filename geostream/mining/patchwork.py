@@ -40,7 +40,7 @@ Float64 = npt.NDArray[np.float64]
 OLD_SHARE = 10  # of an earlier batch a new one takes a tenth of its size
 SHARD_SHARE = 6  # and of a shard a sixth
 CHOICE = 1.5  # times a batch's size: places that it can choose from, at least
-MIXED = 14  # earlier batches that should be met in what is resident
+MIXED = 16  # earlier batches that should be met in what is resident
 #: What a place beyond a bound costs, in affinity (a place's is below 16): of the newest epoch, the one before; a shard.
 OLD_COSTS, SHARD_COST = (1e6, 1e3), 30.0
 AGE, CHANCE = 1e-3, 1e-4  # order of places without affinity: by age of their shard, then by chance

