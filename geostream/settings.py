@@ -53,6 +53,9 @@ class TrainSettings(BaseModel):
     mine_every: int = Field(4, ge=1, description="epochs between minings")
     lanes: int = Field(1, ge=1, description="independent streams of batches; ranks times workers must divide it")
     resident_shards: int = Field(8, ge=1, description="W: shards of a lane held at once")
+    hardness: float = Field(
+        1.0, ge=0, description="score that plans reach where they can (1: random access); beyond, they rather vary"
+    )
     recluster_below: float = Field(
         0.95, ge=0, description="hardness score under which the shards are rewritten in order of similarity; 0: never"
     )

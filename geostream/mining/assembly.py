@@ -11,6 +11,7 @@ neighbours, from a random one on and back every other epoch, so that other pairs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +19,17 @@ import numpy as np
 from geostream.errors import BadInput
 from geostream.layout import Int32, Int64
 from geostream.mining.lane import Problem
-from geostream.mining.patchwork import patchwork
+from geostream.mining.patchwork import MIXES, patchwork
 from geostream.mining.sample4geo import random, sample4geo
 
 Strategy = Callable[[Problem, Int64, int, int, np.random.Generator], list[list[int]]]
-STRATEGIES: dict[str, Strategy] = {"patchwork": patchwork, "sample4geo": sample4geo, "random": random}
+STRATEGIES: dict[str, Strategy] = {
+    **{name: partial(patchwork, mix=mix) for name, mix in MIXES.items()},
+    "sample4geo": sample4geo,
+    "random": random,
+}
+#: What a strategy gives way to where its batches are too easy; itself first.
+HARDER = {"patchwork": tuple(MIXES)}
 
 
 class Assembled(NamedTuple):

@@ -9,25 +9,28 @@ its size at most. The *overlap* is bounded by that, not hoped for. From one shar
 shard's places part and can meet others next time. Bounds are costs, not rules: a place beyond one is taken when
 nothing else is left, the bound on the newest epoch last of all.
 
-Where few batches fit into what is resident, the tour interleaves several tracks through the order of the shards, with
-random phases: so shards of different corners meet, and others in each epoch; it costs hardness, and is done only as
-far as needed. What is resident is bounded by *unused pairs*, ``resident`` shards' worth of them: a nearly empty shard
-takes next to no room. The oldest shard breaks ties, gives the seeds, and so empties.
+What an order of the shards allows in hardness beyond what is wanted is given for variety, in three ways (:class:`Mix`):
+a batch consists of several patches, each grown around a seed of its own; the tour interleaves several tracks through
+the order of the shards, with random phases, so that shards of different corners meet, and others in each epoch; and of
+each list only a random share counts. Where few batches fit into what is resident, there are more tracks in any case.
+What is resident is bounded by *unused pairs*, ``resident`` shards' worth of them: a nearly empty shard takes next to no
+room. The oldest shard breaks ties, gives the first seed, and so empties.
 
-Measured (score, overlap with the epoch before; 4.5 to 5 % resident, epochs 1 to 5). Synthetic 48,000 places like those
-of the design's table, batch 128: 1.21 to 1.27, 0.093; with 400 places' worth of types that the layout cuts through:
-1.00 to 1.03, 0.094; sample4geo there: 0.91, 0.82. Embeddings of the rendered city, 5,965 places: batch 32 1.38 to 1.49,
-0.094; batch 128 (2.4 batches resident) 1.07 to 1.12, 0.094 to 0.098, and with a single track 1.3 at 0.15 to 0.20.
-Tried and left: no bounds at all, 1.32 to 1.44, overlap 0.35 and more; only the epoch before bounded: the epoch before
-that comes back (0.2 to 0.35); affinity from a random half of the lists or times random numbers: neither less overlap
-nor harder; 1 / (1 + r) and equal weights: less hard by up to 0.05; seeds with the fewest unused neighbours: no
-difference.
-The cost: about 10 µs a pair, nearly independent of the number of pairs; memory is the problem's own arrays.
+Measured in the plan benchmark (the README has its table). Tried, on 48,000 synthetic places (batch 128, 4.5 % resident)
+and on 5,965 of a trained rendered city (batches 32 and 128): no bounds at all, score 1.32 to 1.44, overlap 0.35 and
+more; only the epoch before bounded: the epoch before that comes back (0.2 to 0.35); numbers times random ones: neither
+less overlap nor harder; 1 / (1 + r) and equal weights: less hard by up to 0.05; seeds with the fewest unused
+neighbours: no difference; one track at batch 128 of the city (2.4 batches resident): overlap 0.15 to 0.20. On a city
+from scratch harder batches were the worse (R@1 after 9 of 12 epochs, one seed): score 1.8 from sample4geo on the
+similarity order 0.24 (after 6), unmixed, 1.4, 0.55; Mix(4, 8) 0.9, 0.58; with 0.4 of each list 0.83, 0.60; random 0.60;
+random access 0.62.
+The cost: about 15 µs a pair, nearly independent of the number of pairs; memory is the problem's own arrays.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,14 +50,31 @@ AGE, CHANCE = 1e-3, 1e-4  # order of places without affinity: by age of their sh
 NEVER = -np.inf
 
 
+class Mix(NamedTuple):
+    """How much a batch mixes: less is harder."""
+
+    tracks: int  # along the order of the shards at once, or as many as shards are resident
+    patches: int  # of a batch, each grown around a seed of its own
+    share: float  # of a place's neighbours that count, others each time
+
+
+MIXES = {
+    "patchwork": Mix(4, 4, 0.4),
+    "patchwork-less-mixed": Mix(4, 8, 1.0),
+    "patchwork-little-mixed": Mix(2, 1, 0.5),
+    "patchwork-unmixed": Mix(1, 1, 1.0),
+}
+
+
 def patchwork(
-    problem: Problem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator
+    problem: Problem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator, *, mix: Mix
 ) -> list[list[int]]:
     """The batches of one lane: communities of the graph that were none before, ``resident`` shards' worth at a time."""
     pairs = np.bincount(problem.shard[problem.place], minlength=int(problem.shard.max(initial=0)) + 1)[shards]
     room = max(resident * float(pairs.mean()), CHOICE * batch_size) if len(shards) else 0.0
-    tracks = -(-MIXED * batch_size // int(2 * room)) if room else 1
-    return _Patchwork(problem, interleaved(shards, tracks, rng), batch_size, room, rng).run()
+    needed = -(-MIXED * batch_size // int(2 * room)) if room else 1
+    tracks = max(needed, min(mix.tracks, resident))
+    return _Patchwork(problem, interleaved(shards, tracks, rng), batch_size, room, mix, rng).run()
 
 
 def interleaved(shards: Int64, tracks: int, rng: np.random.Generator) -> Int64:
@@ -70,9 +90,11 @@ def interleaved(shards: Int64, tracks: int, rng: np.random.Generator) -> Int64:
 class _Patchwork(Lane):
     """``room``: unused pairs that are resident at once."""
 
-    def __init__(self, problem: Problem, shards: Int64, batch_size: int, room: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self, problem: Problem, shards: Int64, batch_size: int, room: float, mix: Mix, rng: np.random.Generator
+    ) -> None:
         super().__init__(problem, shards, batch_size, rng)
-        self.room = room
+        self.room, self.patch, self.share = room, -(-batch_size // mix.patches), mix.share
         # The lists are walked again and again for the nearest few: 1 / (8 + r) prefers them without cutting off.
         self.weight = 1 / (8 + np.arange(problem.neighbours.shape[1], dtype=np.float64))
         self.most_old, self.most_shard = max(1, batch_size // OLD_SHARE), max(1, batch_size // SHARD_SHARE)
@@ -115,28 +137,49 @@ class _Patchwork(Lane):
         bounded.append((shard, self.most_shard, SHARD_COST))
         counts = [Counter[int]() for _ in bounded]
         wanted = [at for at in self.slot[urgent[: self.batch_size]].tolist() if at][::-1] if urgent else []
-        slot, neighbours, weight, inner = self.slot, self.problem.neighbours, self.weight, value[1:]
+        slot, neighbours, weight = self.slot, self.problem.neighbours, self.weight
+        plain = value.copy()  # without affinity
         while len(self.batch) < self.batch_size:
-            best = wanted.pop() if wanted else int(value.argmax())
+            if wanted:
+                best = wanted.pop()
+            elif self.batch and len(self.batch) % self.patch == 0:
+                value[:] = plain
+                best = self.seed(plain)
+            else:
+                best = int(value.argmax())
             if value[best] == NEVER:
                 if wanted:
                     continue
                 return False
             place = int(self.places[best - 1])
             self.use(place)
+            start, stop = self.problem.excluded.indptr[place], self.problem.excluded.indptr[place + 1]
+            clashes = slot[self.problem.excluded.indices[start:stop]] if start != stop else None
+            for values in (value, plain):
+                values[best] = NEVER
+                if clashes is not None:
+                    values[clashes] = NEVER
             for (group, most, cost), count in zip(bounded, counts, strict=True):
                 own = int(group[best - 1])
                 if own < 0:
                     continue
                 count[own] += 1
                 if count[own] >= most:
-                    inner[group == own] -= cost
-            value[best] = NEVER
-            start, stop = self.problem.excluded.indptr[place], self.problem.excluded.indptr[place + 1]
-            if start != stop:
-                value[slot[self.problem.excluded.indices[start:stop]]] = NEVER
-            value[slot[neighbours[place]]] += weight
+                    beyond = 1 + np.flatnonzero(group == own)
+                    value[beyond] -= cost
+                    plain[beyond] -= cost
+            near = slot[neighbours[place]]
+            if self.share < 1:
+                counts_now = self.rng.random(len(near)) < self.share
+                value[near[counts_now]] += weight[counts_now]
+            else:
+                value[near] += weight
         return True
+
+    def seed(self, plain: Float64) -> int:
+        """Slot of a place, any of those within all bounds; the best of the others where there is none."""
+        free = np.flatnonzero(plain > -1)
+        return int(free[self.rng.integers(len(free))]) if len(free) else int(plain.argmax())
 
     def open_slots(self) -> Float64:
         """Give every resident, unused place a slot; (1 + slots,) how much each is wanted before the first is taken."""

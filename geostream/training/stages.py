@@ -188,10 +188,11 @@ def plan_epoch(
 
 
 def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
-    """Whether a plan is too easy for its layout: it is the first from a new graph, and scores below the threshold."""
+    """Whether a plan is the first from a new graph, and too easy: so is its layout's order, for plans are as hard as is
+    wanted where they can."""
     score = plan.quality["hardness_score"]
     new = plan.source == "visual" and mining_for(plan.epoch, settings) == plan.epoch - 1
-    return new and score is not None and score < settings.recluster_below
+    return new and score is not None and score < min(settings.recluster_below, settings.hardness)
 
 
 def _gps_graph(run: Store, layout: Layout, settings: TrainSettings) -> NeighbourGraph:

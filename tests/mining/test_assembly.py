@@ -182,7 +182,7 @@ def test_hard_batches_from_few_shards() -> None:
 
 def test_wrong_arguments_are_named() -> None:
     problem = grid(side=4, views=1, per_shard=8)
-    with pytest.raises(BadInput, match="strategy 'best': choose one of patchwork, sample4geo, random"):
+    with pytest.raises(BadInput, match="strategy 'best': choose one of patchwork, patchwork-less-mixed, patchw"):
         assemble(problem, strategy="best", batch_size=2, resident=1, seed=0, epoch=0)
     with pytest.raises(BadInput, match="lanes=3: there are 2 shards"):
         assemble(problem, strategy="random", batch_size=2, resident=1, seed=0, epoch=0, lanes=3)

@@ -20,7 +20,7 @@ from tests.mining.cities import city
 from tests.mining.test_approximate import K, embed, recall, true_neighbours
 
 
-@pytest.mark.parametrize("search", ["exact", "approximate"])
+@pytest.mark.parametrize("search", ["exact", pytest.param("approximate", marks=pytest.mark.slow)])
 def test_a_killed_worker_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: str) -> None:
     """The graph is that of a search which nothing befell, and until its end there is none."""
     from distributed import LocalCluster

@@ -11,6 +11,7 @@ import pytest
 
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
+from geostream.mining import planning
 from geostream.mining.cluster import run_tasks
 from geostream.mining.neighbours import build_gps_graph, build_visual_graph
 from geostream.mining.planning import make_plan
@@ -90,6 +91,21 @@ def test_visual_plan(root: Store, layout: Layout) -> None:
     assert "embeddings" in without.quality["hardness_note"]
     with pytest.raises(StaleArtefact, match="came from embeddings/epoch-0004.zarr, not from other"):
         make_plan(layout, graph, SETTINGS, 5, seed=0, embeddings=replace(embeddings, name="other"))
+
+
+def test_as_mixed_as_hardness_allows(root: Store, layout: Layout) -> None:
+    """The most mixed way that is hard enough; where none is, the hardest of all."""
+    graph = build_gps_graph(root, layout, 16)
+
+    def planned(hard_enough: float) -> tuple[str, float]:
+        quality = make_plan(layout, graph, SETTINGS.model_copy(update={"hardness": hard_enough}), 1, seed=3).quality
+        return quality["assembly"], quality["hardness_score"]
+
+    mixed, hardest = planned(0.0), planned(9.0)
+    assert mixed[0] == "patchwork" != hardest[0]
+    assert 0 < mixed[1] < hardest[1]
+    assert planned(mixed[1] - planning.MARGIN - 1e-6) == mixed  # just hard enough
+    assert planned(mixed[1] - planning.MARGIN + 1e-6)[0] != "patchwork"
 
 
 def test_no_coordinates_no_graph(root: Store) -> None:

@@ -19,7 +19,7 @@ from geostream.training.trainer import train
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 
-ALWAYS = TINY.model_copy(update={"recluster_below": 100.0, "epochs": 4})
+ALWAYS = TINY.model_copy(update={"recluster_below": 100.0, "hardness": 100.0, "epochs": 4})
 
 
 def run_in(folder: Path, settings: TrainSettings = ALWAYS) -> tuple[Store, Store, Any]:
