@@ -8,7 +8,7 @@
 5. Each range of whole Zarr shards of the graph is put together from those by one task, and the objects are removed.
 
 Workers need nothing but the store, and a task that runs twice writes the same objects again. A thread holds four blocks
-of BLOCK rows and the finds of one at most: 0.3 GB at D = 1024 and K = 128, whatever N is; the client some 40 bytes a
+of BLOCK rows and the finds of one at most: 0.5 GB at D = 1024 and K = 128, whatever N is; the client some 40 bytes a
 vector; the one task that trains 65,536 vectors, twice (0.5 GB). The store holds all vectors and the finds a second time
 until the end. Where too many lists must be searched the exact search is as quick, and taken: with vectors that have no
 local structure (uniform noise) that is always so.

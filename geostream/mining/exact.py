@@ -5,7 +5,7 @@ what the blocks of references gave, and the last one writes the Zarr shards of t
 alone. Between workers travel (QUERIES, K) finds. A task reads 3 % of its time, so nothing is held from one to the next.
 Tasks of later queries wait until those of earlier ones have run, so besides the blocks themselves a cluster holds the
 finds of about its threads plus the height of the tree, whatever N is: per thread (BLOCK + QUERIES) × D × 4 bytes (twice
-that while they are read) and some 6 × QUERIES × K × 8; 250 MB at D = 1024, K = 128.
+that while they are read) and some 6 × QUERIES × K × 8; 390 MB at D = 1024, K = 128.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from geostream.mining.ragged import take
 from geostream.mining.topk import Found, merge, nearest_of, of_places
 from geostream.store import Store
 
-BLOCK = 16_384  # references of a block: 64 MiB at 1024 dimensions
-QUERIES = BLOCK // 2  # of a block: their finds take memory, too
+BLOCK = 32_768  # references of a block: 128 MiB at 1024 dimensions; each fills its lists of finds anew
+QUERIES = 8_192  # of a block: their finds take memory, too
 
 Part = TypeVar("Part")
 
