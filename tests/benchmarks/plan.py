@@ -76,13 +76,18 @@ class Case:
 
 
 def table(case: Case, batch_size: int, windows: list[int], epochs: int = EPOCHS) -> list[Row]:
-    """Every strategy on either generation, by the number of resident shards."""
+    """Every strategy on either generation, by the number of resident shards; the first of ``windows`` is judged."""
     rows = []
+    judged, everything = windows[0], len(case.first.shard_names)
+    choices = {
+        "geographic": [
+            ("patchwork", judged),
+            *((end, w) for end in ("sample4geo", "random") for w in (judged, everything)),
+        ],
+        "similarity": [*(("patchwork", w) for w in windows), ("sample4geo", judged)],
+    }
     for generation, layout in (("geographic", case.first), ("similarity", case.clustered)):
-        everything = len(layout.shard_names)
-        choices = [("patchwork", w) for w in windows] + [("sample4geo", w) for w in windows]
-        choices += [("sample4geo", everything), ("random", everything)] if generation == "geographic" else []
-        for strategy, resident in choices:
+        for strategy, resident in choices[generation]:
             settings = TrainSettings(
                 batch_size=batch_size, strategy=strategy, resident_shards=resident, look_ahead=10**6
             )
@@ -103,7 +108,8 @@ def _known(plans: list[Row], name: str) -> list[float]:
 
 def say(row: Row) -> None:
     numbers = "  ".join(f"{name} {value:.3f}" for name in WANTED if (value := row[name]) is not None)
-    print(f"{row['order']:>10} {row['strategy']:>10}  batch {row['batch']}  W {row['resident_shards']:>4}  {numbers}")
+    what = f"{row['order']:>10} {row['strategy']:>10}  batch {row['batch']}  W {row['resident_shards']:>4}"
+    print(f"{what}  {numbers}", flush=True)
 
 
 def figures(name: str, rows: list[Row], resident: int) -> Row:
@@ -129,6 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the rendered city, which a further run finds trained there"
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the places, no trained city: does it work?")
     arguments = parser.parse_args()
     scale = 10 if arguments.quick else 1
@@ -136,11 +145,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         cases = {
-            "mixed": (synthetic("mixed", 48_000 // scale, arguments.seed), 240 / scale, 128, [4, 8, 16], 8),
-            "types": (synthetic("types", 48_000 // scale, arguments.seed), 240 / scale, 128, [4, 8, 16], 8),
+            "mixed": (synthetic("mixed", 48_000 // scale, arguments.seed), 240 / scale, 128, [8, 4, 16], 8),
+            "types": (synthetic("types", 48_000 // scale, arguments.seed), 240 / scale, 128, [8, 4, 16], 8),
         }
         if not arguments.quick:
-            city = rendered(root / "city", arguments.seed)
+            city = rendered((arguments.keep or root) / "city", arguments.seed)
             cases["rendered_32"] = (city, len(city.views) / 100, 32, [4, 8], 4)
             cases["rendered_128"] = (city, len(city.views) / 100, 128, [4, 8], 4)
         for name, (places, per_shard, batch_size, windows, judged) in cases.items():
