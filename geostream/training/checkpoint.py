@@ -71,7 +71,7 @@ def list_checkpoints(run: Store) -> list[str]:
 
 def read_position(run: Store, name: str) -> Position:
     """The position stored with a checkpoint."""
-    return Position(**_state(run, name)["position"])
+    return _position(run, name, _state(run, name))
 
 
 def restore(run: Store, name: str, encoder: Encoder, optimizer: Optimizer, places_id: str) -> Position:
@@ -80,7 +80,7 @@ def restore(run: Store, name: str, encoder: Encoder, optimizer: Optimizer, place
     Raises StaleArtefact for a checkpoint of another model, or of other places than the layout's.
     """
     state = _state(run, name)
-    position = Position(**state["position"])
+    position = _position(run, name, state)
     if position.places_id != places_id:
         raise StaleArtefact(
             f"{run.url}/{FOLDER}/{name}: made on places {position.places_id[:12]}, not on {places_id[:12]}; "
@@ -122,6 +122,14 @@ def _state(run: Store, name: str) -> dict[str, Any]:
         have = ", ".join(list_checkpoints(run)) or "none"
         raise BadInput(f"{run.url}: no checkpoint {name} (there: {have})") from error
     return state
+
+
+def _position(run: Store, name: str, state: dict[str, Any]) -> Position:
+    try:
+        return Position(**state["position"])
+    except TypeError as error:
+        where = f"{run.url}/{FOLDER}/{name}/state.json"
+        raise StaleArtefact(f"{where}: written by another version of geostream; start another run") from error
 
 
 def _tensors(run: Store, path: str) -> dict[str, Tensor]:

@@ -95,3 +95,14 @@ def test_another_layout_or_model_is_refused(tmp_path: Path) -> None:
         restore(run, "step-00000030", encoder, optimizer, "other")
     with pytest.raises(StaleArtefact, match=r"holds model test_convnext, not test_convnext2"):
         load_weights(run, "step-00000030", Encoder("test_convnext2"))
+
+
+def test_a_position_of_another_version_is_told(tmp_path: Path) -> None:
+    run = Store.open(tmp_path)
+    encoder, optimizer = trained()
+    name = save_checkpoint(run, encoder, optimizer, POSITION)
+    state = run.read_json(f"checkpoints/{name}/state.json")
+    del state["position"]["places_id"]
+    run.write_json(f"checkpoints/{name}/state.json", state)
+    with pytest.raises(StaleArtefact, match="written by another version of geostream; start another run"):
+        restore(run, name, encoder, optimizer, "places")
