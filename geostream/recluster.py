@@ -108,9 +108,7 @@ def order_by_similarity(
 
     ``vectors`` (N, D) of the graph's places, ``sizes`` (N,) their bytes, ``target_bytes`` of a shard.
     """
-    row = np.full(int(graph.places[-1]) + 2, -1, dtype=np.int32)  # the last entry is that of -1, no neighbour
-    row[graph.places] = np.arange(len(graph.places), dtype=np.int32)
-    return similarity_order(smoothed(vectors, row[graph.indices[:, :NEAR]]), sizes, target_bytes, run)
+    return similarity_order(smoothed(vectors, graph.rows(NEAR)), sizes, target_bytes, run)
 
 
 def place_vectors(embeddings: Embeddings, places: Int32) -> Float32:

@@ -48,6 +48,12 @@ class NeighbourGraph:
     def k(self) -> int:
         return int(self.indices.shape[1])
 
+    def rows(self, nearest: int | None = None) -> Int32:
+        """(N, K) neighbours as rows of ``places``, -1 where there are no more; of each the ``nearest``, None: all."""
+        row = np.full(int(self.places[-1]) + 2, -1, dtype=np.int32)  # the last entry is that of -1, no neighbour
+        row[self.places] = np.arange(len(self.places), dtype=np.int32)
+        return row[self.indices[:, :nearest]]
+
 
 class GraphWriter:
     """A graph being written. Several workers may each hold one of their own, over disjoint Zarr shards."""

@@ -127,9 +127,7 @@ def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strateg
     if graph is not None:
         if graph.places_id != layout.places_id or not np.array_equal(graph.places, places):
             raise StaleArtefact(f"graph {graph.name}: made from other places than those of {layout.name}; mine again")
-        row = np.full(layout.n_places + 1, -1, dtype=np.int32)  # the last entry is that of -1, no neighbour
-        row[places] = np.arange(len(places), dtype=np.int32)
-        neighbours = row[graph.indices]
+        neighbours = graph.rows()
     elif strategy != "random":
         raise BadInput(f"strategy {strategy} needs a neighbour graph; mine first, or set strategy=random")
     return Problem(
