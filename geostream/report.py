@@ -7,41 +7,26 @@ pictures itself, so that it can be sent around; a dozen queries cost well under 
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # a report is written on machines without a screen
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from geostream.layout import Layout
-from geostream.mining.embeddings import Embeddings, open_embeddings, read_rows
+from geostream.mining.embeddings import open_embeddings
+from geostream.retrievals import Retrieval, retrieval_section, retrievals
 from geostream.store import Store
 from geostream.training.metrics import RunResult
 from geostream.training.stages import split_embeddings
 
-THUMBNAIL = 192  # pixels of a picture's longer side
 BLUE, ORANGE, GREEN, GREY = "#2563a6", "#c8651b", "#2f8f5b", "#777777"
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """One test query with its best tiles: pictures as JPEG bytes, ``truth``: which of them is the right one."""
-
-    query: bytes
-    tiles: list[bytes]
-    similarities: list[float]
-    kinds: list[str]  # "truth", "semi" or "wrong", a tile each
-    rank: int  # of the true tile, 1 = best
 
 
 def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
@@ -81,42 +66,6 @@ def publish(run: Store, layout: Layout, result: RunResult, summary: Mapping[str,
     return page
 
 
-def retrievals(layout: Layout, embeddings: Embeddings, *, count: int = 12, best: int = 5) -> list[Retrieval]:
-    """``count`` queries spread evenly over the embedded split, each with its ``best`` most similar tiles."""
-    pairs, reference_place = embeddings.pairs, embeddings.reference_place
-    references = read_rows(embeddings.reference)
-    semi = layout.semi_positives(embeddings.split)
-    found = []
-    for row in np.unique(np.linspace(0, len(pairs.place) - 1, min(count, len(pairs.place))).astype(int)):
-        similarity = references @ read_rows(embeddings.query, row, row + 1)[0]
-        order = np.argsort(-similarity, kind="stable")[:best]
-        place = int(pairs.place[row])
-        truth = similarity[np.flatnonzero(reference_place == place)[0]]
-        near = set(semi.row(int(row)).tolist())
-        names = [int(p) for p in reference_place[order]]
-        found.append(
-            Retrieval(
-                query=_thumbnail(layout, int(layout.member_rows(pairs.place[[row]], pairs.view[[row]])[0])),
-                tiles=[_thumbnail(layout, int(r)) for r in layout.member_rows(reference_place[order])],
-                similarities=[float(s) for s in similarity[order]],
-                kinds=["truth" if n == place else "semi" if n in near else "wrong" for n in names],
-                rank=int((similarity >= truth).sum()),  # ties count against the model
-            )
-        )
-    return found
-
-
-def _thumbnail(layout: Layout, row: int) -> bytes:
-    member = layout.members.slice(row, 1).to_pylist()[0]
-    data = layout.store.read_range(layout.shard_names[member["shard"]], member["offset"], member["size"])
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    if max(image.size) > THUMBNAIL:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
-
-
 def render_report(
     title: str, summary: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]], pictures: Sequence[Retrieval]
 ) -> str:
@@ -144,12 +93,7 @@ def render_report(
         "similarity, and training goes on from these.</p>" + _table(moves, []),
     ]
     if pictures:
-        rows = "".join(_retrieval(one) for one in pictures)
-        sections.append(
-            "<h2>What it retrieves</h2><p>Test queries of unseen places, north in the middle, and their five best "
-            "tiles of the whole gallery. <span class=truth>Green: the true tile.</span> <span class=semi>Amber: a "
-            f"semi-positive, which shows the spot off its centre.</span></p><div class=grid>{rows}</div>"
-        )
+        sections.append(retrieval_section(pictures))
     seconds = [{"stage": stage, "seconds": round(value, 1)} for stage, value in summary["seconds"].items()]
     sections.append("<h2>Where the time went</h2>" + _table(seconds, []))
     sections.append(_reading(summary["stream"], epochs))
@@ -184,19 +128,6 @@ def _reading(stream: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> 
         parts.append("<p>Pairs with a damaged image, and those that were trained in their place:</p>")
         parts.append(_table(stream["replaced"], []))
     return "".join(parts)
-
-
-def _retrieval(one: Retrieval) -> str:
-    tiles = "".join(
-        f"<figure class={kind}><img src='{_data(tile)}'><figcaption>{similarity:.2f}</figcaption></figure>"
-        for tile, kind, similarity in zip(one.tiles, one.kinds, one.similarities, strict=True)
-    )
-    query = f"<img src='{_data(one.query)}'><figcaption>true tile: rank {one.rank}</figcaption>"
-    return f"<div class=row><figure class=query>{query}</figure>{tiles}</div>"
-
-
-def _data(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def _curves(

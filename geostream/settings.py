@@ -24,7 +24,12 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # encoder, shared by both views
-    model: str = Field("convnext_base.fb_in22k_ft_in1k_384", description="any timm model, from scratch")
+    model: str = Field("convnext_base.fb_in22k_ft_in1k_384", description="any timm model")
+    weights: str = Field(
+        "scratch",
+        description="to begin with: scratch, timm (of the model's name, from its hub), or a local "
+        ".safetensors or .pth file",
+    )
     model_options: dict[str, bool | int | float | str] = Field({}, description="keyword arguments of timm's model")
     tile_size: int = Field(384, ge=8, description="side of the tile given to the model")
     view_height: int = Field(384, ge=8)
@@ -34,24 +39,46 @@ class TrainSettings(BaseModel):
     epochs: int = Field(40, ge=1)
     batch_size: int = Field(128, ge=2, description="pairs in a batch")
     learning_rate: float = Field(1e-3, gt=0)
-    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "one-cycle", "constant"] = "cosine"
     warmup_epochs: float = Field(1.0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+    decay_all: bool = Field(True, description="decay norms and biases, too")
     clip_value: float = Field(100.0, gt=0, description="gradient values are clipped here")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     initial_temperature: float = Field(0.07, gt=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="evaluate and mine with averaged weights; 0: with the last")
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU, else float32"
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="pairs that go through the network at once; the loss is of the whole batch all the same"
+    )
+    gradient_checkpointing: bool = Field(False, description="a third more time, far less memory")
+    channels_last: bool = False
+    compile: bool = Field(False, description="torch.compile the network")
+
+    # several GPUs
+    step_batches: int = Field(
+        0, ge=0, description="batches, each of another lane, that make one step; ranks must divide it; 0: one a rank"
+    )
+    negatives: Literal["own", "all"] = Field("all", description="within each batch, or within all batches of a step")
 
     # augmentation
     flip_probability: float = Field(0.5, ge=0, le=1)
     rotate_probability: float = Field(0.75, ge=0, le=1, description="turn the tile and roll the view by the same angle")
-    color_jitter: float = Field(0.15, ge=0, description="brightness, contrast and saturation, per view")
+    color_jitter: float = Field(0.15, ge=0, description="brightness, contrast, saturation and hue, per view")
+    jpeg_probability: float = Field(0.5, ge=0, le=1, description="compress again, at quality 90 to 100")
+    blur_probability: float = Field(0.3, ge=0, le=1, description="blur or sharpen")
+    dropout_probability: float = Field(0.3, ge=0, le=1, description="black out a grid, or some rectangles")
 
     # plan
     strategy: Literal["patchwork", "sample4geo", "random"] = "patchwork"
     neighbours: int = Field(128, ge=1, description="K of the neighbour graphs")
     first_mining: int = Field(4, ge=1, description="epochs on GPS neighbours before the first mining")
     mine_every: int = Field(4, ge=1, description="epochs between minings")
-    lanes: int = Field(1, ge=1, description="independent streams of batches; ranks times workers must divide it")
+    lanes: int = Field(
+        1, ge=1, description="independent streams of batches; a run begins with a multiple of ranks times workers"
+    )
     resident_shards: int = Field(8, ge=1, description="W: shards of a lane held at once")
     hardness: float = Field(
         1.0, ge=0, description="score that plans reach where they can (1: random access); beyond, they rather vary"
@@ -63,6 +90,7 @@ class TrainSettings(BaseModel):
     # running
     evaluate_every: int = Field(4, ge=1)
     checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints within an epoch")
+    keep_checkpoints: int = Field(3, ge=1, description="newest ones kept, beside the best")
     workers: int = Field(0, ge=0, description="loader processes; 0 loads in the trainer's own")
     decode_threads: int | None = Field(None, ge=1, description="of each loader process; None: as there are cores")
     look_ahead: int = Field(128, ge=0, description="batches of a lane whose needs are merged into one read")
