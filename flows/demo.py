@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows.rendered import DATASET, SHARD_OPTIONS, render
+from flows.rendered import dataset_name, render, shard_options
 from geostream import report
 from geostream.cli import print_table
 from geostream.errors import BadInput
@@ -31,6 +31,7 @@ from geostream.training.stages import layout_of, read_settings, run_store
 from infra.prefect_server import local_prefect, without_prefect
 from infra.s3 import local_s3, without_aws
 
+DATASET = dataset_name("vigor")
 LAYOUT = "base"
 RUN = "demo"
 MARK = ".geostream-demo"  # marks a folder that a demo made, and may remove
@@ -89,7 +90,7 @@ def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[st
     started = time.monotonic()
     pool = servers.enter_context(ThreadPoolExecutor(1))
     s3 = servers.enter_context(local_s3(out / "s3"))
-    rendering = pool.submit(render, out / "raw", city, seed)
+    rendering = pool.submit(render, out / "raw", "vigor", city, seed)
     prefect = servers.enter_context(local_prefect(out / "prefect"))
     seconds["servers"] = time.monotonic() - started
     # What else the user's environment says of S3 and Prefect is about other servers.
@@ -118,7 +119,7 @@ def _run_flows(
 
     settings = parse_settings([*overrides, f"seed={seed}"], default_settings(DATASET))
     started = time.monotonic()
-    shard(raw=str(raw), store=store_url, dataset=DATASET, layout=LAYOUT, options=SHARD_OPTIONS)
+    shard(raw=str(raw), store=store_url, dataset=DATASET, layout=LAYOUT, options=shard_options("vigor"))
     seconds["shard"] = time.monotonic() - started
     store = Store.open(store_url)
     layout = open_layout(store, DATASET, LAYOUT)

@@ -1,23 +1,71 @@
-"""The rendered cities that stand in for VIGOR where nobody named a raw folder: in the demo, and in ``shard-vigor``.
+"""The rendered cities that stand in for a dataset where nobody named a raw folder: in the demo, and in ``shard-…``.
 
-Decides their sizes: pictures small enough to train on two CPU cores in minutes, stored as they are rendered, in shards
-small enough that streaming them means something. Panoramas stand within a tenth of the tile's side of its centre;
-VIGOR's stand up to a quarter off, which is far harder to learn.
+Decides their sizes: pictures small enough to train on two CPU cores in minutes, stored about as they are rendered, in
+shards small enough that streaming them means something. VIGOR's panoramas stand within a tenth of the tile's side of
+its centre; the real ones stand up to a quarter off, which is far harder to learn.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharding.simcity import RenderSummary, render_cities, vigor_cities
+from geostream.errors import BadInput
+from sharding.simcity import RenderSummary, render_cities
+from sharding.simcity_layouts import cities_of
 
-DATASET = "simcity"
-TILE, VIEW = (48, 48), (32, 128)  # height and width in pixels
-SHARD_OPTIONS: dict[str, Any] = {"tile_size": TILE, "view_size": VIEW, "shard_bytes": 2**19}
-MAX_OFFSET = 0.1
+TILE = 48  # pixels
+SHARD_BYTES = 2**19
 
 
-def render(raw: Path, city: str, seed: int) -> RenderSummary:
-    """Render VIGOR's four cities, of size ``city``, into ``raw``; done at once where they lie there already."""
-    return render_cities(raw, vigor_cities(city), seed=seed, tile_size=TILE[0], view_size=VIEW, max_offset=MAX_OFFSET)
+@dataclass(frozen=True)
+class _Rendered:
+    """Height and width of the views, in the raw folder and as stored, and further options of rendering and sharding."""
+
+    view_size: tuple[int, int]
+    stored: tuple[int, int]
+    rendering: dict[str, Any]
+    sharding: dict[str, Any]
+
+
+KINDS = {
+    "vigor": _Rendered((32, 128), (32, 128), {"max_offset": 0.1}, {}),
+    "cvusa": _Rendered((32, 176), (32, 176), {}, {}),
+    # Some training images are missing, as in every copy of CVACT: in a small city that is more than one in a thousand.
+    "cvact": _Rendered((64, 128), (32, 128), {}, {"max_broken": 0.03}),
+    "university1652": _Rendered((48, 48), (48, 48), {}, {}),
+}
+
+
+def render(raw: Path, adapter: str, city: str, seed: int) -> RenderSummary:
+    """Render cities of size ``city`` as the adapter's raw folder; done at once where they lie there already.
+
+    Raises BadInput for an adapter or a size that there is not.
+    """
+    kind = _kind(adapter)
+    cities, options = cities_of(adapter, city)
+    options = kind.rendering | options
+    return render_cities(
+        raw, cities, seed=seed, adapter=adapter, tile_size=TILE, view_size=kind.view_size, **options
+    )  # fmt: skip
+
+
+def shard_options(adapter: str) -> dict[str, Any]:
+    """The options of sharding that fit the adapter's rendered cities."""
+    kind = _kind(adapter)
+    return {"tile_size": (TILE, TILE), "view_size": kind.stored, "shard_bytes": SHARD_BYTES, **kind.sharding}
+
+
+def dataset_name(adapter: str) -> str:
+    """What the adapter's rendered cities are called in a store: also the name of their recipe."""
+    _kind(adapter)
+    return "simcity" if adapter == "vigor" else f"simcity-{adapter}"
+
+
+def _kind(adapter: str) -> _Rendered:
+    if adapter not in KINDS:
+        raise BadInput(
+            f"no cities are rendered for {adapter!r}: choose one of {', '.join(KINDS)}, or name a raw folder"
+        )
+    return KINDS[adapter]

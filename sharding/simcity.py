@@ -1,21 +1,19 @@
-"""Renders cities in VIGOR's raw layout: data for the demo and the tests, where nobody has VIGOR at hand.
+"""Renders cities as the raw folders of VIGOR, CVUSA, CVACT and University-1652: data where nobody has those at hand.
 
-Decision: what is written is what VIGOR publishes, file for file, so the one adapter (`sharding.vigor`) reads both and
-no code knows a rendered city from a real one. Everything follows from the seed: a city does not depend on its
-neighbours in the list, nor a file on the number of workers. The cost: an easier world than the real one (see
-`sharding.simcity_map`), and by `max_offset` an easier geometry where one asks for it.
+Decision: what is written is what each dataset publishes, file for file, so its adapter reads both and no code knows a
+rendered city from a real one. Everything follows from the seed, and no file depends on the number of workers. The cost:
+an easier world than the real one (see `sharding.simcity_map`), and by the planners' options an easier geometry where
+one asks for it.
 
-    <raw>/<City>/panorama/<id>,<lat>,<lon>,.jpg      <raw>/<City>/satellite/satellite_<lat>_<lon>.png
-    <raw>/splits/<City>/satellite_list.txt           all tiles, those without a panorama too
-    <raw>/splits/<City>/pano_label_balanced.txt      and same_area_balanced_train.txt, same_area_balanced_test.txt
-    <raw>/simcity.json                               the settings that it was rendered from
+The layouts are described in `sharding.simcity_vigor`, `simcity_pairs` and `simcity_university`. Beside their files
+lies `simcity.json`: the settings that the folder was rendered from.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
-import math
 import os
 import shutil
 import time
@@ -25,31 +23,19 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
 from geostream.errors import BadInput
 from geostream.progress import Bar
-from sharding.simcity_map import City, plan_city
-from sharding.simcity_plan import PITCH, TILE_METRES, CitySpec, Tile, View, plan_tiles, plan_views, write_splits
-from sharding.simcity_raster import rasterise
-from sharding.simcity_view import FAR, Rays, cut_tile, look_around
+from sharding.simcity_layouts import LAYOUTS, RawLayout, cities_of, raw_layout
+from sharding.simcity_map import plan_city
+from sharding.simcity_plan import CitySpec, RawPlan, Town
+from sharding.simcity_shots import PITCH, Block, Look, blocks, render_block
+from sharding.simcity_view import FAR
 
-COARSEST = 0.6  # metres a pixel of the map, at most
-BLOCK = 12  # tiles: what one task renders is a block of 12 x 12; in smaller ones the edges that they share weigh more
-FORMAT = 1
-SIZES = {"small": (6, 8, 6, 6), "demo": (60, 60, 22, 22)}  # rows, columns of a training city; of a test city
-
-
-def vigor_cities(size: str) -> list[CitySpec]:
-    """VIGOR's four cities, two for training and two for testing, of a size in `SIZES`."""
-    if size not in SIZES:
-        raise BadInput(f"no size {size!r}: choose one of {', '.join(SIZES)}")
-    rows, columns, test_rows, test_columns = SIZES[size]
-    train = [CitySpec(name, rows, columns) for name in ("NewYork", "Seattle")]
-    return train + [CitySpec(name, test_rows, test_columns) for name in ("Chicago", "SanFrancisco")]
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -64,103 +50,65 @@ class RenderSummary:
     fresh: bool
 
 
-@dataclass(frozen=True)
-class _Look:
-    """The sizes that every image is rendered at."""
-
-    tile_size: int
-    view_size: tuple[int, int]
-    jpeg_quality: int
-
-    @property
-    def metres(self) -> float:
-        """Side of the map's pixels: a whole fraction of the tile's, an even number of them a tile."""
-        fold = max(1, math.ceil(TILE_METRES / self.tile_size / COARSEST))
-        return TILE_METRES / (self.tile_size * (fold + self.tile_size * fold % 2))
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One task: a window of the city, and the tiles and views to render from it."""
-
-    folder: Path
-    city: City
-    area: tuple[float, float, float, float]
-    tiles: list[Tile]
-    views: list[View]
-    look: _Look
-
-
 def render_cities(
     raw: Path,
     cities: Sequence[CitySpec],
     *,
     seed: int,
+    adapter: str = "vigor",
     tile_size: int = 64,
-    view_size: tuple[int, int] = (48, 192),
-    max_offset: float = 0.25,
-    empty_share: float = 0.15,
-    extra_view_share: float = 0.25,
+    view_size: tuple[int, int] | None = None,
     jpeg_quality: int = 92,
     workers: int | None = None,
+    **options: Any,
 ) -> RenderSummary:
     """Render `cities` into the folder `raw`, which appears only when it is whole.
 
-    tile_size: pixels of a tile's side. view_size: height and width of a panorama, the width a multiple of 4 (quarter
-    turns must be whole columns). max_offset: how far a panorama may stand from its tile's centre, north or east, in
-    shares of the tile's side; VIGOR: 0.25, less is easier. empty_share: tiles that are left without a panorama on
-    purpose (a few more are, where the middle of the tile is built over). extra_view_share: probability that a tile
-    with a panorama has a second, and one with two a third. workers: processes, by default one a core.
+    adapter: whose raw layout it is. tile_size: pixels of a tile's side. view_size: height and width of a view, the
+    width a multiple of 4 (quarter turns must be whole columns); None: the layout's own. workers: processes, by default
+    one a core. options: the layout's, see `plan_vigor`, `plan_cvusa`, `plan_cvact`, `plan_university`.
 
     Rendering again what is there already returns at once. Raises BadInput for settings that make no sense, and when
     `raw` holds something else than these settings give.
     """
     started = time.monotonic()
-    _check(cities, tile_size, view_size, max_offset, empty_share, extra_view_share)
+    layout = raw_layout(adapter)
+    view_size = layout.view_size if view_size is None else view_size
+    _check(cities, tile_size, view_size)
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 1:
         raise BadInput(f"workers {workers}: at least one process must render")
+    options = _all_options(adapter, layout, options)
     settings = {
         "format": FORMAT,
+        "adapter": adapter,
         "seed": seed,
         "cities": [asdict(city) for city in cities],
         "tile_size": tile_size,
         "view_size": list(view_size),
-        "max_offset": max_offset,
-        "empty_share": empty_share,
-        "extra_view_share": extra_view_share,
         "jpeg_quality": jpeg_quality,
+        **options,
     }
     found = _find(raw, settings)
     if found is not None:
         return RenderSummary(len(cities), **found, seconds=time.monotonic() - started, fresh=False)
 
+    towns = [_town(spec, seed) for spec in cities]
+    plan = layout.plan(towns, np.random.default_rng([seed, zlib.crc32(adapter.encode())]), **options)
+    counts = {"tiles": plan.tiles, "empty_tiles": plan.empty_tiles, "views": plan.views}
     raw = raw.absolute()
     partial = raw.with_name(f".{raw.name}.simcity-partial")
     if partial.exists():  # a render that was killed
         shutil.rmtree(partial)
-    look = _Look(tile_size, view_size, jpeg_quality)
-    counts = {"tiles": 0, "empty_tiles": 0, "views": 0}
-    blocks: list[_Block] = []
-    for spec in cities:
-        rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
-        reach = PITCH + FAR + 10
-        area = (-reach, -reach, (spec.columns - 1) * PITCH + reach, (spec.rows - 1) * PITCH + reach)
-        city = plan_city(area, rng)
-        tiles = plan_tiles(spec)
-        views = plan_views(spec, city, tiles, max_offset, empty_share, extra_view_share, rng)
-        if not any(views):
-            raise BadInput(f"city {spec.name} has room for no panorama: raise rows, columns or max_offset")
-        write_splits(partial / "splits" / spec.name, tiles, [view for at_tile in views for view in at_tile], rng)
-        for kind in ("panorama", "satellite"):
-            (partial / spec.name / kind).mkdir(parents=True)
-        blocks += _blocks(partial / spec.name, spec, city, tiles, views, look)
-        counts["tiles"] += len(tiles)
-        counts["empty_tiles"] += sum(not at_tile for at_tile in views)
-        counts["views"] += sum(len(at_tile) for at_tile in views)
-
-    with Bar("rendering", counts["tiles"] + counts["views"]) as bar:
-        for images in _run(blocks, workers):
+    _write_lists(partial, plan)
+    look = Look(tile_size, view_size, jpeg_quality)
+    tasks = [
+        block
+        for town, scenes in zip(towns, plan.scenes, strict=True)
+        for block in blocks(partial, town.city, scenes, look)
+    ]
+    with Bar("rendering", sum(len(scene.shots) for scenes in plan.scenes for scene in scenes)) as bar:
+        for images in _run(tasks, workers):
             bar.advance(images)
     (partial / "simcity.json").write_text(json.dumps({"settings": settings, "counts": counts}, indent=1))
     if raw.exists():
@@ -169,10 +117,7 @@ def render_cities(
     return RenderSummary(len(cities), **counts, seconds=time.monotonic() - started, fresh=True)
 
 
-def _check(
-    cities: Sequence[CitySpec], tile_size: int, view_size: tuple[int, int],
-    max_offset: float, empty_share: float, extra_view_share: float,
-) -> None:  # fmt: skip
+def _check(cities: Sequence[CitySpec], tile_size: int, view_size: tuple[int, int]) -> None:
     if not cities:
         raise BadInput("no city to render: give at least one CitySpec")
     names = [city.name for city in cities]
@@ -185,13 +130,21 @@ def _check(
             raise BadInput(f"city {city.name} has {city.rows} x {city.columns} tiles: a view needs 2 x 2 around it")
     if tile_size < 16 or min(view_size) < 16 or view_size[1] % 4:
         raise BadInput(f"tile_size {tile_size}, view_size {view_size}: at least 16 pixels, view width a multiple of 4")
-    if not 0 < max_offset <= 0.25:
-        raise BadInput(f"max_offset {max_offset}: choose more than 0 and at most 0.25 of the tile's side")
-    if not 0 <= empty_share < 1 or not 0 <= extra_view_share < 1:
-        raise BadInput(f"empty_share {empty_share}, extra_view_share {extra_view_share}: choose from 0 up to below 1")
 
 
-def _find(raw: Path, settings: dict[str, object]) -> dict[str, int] | None:
+def _all_options(adapter: str, layout: RawLayout, given: dict[str, Any]) -> dict[str, Any]:
+    """The planner's options, its defaults where none is given. Raises BadInput for one that it does not have."""
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(layout.plan).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    if unknown := sorted(set(given) - set(known)):
+        raise BadInput(f"{adapter} is rendered without {', '.join(unknown)}; it has {', '.join(known)}")
+    return known | given
+
+
+def _find(raw: Path, settings: dict[str, Any]) -> dict[str, int] | None:
     """The counts of a finished render by the same settings; None where the folder is free; else BadInput."""
     if not raw.exists() or (raw.is_dir() and not any(raw.iterdir())):
         return None
@@ -206,74 +159,71 @@ def _find(raw: Path, settings: dict[str, object]) -> dict[str, int] | None:
     return counts
 
 
-def _blocks(
-    folder: Path, spec: CitySpec, city: City, tiles: list[Tile], views: list[list[View]], look: _Look
-) -> Iterator[_Block]:
-    margin = PITCH + FAR + 2
-    for j in range(0, spec.rows, BLOCK):
-        for i in range(0, spec.columns, BLOCK):
-            members = [
-                row * spec.columns + column
-                for row in range(j, min(j + BLOCK, spec.rows))
-                for column in range(i, min(i + BLOCK, spec.columns))
-            ]
-            xs, ys = [tiles[n].x for n in members], [tiles[n].y for n in members]
-            area = (min(xs) - margin, min(ys) - margin, max(xs) + margin, max(ys) + margin)
-            seen = [view for n in members for view in views[n]]
-            yield _Block(folder, city.window(area), area, [tiles[n] for n in members], seen, look)
+def _town(spec: CitySpec, seed: int) -> Town:
+    """The city with its map, which reaches as far beyond its tiles as anyone sees."""
+    rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+    reach = PITCH + FAR + 10
+    east, north = spec.extent
+    return Town(spec, plan_city((-reach, -reach, east + reach, north + reach), rng), rng)
 
 
-def _run(blocks: list[_Block], workers: int) -> Iterator[int]:
+def _write_lists(folder: Path, plan: RawPlan) -> None:
+    """The lists and tables, and all folders that images go to."""
+    images = {
+        Path(file).parent for scenes in plan.scenes for scene in scenes for shot in scene.shots for file in shot.files
+    }
+    for parent in sorted(images | {Path(path).parent for path in plan.files}):
+        (folder / parent).mkdir(parents=True, exist_ok=True)
+    for path, content in plan.files.items():
+        (folder / path).write_bytes(content)
+
+
+def _run(tasks: list[Block], workers: int) -> Iterator[int]:
     """Render the blocks; yields the number of images of each. Few blocks don't pay for a pool of processes."""
-    if workers == 1 or len(blocks) < 4:
-        yield from map(_render, blocks)
+    if workers == 1 or len(tasks) < 4:
+        yield from map(render_block, tasks)
         return
-    with ProcessPoolExecutor(min(workers, len(blocks)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_render, blocks)
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(render_block, tasks)
 
 
-def _render(block: _Block) -> int:
-    metres, (height, width) = block.look.metres, block.look.view_size
-    west, south = (math.floor(edge / metres) for edge in block.area[:2])
-    east, north = (math.ceil(edge / metres) for edge in block.area[2:])
-    raster = rasterise(block.city, west, south, north - south, east - west, metres)
-    for tile in block.tiles:
-        picture = cut_tile(raster, tile.x, tile.y, TILE_METRES, block.look.tile_size)
-        Image.fromarray(picture).save(block.folder / "satellite" / tile.name, compress_level=1)
-    fold = 2 if height < 128 else 1
-    rays = Rays.of(height * fold, width * fold, metres)
-    for view in block.views:
-        picture = look_around(raster, view.x, view.y, rays, view.light, fold)
-        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=block.look.jpeg_quality)
-        (block.folder / "panorama" / view.name).write_bytes(jpeg)
-    return len(block.tiles) + len(block.views)
+def _option(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def main() -> None:
-    """`python -m sharding.simcity RAW --size demo --seed 1`."""
-    parser = argparse.ArgumentParser(description="Render cities in VIGOR's raw layout.")
+    """`python -m sharding.simcity RAW --adapter university1652 --size demo --seed 1`."""
+    parser = argparse.ArgumentParser(description="Render cities in a dataset's raw layout.")
     parser.add_argument("raw", type=Path, help="the folder to make")
-    parser.add_argument("--size", choices=list(SIZES), default="demo")
+    parser.add_argument("--adapter", choices=list(LAYOUTS), default="vigor")
+    parser.add_argument("--size", choices=("small", "demo"), default="demo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tile-size", type=int, default=64, help="pixels")
-    parser.add_argument("--view-size", type=int, nargs=2, default=(48, 192), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--max-offset", type=float, default=0.25, help="share of the tile's side")
+    parser.add_argument("--view-size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="option of the layout")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
     args = parser.parse_args()
     try:
+        cities, options = cities_of(args.adapter, args.size)
+        options = options | dict(_option(text) for text in args.set)
         summary = render_cities(
             args.raw,
-            vigor_cities(args.size),
+            cities,
             seed=args.seed,
+            adapter=args.adapter,
             tile_size=args.tile_size,
-            view_size=tuple(args.view_size),
-            max_offset=args.max_offset,
+            view_size=args.view_size and tuple(args.view_size),
             workers=args.workers,
+            **options,
         )
     except BadInput as error:
         raise SystemExit(f"simcity: {error}") from None
     print(
-        f"{args.raw}: {summary.views} panoramas, {summary.tiles} tiles ({summary.empty_tiles} without a panorama) of "
+        f"{args.raw}: {summary.views} views, {summary.tiles} tiles ({summary.empty_tiles} without a view) of "
         f"{summary.cities} cities, {'rendered' if summary.fresh else 'found'} in {summary.seconds:.1f} s"
     )
 

@@ -1,13 +1,8 @@
-"""Where a rendered city's tiles and panoramas are, and what VIGOR's split files say of them.
+"""What the planners of all raw layouts share: where a rendered city lies on Earth, and what is to be written of it.
 
-A label line has 13 columns: the panorama, then (tile, row offset, column offset) for its positive tile and three
-semi-positives, nearest first. Offsets are pixels of VIGOR's 640x640 tiles, whatever size is rendered. Their sign is
-VIGOR's: tile minus panorama on the axes (north, east), so a positive row offset says that the panorama stands *south*
-of the tile's centre, a positive column offset that it stands *west* of it (checked against the published labels, whose
-file names hold both coordinates).
-
-Tiles lie on a grid of half a tile's side, so four tiles hold any panorama: the nearest is its positive, the others its
-semi-positives.
+A planner (`sharding.simcity_vigor`, `simcity_pairs`, `simcity_university`) looks at city maps and decides which
+pictures are taken where, which files each goes to, and what the dataset's own lists say of them. It writes nothing:
+whatever is wrong shows before the first file.
 """
 
 from __future__ import annotations
@@ -15,16 +10,13 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharding.simcity_map import City
+from sharding.simcity_shots import PITCH, Scene
 
-TILE_METRES = 70.4  # 640 pixels of 0.11 m, about VIGOR's
-OFFSET_METRES = TILE_METRES / 640  # one unit of the offsets in the label files
-PITCH = TILE_METRES / 2  # from tile centre to tile centre
 METRES_PER_DEGREE = 111_320.0  # of latitude; of longitude: times the cosine of the city's latitude
 ORIGINS = {  # latitude and longitude of the first tile, where VIGOR has the city
     "Chicago": (41.8510, -87.6500),
@@ -32,8 +24,9 @@ ORIGINS = {  # latitude and longitude of the first tile, where VIGOR has the cit
     "SanFrancisco": (37.7510, -122.4480),
     "Seattle": (47.5583, -122.3385),
 }
-CLEARANCE = 1.5  # metres between a panorama and any building
+CLEARANCE = 1.5  # metres between a camera on the street and any building
 TRIES = 24  # places looked at for a tile's panoramas before it goes without
+ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,11 @@ class CitySpec:
         fallback = zlib.crc32(self.name.encode())
         return ORIGINS.get(self.name, (25.0 + fallback % 2000 / 100, -120.0 + fallback // 2000 % 4500 / 100))
 
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Metres from the first tile's centre to the last one's, east and north."""
+        return (self.columns - 1) * PITCH, (self.rows - 1) * PITCH
+
     def degrees(self, x: float, y: float) -> tuple[float, float]:
         """Latitude and longitude of a point `x` metres east and `y` metres north of the origin."""
         latitude, longitude = self.origin
@@ -64,50 +62,30 @@ class CitySpec:
 
 
 @dataclass(frozen=True)
-class Tile:
-    name: str
-    x: float
-    y: float
+class Town:
+    """A city and its map; `rng` is its own: what is drawn from it depends on no other city."""
+
+    spec: CitySpec
+    city: City
+    rng: np.random.Generator
 
 
 @dataclass(frozen=True)
-class View:
-    name: str
-    x: float
-    y: float
-    light: float
-    label: str  # the line in pano_label_balanced.txt
+class RawPlan:
+    """A raw folder to be: the scenes of each town, and the lists and tables by their path in the folder.
+
+    tiles, empty_tiles (those without a view) and views count places and pictures, not files.
+    """
+
+    scenes: list[list[Scene]]
+    files: dict[str, bytes]
+    tiles: int
+    empty_tiles: int
+    views: int
 
 
-def plan_tiles(spec: CitySpec) -> list[Tile]:
-    """All tiles, row by row from the south, each from the west."""
-    tiles = []
-    for j in range(spec.rows):
-        for i in range(spec.columns):
-            latitude, longitude = spec.degrees(i * PITCH, j * PITCH)
-            tiles.append(Tile(f"satellite_{latitude:.12f}_{longitude:.12f}.png", i * PITCH, j * PITCH))
-    return tiles
-
-
-def plan_views(
-    spec: CitySpec, city: City, tiles: list[Tile],
-    max_offset: float, empty_share: float, extra_view_share: float, rng: np.random.Generator,
-) -> list[list[View]]:  # fmt: skip
-    """The views of each tile: none at some, up to three at others."""
-    rounded = 0.1  # metres: names hold 6 decimals of a degree, and the panorama stands where its name says
-    limit = max_offset * TILE_METRES - rounded
-    views: list[list[View]] = []
-    for tile in tiles:
-        wanted = 0 if rng.random() < empty_share else 1 + int(np.sum(np.cumprod(rng.random(2) < extra_view_share)))
-        x = np.clip(tile.x + rng.uniform(-limit, limit, TRIES), rounded, (spec.columns - 1) * PITCH - rounded)
-        y = np.clip(tile.y + rng.uniform(-limit, limit, TRIES), rounded, (spec.rows - 1) * PITCH - rounded)
-        free = np.flatnonzero(_standing_room(city, x, y))[:wanted]
-        views.append([_view(spec, tiles, float(x[n]), float(y[n]), rng) for n in free])
-    return views
-
-
-def _standing_room(city: City, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points lie clear of all buildings and trees."""
+def standing_room(city: City, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points (n,), in metres, lie clear of all buildings and trees."""
     reach = CLEARANCE
     near = city.window((x.min() - reach, y.min() - reach, x.max() + reach, y.max() + reach))
     west, south, east, north = near.buildings.T
@@ -119,31 +97,6 @@ def _standing_room(city: City, x: NDArray[np.float64], y: NDArray[np.float64]) -
     return room
 
 
-def _view(spec: CitySpec, tiles: list[Tile], x: float, y: float, rng: np.random.Generator) -> View:
-    latitude, longitude = (round(degree, 6) for degree in spec.degrees(x, y))
-    x, y = spec.metres(latitude, longitude)
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    name = f"{''.join(letters[n] for n in rng.integers(len(letters), size=22))},{latitude:.6f},{longitude:.6f},.jpg"
-    i = int(np.clip(x // PITCH, 0, spec.columns - 2))
-    j = int(np.clip(y // PITCH, 0, spec.rows - 2))
-    around = [tiles[(j + dj) * spec.columns + i + di] for dj in (0, 1) for di in (0, 1)]
-    around.sort(key=lambda tile: math.hypot(tile.x - x, tile.y - y))
-    columns = [name]
-    for tile in around:
-        row, column = (tile.y - y) / OFFSET_METRES, (tile.x - x) / OFFSET_METRES
-        columns += [tile.name, f"{round(row, 2) + 0.0}", f"{round(column, 2) + 0.0}"]  # + 0.0: no "-0.0"
-    return View(name, x, y, float(rng.uniform(0.95, 1.05)), " ".join(columns))
-
-
-def write_splits(folder: Path, tiles: list[Tile], views: list[View], rng: np.random.Generator) -> None:
-    folder.mkdir(parents=True)
-    lines = sorted(view.label for view in views)  # by id: in no order of place, like VIGOR's
-    train = np.zeros(len(lines), bool)
-    train[rng.permutation(len(lines))[: len(lines) // 2]] = True
-    for name, chosen in (
-        ("satellite_list", [tile.name for tile in tiles]),
-        ("pano_label_balanced", lines),
-        ("same_area_balanced_train", [line for line, is_train in zip(lines, train, strict=True) if is_train]),
-        ("same_area_balanced_test", [line for line, is_train in zip(lines, train, strict=True) if not is_train]),
-    ):
-        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in chosen))
+def panorama_id(rng: np.random.Generator) -> str:
+    """22 characters as street view services name their panoramas; some begin with a hyphen."""
+    return "".join(ID_LETTERS[n] for n in rng.integers(len(ID_LETTERS), size=22))

@@ -1,4 +1,4 @@
-"""What a camera sees of the rendered city: the tile from above, the panorama from the street.
+"""What a camera sees of the rendered city: the tile from straight above, the panorama from the street.
 
 Decision: a panorama is a march over the height field along one ray per column. The steepest slope met so far rises
 monotonically along a ray, so the first thing seen at each elevation is found by counting, without a loop over pixels.
@@ -6,7 +6,8 @@ The cost: surfaces are vertical or flat (no arches, no tree trunks), and thin th
 
 A panorama's middle lies between its two middle columns and looks north; columns go clockwise, so east is at 3/4 of the
 width. Pixels are square in angle: 360/width degrees a pixel both ways, the horizon between the two middle rows. A
-panorama half as high as wide is VIGOR's full sphere; 48x192 is the sphere's middle 90 degrees.
+panorama half as high as wide is VIGOR's full sphere; 48x192 is the sphere's middle 90 degrees. Other rays give other
+windows of the sphere, from other heights: `sharding.simcity_drone` looks down through one.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ ZENITH = np.array([95, 150, 215], np.float32)
 
 @dataclass(frozen=True)
 class Rays:
-    """The directions and distances that every panorama of one size is marched along.
+    """The directions and distances that every panorama of one kind is marched along.
 
     elevation (H,) radians of the rows, from the bottom row up; east, north (W,) of the columns' unit vectors;
-    distance (K,) metres of the steps; pixel: radians a pixel.
+    distance (K,) metres of the steps on the ground; pixel: radians a pixel; below: how many rows are under the horizon,
+    and half a row; eye: metres above the ground; haze: metres.
     """
 
     elevation: NDArray[np.float32]
@@ -44,22 +46,34 @@ class Rays:
     north: NDArray[np.float32]
     distance: NDArray[np.float32]
     pixel: float
+    below: float
+    eye: float = EYE
+    haze: float = HAZE_METRES
 
     @classmethod
-    def of(cls, height: int, width: int, metres: float) -> Rays:
-        """Rays for panoramas of `height` x `width` pixels over a map of `metres` a pixel."""
-        pixel = 2 * np.pi / width
-        azimuth = (np.arange(width) + 0.5 - width / 2) * pixel
-        steps = [NEAR]
-        while steps[-1] < FAR:
-            steps.append(steps[-1] + max(0.75 * metres, 0.5 * pixel * steps[-1]))
+    def of(cls, height: int, width: int, metres: float, heading: float = 0.0, field: float = 2 * np.pi) -> Rays:
+        """Rays for pictures of `height` x `width` pixels from the street, over a map of `metres` a pixel.
+
+        heading: where the middle looks, radians clockwise from north. field: radians from the left edge to the right.
+        """
+        pixel = field / width
+        azimuth = heading + (np.arange(width) + 0.5 - width / 2) * pixel
         return cls(
             elevation=((np.arange(height) + 0.5 - height / 2) * pixel).astype(np.float32),
             east=np.sin(azimuth).astype(np.float32),
             north=np.cos(azimuth).astype(np.float32),
-            distance=np.array(steps, np.float32),
+            distance=steps(NEAR, FAR, pixel, metres),
             pixel=pixel,
+            below=height / 2 + 0.5,
         )
+
+
+def steps(near: float, far: float, pixel: float, metres: float) -> NDArray[np.float32]:
+    """Distances from `near` to `far` as fine as the map's pixels (of `metres`), or half of the picture's (radians)."""
+    distance = [near]
+    while distance[-1] < far:
+        distance.append(distance[-1] + max(0.75 * metres, 0.5 * pixel * distance[-1]))
+    return np.array(distance, np.float32)
 
 
 def cut_tile(raster: Raster, x: float, y: float, side: float, size: int) -> Bytes:
@@ -71,11 +85,11 @@ def cut_tile(raster: Raster, x: float, y: float, side: float, size: int) -> Byte
     row = round((raster.north - (y + side / 2)) / raster.metres)
     column = round((x - side / 2 - raster.west) / raster.metres)
     cut = raster.colour[row : row + fine, column : column + fine].astype(np.float32)
-    tile: Bytes = (_fold(cut, fine // size) + 0.5).astype(np.uint8)
+    tile: Bytes = (fold_pixels(cut, fine // size) + 0.5).astype(np.uint8)
     return tile
 
 
-def _fold(picture: NDArray[np.float32], fold: int) -> NDArray[np.float32]:
+def fold_pixels(picture: NDArray[np.float32], fold: int) -> NDArray[np.float32]:
     """The mean of each fold x fold pixels."""
     total = picture[::fold, ::fold].copy()
     for n in range(1, fold * fold):
@@ -84,7 +98,7 @@ def _fold(picture: NDArray[np.float32], fold: int) -> NDArray[np.float32]:
 
 
 def look_around(raster: Raster, x: float, y: float, rays: Rays, light: float = 1.0, fold: int = 1) -> Bytes:
-    """The panorama from eye height over (x, y): (H / fold, W / fold, 3), `light` times as bright as usual.
+    """The panorama from the rays' eye over (x, y): (H / fold, W / fold, 3), `light` times as bright as usual.
 
     `fold`: each pixel is the mean of fold x fold rays, against flicker in small panoramas.
     """
@@ -92,19 +106,21 @@ def look_around(raster: Raster, x: float, y: float, rays: Rays, light: float = 1
     first = _first_hits(raster, x, y, rays).ravel()
     hit = np.flatnonzero(first < len(rays.distance))
     row, column = np.divmod(hit, columns)
-    distance, at = _refine(raster, x, y, rays, row, column, first[hit])
+    distance, before, at = _refine(raster, x, y, rays, row, column, first[hit])
     seen = raster.colour.reshape(-1, 3)[at].astype(np.float32)
     kind = raster.kind.ravel()[at]
-    wall = np.flatnonzero(kind >= BUILDING)
+    # Under the roof just before the hit: the ray came through the wall.
+    under = rays.eye + before * np.tan(rays.elevation)[row] < raster.height.ravel()[at]
+    wall = np.flatnonzero((kind >= BUILDING) & under)
     seen[wall] = _walls(raster, x, y, rays, row[wall], column[wall], distance[wall], kind[wall] - BUILDING)
     tree = np.flatnonzero(kind == TREE)
-    rise = EYE + distance[tree] * np.tan(rays.elevation)[row[tree]]
+    rise = rays.eye + distance[tree] * np.tan(rays.elevation)[row[tree]]
     top = np.maximum(raster.height.ravel()[at[tree]], np.float32(0.1))
     seen[tree] *= (0.55 + 0.45 * np.clip(rise / top, 0, 1))[:, None]  # darker towards the foot
-    clear = np.exp(distance / np.float32(-HAZE_METRES))[:, None]
+    clear = np.exp(distance / np.float32(-rays.haze))[:, None]
     colour = _sky(rays)
     colour.reshape(-1, 3)[hit] = HAZE + (seen - HAZE) * clear
-    done: Bytes = np.clip(_fold(colour[::-1], fold) * np.float32(light) + 0.5, 0, 255).astype(np.uint8)
+    done: Bytes = np.clip(fold_pixels(colour[::-1], fold) * np.float32(light) + 0.5, 0, 255).astype(np.uint8)
     return done
 
 
@@ -125,35 +141,41 @@ def _first_hits(raster: Raster, x: float, y: float, rays: Rays) -> NDArray[np.in
     px = x + rays.east[:, None] * rays.distance
     py = y + rays.north[:, None] * rays.distance
     height = raster.height.ravel()[_pixels(raster, px, py)]
-    slope = np.arctan((height - EYE) / rays.distance)
+    slope = np.arctan((height - rays.eye) / rays.distance)
     # how many rows, from the bottom, lie at or under what has been met so far
-    covered = np.clip(np.floor(slope / rays.pixel + (rows / 2 + 0.5)), 0, rows).astype(np.int64)
+    covered = np.clip(np.floor(slope / rays.pixel + rays.below), 0, rows).astype(np.int64)
     np.maximum.accumulate(covered, axis=1, out=covered)
-    steps = np.bincount((covered + np.arange(columns)[:, None] * (rows + 1)).ravel(), minlength=columns * (rows + 1))
-    hits: NDArray[np.int64] = np.cumsum(steps.reshape(columns, rows + 1), axis=1)[:, :rows].T
+    counts = np.bincount((covered + np.arange(columns)[:, None] * (rows + 1)).ravel(), minlength=columns * (rows + 1))
+    hits: NDArray[np.int64] = np.cumsum(counts.reshape(columns, rows + 1), axis=1)[:, :rows].T
     return hits
 
 
 def _refine(
     raster: Raster, x: float, y: float, rays: Rays,
     row: NDArray[np.int64], column: NDArray[np.int64], step: NDArray[np.int64],
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:  # fmt: skip
-    """Distance and raster pixel of each hit: exact where the ray meets the ground, elsewhere by bisecting the step."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:  # fmt: skip
+    """Each hit's distance, one just before it, and its raster pixel.
+
+    Exact where the ray meets the ground, elsewhere by bisecting the step.
+    """
     tangent = np.tan(rays.elevation)[row]
     east, north = rays.east[column], rays.north[column]
     near, far = np.where(step > 0, rays.distance[step - 1], np.float32(0)), rays.distance[step]
-    ground = np.divide(np.float32(-EYE), tangent, out=np.zeros_like(far), where=tangent < 0)
+    ground = np.divide(np.float32(-rays.eye), tangent, out=np.zeros_like(far), where=tangent < 0)
     distance = np.where((ground >= near) & (ground <= far), ground, far)
     at = _pixels(raster, x + distance * east, y + distance * north)
     (rest,) = np.nonzero((distance == far) | (raster.kind.ravel()[at] != GROUND))
     near, far, tangent, east, north = near[rest], far[rest], tangent[rest], east[rest], north[rest]
     for _ in range(3):
         middle = (near + far) / 2
-        inside = raster.height.ravel()[_pixels(raster, x + middle * east, y + middle * north)] >= EYE + tangent * middle
+        inside = (
+            raster.height.ravel()[_pixels(raster, x + middle * east, y + middle * north)] >= rays.eye + tangent * middle
+        )
         near, far = np.where(inside, near, middle), np.where(inside, middle, far)
-    distance[rest] = far
+    before = distance.copy()
+    distance[rest], before[rest] = far, near
     at[rest] = _pixels(raster, x + far * east, y + far * north)
-    return distance, at
+    return distance, before, at
 
 
 def _walls(
@@ -172,7 +194,7 @@ def _walls(
         np.where(north > 0, np.float32(1.0), np.float32(0.80)),
     )
     along = np.where(faces_east_west, py, px)
-    rise = EYE + distance * np.tan(rays.elevation[row])
+    rise = rays.eye + distance * np.tan(rays.elevation[row])
     bay = raster.bay[building].astype(np.float32)
     across, up = along / bay, rise / np.float32(FLOOR)
     window = (np.abs(across % 1 - 0.5) < 0.28) & (np.abs(up % 1 - 0.5) < 0.30)

@@ -11,13 +11,16 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-import sharding.simcity as simcity
+import sharding.simcity_shots as simcity_shots
 from geostream.errors import BadInput
-from sharding.simcity import RenderSummary, main, render_cities, vigor_cities
+from sharding.simcity import RenderSummary, main, render_cities
+from sharding.simcity_layouts import LAYOUTS, cities_of
 from sharding.simcity_map import Bytes, City, plan_city
-from sharding.simcity_plan import PITCH, TILE_METRES, CitySpec, plan_tiles, plan_views
+from sharding.simcity_plan import CitySpec, Town
 from sharding.simcity_raster import BUILDING, Raster, rasterise
+from sharding.simcity_shots import PITCH, TILE_METRES
 from sharding.simcity_view import Rays, cut_tile, look_around
+from sharding.simcity_vigor import plan_tiles, plan_views
 
 METRES = 0.55
 EYE = 2.5  # metres: of a panorama, as documented; not imported, so that a change is noticed
@@ -131,7 +134,7 @@ def test_panoramas_stand_outside_buildings_and_within_reach_of_their_tile() -> N
     spec = CitySpec("Seattle", 10, 10)
     city = plan_city((-150, -150, 500, 500), np.random.default_rng(0))
     tiles = plan_tiles(spec)
-    views = plan_views(spec, city, tiles, 0.2, 0.1, 0.3, np.random.default_rng(1))
+    views = plan_views(Town(spec, city, np.random.default_rng(1)), tiles, 0.2, 0.1, 0.3)
     west, south, east, north = city.buildings.T
     for tile, at_tile in zip(tiles, views, strict=True):
         for view in at_tile:
@@ -227,19 +230,14 @@ def digest(raw: Path) -> dict[str, str]:
     }
 
 
-def test_bytes_follow_from_the_seed_whatever_the_number_of_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(simcity, "BLOCK", 4)  # enough blocks for a pool of processes
-    cities = [CitySpec("NewYork", 7, 7), CitySpec("Elsewhere", 3, 3)]
-    size = {"tile_size": 16, "view_size": (16, 32)}
-    render_cities(tmp_path / "one", cities, seed=1, workers=1, **size)
-    render_cities(tmp_path / "two", cities, seed=1, workers=2, **size)
-    assert digest(tmp_path / "one") == digest(tmp_path / "two")
-    render_cities(tmp_path / "alone", cities[1:], seed=1, workers=1, **size)
+def test_a_city_follows_from_the_seed_and_its_name_alone(tmp_path: Path) -> None:
+    cities = [CitySpec("NewYork", 3, 3), CitySpec("Elsewhere", 3, 3)]
+    size = {"tile_size": 16, "view_size": (16, 32), "workers": 1}
+    render_cities(tmp_path / "both", cities, seed=1, **size)
+    render_cities(tmp_path / "alone", cities[1:], seed=1, **size)
     alone = {k: v for k, v in digest(tmp_path / "alone").items() if k != "simcity.json"}
-    assert alone.items() <= digest(tmp_path / "one").items()
-    render_cities(tmp_path / "other", cities[1:], seed=2, workers=1, **size)
+    assert alone.items() <= digest(tmp_path / "both").items()
+    render_cities(tmp_path / "other", cities[1:], seed=2, **size)
     assert lines(tmp_path / "other", "Elsewhere", "pano_label_balanced") != lines(
         tmp_path / "alone", "Elsewhere", "pano_label_balanced"
     )
@@ -265,8 +263,15 @@ def test_a_render_that_breaks_off_is_never_taken_for_whole(tmp_path: Path, monke
     raw, cities = tmp_path / "raw", [CitySpec("NewYork", 3, 3)]
     size = {"tile_size": 16, "view_size": (16, 32)}
     render_cities(tmp_path / "reference", cities, seed=1, workers=1, **size)
+    taken = iter(range(4))
+
+    def break_off(*arguments: object) -> Bytes:
+        if next(taken, None) is None:
+            raise KeyboardInterrupt
+        return look_around(*arguments)  # type: ignore[arg-type]
+
     with monkeypatch.context() as patch:
-        patch.setattr(simcity, "look_around", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(simcity_shots, "look_around", break_off)
         with pytest.raises(KeyboardInterrupt):
             render_cities(raw, cities, seed=1, workers=1, **size)
     assert not raw.exists()
@@ -288,6 +293,15 @@ def test_a_render_that_breaks_off_is_never_taken_for_whole(tmp_path: Path, monke
         (TINY, {"view_size": (48, 190)}, "multiple of 4"),
         (TINY, {"tile_size": 8}, "16 pixels"),
         (TINY, {"empty_share": 1.0}, "empty_share"),
+        (TINY, {"arrangement": "mine"}, "published, arranged"),
+        (TINY, {"drone_views": 3}, "vigor is rendered without drone_views; it has max_offset"),
+        (TINY, {"adapter": "kitti"}, "choose one of vigor, cvusa, cvact, university1652"),
+        (TINY, {"adapter": "cvusa", "val_share": 0.0}, "val_share"),
+        (TINY, {"adapter": "cvact", "val_share": 0.6, "test_share": 0.6}, "together"),
+        (TINY, {"adapter": "cvact", "missing": 99}, "missing"),
+        (TINY, {"adapter": "university1652", "drone_views": 0}, "drone_views"),
+        (TINY, {"adapter": "university1652", "distractor_share": 1.0}, "distractor_share"),
+        ([CitySpec("A", 2, 2)], {"adapter": "university1652"}, "too few"),
         (TINY, {"workers": 0}, "workers"),
     ],
 )
@@ -299,22 +313,27 @@ def test_settings_that_make_no_sense_are_refused(
     assert not any(tmp_path.iterdir())
 
 
-def test_the_sizes_are_vigor_s_cities_with_galleries_large_enough() -> None:
-    for size in simcity.SIZES:
-        assert [city.name for city in vigor_cities(size)] == ["NewYork", "Seattle", "Chicago", "SanFrancisco"]
-    assert sum(city.rows * city.columns for city in vigor_cities("demo")[2:]) >= 800
+def test_every_layout_has_a_small_and_a_large_size() -> None:
+    for adapter, layout in LAYOUTS.items():
+        small, demo = (sum(city.rows * city.columns for city in layout.sizes[size][0]) for size in ("small", "demo"))
+        assert list(layout.sizes) == ["small", "demo"] and small <= 400 < demo, adapter
+    cities, _ = cities_of("vigor", "demo")
+    assert [city.name for city in cities] == ["NewYork", "Seattle", "Chicago", "SanFrancisco"]
+    assert sum(city.rows * city.columns for city in cities[2:]) >= 800
     with pytest.raises(BadInput, match="small"):
-        vigor_cities("huge")
+        cities_of("vigor", "huge")
 
 
 def test_the_command_renders_and_says_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(simcity.SIZES, "small", (2, 2, 2, 2))
+    monkeypatch.setitem(LAYOUTS["vigor"].sizes, "small", ([CitySpec("NewYork", 2, 2)], {}))
     arguments = ["simcity", str(tmp_path / "raw"), "--size", "small", "--tile-size", "16", "--view-size", "16", "32"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--workers", "1"])
+    arguments += ["--set", "arrangement=arranged", "--set", "empty_share=0", "--workers", "1"]
+    monkeypatch.setattr("sys.argv", arguments)
     main()
-    assert "16 tiles" in capsys.readouterr().out
+    assert "4 tiles" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "raw" / "ground" / "NewYork").iterdir())
     monkeypatch.setattr("sys.argv", [*arguments, "--seed", "5"])
     with pytest.raises(SystemExit, match="other settings"):
         main()
