@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect import Task
+from prefect import Task, task
 from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from geostream.errors import BadInput, StoreError
+from geostream.layout import Layout
+from geostream.layout import open_layout as open_stored
 from geostream.store import Store
 
 
@@ -25,6 +28,12 @@ def open_store(url: str | None) -> Store:
 def store_failed(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a task failed for the object store's sake: bad input stays bad, and a defect a defect."""
     return isinstance(state.result(raise_on_failure=False), StoreError)
+
+
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
+def open_layout(store: Store, dataset: str | None, layout: str | None) -> Layout:
+    """A flow's layout: of the only dataset where None is named, the newest generation where no layout is."""
+    return open_stored(store, dataset, layout)
 
 
 def show(key: str, rows: Sequence[Mapping[str, object]], description: str) -> None:

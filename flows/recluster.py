@@ -9,9 +9,8 @@ from __future__ import annotations
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import open_store, show, store_failed
+from flows.common import open_layout, open_store, show, store_failed
 from geostream.layout import Layout
-from geostream.layout import open_layout as open_stored
 from geostream.recluster import describe, recluster_by_run
 from geostream.store import Store
 
@@ -40,11 +39,6 @@ def recluster(
     after = rewrite(target, before, run, epoch, cluster)
     show("generations", describe(before, after), f"The next generation is at {after.store.url}")
     return after.name
-
-
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
-def open_layout(store: Store, dataset: str | None, layout: str | None) -> Layout:
-    return open_stored(store, dataset, layout)
 
 
 # A store that stumbles is worth another try: the shards that are there are kept.

@@ -12,10 +12,10 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from flows.common import open_store, show, store_failed
+from flows.common import open_layout, open_store, show, store_failed
 from geostream import report
+from geostream.evaluations import results_table
 from geostream.layout import Layout
-from geostream.layout import open_layout as open_stored
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
 from geostream.training import trainer
@@ -48,13 +48,8 @@ def retrain(
     name = run or f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}"
     result = train(target, opened, name, numbers, cluster)
     write_report(target, opened, name, result)
-    show_run(result)
+    show_run(opened, result)
     return result.url
-
-
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
-def open_layout(store: Store, dataset: str | None, layout: str | None) -> Layout:
-    return open_stored(store, dataset, layout)
 
 
 # A store that stumbles is worth another try: the run goes on from its last checkpoint.
@@ -81,9 +76,10 @@ def write_report(store: Store, layout: Layout, run: str, result: RunResult) -> s
     return report.publish(Store.open(result.url), layout, result, report.summarise(store.url, layout, result))
 
 
-def show_run(result: RunResult) -> None:
+def show_run(layout: Layout, result: RunResult) -> None:
     """The run's evaluations and plans on the flow run's page."""
-    show("evaluation", result.evaluations, f"Recall on the test gallery; the report is {result.url}/report.html")
+    rows = [{"epoch": r["epoch"], **row} for r in result.evaluations for row in results_table(layout, r)]
+    show("evaluation", rows, f"Recall on the test gallery; the report is {result.url}/report.html")
     show("epoch-plans", result.plans, "Hardness: 0 = random batches, 1 = Sample4Geo's with random access to everything")
     if result.reclusterings:
         show("generations", result.reclusterings, "Shards rewritten in the order of similarity, and the scores it gave")

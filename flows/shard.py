@@ -1,7 +1,8 @@
 """The flow ``shard``: a raw dataset → a committed layout of tar shards and its index.
 
-Where no raw folder is named, cities are rendered first: demo data, easier than VIGOR. Run again after a failure it
-goes on from the shards that are whole; run again after success it finds the layout and writes nothing.
+Where no raw folder is named, cities are rendered first: demo data in the dataset's own raw layout, easier than the real
+one. Run again after a failure it goes on from the shards that are whole; run again after success it finds the layout
+and writes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from flows import rendered
 from flows.common import open_store, show, store_failed
 from geostream.errors import BadInput
 from geostream.store import Store
-from sharding import RawDataset, ShardOptions, ShardReport
+from sharding import DryRun, RawDataset, ShardOptions, ShardReport
 from sharding.simcity import RenderSummary
 
 RENDERED = Path("runs", "raw")  # below the folder that the flow runs in
@@ -36,30 +37,37 @@ def shard(
     city: Literal["small", "demo"] = "demo",
     seed: int = 0,
     workers: int | None = None,
+    dry_run: bool = False,
 ) -> str:
-    """Write the raw dataset as a layout, and return the layout's id.
+    """Write the raw dataset as a layout, and return the layout's id; of a dry run, the layout's URL.
 
     Args:
-        adapter: what the raw folder holds; "vigor".
-        raw: the raw folder, as the worker sees it. None: VIGOR's four cities, rendered.
+        adapter: what the raw folder holds: "vigor", "cvusa", "cvact" or "university1652".
+        raw: the raw folder, as the worker sees it. None: cities rendered in that dataset's raw layout.
         store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
-        dataset: the dataset's name in the store. None: "simcity" where rendered, else the adapter's name.
+        dataset: the dataset's name in the store. None: the adapter's; where rendered, "simcity…".
         layout: the layout's name in the dataset.
         options: of sharding: tile_size, view_size, original, quality, shard_bytes, max_broken.
-        adapter_options: of the adapter; vigor has protocol, train_cities, test_cities.
+        adapter_options: of the adapter: vigor has protocol, train_cities, test_cities; cvact protocol ("val" or
+            "test"); university1652 views ("drone" or "street").
         city: size of the rendered cities.
         seed: of the rendered cities.
         workers: processes that encode. None: one a core.
+        dry_run: only tell, on the flow run's page, what would be written and what is missing.
     """
     target = open_store(store)
     if raw is None:
-        adapter, folder = "vigor", RENDERED / f"simcity-{city}-{seed}"
-        options = rendered.SHARD_OPTIONS | (options or {})
-        render(folder, city, seed)
+        folder = RENDERED / f"{'simcity' if adapter == 'vigor' else f'simcity-{adapter}'}-{city}-{seed}"
+        name = dataset or rendered.dataset_name(adapter)
+        options = rendered.shard_options(adapter) | (options or {})
+        render(folder, adapter, city, seed)
     else:
-        folder = Path(raw)
+        folder, name = Path(raw), dataset or adapter
     places = read_places(adapter, folder, adapter_options or {})
-    name = dataset or (rendered.DATASET if raw is None else adapter)
+    if dry_run:
+        plan = plan_layout(places, target, name, layout, shard_options(options or {}))
+        show_plan(plan)
+        return plan.url
     report = write_layout(places, target, name, layout, shard_options(options or {}), workers)
     show_layout(report)
     return report.layout.id
@@ -78,13 +86,24 @@ def shard_options(values: dict[str, Any]) -> ShardOptions:
 
 
 @task(task_run_name="render {size}", cache_policy=NO_CACHE)
-def render(raw: Path, size: str, seed: int) -> RenderSummary:
-    return rendered.render(raw, size, seed)
+def render(raw: Path, adapter: str, size: str, seed: int) -> RenderSummary:
+    return rendered.render(raw, adapter, size, seed)
 
 
 @task(task_run_name="read {adapter}", cache_policy=NO_CACHE)
 def read_places(adapter: str, raw: Path, options: dict[str, Any]) -> RawDataset:
     return sharding.read_places(adapter, raw, **options)
+
+
+@task(
+    task_run_name="plan {dataset} {layout}",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=store_failed,
+    cache_policy=NO_CACHE,
+)
+def plan_layout(raw: RawDataset, store: Store, dataset: str, layout: str, options: ShardOptions) -> DryRun:
+    return sharding.dry_run(raw, store, dataset, layout, options)
 
 
 # A store that stumbles is worth another try: what is whole is kept.
@@ -101,6 +120,12 @@ def write_layout(
     return sharding.shard(raw, store, dataset, layout, options, workers)
 
 
+def show_plan(plan: DryRun) -> None:
+    """What would be written, on the flow run's page."""
+    rows = [{"what": name, "value": str(value)} for name, value in plan.figures.items()]
+    show("dry-run", rows, "\n".join([*plan.remarks, "Nothing was written."]))
+
+
 def show_layout(report: ShardReport) -> None:
     """The layout's figures on the flow run's page."""
     layout = report.layout
@@ -113,7 +138,7 @@ def show_layout(report: ShardReport) -> None:
                 "id": layout.id[:12],
                 "places": layout.n_places,
                 "training pairs": layout.info["pairs"]["train"],
-                "test pairs": layout.info["pairs"]["test"],
+                "test pairs": layout.info["pairs"].get("test", 0),
                 "shards": len(layout.shard_names),
                 "MB": round(layout.info["bytes"] / 1e6, 1),
                 "broken images": len(report.broken),

@@ -22,16 +22,21 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Coordinates = Literal["latlon", "utm", "none"]
+# Of a query, what counts as found: the tile of its own place; or any tile within 5 metres of it, too; or, of several
+# true candidates, the first, and how early all come, from view to tile and from tile to view.
+Protocol = Literal["paired", "within-5m", "both-ways"]
 
 HEADER = 512  # bytes of a tar header, in front of each member's data
 KEY = "^[A-Za-z0-9_-]+$"  # neither a dot (where the key ends) nor a slash
 MEMBER = "^(tile|view-[0-9]{2,5})[.][A-Za-z0-9]+$|^json$"
 MOST_VIEWS = 2**15 - 1  # of a place: view numbers are int16
+SPLITS = ("train", "test")  # of tiles
+VIEW_SPLITS = (*SPLITS, "gallery")
 
 VIEW = pa.struct(
     [
         ("name", pa.string()),  # "view-00"
-        ("split", pa.string()),  # "train" or "test": which pairs this view belongs to
+        ("split", pa.string()),  # which pairs this view belongs to; "gallery": no query, only a candidate
         ("source", pa.string()),  # the raw file's name
         ("north", pa.float64()),
         ("east", pa.float64()),
@@ -123,6 +128,8 @@ def _check_places(places: pa.Table) -> None:
     views = places["views"].combine_chunks()
     if (row := _first(pc.list_value_length(views).to_numpy() > MOST_VIEWS)) >= 0:
         raise IndexDamage(f"places.parquet: place {keys[row]} has more than {MOST_VIEWS} views")
+    _check_splits(keys, places["splits"].combine_chunks(), SPLITS, "a split")
+    _check_splits(keys, views, VIEW_SPLITS, "a view of split")
     semi = views.flatten().field("semi_positives")
     named = semi.flatten().to_numpy()
     if (row := _first((named < 0) | (named >= len(keys)))) >= 0:
@@ -132,6 +139,15 @@ def _check_places(places: pa.Table) -> None:
             f"places.parquet: a view of place {keys[place]} has place number {named[row]} as semi-positive, "
             f"but there are {len(keys)} places"
         )
+
+
+def _check_splits(keys: pa.ChunkedArray, lists: pa.Array, known: Sequence[str], what: str) -> None:
+    """``lists``: of each place its splits, or its views."""
+    splits = lists.flatten()
+    splits = splits.field("split") if pa.types.is_struct(splits.type) else splits
+    if (row := _first(~pc.is_in(splits, pa.array(known)).to_numpy(zero_copy_only=False))) >= 0:
+        key, split = keys[pc.list_parent_indices(lists)[row].as_py()], splits[row].as_py()[:100]
+        raise IndexDamage(f"places.parquet: place {key} has {what} {split!r}; there are {', '.join(known)}")
 
 
 class _Members:

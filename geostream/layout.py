@@ -11,9 +11,10 @@ The whole index is held in memory: about 100 bytes a member.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,33 +28,12 @@ from geostream.index import Coordinates as Coordinates
 from geostream.index import IndexDamage, check_index, content_id
 from geostream.index import Int32 as Int32
 from geostream.index import Int64 as Int64
+from geostream.index import Protocol as Protocol
 from geostream.layout_files import FORMAT, check_info, read_info, read_tables, summary
+from geostream.pairs import Csr as Csr
+from geostream.pairs import Pairs as Pairs
+from geostream.pairs import pair_codes as pair_codes
 from geostream.store import Store, check_name, table_bytes
-
-
-class Pairs(NamedTuple):
-    """Pairs in the order of (place, view); a *pair id* is a row number here."""
-
-    place: Int32  # (P,)
-    view: npt.NDArray[np.int16]  # (P,) number of the view within its place
-
-    def __len__(self) -> int:  # of pairs, not of fields
-        return len(self.place)
-
-
-def pair_codes(place: Int32, view: npt.NDArray[np.int16]) -> Int64:
-    """One number a pair, the same in every generation, in the order of (place, view); any shape."""
-    return place.astype(np.int64) << 16 | view
-
-
-class Csr(NamedTuple):
-    """Ragged lists of place ids: those of row i are ``indices[indptr[i]:indptr[i + 1]]``, sorted."""
-
-    indptr: Int64
-    indices: Int32
-
-    def row(self, i: int) -> Int32:
-        return self.indices[self.indptr[i] : self.indptr[i + 1]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +71,11 @@ class Layout:
     def coordinates(self) -> Coordinates:
         kind: Coordinates = self.info["coordinates"]
         return kind
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The rules that the dataset's results are told by, the first one first (:data:`geostream.index.Protocol`)."""
+        return tuple(self.info.get("protocols", ["paired"]))
 
     @property
     def n_places(self) -> int:
@@ -141,7 +126,7 @@ class Layout:
         return place, number, split, flat
 
     def pairs(self, split: str) -> Pairs:
-        """The pairs of ``split``, sorted by place and view."""
+        """The pairs of ``split`` ("train", "test", "gallery"), sorted by place and view."""
         place, number, splits, _ = self._views
         of_split = splits == split
         return Pairs(place[of_split], number[of_split])
@@ -266,14 +251,16 @@ def commit_layout(
     source: dict[str, Any],
     images: dict[str, Any],
     broken: list[str],
+    protocols: Sequence[Protocol] = ("paired",),
     parent: str | None = None,
     places_file: bytes | None = None,
 ) -> Layout:
     """Write the index and then, as the commit, ``layout.json``; return the layout opened.
 
     ``shards``: (name, bytes) in order of their number. ``source``: what it was made from. ``images``: how they are
-    stored. ``broken``: raw images left out, in words. ``parent``: id of the generation before, whose ``places.parquet``
-    is ``places_file``: kept byte for byte, because another pyarrow would write the same table with another hash.
+    stored. ``broken``: raw images left out, in words. ``protocols``: the rules that results are told by. ``parent``: id
+    of the generation before, whose ``places.parquet`` is ``places_file``: kept byte for byte, because another pyarrow
+    would write the same table with another hash.
     Raises AlreadyExists where another layout was committed here, BadInput where the index contradicts itself.
     """
     try:
@@ -288,6 +275,7 @@ def commit_layout(
             "generation": generation,
             "parent": parent,
             "coordinates": coordinates,
+            "protocols": list(protocols),
             **summary(places, members, shards),
             "images": images,
             "source": source,

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geostream.errors import LayoutNotCommitted, NotFound, StoreError
-from geostream.index import Coordinates, IndexDamage, check_index, check_schema
+from geostream.index import Coordinates, IndexDamage, Protocol, check_index, check_schema
 from geostream.store import NAME, Store
 
 FORMAT = 1
@@ -51,6 +51,7 @@ class _Info(BaseModel):
     generation: Count
     parent: str | None
     coordinates: Coordinates
+    protocols: Annotated[list[Protocol], Field(min_length=1)] = ["paired"]  # layouts from before it was written
     places: Count
     pairs: dict[str, Count]
     bytes: Count

@@ -87,6 +87,7 @@ def rewrite(
             name=name,
             generation=parent.generation + 1,
             coordinates=parent.coordinates,
+            protocols=parent.protocols,
             places=parent.places,
             places_file=places_file,
             members=members,

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from geostream.errors import BadInput
-from sharding import vigor
+from sharding import cvact, cvusa, university1652, vigor
 from sharding.commit import ShardReport, commit_shards, committed, layout_folder, shard
+from sharding.dry_run import DryRun, dry_run
 from sharding.job import ShardJob, ShardOptions, plan_shards
 from sharding.places import Place, RawDataset, RawImage, View
 from sharding.writer import write_shards
 
 __all__ = [
     "ADAPTERS",
+    "DryRun",
     "Place",
     "RawDataset",
     "RawImage",
@@ -32,6 +34,7 @@ __all__ = [
     "View",
     "commit_shards",
     "committed",
+    "dry_run",
     "layout_folder",
     "plan_shards",
     "read_places",
@@ -39,7 +42,12 @@ __all__ = [
     "write_shards",
 ]
 
-ADAPTERS: dict[str, Callable[..., RawDataset]] = {"vigor": vigor.read_places}
+ADAPTERS: dict[str, Callable[..., RawDataset]] = {
+    "vigor": vigor.read_places,
+    "cvusa": cvusa.read_places,
+    "cvact": cvact.read_places,
+    "university1652": university1652.read_places,
+}
 
 
 def read_places(adapter: str, raw: str | Path, **options: Any) -> RawDataset:
@@ -52,5 +60,5 @@ def read_places(adapter: str, raw: str | Path, **options: Any) -> RawDataset:
     read = ADAPTERS[adapter]
     known = [name for name in inspect.signature(read).parameters if name != "raw"]
     if unknown := sorted(set(options) - set(known)):
-        raise BadInput(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+        raise BadInput(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
     return read(Path(raw), **options)

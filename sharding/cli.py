@@ -1,4 +1,8 @@
-"""``geostream shard``: one command from a raw folder to a committed layout."""
+"""``geostream shard``: one command from a raw folder to a committed layout, or to what it would be.
+
+Decides that there is one command for all datasets: an adapter's own options are given by name, and one that the adapter
+does not have is refused by it, not here.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from rich.console import Console
 
 from geostream.errors import BadInput
 from geostream.store import Store
-from sharding import ADAPTERS, ShardOptions, read_places
+from sharding import ADAPTERS, DryRun, ShardOptions, ShardReport, read_places
+from sharding import dry_run as preview
 from sharding import shard as write_layout
 from sharding.places import Size
 
@@ -22,7 +27,10 @@ def shard(
     store: Annotated[str, typer.Argument(help="s3://bucket/prefix or a local folder.")],
     dataset: Annotated[str | None, typer.Option(help="Name in the store; default: the adapter's.")] = None,
     layout: Annotated[str, typer.Option(help="Name of the layout.")] = "base",
-    protocol: Annotated[str | None, typer.Option(help="VIGOR: cross-area (default) or same-area.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="VIGOR: cross-area (default) or same-area. CVACT: val (default) or test.")
+    ] = None,
+    views: Annotated[str | None, typer.Option(help="University-1652: drone (default) or street.")] = None,
     train_cities: Annotated[str | None, typer.Option(help="VIGOR: other training cities, A,B.")] = None,
     test_cities: Annotated[str | None, typer.Option(help="VIGOR: other test cities, A,B.")] = None,
     tile_size: Annotated[str | None, typer.Option(help="Stored tiles, as HEIGHTxWIDTH; default: as trained.")] = None,
@@ -32,9 +40,15 @@ def shard(
     shard_mib: Annotated[float, typer.Option(help="Size of a shard, about.")] = 128.0,
     max_broken: Annotated[float, typer.Option(help="Share of broken images above which it fails.")] = 0.001,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be done, and what is missing.")] = False,
 ) -> None:
     """Shard a raw dataset into a store. Cut off, it goes on when run again; a finished one is found, not redone."""
-    given = {"protocol": protocol, "train_cities": _names(train_cities), "test_cities": _names(test_cities)}
+    given = {
+        "protocol": protocol,
+        "views": views,
+        "train_cities": _names(train_cities),
+        "test_cities": _names(test_cities),
+    }
     options = ShardOptions(
         tile_size=_size(tile_size),
         view_size=_size(view_size),
@@ -44,17 +58,37 @@ def shard(
         max_broken=max_broken,
     )
     places = read_places(adapter, raw, **{name: value for name, value in given.items() if value is not None})
-    report = write_layout(places, Store.open(store), dataset or adapter, layout, options, workers)
-    console = Console()
+    target = Store.open(store)
+    if dry_run:
+        _show_plan(preview(places, target, dataset or adapter, layout, options))
+    else:
+        _show_report(write_layout(places, target, dataset or adapter, layout, options, workers))
+
+
+def _show_plan(plan: DryRun) -> None:
+    _print(
+        *(
+            f"{name + ':':17}{value:,}" if isinstance(value, int) else f"{name + ':':17}{value}"
+            for name, value in plan.figures.items()
+        )
+    )
+    _print(*plan.remarks, "Nothing was written.")
+
+
+def _show_report(report: ShardReport) -> None:
     info = report.layout.info
-    console.print(
+    _print(
         f"{'Found' if report.already else 'Committed'} {report.layout.store.url}: {info['places']:,} places, "
         f"pairs {info['pairs']}, {len(info['shards'])} shards, {info['bytes'] / 1e6:,.1f} MB"
         + (f" ({report.resumed} shards were there from a run that was cut off)" if report.resumed else ""),
-        highlight=False,
-        soft_wrap=True,
+        *report.notes,
+        *(f"left out: {one}" for one in report.broken),
     )
-    for line in (*report.notes, *(f"left out: {one}" for one in report.broken)):
+
+
+def _print(*lines: str) -> None:
+    console = Console()
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -49,6 +49,7 @@ def shard(
     if not store.is_local:
         store.check()  # before the sample is read; a local folder is made
     job = plan_shards(raw, options)
+    job.check_broken(job.missing)
     if layout := committed(job, store, dataset, name):
         return _report(job, layout, already=True)
     parts, resumed = write_shards(job, folder, workers)
@@ -60,16 +61,15 @@ def layout_folder(store: Store, dataset: str, name: str) -> Store:
     return store.child(check_name("dataset", dataset), "layouts", check_name("layout", name))
 
 
-def committed(job: ShardJob, store: Store, dataset: str, name: str) -> Layout | None:
-    """The layout, where this very job was committed under this name before; None where nothing was.
+def is_committed(job: ShardJob, folder: Store) -> bool:
+    """Whether this very job was committed in the layout's folder before; nothing is changed there.
 
-    Raises BadInput where the name belongs to a layout made from another source or with other options.
+    Raises BadInput where the folder belongs to a layout made from another source or with other options.
     """
-    folder = layout_folder(store, dataset, name)
     try:
         source = folder.read_json("layout.json")["source"]
     except NotFound:
-        return None
+        return False
     if source.get("fingerprint") != job.fingerprint:
         raise BadInput(
             f"{folder.url}: a layout of another source or with other options is committed here "
@@ -77,6 +77,17 @@ def committed(job: ShardJob, store: Store, dataset: str, name: str) -> Layout | 
         )
     if source.get("sample") != job.sample:
         raise BadInput(f"{folder.url}: the raw images have changed since this layout was written; choose another name")
+    return True
+
+
+def committed(job: ShardJob, store: Store, dataset: str, name: str) -> Layout | None:
+    """The layout, tidied up, where this very job was committed under this name before; None where nothing was.
+
+    Raises BadInput as :func:`is_committed` does.
+    """
+    folder = layout_folder(store, dataset, name)
+    if not is_committed(job, folder):
+        return None
     _clean(folder, job)
     return open_layout(store, dataset, name)
 
@@ -111,6 +122,7 @@ def commit_shards(
         name=name,
         generation=0,
         coordinates=job.raw.coordinates,
+        protocols=job.raw.protocols,
         places=pa.Table.from_pylist(rows, schema=PLACES),
         members=pa.Table.from_pylist(members, schema=MEMBERS),
         shards=[(part.name, part.size) for part in parts],

@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,9 @@ class Part:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A layout to be. ``fingerprint``: listing and options; ``sample``: hash of the raw bytes of some images."""
+    """A layout to be. ``fingerprint``: listing and options; ``sample``: hash of the raw bytes of some images;
+    ``estimated_bytes``: of all its shards, by that sample.
+    """
 
     raw: RawDataset
     options: ShardOptions
@@ -115,10 +117,17 @@ class ShardJob:
     fingerprint: str
     sample: str
     parts: tuple[Part, ...]
+    estimated_bytes: int
 
     @property
     def n_images(self) -> int:
         return sum(part.n_images for part in self.parts)
+
+    @property
+    def missing(self) -> list[Broken]:
+        """The images that the raw folder lacks, as its listing showed."""
+        images = (image for place in self.raw.places for image in place.images())
+        return [Broken(image.path, image.named, "missing") for image in images if not image.present]
 
     @property
     def source(self) -> dict[str, Any]:
@@ -144,7 +153,7 @@ class ShardJob:
 def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJob:
     """Decide what is written where; reads and encodes a sample of 2 × 32 images, writes nothing.
 
-    Raises BadInput where there is nothing to train on or no gallery, or where too many images are missing.
+    Raises BadInput where there is nothing to train on or no gallery.
     """
     options = options or ShardOptions()
     _check_places(raw)
@@ -169,10 +178,7 @@ def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJo
         keys = ",".join(place.key for place in places)
         content = hashlib.sha256(f"{fingerprint} {sample} {ENCODER} {keys}".encode()).hexdigest()
         parts.append(Part(f"shard-{number:05d}.tar", places, content))
-    job = ShardJob(raw, options, images, fingerprint, sample, tuple(parts))
-    missing = [image for place in raw.places for image in place.images() if not image.present]
-    job.check_broken([Broken(image.path, image.named, "missing") for image in missing])
-    return job
+    return ShardJob(raw, options, images, fingerprint, sample, tuple(parts), round(float(size.sum())))
 
 
 def _group(place: Place) -> int:
@@ -216,9 +222,30 @@ def _fingerprint(raw: RawDataset, options: ShardOptions, images: Images) -> str:
     head = [raw.adapter, raw.options, raw.coordinates, images.tile_size, images.view_size]
     digest.update(json.dumps([*head, options.quality, options.shard_bytes], sort_keys=True).encode())
     for place in raw.places:
-        listed = asdict(place)
-        # Neither the line that named an image nor whether it was found: a mended folder is the same job.
-        for image in (listed["tile"], *(view["image"] for view in listed["views"])):
-            del image["named"], image["present"]
-        digest.update(json.dumps(listed, sort_keys=True).encode())
+        digest.update(json.dumps(_listed(place), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _listed(place: Place) -> dict[str, Any]:
+    """What makes a place another one: neither the line that named an image nor whether it was found. A mended folder is
+    the same job.
+    """
+    views = [
+        {
+            "image": {"path": view.image.path},
+            "split": view.split,
+            "north": view.north,
+            "east": view.east,
+            "semi_positives": view.semi_positives,
+        }
+        for view in place.views
+    ]
+    return {
+        "key": place.key,
+        "area": place.area,
+        "splits": place.splits,
+        "tile": {"path": place.tile.path},
+        "north": place.north,
+        "east": place.east,
+        "views": views,
+    }

@@ -3,27 +3,26 @@
 Decides the form between adapters and writer, so that nothing behind an adapter knows which dataset it reads. An
 image is known by its path below the raw folder, and whether it is there was learnt from one listing per folder,
 never from a look at each file; whether it can be decoded shows only when it is encoded. The whole listing is held
-in memory: about 1 kB a place.
+in memory: about 1 kB a place. How raw folders are read is in :mod:`sharding.raw_files`.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
 from geostream.errors import BadInput
-from geostream.layout import Coordinates
+from geostream.layout import Coordinates, Protocol
 
 Size = tuple[int, int]  # height, width in pixels
 IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 LONGEST_KEY = 80  # so that "<key>.view-00.jpg" fits the 100 bytes of a plain tar header
-SPLIT_ORDER = {"train": 0, "test": 1}
+SPLIT_ORDER = {"train": 0, "test": 1, "gallery": 2}
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class View:
     """A query image of a place. ``semi_positives``: keys of other places whose tile shows it, too."""
 
     image: RawImage
-    split: str  # "train" or "test"
+    split: str  # "train", "test", or "gallery": no query, only a candidate where views are searched
     north: float = float("nan")
     east: float = float("nan")
     semi_positives: tuple[str, ...] = ()
@@ -74,6 +73,7 @@ class RawDataset:
     view_size: Size
     places: tuple[Place, ...]
     notes: tuple[str, ...] = ()  # what a person should know, e.g. duplicate lines
+    protocols: tuple[Protocol, ...] = ("paired",)  # the rules that results are told by
 
     def count(self, split: str) -> int:
         """Number of pairs of ``split``."""
@@ -113,58 +113,6 @@ def assign_keys(tiles: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     return keys
 
 
-@dataclass
-class Lines:
-    """The lines of a text list that are not blank, with their numbers; ``name`` is how messages call the file."""
-
-    name: str
-    lines: list[tuple[int, str]] = field(default_factory=list)
-
-    def where(self, number: int) -> str:
-        return f"{self.name}:{number}"
-
-
-def read_lines(root: Path, path: Path) -> Lines:
-    """Read a list as the field's files come: UTF-8 with or without BOM, any line ends, blank lines.
-
-    Raises BadInput where the file is missing or is not UTF-8 text.
-    """
-    name = path.relative_to(root).as_posix()
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # text mode makes \r\n and \r into \n
-    except OSError as error:
-        raise BadInput(f"{path}: cannot read it ({error.strerror}); is the raw folder complete?") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    numbered = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
-    return Lines(name, [(number, line) for number, line in numbered if line])
-
-
-class FolderIndex:
-    """The names in a folder, from one listing; finds a file under the name a list gives it, else ignoring case."""
-
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.path = folder.relative_to(root).as_posix()
-        try:
-            with os.scandir(folder) as entries:
-                self._names = {entry.name for entry in entries}
-        except OSError as error:
-            raise BadInput(f"{folder}: cannot list it ({error.strerror}); is the raw folder complete?") from error
-        self._folded: dict[str, list[str]] = {}
-        for name in self._names:
-            self._folded.setdefault(name.casefold(), []).append(name)
-
-    def find(self, name: str, named: str) -> RawImage:
-        """The image a list calls ``name`` at ``named`` (file:line); not present where no file fits.
-
-        Raises BadInput where several files fit but for their case.
-        """
-        if name in self._names:
-            return RawImage(f"{self.path}/{name}", named)
-        fitting = sorted(self._folded.get(name.casefold(), []))
-        if len(fitting) > 1:
-            raise BadInput(
-                f"{named}: {name} could be any of {', '.join(fitting)} in {self.path}; "
-                "write the name as the file's, upper and lower case alike"
-            )
-        return RawImage(f"{self.path}/{fitting[0] if fitting else name}", named, present=bool(fitting))
+def repeats(count: int) -> tuple[str, ...]:
+    """The note that says that lines of a list were there twice."""
+    return (f"{count} lines repeat an earlier one and were read once",) if count else ()

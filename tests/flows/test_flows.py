@@ -16,7 +16,7 @@ from geostream.errors import BadInput
 from geostream.layout import open_layout
 from geostream.store import Store
 from infra.stack import FOLDER, Stack
-from sharding import ShardOptions
+from sharding import ADAPTERS, ShardOptions
 from tests.conftest import Checkout
 
 TINY = {
@@ -73,6 +73,44 @@ def test_shard_vigor_commits_a_layout(sharded: str, stack: Checkout, state: Stac
     assert json.loads(artifact["data"])[0]["places"] == layout.n_places
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("adapter", "options", "protocols"),
+    [
+        ("cvusa", {}, ("paired",)),
+        ("cvact", {"protocol": "test"}, ("paired", "within-5m")),
+        ("university1652", {"views": "drone"}, ("both-ways",)),
+    ],
+)
+def test_the_other_datasets_have_deployments_of_their_own(
+    stack: Checkout, state: Stack, store: Store, adapter: str, options: dict[str, str], protocols: tuple[str, ...]
+) -> None:
+    """First a dry run, which writes nothing; then the layout, of cities rendered as that dataset's raw folder."""
+    target = store.child(f"deployments-{adapter}")
+    command = ["prefect", "deployment", "run", f"shard-{adapter}", "--watch", "-p", "city=small"]
+    command += ["-p", f"store={target.url}", "-p", f"adapter_options={json.dumps(options)}"]
+    done = stack.run(*command, "-p", "dry_run=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert target.list() == []
+    artifacts = _ask(state, "artifacts/filter", {"artifacts": {"key": {"any_": ["dry-run"]}}, "sort": "CREATED_DESC"})
+    foretold = {row["what"]: row["value"] for row in json.loads(artifacts[0]["data"])}
+    assert foretold["layout"] == f"{target.url}/simcity-{adapter}/layouts/base"
+    done = stack.run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    layout = open_layout(target, f"simcity-{adapter}", "base")
+    assert layout.protocols == protocols and len(layout.pairs("train")) and len(layout.pairs("test"))
+    assert int(foretold["shards"]) == len(layout.shard_names)
+    assert (stack.folder / "runs" / "raw" / f"simcity-{adapter}-small-0" / "simcity.json").exists()
+
+
+def test_every_dataset_has_a_deployment_with_its_parameters(stack: Checkout, state: Stack) -> None:
+    deployments = {one["name"]: one["parameters"] for one in _ask(state, "deployments/filter")}
+    for adapter in ADAPTERS:
+        parameters = deployments[f"shard-{adapter}"]
+        assert parameters["adapter"] == adapter and parameters["adapter_options"] == {}
+        assert parameters["raw"] is None and parameters["dry_run"] is False and parameters["layout"] == "base"
+
+
 def test_retrain_trains_evaluates_and_reports_on_the_newest_layout(
     sharded: str, stack: Checkout, state: Stack, store: Store
 ) -> None:
@@ -110,7 +148,7 @@ def test_unknown_name_is_one_line_and_exit_code_1(stack: Checkout) -> None:
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == (
         "prefect deployment run: no deployment is named 'shard-vigour'; there are recluster/recluster, "
-        "retrain/retrain, shard/shard-vigor\n"
+        "retrain/retrain, shard/shard-cvact, shard/shard-cvusa, shard/shard-university1652, shard/shard-vigor\n"
     )
 
 

@@ -106,6 +106,7 @@ def test_a_member_that_contradicts_the_rest(layout: Layout, row: int, changes: d
         ({"key": "beta-0002"}, "two places have the same key beta-0002"),
         ({"key": None}, "column 'key' has empty values"),
         ({"splits": ["train", None]}, "column 'splits' has empty values"),
+        ({"splits": ["train", "gallery"]}, "place alpha-0001 has a split 'gallery'; there are train, test"),
         ({"views": None}, "column 'views' has empty values"),
         ({"views": [None]}, "column 'views' has empty values"),
     ],
@@ -113,6 +114,13 @@ def test_a_member_that_contradicts_the_rest(layout: Layout, row: int, changes: d
 def test_a_place_that_contradicts_the_rest(layout: Layout, changes: dict[str, object], message: str) -> None:
     damage_place(layout, 1, **changes)
     refused(layout, f"places.parquet: {message}")
+
+
+def test_a_view_of_an_unknown_split(layout: Layout) -> None:
+    views = layout.places["views"].to_pylist()[2]
+    views[0]["split"] = "val"
+    damage_place(layout, 2, views=views)
+    refused(layout, "places.parquet: place beta-0002 has a view of split 'val'; there are train, test, gallery")
 
 
 @pytest.mark.parametrize("key", ["", "..", "a/b", "/a", "a\\b", "a.b", "a\n", "a\0", "\x1b[2J", "é", " "])
@@ -206,6 +214,8 @@ def test_a_table_that_is_gone_or_changed(layout: Layout) -> None:
         (["generation"], "0", "generation: "),
         (["generation"], -1, "generation: "),
         (["coordinates"], "miles", "coordinates: "),
+        (["protocols"], [], "protocols: "),
+        (["protocols"], ["within-6m"], "protocols.0: "),
         (["shards"], [], "shards: "),
         (["shards", 1, "name"], "../shard-00001.tar", "shards.1.name: "),
         (["shards", 1, "name"], "shard-1.tar", "shards.1.name: "),
@@ -235,9 +245,17 @@ def test_layout_json_that_no_commit_wrote(layout: Layout, path: list[Any], value
 
 def test_layout_json_without_a_field(layout: Layout) -> None:
     info = layout.store.read_json("layout.json")
-    for name in info:
+    for name in info.keys() - {"protocols"}:
         layout.store.write_json("layout.json", {key: value for key, value in info.items() if key != name})
         refused(layout, f"layout.json: {name}: Field required")
+
+
+def test_layout_json_from_before_protocols(layout: Layout) -> None:
+    info = layout.store.read_json("layout.json")
+    del info["protocols"]
+    layout.store.write_json("layout.json", info)
+    reopened = open_layout(Store.open(layout.store.url.rsplit("/", 3)[0]), layout.dataset, layout.name)
+    assert reopened.protocols == ("paired",)
 
 
 @pytest.mark.parametrize("value", [[], None, 7, "text"])

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, StoreError
 from geostream.layout import MEMBERS, PLACES, Layout, commit_layout, list_datasets, list_layouts, open_layout
+from geostream.rewrite import rewrite
 from geostream.store import Store
+from tests.helpers import tiny_layout
 
 World = list[dict[str, Any]]  # places, as rows of PLACES
 
@@ -100,6 +102,30 @@ def test_open_gives_back_what_was_committed(s3_store: Store, world: World) -> No
     assert [layout.semi_positives("test").row(i).tolist() for i in range(2)] == [[3], []]
     assert list_datasets(s3_store) == ["vigor"]
     assert list_layouts(s3_store, "vigor") == ["a-000"]
+    assert layout.protocols == ("paired",)
+
+
+def test_views_that_are_only_candidates(tmp_path: Path, world: World) -> None:
+    """A view of split "gallery" is in no gallery of tiles and in no pair of another split."""
+    world[1]["views"] = [view(0, "gallery", []), view(1, "gallery", [])]
+    commit(Store.open(tmp_path), world, protocols=("both-ways", "paired"))
+    layout = open_layout(Store.open(tmp_path))
+    assert layout.protocols == ("both-ways", "paired")
+    assert layout.info["pairs"] == {"train": 2, "test": 2, "gallery": 2}
+    assert [column.tolist() for column in layout.pairs("gallery")] == [[1, 1], [0, 1]]
+    assert layout.pairs("test").place.tolist() == [0, 3]
+    assert layout.references("gallery").tolist() == []
+    assert layout.member_rows(*layout.pairs("gallery")).tolist() == [5, 6]
+
+
+def test_a_generation_keeps_the_protocols_of_the_one_before(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    first = tiny_layout(store)
+    first.store.write_json("layout.json", first.info | {"protocols": ["paired", "within-5m"]})
+    parent = open_layout(store)
+    rewrite(store, parent, [np.arange(parent.n_places, dtype=np.int32)], {})
+    after = open_layout(store)
+    assert after.generation == 1 and after.protocols == parent.protocols == ("paired", "within-5m")
 
 
 def test_uncommitted_is_refused_and_not_listed(s3_store: Store, world: World) -> None:
@@ -181,6 +207,7 @@ def test_index_that_contradicts_itself(
         ({"shards": [("shard-00000.tar", 9000)] * 2}, "layout.json: two shards have the same name"),
         ({"dataset": "../vigor"}, "layout.json: dataset: "),
         ({"coordinates": "miles"}, "layout.json: coordinates: "),
+        ({"protocols": ["pared"]}, "layout.json: protocols.0: "),
         ({"members": PLACES.empty_table()}, "not matching"),
     ],
 )

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import simplejpeg
+from cykooz_resizer import CpuExtensions, ImageData, PixelType, Resizer
 from PIL import Image
 
-from sharding.encode import BrokenImage, encode
+from sharding.encode import LANCZOS, BrokenImage, encode
 from tests.vigor_raw import jpeg, picture, png
 
 RNG = np.random.default_rng(0)
@@ -36,20 +39,39 @@ def test_a_jpeg_of_the_right_size_keeps_its_bytes_and_a_png_becomes_a_jpeg() -> 
     assert stored.suffix == "jpg" and size_of(stored.data) == (20, 30)
 
 
-def test_the_documented_resize() -> None:
-    pixels = picture(RNG, (640, 640))
-    stored = encode(pil_bytes(Image.fromarray(pixels), "PNG"), (384, 384), 90)
-    resized = Image.fromarray(pixels).resize((384, 384), Image.Resampling.LANCZOS)
-    want = simplejpeg.encode_jpeg(np.asarray(resized), 90, colorspace="RGB", colorsubsampling="420", fastdct=False)
-    assert stored.data == want and not stored.enlarged
+def photograph(height: int, width: int) -> np.ndarray:
+    """As hard to resize as a picture gets: shapes, and detail down to single pixels."""
+    noise = np.random.default_rng(7).normal(0, 12, (height, width, 3))
+    return np.clip(picture(RNG, (height, width)) + noise, 0, 255).astype(np.uint8)
 
 
-def test_a_large_reduction_is_close_to_lanczos_alone() -> None:
-    raw = jpeg(RNG, (1024, 2048))
-    stored = encode(raw, (384, 768), 100)
-    whole = Image.fromarray(simplejpeg.decode_jpeg(raw)).resize((768, 384), Image.Resampling.LANCZOS)
-    error = np.asarray(whole, dtype=float) - simplejpeg.decode_jpeg(stored.data)
-    assert np.sqrt((error**2).mean()) < 2
+def stored_by_pillow(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    resized = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.LANCZOS)
+    data = simplejpeg.encode_jpeg(np.asarray(resized), 100, colorspace="RGB", colorsubsampling="420", fastdct=False)
+    return simplejpeg.decode_jpeg(data)
+
+
+@pytest.mark.parametrize(
+    ("of", "size"),
+    [((640, 640), (384, 384)), ((512, 1024), (192, 384)), ((224, 1232), (140, 768)), ((100, 300), (150, 200))],
+)
+def test_the_resize_is_lanczos(of: tuple[int, int], size: tuple[int, int]) -> None:
+    pixels = photograph(*of)
+    stored = encode(pil_bytes(Image.fromarray(pixels), "PNG", compress_level=1), size, 100)
+    error = stored_by_pillow(pixels, size).astype(float) - simplejpeg.decode_jpeg(stored.data)
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 44
+
+
+def test_the_resize_is_the_same_on_any_processor() -> None:
+    """What fast_image_resize makes with and without a processor's extensions."""
+    pixels, made = photograph(256, 512).tobytes(), []
+    for extensions in (None, CpuExtensions.none):
+        resizer, target = Resizer(), ImageData(200, 100, PixelType.U8x3)
+        if extensions is not None:
+            resizer.cpu_extensions = extensions
+        resizer.resize(ImageData(512, 256, PixelType.U8x3, pixels), target, LANCZOS)
+        made.append(target.get_buffer())
+    assert made[0] == made[1]
 
 
 def test_enlarging_is_told() -> None:
@@ -63,10 +85,28 @@ def test_png_of_any_colour(mode: str) -> None:
     assert size_of(encode(raw, (10, 10), 90).data) == (10, 10)
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_jpeg_of_any_colour(mode: str) -> None:
-    raw = pil_bytes(Image.fromarray(picture(RNG, (20, 20))).convert(mode), "JPEG")
-    assert size_of(encode(raw, (10, 10), 90).data) == (10, 10)
+def test_a_png_of_16_bits_keeps_its_range() -> None:
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    pixels = simplejpeg.decode_jpeg(encode(pil_bytes(Image.fromarray(grey), "PNG"), (64, 64), 100).data)
+    assert np.abs(pixels[..., 0].astype(int) - (grey >> 8)).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_of_any_colour(mode: str, progressive: bool) -> None:
+    image = Image.fromarray(picture(RNG, (64, 64)))
+    raw = pil_bytes(image.convert(mode), "JPEG", quality=95, progressive=progressive)
+    pixels = simplejpeg.decode_jpeg(encode(raw, (32, 32), 95).data)
+    want = np.asarray(image.convert(mode).convert("RGB").resize((32, 32), Image.Resampling.LANCZOS))
+    assert np.abs(pixels.astype(int) - want).mean() < 4
+
+
+def test_orientation_is_ignored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image = Image.fromarray(picture(RNG, (20, 40)))
+    turned, plain = pil_bytes(image, "JPEG", exif=exif), pil_bytes(image, "JPEG")
+    assert turned != plain and encode(turned, (10, 20), 90).data == encode(plain, (10, 20), 90).data
 
 
 @pytest.mark.parametrize("lost", [1, 2, 100, 1000])
@@ -78,7 +118,7 @@ def test_a_truncated_jpeg_is_broken(lost: int, size: tuple[int, int] | None) -> 
         encode(raw[:-lost], size, 90)
 
 
-@pytest.mark.parametrize("lost", [8, 14, 100, 1000])
+@pytest.mark.parametrize("lost", [1, 4, 8, 14, 100, 1000])
 @pytest.mark.parametrize("size", [None, (50, 50)])
 def test_a_truncated_png_is_broken(lost: int, size: tuple[int, int] | None) -> None:
     raw = pil_bytes(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "PNG")
@@ -94,9 +134,43 @@ def test_a_flipped_bit_in_a_png_is_broken() -> None:
         encode(bytes(raw), None, 90)
 
 
+def test_any_flipped_bit_in_a_pngs_data_is_found() -> None:
+    raw = png(RNG, (16, 16))
+    for byte in range(8, len(raw) - 12):  # up to the end mark
+        with pytest.raises(BrokenImage):
+            encode(raw[:byte] + bytes([raw[byte] ^ 16]) + raw[byte + 1 :], (10, 10), 90)
+
+
 @pytest.mark.parametrize(
-    "raw", [b"", b"<html>not found</html>", pil_bytes(Image.new("RGB", (4, 4)), "GIF"), b"\xff\xd8"]
+    ("raw", "reason"),
+    [
+        (b"", "empty file"),
+        (bytes(1000), "neither JPEG nor PNG, nothing but zero bytes"),
+        (b"<html>not found</html>", "neither JPEG nor PNG but HTML or XML"),
+        (b"not found", "neither JPEG nor PNG$"),
+        *((pil_bytes(Image.new("RGB", (4, 4)), kind), f"JPEG nor PNG but {kind}") for kind in ("GIF", "BMP", "TIFF")),
+        (pil_bytes(Image.new("RGB", (4, 4)), "WEBP"), "JPEG nor PNG but WebP"),
+        (pil_bytes(Image.new("RGB", (4, 4)), "AVIF"), "JPEG nor PNG but AVIF"),
+        (b"\xff\xd8", "broken JPEG"),
+        (b"\x89PNG\r\n\x1a\n", "broken PNG|neither"),
+    ],
+    ids=["empty", "zeros", "html", "text", "gif", "bmp", "tiff", "webp", "avif", "jpeg start", "png start"],
 )
-def test_what_is_no_image(raw: bytes) -> None:
-    with pytest.raises(BrokenImage, match="empty file|neither JPEG nor PNG|broken JPEG"):
+def test_what_is_no_image(raw: bytes, reason: str) -> None:
+    with pytest.raises(BrokenImage, match=reason):
         encode(raw, (10, 10), 90)
+
+
+def test_an_image_too_large_for_memory_is_refused_unseen() -> None:
+    huge = bytearray(pil_bytes(Image.new("RGB", (16, 16)), "JPEG"))
+    frame = huge.index(b"\xff\xc0")
+    huge[frame + 5 : frame + 9] = b"\xff\x00\xff\x00"  # height and width: 65,280
+    with pytest.raises(BrokenImage, match="65280 × 65280 pixels, more than"):
+        encode(bytes(huge), (10, 10), 90)
+    header = b"IHDR" + struct.pack(">II", 65280, 65280) + bytes([8, 2, 0, 0, 0])
+    chunks = (header, b"IDAT", b"IEND")
+    huge_png = b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
+    with pytest.raises(BrokenImage, match="pixels"):
+        encode(b"\x89PNG\r\n\x1a\n" + huge_png, (10, 10), 90)

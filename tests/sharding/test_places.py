@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import sharding
 from geostream.errors import BadInput
-from sharding.places import FolderIndex, Place, RawImage, View, assign_keys, read_lines, sorted_places
+from sharding.places import Place, RawImage, View, assign_keys, sorted_places
 
 NAMES = st.tuples(st.sampled_from(["A", "B"]), st.text(min_size=1, max_size=120).filter(lambda n: max(n) < "\ud800"))
 
@@ -37,49 +37,25 @@ def test_key_of_a_vigor_tile_holds_no_dot() -> None:
     assert assign_keys([tile])[tile] == "NewYork_satellite_40-7010870725_-74-0191359886"
 
 
-@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("bom", ["", "\ufeff"])
-def test_lines_of_any_making(tmp_path: Path, ends: str, bom: str) -> None:
-    (tmp_path / "list.txt").write_bytes((bom + ends.join(["one", "", "  two  ", "thr\u00e9e"])).encode())
-    lines = read_lines(tmp_path, tmp_path / "list.txt")
-    assert lines.lines == [(1, "one"), (3, "two"), (4, "thrée")]
-    assert lines.where(3) == "list.txt:3"
-
-
-def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_bytes("one".encode("utf-16"))
-    with pytest.raises(BadInput, match=r"list\.txt: not UTF-8"):
-        read_lines(tmp_path, tmp_path / "list.txt")
-    with pytest.raises(BadInput, match=r"none\.txt: cannot read it \(No such file"):
-        read_lines(tmp_path, tmp_path / "none.txt")
-
-
-def test_files_are_found_ignoring_case(tmp_path: Path) -> None:
-    for name in ("a.JPG", "b.jpg", "B.jpg", "c.jpg"):
-        (tmp_path / "f").mkdir(exist_ok=True)
-        (tmp_path / "f" / name).touch()
-    index = FolderIndex(tmp_path, tmp_path / "f")
-    assert index.find("a.jpg", "x:1") == RawImage("f/a.JPG", "x:1")
-    assert index.find("b.jpg", "x:1").path == "f/b.jpg"
-    assert index.find("no.jpg", "x:1") == RawImage("f/no.jpg", "x:1", present=False)
-    assert not index.find("../f/c.jpg", "x:1").present
-    with pytest.raises(BadInput, match=r"x:7: b\.JPG could be any of B\.jpg, b\.jpg"):
-        index.find("b.JPG", "x:7")
-
-
 def test_places_and_views_are_sorted_whatever_the_lists_order() -> None:
     def view(name: str, split: str) -> View:
         return View(RawImage(name, "x:1"), split)
 
-    views = (view("c", "train"), view("a", "test"), view("b", "train"))
+    views = (view("0", "gallery"), view("c", "train"), view("a", "test"), view("b", "train"))
     places = [Place(key, area, ("train",), RawImage(key, "x:1"), views=views) for area, key in ["Bb", "Ab", "Aa"]]
     ordered = sorted_places(places)
     assert [(p.area, p.key) for p in ordered] == [("A", "a"), ("A", "b"), ("B", "b")]
-    assert [v.image.path for v in ordered[0].views] == ["b", "c", "a"]
+    assert [v.image.path for v in ordered[0].views] == ["b", "c", "a", "0"]
 
 
 def test_adapters_are_called_by_name_and_know_their_options(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no adapter for 'vigour'; there is one for vigor"):
+    with pytest.raises(BadInput, match="no adapter for 'vigour'; there is one for vigor, cvusa, cvact, university1652"):
         sharding.read_places("vigour", tmp_path)
     with pytest.raises(BadInput, match="vigor has no option city; it has protocol, train_cities, test_cities"):
         sharding.read_places("vigor", tmp_path, city="Chicago")
+    with pytest.raises(BadInput, match="cvusa has no option protocol; it has none"):
+        sharding.read_places("cvusa", tmp_path, protocol="val")
+    with pytest.raises(BadInput, match="cvact has no option views; it has protocol"):
+        sharding.read_places("cvact", tmp_path, views="drone")
+    with pytest.raises(BadInput, match="university1652 has no option protocol; it has views"):
+        sharding.read_places("university1652", tmp_path, protocol="val")

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import simplejpeg
 import webdataset as wds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from webdataset.gopen import gopen_schemes
 
 from geostream.errors import BadInput, GeostreamError, LayoutNotCommitted, StoreError
@@ -27,7 +29,9 @@ from geostream.store import Store
 from sharding import ShardOptions, commit_shards, committed, plan_shards, read_places, shard, write_shards
 from sharding import commit as commit_module
 from sharding import writer as writer_module
-from sharding.places import RawDataset
+from sharding.job import Images, Part
+from sharding.places import Place, RawDataset, RawImage, View
+from sharding.workers import AHEAD, in_order
 from tests.vigor_raw import RawCity, jpeg, png, write_city, write_vigor
 
 SMALL = ShardOptions(tile_size=(20, 20), view_size=(16, 32), shard_bytes=8000)
@@ -143,10 +147,14 @@ def test_tars_are_plain_and_without_traces_of_the_machine(local: Store, raw: Raw
     assert str(raw.root) not in (Path(layout.store.url) / "layout.json").read_text()
 
 
-def test_the_same_bytes_for_any_number_of_workers_and_order_of_lists(tmp_path: Path, raw: RawDataset) -> None:
+def test_the_same_bytes_for_any_number_of_workers_and_order_of_lists(
+    tmp_path: Path, raw: RawDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stores = [Store.open(tmp_path / name) for name in ("one", "two", "reversed")]
     shard(raw, stores[0], "vigor", options=SMALL, workers=1)
-    shard(raw, stores[1], "vigor", options=SMALL, workers=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module, "UNIT", 2)  # else each shard is one unit of work
+        shard(raw, stores[1], "vigor", options=SMALL, workers=2)
     for path in raw.root.glob("splits/*/*.txt"):
         path.write_text("\r\n".join(path.read_text().splitlines()[::-1]))
     shard(read_places("vigor", raw.root, **TWO), stores[2], "vigor", options=SMALL, workers=1)
@@ -158,6 +166,34 @@ def test_the_same_bytes_for_any_number_of_workers_and_order_of_lists(tmp_path: P
         "members.parquet",
         "places.parquet",
     }
+
+
+@settings(deadline=None)
+@given(views=st.lists(st.integers(0, 70), max_size=60))
+def test_units_of_work_keep_the_places_and_their_order(views: list[int]) -> None:
+    image = RawImage("tile.png", "list:1")
+    places = tuple(
+        Place(f"place-{number}", "area", ("train",), image, views=(View(image, "train"),) * count)
+        for number, count in enumerate(views)
+    )
+    part = Part("shard-00000.tar", places, "")
+    units = writer_module._units(Images(Path(), None, None, 90), part)
+    assert tuple(place for unit in units for place in unit.places) == places
+    sizes = [sum(len(place.images()) for place in unit.places) for unit in units]
+    assert all(size >= writer_module.UNIT for size in sizes[:-1]) and 0 not in sizes
+
+
+def test_workers_are_a_bounded_number_of_tasks_ahead() -> None:
+    taken = 0
+
+    def tasks() -> Iterator[int]:
+        nonlocal taken
+        for number in range(40):
+            taken += 1
+            yield -number
+
+    for number, result in enumerate(in_order(abs, tasks(), workers=2)):
+        assert result == number and taken <= number + 2 * AHEAD
 
 
 def test_done_before_is_done(local: Store, raw: RawDataset) -> None:
