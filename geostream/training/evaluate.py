@@ -1,32 +1,43 @@
-"""Retrieval metrics as the field computes them, with ties counted against the model.
+"""Retrieval metrics of a split from its embeddings on the store, computed piece by piece.
 
-Decides what a tie is: similarities are computed in float64 from float32 embeddings, and whatever is not smaller than
-the true tile's by more than rounding ranks before it. So a constant embedding scores zero rather than 100 %, and NaN
-never wins. Blocks of queries bound the memory: 256 MB of similarities at a time, whatever the gallery. float64 costs
-twice the time of float32; on 100,000 × 100,000 it is minutes on a CPU.
+Decides how the work is cut: a piece is some queries, whose vectors it holds, and it reads the gallery once, a Zarr
+shard at a time. Pieces run on a Dask cluster where there is one, else in a few threads of this process, each of which
+holds five blocks of vectors (170 MB at 1024 dimensions) and never more than a strip of similarities. 100,000 queries on
+100,000 candidates read the gallery 13 times, which is 2 % of what comparing takes. Two cores take minutes.
 
-Source: the metrics of VIGOR (Zhu et al., CVPR 2021, section 5) and of Sample4Geo's evaluation.
+What is right: :mod:`geostream.training.protocols`; what stands before it: :mod:`geostream.training.ranking`; what is
+made of that: :mod:`geostream.training.measures`.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from geostream.errors import BadInput
-from geostream.layout import Csr, Int32, Int64, Layout, Pairs
+from geostream.layout import Csr, Int64, Layout
+from geostream.mining.cluster import give_back, run_tasks
+from geostream.mining.embeddings import SHARD_ROWS, Embeddings, open_embeddings, pick_rows, read_rows
+from geostream.mining.ragged import take
+from geostream.progress import Bar
+from geostream.store import Store
+from geostream.training.measures import hit_rate, measures
+from geostream.training.protocols import TO_TILE, Search, searches
+from geostream.training.ranking import Before, count_before
 
-TIE = 1e-12  # far above float64's rounding of a unit dot product, far below any real difference of float32 vectors
-BLOCK = 2**25  # similarities held at once
-
-Float32 = npt.NDArray[np.float32]
+ANSWERS = 8192  # right answers of a piece; a query of more is a piece by itself
+THREADS = min(4, os.cpu_count() or 1)  # of this process; the matrix products within them use the other cores
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Shares of queries, 0…1, and how many queries and gallery tiles they are over."""
+    """The headline, shares of queries 0…1, and the rows of results beside it as :func:`measures` makes them."""
 
     r1: float
     r5: float
@@ -35,76 +46,80 @@ class Evaluation:
     hit_rate: float
     gallery: int
     queries: int
+    protocol: str
+    others: list[dict[str, Any]]  # not a tuple: a record is the same before and after JSON
 
 
-def rank(query: Float32, reference: Float32, truth: Int64, allowed: Csr | None = None) -> tuple[Int64, Int64]:
-    """How many gallery tiles stand before the true one, for each query: (of all, of all but the allowed ones).
+class Piece(NamedTuple):
+    """Some queries of a search; fields as the search's."""
 
-    query (Q, D), reference (R, D): embeddings; truth (Q,): row of the true tile; allowed: Q ragged rows of gallery rows
-    (semi-positives) that may stand before the truth. Both results (Q,) are 0 where the truth comes first, alone.
+    first: int  # of their right answers, flat
+    queries: Int64
+    truths: Csr
+    allowed: Csr
+
+
+def evaluate_embeddings(layout: Layout, embeddings: Embeddings, cluster: str | None = None) -> Evaluation:
+    """The metrics of the embedded split by all protocols of the layout.
+
+    ``cluster``: URL of a Dask scheduler; None: threads of this process. Raises as :func:`searches` and
+    :func:`run_tasks` do.
     """
-    gallery = reference.astype(np.float64).T
-    all_rivals, real_rivals = np.empty(len(query), dtype=np.int64), np.empty(len(query), dtype=np.int64)
-    step = max(1, BLOCK // max(len(reference), 1))
-    for start in range(0, len(query), step):
-        block = slice(start, min(start + step, len(query)))
-        similarity = query[block].astype(np.float64) @ gallery
-        rows = np.arange(len(similarity))
-        true = similarity[rows, truth[block]][:, None]
-        rival = ~(similarity < true - TIE)  # not ">=": NaN must count against the model
-        rival[rows, truth[block]] = False
-        all_rivals[block] = rival.sum(axis=1)
-        if allowed is not None:
-            bounds = allowed.indptr[block.start : block.stop + 1]
-            rival[np.repeat(rows, np.diff(bounds)), allowed.indices[bounds[0] : bounds[-1]]] = False
-        real_rivals[block] = rival.sum(axis=1)
-    return all_rivals, real_rivals
+    rows, counted = [], dict[int, Before]()
+    for protocol, search in searches(layout, embeddings.split, embeddings.pairs, embeddings.reference_place):
+        if id(search) not in counted:
+            counted[id(search)] = count(embeddings, search, cluster)
+        rows.append((measures(protocol, search, counted[id(search)]), search))
+    head, search = rows[0]
+    others = [row for row, _ in rows[0 if "ap" in head else 1 :]]
+    names = ("r1", "r5", "r10", "r1pct", "gallery", "queries", "protocol")
+    headline = {name: head[name] for name in names}
+    return Evaluation(**headline, hit_rate=hit_rate(search, counted[id(search)]), others=others)
 
 
-def score(query: Float32, reference: Float32, truth: Int64, allowed: Csr | None = None) -> Evaluation:
-    """The metrics over all queries; arguments as of :func:`rank`.
+def count(embeddings: Embeddings, search: Search, cluster: str | None = None) -> Before:
+    """How many wrong candidates stand before each right answer of a search."""
+    every, barred = np.empty((2, len(search.truths.indices)), dtype=np.int64)
+    todo = pieces(search)
+    work = partial(_count_piece, embeddings.run, embeddings.name, search.direction)
+    with Bar(f"evaluate {embeddings.split} {search.direction}", len(todo)) as bar:
+        for first, before in _done(work, todo, cluster):
+            of_piece = slice(first, first + len(before.every))
+            every[of_piece], barred[of_piece] = before
+            bar.advance()
+    return Before(every, barred)
 
-    R@k: share of queries with fewer than k tiles before the truth. R@1 %: k = gallery // 100, at least 1. Hit rate:
-    nothing but allowed tiles before the truth; equals R@1 where nothing is allowed.
-    """
-    if not len(query) or not len(reference):
-        raise BadInput("nothing to evaluate: there are no queries, or the gallery is empty")
-    before, real_before = rank(query, reference, truth, allowed)
 
-    def recall(k: int) -> float:
-        return float((before < k).mean())
+def pieces(search: Search) -> list[Piece]:
+    """The queries of a search as pieces of at most ANSWERS right answers, or of one query."""
+    indptr, cut = search.truths.indptr, [0]
+    while cut[-1] < len(search.queries):
+        cut.append(max(cut[-1] + 1, int(np.searchsorted(indptr, indptr[cut[-1]] + ANSWERS, side="right")) - 1))
+    some = [np.arange(a, b) for a, b in pairwise(cut)]
+    return [Piece(int(indptr[s[0]]), search.queries[s], take(search.truths, s), take(search.allowed, s)) for s in some]
 
-    return Evaluation(
-        r1=recall(1),
-        r5=recall(5),
-        r10=recall(10),
-        r1pct=recall(max(1, len(reference) // 100)),
-        hit_rate=float((real_before == 0).mean()),
-        gallery=len(reference),
-        queries=len(query),
+
+def _done(
+    work: Callable[[Piece], tuple[int, Before]], todo: Sequence[Piece], cluster: str | None
+) -> Iterator[tuple[int, Before]]:
+    if cluster is not None:
+        yield from run_tasks(cluster, work, todo)
+        return
+    with ThreadPoolExecutor(THREADS) as threads:
+        yield from threads.map(work, todo)
+
+
+def _count_piece(run: Store, name: str, direction: str, piece: Piece) -> tuple[int, Before]:
+    """A task: where the piece's answers begin, and what stands before each."""
+    give_back()
+    embeddings = open_embeddings(run, name, None)
+    asking, gallery = embeddings.query, embeddings.reference
+    if direction != TO_TILE:
+        asking, gallery = gallery, asking
+    rows, which = np.unique(piece.truths.indices, return_inverse=True)
+    right = pick_rows(gallery, rows.astype(np.int64))[which]
+    blocks = (
+        (start, read_rows(gallery, start, start + SHARD_ROWS)) for start in range(0, gallery.shape[0], SHARD_ROWS)
     )
-
-
-def evaluate(
-    layout: Layout, split: str, query: Float32, reference: Float32, pairs: Pairs, reference_place: Int32
-) -> Evaluation:
-    """The metrics of a split: query rows are ``pairs``, reference rows are the places ``reference_place``.
-
-    Raises BadInput where a query's true tile is missing from the gallery, or the pairs are not the split's.
-    """
-    if not np.array_equal(pairs.place, layout.pairs(split).place) or len(query) != len(pairs.place):
-        raise BadInput(f"the embeddings' queries are not the {split} pairs of layout {layout.name}; embed again")
-    row = np.full(layout.n_places, -1, dtype=np.int64)
-    row[reference_place] = np.arange(len(reference_place))
-    truth = row[pairs.place]
-    if (truth < 0).any():
-        key = layout.keys[int(pairs.place[truth < 0][0])]
-        raise BadInput(f"layout {layout.name}: the true tile of {key} is not in the gallery of split {split}")
-    return score(query, reference, truth, _gallery_rows(layout.semi_positives(split), row))
-
-
-def _gallery_rows(places: Csr, row: Int64) -> Csr:
-    """The ragged place ids as gallery rows; places outside of the gallery fall away."""
-    rows = row[places.indices]
-    kept_before = np.concatenate([[0], np.cumsum(rows >= 0)])
-    return Csr(kept_before[places.indptr].astype(np.int64), rows[rows >= 0].astype(np.int32))
+    query = pick_rows(asking, piece.queries)
+    return piece.first, count_before(query, right, piece.truths, piece.allowed, blocks)

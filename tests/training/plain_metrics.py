@@ -1,0 +1,72 @@
+"""The metrics in words: one query at a time, exact fractions, sorted lists. Shares no code with what it checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Vectors = npt.NDArray[np.floating[Any]]
+NOTHING = None  # the similarity of what is no number
+
+
+def similarity(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Fraction | None:
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return NOTHING
+    return sum((Fraction(float(a)) * Fraction(float(b)) for a, b in zip(one, other, strict=True)), Fraction())
+
+
+def ranking(query: npt.NDArray[Any], gallery: Vectors, right: Sequence[int]) -> list[int]:
+    """The gallery's rows, best first; among equals the wrong ones first, and what is no number before all."""
+    scores = [similarity(query, candidate) for candidate in gallery]
+
+    def order(row: int) -> tuple[Fraction, bool]:
+        return -(scores[row] or Fraction()), row in right
+
+    unknown_wrong = [row for row in range(len(gallery)) if scores[row] is NOTHING and row not in right]
+    unknown_right = [row for row in range(len(gallery)) if scores[row] is NOTHING and row in right]
+    known_rows = sorted((row for row in range(len(gallery)) if scores[row] is not NOTHING), key=order)
+    return [*unknown_wrong, *known_rows, *unknown_right]
+
+
+def wrong_before(query: npt.NDArray[Any], gallery: Vectors, right: Sequence[int], free: Sequence[int]) -> list[Any]:
+    """(all, all but ``free``) wrong candidates before each right one, in the order of ``right``; None: never found."""
+    found = []
+    order = ranking(query, gallery, right)
+    for one in right:
+        if similarity(query, gallery[one]) is NOTHING:
+            found.append(None)
+            continue
+        before = [row for row in order[: order.index(one)] if row not in right]
+        found.append((len(before), len([row for row in before if row not in free])))
+    return found
+
+
+def metrics(
+    query: Vectors, gallery: Vectors, right: Sequence[Sequence[int]], free: Sequence[Sequence[int]]
+) -> dict[str, Fraction]:
+    """R@k, hit rate and AP over all queries."""
+    tops = {"r1": 1, "r5": 5, "r10": 10, "r1pct": max(1, len(gallery) // 100)}
+    total = dict.fromkeys([*tops, "hit_rate", "ap"], Fraction())
+    for one, truths, harmless in zip(query, right, free, strict=True):
+        found = [pair for pair in wrong_before(one, gallery, truths, harmless) if pair is not None]
+        for name, top in tops.items():
+            total[name] += any(before < top for before, _ in found)
+        total["hit_rate"] += any(barred == 0 for _, barred in found)
+        total["ap"] += average_precision(one, gallery, truths)
+    return {name: value / len(query) for name, value in total.items()}
+
+
+def average_precision(query: npt.NDArray[Any], gallery: Vectors, right: Sequence[int]) -> Fraction:
+    """As University-1652's script walks down the ranking."""
+    area, hits = Fraction(), 0
+    precision = Fraction(1)
+    for place, row in enumerate(ranking(query, gallery, right)):
+        if row in right and similarity(query, gallery[row]) is not NOTHING:
+            hits += 1
+            area += (precision + Fraction(hits, place + 1)) / 2
+        precision = Fraction(hits, place + 1)
+    return area / len(right)
