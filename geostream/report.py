@@ -1,32 +1,33 @@
 """The report of a run: one HTML file with its curves, its tables and what the model retrieves.
 
 Decides what a person sees first: the recall on unseen places, then how loss, recall and the hardness of the batches
-went over the epochs, then test queries beside their five best tiles, the right one framed. The file holds its
-pictures itself, so that it can be sent around; a dozen queries cost well under a megabyte.
+went over the epochs, then test queries beside their five best tiles, the right one framed, and what training pairs look
+like to the network. The file holds its pictures itself, so that it can be sent around; they cost about a megabyte.
 """
 
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # a report is written on machines without a screen
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from geostream.curves import Rows, curves_svg
+from geostream.evaluations import COLUMNS
 from geostream.layout import Layout
 from geostream.mining.embeddings import open_embeddings
-from geostream.retrievals import Retrieval, retrieval_section, retrievals
+from geostream.retrievals import STYLE, Retrieval, retrieval_section, retrievals
 from geostream.store import Store
+from geostream.training.measures import named_rows
 from geostream.training.metrics import RunResult
-from geostream.training.stages import split_embeddings
+from geostream.training.protocols import BOTH_WAYS, NEAR, PAIRED
+from geostream.training.sheet import SheetPair, sheet_pairs, sheet_section
+from geostream.training.stages import read_settings, split_embeddings
 
-BLUE, ORANGE, GREEN, GREY = "#2563a6", "#c8651b", "#2f8f5b", "#777777"
+PROTOCOLS = {
+    PAIRED: "Each query has one right answer, the tile of its own place.",
+    NEAR: "Every tile within 5 m of where the query was taken is right, too: CVACT's own rule.",
+    BOTH_WAYS: "Every picture of the query's place is right; AP is the average precision over all of them.",
+}
 
 
 def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
             "broken": len(layout.info["broken"]),
         },
         "evaluations": [{name: row[name] for name in recalls} for row in result.evaluations],
+        "protocols": [{"epoch": row["epoch"]} | one for row in result.evaluations for one in named_rows(row)],
         "plans": [{name: row.get(name) for name in ("epoch", "source", *facts)} for row in result.plans],
         "reclusterings": list(result.reclusterings),
         "stream": dict(result.stream),
@@ -56,18 +58,26 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
 
 
 def publish(run: Store, layout: Layout, result: RunResult, summary: Mapping[str, Any]) -> str:
-    """Write ``report.html`` into the run, with what the last evaluated weights retrieve; returns it."""
+    """Write ``report.html`` into the run, with what the last evaluated weights retrieve, and return it.
+
+    Raises BadInput where the run's settings are missing.
+    """
     pictures: list[Retrieval] = []
     if result.evaluations:
         name = split_embeddings("test", int(result.evaluations[-1]["epoch"]))
         pictures = retrievals(layout, open_embeddings(run, name, layout))
-    page = render_report(f"geostream: {layout.dataset} {layout.name}", summary, result.training, pictures)
+    sheet = sheet_pairs(layout, read_settings(run))
+    page = render_report(f"geostream: {layout.dataset} {layout.name}", summary, result.training, pictures, sheet)
     run.write("report.html", page.encode())
     return page
 
 
 def render_report(
-    title: str, summary: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]], pictures: Sequence[Retrieval]
+    title: str,
+    summary: Mapping[str, Any],
+    epochs: Rows,
+    pictures: Sequence[Retrieval],
+    sheet: Sequence[SheetPair],
 ) -> str:
     """The report as HTML. ``summary``: of :func:`summarise`; ``epochs``: the run's training records."""
     evaluations, plans, moves = summary["evaluations"], summary["plans"], summary["reclusterings"]
@@ -83,8 +93,8 @@ def render_report(
         f"<h1>{html.escape(title)}</h1>{head}",
         f"<p>{dataset['places']:,} places, {dataset['pairs']:,} pairs, {dataset['bytes'] / 1e6:,.1f} MB in "
         f"{dataset['shards']} shards at <code>{html.escape(str(summary['store']))}</code>.</p>",
-        "<h2>Training</h2>" + _svg(_curves(epochs, evaluations, plans, moves)),
-        "<h2>Recall on the test gallery</h2>" + _table(evaluations, ["r1", "r5", "r10", "r1pct", "hit_rate"]),
+        "<h2>Training</h2>" + curves_svg(epochs, evaluations, plans, moves),
+        "<h2>Recall on the test gallery</h2>" + _recall(summary["protocols"]),
         "<h2>Epoch plans</h2><p>Hardness score: 0 = random batches, 1 = Sample4Geo's assembly with random access to "
         "everything, on the same graph. Overlap: the largest share of a batch that came from one batch of the epoch "
         "before. Resident share: the most bytes held at once, of all.</p>" + _table(plans, ["resident_share"]),
@@ -94,13 +104,31 @@ def render_report(
     ]
     if pictures:
         sections.append(retrieval_section(pictures))
+    if sheet:
+        sections.append(sheet_section(sheet))
     seconds = [{"stage": stage, "seconds": round(value, 1)} for stage, value in summary["seconds"].items()]
     sections.append("<h2>Where the time went</h2>" + _table(seconds, []))
     sections.append(_reading(summary["stream"], epochs))
-    return _PAGE.format(title=html.escape(title), body="\n".join(sections))
+    return _PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(sections))
 
 
-def _reading(stream: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> str:
+def _recall(rows: Rows) -> str:
+    """A table by epoch for each protocol and direction, under its name where there are several."""
+    named: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        named.setdefault((row["protocol"], row["direction"]), []).append(row)
+    parts = []
+    for (protocol, direction), of_one in named.items():
+        shares = [label for name, label in COLUMNS.items() if name in of_one[0]]
+        names = {"epoch": "epoch", **COLUMNS, "queries": "queries", "gallery": "gallery"}
+        if len(named) > 1:
+            parts.append(f"<h3>{html.escape(protocol)}, {html.escape(direction)}</h3>")
+        parts.append(f"<p>{html.escape(PROTOCOLS.get(protocol, ''))}</p>")
+        parts.append(_table([{names[n]: row[n] for n in names if n in row} for row in of_one], shares))
+    return "".join(parts) or _table([], [])
+
+
+def _reading(stream: Mapping[str, Any], epochs: Rows) -> str:
     """What streaming cost, by epoch, and which pairs were replaced."""
     rows = [
         {
@@ -130,54 +158,7 @@ def _reading(stream: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> 
     return "".join(parts)
 
 
-def _curves(
-    epochs: Sequence[Mapping[str, Any]],
-    evaluations: Sequence[Mapping[str, Any]],
-    plans: Sequence[Mapping[str, Any]],
-    moves: Sequence[Mapping[str, Any]],
-) -> Figure:
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
-    left.plot([e["epoch"] for e in epochs], [e["loss"] for e in epochs], color=BLUE, marker="o", markersize=3)
-    left.set(title="training loss", xlabel="epoch", ylim=(0, None))
-    for name, label, colour in (("r1", "R@1", BLUE), ("r5", "R@5", GREEN), ("hit_rate", "hit rate", ORANGE)):
-        middle.plot(
-            [e["epoch"] for e in evaluations], [e[name] for e in evaluations], color=colour, marker="o", label=label
-        )
-    middle.set(title="recall on unseen places", xlabel="epoch", ylim=(0, 1))
-    if evaluations:
-        middle.legend(frameon=False)
-    _plan_curves(right, plans, moves)
-    for axes in (left, middle, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    return figure
-
-
-def _plan_curves(axes: Axes, plans: Sequence[Mapping[str, Any]], moves: Sequence[Mapping[str, Any]]) -> None:
-    for name, label, colour in (("hardness_score", "hardness score", BLUE), ("overlap", "overlap", GREY)):
-        known = [p for p in plans if p.get(name) is not None]
-        axes.plot([p["epoch"] for p in known], [p[name] for p in known], color=colour, marker="o", ms=3, label=label)
-    before = [(move["epoch"], move["score_before"]) for move in moves if move["score_before"] is not None]
-    if before:
-        axes.plot(*zip(*before, strict=True), "o", mfc="none", color=BLUE, label="before reclustering")
-    first_visual = next((p["epoch"] for p in plans if p["source"] == "visual"), None)
-    if first_visual is not None:
-        axes.axvline(first_visual - 0.5, color=ORANGE, linestyle=":", label="visual negatives from here")
-    axes.axhline(1, color=GREY, linewidth=0.6)
-    axes.set(title="hardness of the batches", xlabel="epoch", ylim=(min(0.0, axes.get_ylim()[0]), None))
-    if plans:
-        axes.legend(frameon=False, fontsize=8)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    plt.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _table(rows: Sequence[Mapping[str, Any]], percent: Sequence[str]) -> str:
+def _table(rows: Rows, percent: Sequence[str]) -> str:
     if not rows:
         return "<p>None.</p>"
     names = list(rows[0])
@@ -204,13 +185,7 @@ svg {{ max-width: 100%; height: auto }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
 td, th {{ padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid #eee }}
 td:first-child, th:first-child {{ text-align: left }}
-.row {{ display: flex; gap: 10px; align-items: flex-start; margin-bottom: 14px }}
-figure {{ margin: 0; text-align: center }} figcaption {{ font-size: 12px; color: #666 }}
-figure img {{ height: 96px; border: 4px solid transparent; image-rendering: auto }}
-figure.query {{ width: 410px }} figure.query img {{ max-width: 400px; width: auto }}
-figure.truth img, span.truth {{ border-color: #2f8f5b }} figure.semi img {{ border-color: #d69a1e }}
-span.truth {{ color: #2f8f5b }} span.semi {{ color: #b07a10 }}
-</style></head><body>
+{style}</style></head><body>
 {body}
 </body></html>
 """

@@ -1,4 +1,4 @@
-"""Augmentation: tile and view stay in step, randomness belongs to the pair, colour is torchvision's."""
+"""Augmentation: tile and view stay in step, and all randomness belongs to the pair."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.transforms.v2 import functional
 
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings
-from geostream.training.augment import Augmentation, Pixels, colour_jitter, turn
+from geostream.training.augment import Augmentation, Pixels, turn
 
 SIZE, HEIGHT, WIDTH = 65, 16, 192
 
@@ -27,6 +25,12 @@ def marked(heading: float) -> tuple[Pixels, Pixels]:
     centre = WIDTH / 2 + heading / 360 * WIDTH
     view[:, [round(centre + step) % WIDTH for step in (-2, -1, 0, 1)]] = 255
     return tile, view
+
+
+def smooth(height: int, width: int) -> Pixels:
+    """What JPEG hardly changes, but does change."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows + columns, 255 - rows, columns % 256], axis=-1).astype(np.uint8)
 
 
 def tile_heading(tile: Pixels) -> float:
@@ -60,13 +64,42 @@ def test_one_turn_brings_east_up_and_to_the_middle() -> None:
     assert view[0, WIDTH // 2].any()
 
 
-def test_an_epoch_turns_and_flips_as_often_as_it_says() -> None:
+def test_a_picture_is_flipped_with_its_tile_but_not_turned() -> None:
+    tile, view = marked(30)
+    for turns in range(4):
+        turned, same = turn(tile, view, False, turns, panorama=False)
+        assert same is view and apart(tile_heading(turned), 30 - 90 * turns) < 3
+        assert np.array_equal(turn(tile, view, True, turns, panorama=False)[1], view[:, ::-1])
+    wanted = TrainSettings(
+        view_kind="picture", view_width=190, flip_probability=0, jpeg_probability=0
+    )  # 4 need not divide
+    drawn = Augmentation.of(wanted, 1, 50)
+    assert set(drawn.turns) == {0, 1, 2, 3}
+    for pair in range(50):
+        changed = drawn({"tile": tile, "view": view, "pair": pair})
+        assert np.array_equal(changed["view"], view)
+        assert np.array_equal(changed["tile"], np.rot90(tile, drawn.turns[pair]))
+
+
+def test_probabilities_hold_over_many_pairs() -> None:
     drawn = Augmentation.of(TrainSettings(), 1, 8000)
     turns = np.bincount(drawn.turns, minlength=4) / 8000
     assert np.abs(turns - 0.25).max() < 0.02 and abs(drawn.flip.mean() - 0.5) < 0.02
-    colour = drawn.colour.reshape(8000, 6)
-    assert colour.min() >= 0.85 and colour.max() <= 1.15 and np.abs(colour.mean(axis=0) - 1).max() < 0.01
-    assert np.abs(np.corrcoef(colour.T) - np.eye(6)).max() < 0.05, "tile and view are coloured independently"
+    coloured = (drawn.colour != (1, 1, 1, 0)).any(axis=2)
+    assert np.abs(coloured.mean(axis=0) - 0.5).max() < 0.02
+    factors = drawn.colour[coloured]
+    assert factors[:, :3].min() >= 0.85 and factors[:, :3].max() <= 1.15 and np.abs(factors[:, 3]).max() <= 0.15
+    assert np.abs(factors.mean(axis=0) - (1, 1, 1, 0)).max() < 0.01 and factors.std(axis=0).min() > 0.08
+    assert np.abs((drawn.quality > 0).mean(axis=0) - 0.5).max() < 0.02
+    qualities = np.bincount(drawn.quality[drawn.quality > 0], minlength=101)
+    assert qualities[:90].sum() == 0 and (np.abs(qualities[90:] / qualities.sum() - 1 / 11) < 0.015).all()
+    for either in (drawn.focus, drawn.holes):
+        assert np.abs((either == 1).mean(axis=0) - 0.15).max() < 0.015
+        assert np.abs((either == 2).mean(axis=0) - 0.15).max() < 0.015
+    events = np.column_stack(
+        [coloured, drawn.quality > 0, drawn.focus > 0, drawn.holes > 0, drawn.flip, drawn.turns > 0]
+    )
+    assert np.abs(np.corrcoef(events.T) - np.eye(10)).max() < 0.05, "all of it is independent, for tile and view, too"
 
 
 @settings(deadline=None, max_examples=50)
@@ -74,52 +107,63 @@ def test_an_epoch_turns_and_flips_as_often_as_it_says() -> None:
 def test_a_row_depends_on_seed_epoch_and_pair_alone(seed: int, epoch: int, pairs: int, more: int) -> None:
     settings = TrainSettings(seed=seed)
     one, longer = Augmentation.of(settings, epoch, pairs), Augmentation.of(settings, epoch, pairs + more)
-    for name in ("flip", "turns", "colour"):
+    for name in ("flip", "turns", "colour", "quality", "focus", "holes"):
         assert np.array_equal(getattr(one, name), getattr(longer, name)[:pairs])
-    others = [Augmentation.of(settings, epoch + 1, pairs), Augmentation.of(TrainSettings(seed=seed + 1), epoch, pairs)]
-    assert not any(np.array_equal(one.colour, other.colour) for other in others)
-    assert len(np.unique(one.colour[:, 0, 0])) == pairs
+    wild = TrainSettings(seed=seed, jpeg_probability=1, blur_probability=1, dropout_probability=1)
+    tile, view = marked(30)
+    seen = []
+    for drawn in (Augmentation.of(wild, epoch, pairs), Augmentation.of(wild, epoch, pairs + more)):
+        seen.append(drawn({"tile": tile, "view": view, "pair": pairs - 1}))
+    assert seen[0].keys() == seen[1].keys() and all(np.array_equal(seen[0][name], seen[1][name]) for name in seen[0])
+
+
+def test_another_epoch_another_seed_and_another_pair_draw_otherwise() -> None:
+    tile, view = marked(30)
+    kernels = []
+    for seed, epoch in ((0, 1), (0, 2), (1, 1)):
+        drawn = Augmentation.of(TrainSettings(seed=seed, blur_probability=1), epoch, 30)
+        for pair in range(30):
+            changed = drawn({"tile": tile, "view": view, "pair": pair})
+            kernels += [changed["tile_kernel"], changed["view_kernel"]]
+    real = [kernel.tobytes() for kernel in kernels if np.count_nonzero(kernel) > 1]  # the narrowest are all alike
+    assert len(set(real)) == len(real) > 150
 
 
 def test_a_sample_is_changed_as_its_row_says() -> None:
-    drawn = Augmentation.of(TrainSettings(), 1, 20)
-    tile, view = marked(30)
-    for pair in range(20):
+    drawn = Augmentation.of(TrainSettings(), 1, 60)
+    tile, view = (smooth(*size) for size in ((SIZE, SIZE), (HEIGHT, WIDTH)))
+    before = tile.copy(), view.copy()
+    for pair in range(60):
         changed = drawn({"tile": tile, "view": view, "pair": pair})
         expected = turn(tile, view, bool(drawn.flip[pair]), int(drawn.turns[pair]))
-        assert np.array_equal(changed["tile"], expected[0]) and np.array_equal(changed["view"], expected[1])
-        assert np.array_equal([changed["tile_colour"], changed["view_colour"]], drawn.colour[pair])
+        for k, kind in enumerate(("tile", "view")):
+            difference = np.abs(changed[kind].astype(int) - expected[k])
+            assert difference.any() == bool(drawn.quality[pair, k]), "JPEG changes an image, and nothing else does"
+            assert difference.mean() < 5
+            assert np.array_equal(changed[f"{kind}_colour"], drawn.colour[pair, k])
+            assert changed[f"{kind}_kernel"].any() == (drawn.focus[pair, k] > 0)
+            assert (changed[f"{kind}_kernel"].min() < 0) == (drawn.focus[pair, k] == 2)
+            many = (changed[f"{kind}_holes"][:, 1] > 0).sum()
+            assert [many == 0, many == 1, many >= 10][drawn.holes[pair, k]]
+    assert np.array_equal(tile, before[0]) and np.array_equal(view, before[1])
+
+
+def test_without_hue_every_image_has_its_three_factors() -> None:
+    wanted = TrainSettings(color_probability=1, hue_jitter=0)
+    drawn = Augmentation.of(wanted, 1, 200)
+    assert (drawn.colour[..., 3] == 0).all() and (drawn.colour[..., :3] != 1).any(axis=2).all()
+    tile, view = marked(30)
+    assert drawn({"tile": tile, "view": view, "pair": 7})["view_colour"].tolist() == drawn.colour[7, 1, :3].tolist()
 
 
 def test_nothing_happens_at_probability_zero() -> None:
-    still = TrainSettings(flip_probability=0, rotate_probability=0, color_jitter=0)
-    drawn = Augmentation.of(still, 1, 100)
-    assert not drawn.flip.any() and not drawn.turns.any() and (drawn.colour == 1).all()
+    off = {"color_jitter": 0, "jpeg_probability": 0, "blur_probability": 0, "dropout_probability": 0}
+    drawn = Augmentation.of(TrainSettings(flip_probability=0, rotate_probability=0, **off), 1, 100)  # type: ignore[arg-type]
+    assert not drawn.flip.any() and not drawn.turns.any() and (drawn.colour == (1, 1, 1, 0)).all()
+    assert not drawn.quality.any() and not drawn.focus.any() and not drawn.holes.any()
 
 
 def test_views_that_cannot_be_turned_by_a_quarter_are_refused() -> None:
     with pytest.raises(BadInput, match="view_width 190"):
         Augmentation.of(TrainSettings(view_width=190), 1, 10)
     assert Augmentation.of(TrainSettings(view_width=190, rotate_probability=0), 1, 10)
-
-
-def test_colour_is_torchvisions_with_an_own_factor_for_each_image() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = 0.3 + 0.4 * torch.rand(5, 3, 20, 30, generator=generator)  # nothing reaches the ends of the range
-    factors = 0.85 + 0.3 * torch.rand(5, 3, generator=generator)
-    expected = [
-        functional.adjust_saturation(
-            functional.adjust_contrast(functional.adjust_brightness(image, float(b)), float(c)), float(s)
-        )
-        for image, (b, c, s) in zip(images, factors, strict=True)
-    ]
-    torch.testing.assert_close(colour_jitter(images, factors), torch.stack(expected), atol=1e-5, rtol=0)
-    strided = images.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(colour_jitter(strided, factors), torch.stack(expected), atol=1e-5, rtol=0)
-
-
-def test_colour_stays_in_range_and_factors_of_one_change_nothing() -> None:
-    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(colour_jitter(images, torch.ones(4, 3)), images)
-    wild = colour_jitter(images, torch.tensor([[3.0, 2.0, 0.0]] * 4))
-    assert wild.min() >= 0 and wild.max() <= 1
