@@ -85,22 +85,27 @@ def train(
     overrides: Overrides = None,
     cluster: Cluster = None,
 ) -> None:
-    """Train on a layout: plan, stream, train, mine, evaluate. A run that was cut off goes on."""
+    """Train on a layout: plan, stream, train, mine, evaluate. A run that was cut off goes on.
+
+    On several GPUs: torchrun --nproc-per-node N -m -- geostream train …
+    """
     from geostream import report
     from geostream.training import stages
+    from geostream.training.group import Group
     from geostream.training.trainer import train as train_run
 
-    root = open_store(store)
-    opened = open_layout(root, dataset, layout)
-    result = train_run(
-        root, opened, run, parse_settings(overrides or [], default_settings(opened.dataset)), cluster=cluster
-    )
-    opened = stages.layout_of(root, opened, run)
-    report.publish(
-        stages.run_store(root, opened.dataset, run), opened, result, report.summarise(root.url, opened, result)
-    )
-    print_table("recall on the test gallery", result.evaluations)
-    print(f"{'was finished before' if result.already_finished else 'trained'}; report: {result.url}/report.html")
+    with Group.current() as group:
+        root = open_store(store)
+        opened = open_layout(root, dataset, layout)
+        settings = parse_settings(overrides or [], default_settings(opened.dataset))
+        result = train_run(root, opened, run, settings, cluster=cluster, group=group)
+        if not group.is_first:
+            return
+        opened = stages.layout_of(root, opened, run)
+        summary = report.summarise(root.url, opened, result)
+        report.publish(stages.run_store(root, opened.dataset, run), opened, result, summary)
+        print_table("recall on the test gallery", summary["evaluations"])
+        print(f"{'was finished before' if result.already_finished else 'trained'}; report: {result.url}/report.html")
 
 
 @app.command()
@@ -115,8 +120,8 @@ def embed(
     """Embed a split with a checkpoint of the run, into Zarr."""
     from geostream.training import stages
 
-    opened, folder = _run(store, dataset, layout, run)
-    embeddings = stages.embed_split(folder, opened, stages.load_trained(folder, checkpoint), _split(split))
+    opened, folder = open_run(store, dataset, layout, run)
+    embeddings = stages.embed_split(folder, opened, stages.load_trained(folder, checkpoint), check_split(split))
     print(f"{len(embeddings.pairs)} queries, {len(embeddings.reference_place)} tiles: {folder.url}/{embeddings.name}")
 
 
@@ -136,7 +141,7 @@ def mine(
     from geostream.recluster import newest_embeddings
     from geostream.training import stages
 
-    opened, folder = _run(store, dataset, layout, run)
+    opened, folder = open_run(store, dataset, layout, run)
     settings = _settings(opened, folder, overrides)
     if kind == "gps":
         graph = build_gps_graph(folder, opened, settings.neighbours)
@@ -162,32 +167,10 @@ def plan(
     """Plan an epoch from the graph that is due, and show the plan's quality."""
     from geostream.training import stages
 
-    opened, folder = _run(store, dataset, layout, run)
+    opened, folder = open_run(store, dataset, layout, run)
     made = stages.plan_epoch(folder, opened, _settings(opened, folder, overrides), epoch, cluster)
     print_table(f"plan of epoch {epoch}", [{"source": made.source, **made.quality}])
     print(f"{folder.url}/plans/epoch-{epoch:04d}.parquet")
-
-
-@app.command()
-def evaluate(
-    store: StoreUrl,
-    run: Run = "base",
-    dataset: Dataset = None,
-    layout: LayoutName = None,
-    split: Annotated[str, typer.Option(help="train or test.")] = "test",
-    checkpoint: Annotated[str | None, typer.Option(help="Default: the newest.")] = None,
-) -> None:
-    """Evaluate a checkpoint of the run: recall and hit rate on the gallery of a split."""
-    from dataclasses import asdict
-
-    from geostream.training import stages
-
-    opened, folder = _run(store, dataset, layout, run)
-    trained = stages.load_trained(folder, checkpoint)
-    embeddings = stages.embed_split(folder, opened, trained, _split(split))
-    measured = {"epoch": trained.epoch, **asdict(stages.evaluate_embeddings(opened, embeddings))}
-    folder.write_json(f"evaluation-{split}-epoch-{trained.epoch:04d}.json", measured)
-    print_table(f"{opened.dataset} {opened.name}, {split}", [measured])
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -222,7 +205,7 @@ def open_store(url: str) -> Store:
     return store
 
 
-def _run(url: str, dataset: str | None, layout: str | None, run: str) -> tuple[Layout, Store]:
+def open_run(url: str, dataset: str | None, layout: str | None, run: str) -> tuple[Layout, Store]:
     """The layout (if none is named, the generation that the run reads) and the run's folder."""
     from geostream.training import stages
 
@@ -241,20 +224,22 @@ def _settings(layout: Layout, run: Store, overrides: list[str] | None) -> TrainS
     return parse_settings(overrides or [], base)
 
 
-def _split(split: str) -> str:
+def check_split(split: str) -> str:
+    """The split as it was typed, if there is one of that name."""
     if split not in ("train", "test"):
         raise BadInput(f"--split {split}: train or test")
     return split
 
 
 def _join_commands(wanted: str) -> None:
-    """Add the commands on layouts, and of the other packages' only the one wanted, or all for the list of commands.
+    """Add our own from other files, and of the other packages' only the one wanted, or all for the list of commands.
 
     Loading one imports what it needs (Prefect, image formats), which no other command should wait for.
     """
     points = {point.name: point for point in entry_points(group="geostream.commands")}
-    from geostream import cli_layouts  # it takes its options from here
+    from geostream import cli_evaluate, cli_layouts  # they take their options from here
 
+    app.command()(cli_evaluate.evaluate)
     app.command()(cli_layouts.recluster)
     app.add_typer(cli_layouts.layouts, name="layouts")
     ours = {command.callback.__name__ for command in app.registered_commands if command.callback} | {"layouts"}
@@ -282,3 +267,7 @@ def main() -> None:
     except GeostreamError as error:
         print(f"geostream: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

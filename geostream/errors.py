@@ -48,3 +48,7 @@ class LayoutNotCommitted(GeostreamError):
 
 class StaleArtefact(GeostreamError):
     """An artefact (plan, graph, embeddings, checkpoint) was made from another layout than the one in use."""
+
+
+class Interrupted(GeostreamError):
+    """Work was stopped on request, after what was done had been saved; the same command goes on from there."""

@@ -1,8 +1,8 @@
 """Every number that shapes a training run, in one frozen object that is stored whole with the run.
 
-The defaults are Sample4Geo's for VIGOR (Deuser et al., ICCV 2023, section 4, and the authors' code); what fits a
-laptop or another dataset stands in a recipe of its name, and anything is overridden by name: ``--set batch_size=32``
-on the command line, ``settings`` in a flow's parameters.
+The defaults are Sample4Geo's (Deuser et al., ICCV 2023, section 4, and the authors' code), but that weights begin from
+scratch: nothing here needs a download. What a dataset is trained with stands in the recipe of its name, and anything
+is overridden by name: ``--set batch_size=32`` on the command line, ``settings`` in a flow's parameters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TrainSettings(BaseModel):
     weights: str = Field(
         "scratch",
         description="to begin with: scratch, timm (of the model's name, from its hub), or a local "
-        ".safetensors or .pth file",
+        ".safetensors, .pth, .pt or .bin file",
     )
     model_options: dict[str, bool | int | float | str] = Field({}, description="keyword arguments of timm's model")
     tile_size: int = Field(384, ge=8, description="side of the tile given to the model")
@@ -42,7 +42,7 @@ class TrainSettings(BaseModel):
     schedule: Literal["cosine", "linear", "one-cycle", "constant"] = "cosine"
     warmup_epochs: float = Field(1.0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    decay_all: bool = Field(True, description="decay norms and biases, too")
+    decay_all: bool = Field(True, description="decay norms, biases and the temperature, too")
     clip_value: float = Field(100.0, gt=0, description="gradient values are clipped here")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     initial_temperature: float = Field(0.07, gt=0)
@@ -54,7 +54,7 @@ class TrainSettings(BaseModel):
         None, ge=1, description="pairs that go through the network at once; the loss is of the whole batch all the same"
     )
     gradient_checkpointing: bool = Field(False, description="a third more time, far less memory")
-    channels_last: bool = False
+    channels_last: bool = Field(False, description="the memory format that convolutions on a GPU like best")
     compile: bool = Field(False, description="torch.compile the network")
 
     # several GPUs
@@ -66,7 +66,12 @@ class TrainSettings(BaseModel):
     # augmentation
     flip_probability: float = Field(0.5, ge=0, le=1)
     rotate_probability: float = Field(0.75, ge=0, le=1, description="turn the tile and roll the view by the same angle")
-    color_jitter: float = Field(0.15, ge=0, description="brightness, contrast, saturation and hue, per view")
+    view_kind: Literal["panorama", "picture"] = Field(
+        "panorama", description="a panorama is rolled as its tile turns; a picture (drone, street) stays as it is"
+    )
+    color_probability: float = Field(0.5, ge=0, le=1, description="change the colour of a view, or of a tile")
+    color_jitter: float = Field(0.15, ge=0, description="brightness, contrast, saturation then; 0: no colour changes")
+    hue_jitter: float = Field(0.15, ge=0, le=0.5, description="share of a whole turn of the hue then; 0 is far cheaper")
     jpeg_probability: float = Field(0.5, ge=0, le=1, description="compress again, at quality 90 to 100")
     blur_probability: float = Field(0.3, ge=0, le=1, description="blur or sharpen")
     dropout_probability: float = Field(0.3, ge=0, le=1, description="black out a grid, or some rectangles")
@@ -77,7 +82,9 @@ class TrainSettings(BaseModel):
     first_mining: int = Field(4, ge=1, description="epochs on GPS neighbours before the first mining")
     mine_every: int = Field(4, ge=1, description="epochs between minings")
     lanes: int = Field(
-        1, ge=1, description="independent streams of batches; a run begins with a multiple of ranks times workers"
+        1,
+        ge=1,
+        description="independent streams of batches, at least; a run raises it to a multiple of ranks times workers",
     )
     resident_shards: int = Field(8, ge=1, description="W: shards of a lane held at once")
     hardness: float = Field(
@@ -95,7 +102,7 @@ class TrainSettings(BaseModel):
     decode_threads: int | None = Field(None, ge=1, description="of each loader process; None: as there are cores")
     look_ahead: int = Field(128, ge=0, description="batches of a lane whose needs are merged into one read")
     prefetch: int = Field(8, ge=0, description="batches that a read may start before its need")
-    buffer_mib: int = Field(2048, ge=1, description="most MiB of shards held at once")
+    buffer_mib: int = Field(2048, ge=1, description="most MiB of shards held at once, by each rank")
     gap_kib: int = Field(1024, ge=0, description="unneeded KiB read through rather than skipped by another request")
     replaced_limit: float = Field(0.01, ge=0, le=1, description="share of an epoch's pairs that may be replaced")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: torch's own choice")

@@ -3,7 +3,8 @@
 Decides who makes which batch. Step s of a plan belongs to lane s % lanes; rank r of R takes the steps cursor + r,
 cursor + r + R, …, and of those its loader workers take turns. So any number of ranks times workers that divides the
 lanes gives the same batches in the same global order, no two of them read the same shard, and a position is one number
-that means the same to all of them. Randomness is none of the dataset's: ``change`` draws from (seed, epoch, pair).
+that means the same to all of them. A scan has no order to keep: each rank and worker takes one run of it. Randomness is
+none of the dataset's: ``change`` draws from (seed, epoch, pair).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class StreamDataset(IterableDataset[Batch]):
         """``steps``: the samples of each batch; ``change``: done to each decoded sample.
 
         ``lanes``: ranks and workers take steps in turn, and their number must divide it. None: the order of the batches
-        does not matter, and each worker takes one run of steps, so that no two read the same shard.
+        does not matter, and each worker of each rank takes one run of steps, so that no two read the same shard.
         ``plan``: hash of the plan that the steps are from. Without ``replacement`` a damaged image is an error.
         """
         self.members, self.steps, self.sizes, self.change, self.lanes = members, steps, sizes, change, lanes
@@ -93,7 +94,7 @@ class StreamDataset(IterableDataset[Batch]):
 
     def __len__(self) -> int:
         """Batches that this rank has before it."""
-        return len(range(self.cursor + self.rank, len(self.steps), self.ranks))
+        return len(self._share(0, 1))
 
     def __iter__(self) -> Batches:
         info = get_worker_info()
@@ -122,11 +123,16 @@ class StreamDataset(IterableDataset[Batch]):
         return max(1, int(self.options.replaced_limit * sum(map(n_samples, self.steps))))
 
     def _share(self, worker: int, workers: int) -> range:
-        """The steps of one of ``workers``."""
+        """The steps of one of this rank's ``workers``."""
         if self.lanes is None:
-            bounds = [round(len(self.steps) * part / workers) for part in (worker, worker + 1)]
-            return range(*bounds)
+            start, stop = (_cut(len(self.steps), self.rank + part, self.ranks) for part in (0, 1))
+            return range(start + _cut(stop - start, worker, workers), start + _cut(stop - start, worker + 1, workers))
         return range(self.cursor + self.rank + self.ranks * worker, len(self.steps), self.ranks * workers)
+
+
+def _cut(length: int, part: int, parts: int) -> int:
+    """Where part number ``part`` begins when ``length`` is cut into ``parts`` that differ by one at most."""
+    return length * part // parts
 
 
 def plan_dataset(
@@ -172,8 +178,10 @@ def scan_dataset(
     batch_size: int,
     *,
     options: ReadOptions | None = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> StreamDataset:
-    """Each tile of ``reference_place`` and each view of ``pairs`` once, in physical order.
+    """Each tile of ``reference_place`` and each view of ``pairs`` once, in physical order; each rank has its part.
 
     Batches are ``batch_size`` images and hold ``tile`` with ``reference`` (row in reference_place) and ``view`` with
     ``query`` (row in pairs); either may be missing.
@@ -192,4 +200,4 @@ def scan_dataset(
             {"view": rows[views], "query": number[views]},
         ]
         steps.append([columns for columns in kinds if len(next(iter(columns.values())))])
-    return StreamDataset(MemberTable.of(layout), steps, sizes, options=options)
+    return StreamDataset(MemberTable.of(layout), steps, sizes, options=options, rank=rank, ranks=ranks)

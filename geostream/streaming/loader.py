@@ -12,12 +12,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from copy import copy
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +33,7 @@ from geostream.streaming.stats import StreamStats
 
 DEPTH = 2  # batches made before they are wanted, by the thread or by each worker
 MOST_THREADS = 8
+GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Loader:
@@ -39,15 +42,22 @@ class Loader:
     Raises BadInput where ranks and workers cannot be dealt the plan's lanes, and what the dataset raises.
     """
 
-    def __init__(self, dataset: StreamDataset, workers: int = 0, threads: int | None = None, pin: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: StreamDataset,
+        workers: int = 0,
+        threads: int | None = None,
+        pin: bool = False,
+        sharing: int = 1,
+    ) -> None:
         """``workers``: processes; 0: this one. ``threads``: that decode, in each; None: as the machine has cores.
 
-        ``pin``: put tensors into page-locked memory, for copies to a GPU.
+        ``pin``: put tensors into page-locked memory, for copies to a GPU. ``sharing``: loaders that share the cores.
         """
         dataset.check_workers(max(workers, 1))
         self.dataset = dataset = copy(dataset)  # with a position of its own
         self.workers, self.pin = workers, pin
-        cores = len(os.sched_getaffinity(0)) // max(workers, 1)
+        cores = len(os.sched_getaffinity(0)) // (max(workers, 1) * sharing)
         dataset.threads = min(max(cores, 1), MOST_THREADS) if threads is None else threads
         dataset.pin = pin and not workers
         self._parts: dict[int, StreamStats] = {}
@@ -111,6 +121,7 @@ class Loader:
         # forkserver: a fork of this process would copy torch's and obstore's threads in the middle of what they do.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([StreamDataset.__module__])
+        _start_forkserver()
         items: Iterable[Batch | GeostreamError] = DataLoader(
             self.dataset,
             batch_size=None,
@@ -158,12 +169,24 @@ def _ahead(batches: Batches, stop: threading.Event) -> Batches:
             thread.join(0.01)
 
 
+def _start_forkserver() -> None:
+    """So that it never hears signals to the whole process group: the trainer decides when loading ends."""
+    resource_tracker.ensure_running()  # now, because it would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(environment: dict[str, str], worker: int) -> None:
     """Give a worker what the fork server does not: the trainer's environment of now, and its end.
 
     The server keeps the environment it was started with, and as the worker's parent lives as long as the worker does:
     torch's own watchdog would not see that the trainer was killed.
     """
+    os.setsid()  # out of the trainer's process group, for the same reason
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
     os.environ.clear()
     os.environ.update(environment)
     trainer = multiprocessing.parent_process()

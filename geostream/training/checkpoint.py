@@ -1,32 +1,45 @@
 """Checkpoints: three objects in a folder of the run, of which ``state.json`` is written last and means *whole*.
 
 Decides that a checkpoint is tensors (safetensors) and JSON, never a pickle, and that the optimizer's state is stored
-by parameter name, so that it can be read without this code. Learning rate and hyper-parameters are not stored here:
-they follow from the settings and the position. A folder without ``state.json`` does not exist for a reader.
+by parameter name, so that it can be read without this code. ``model.safetensors`` holds the weights to use: the
+averaged ones where a run averages them, and then those being trained are with the optimizer's. Learning rate,
+hyper-parameters and random states are not stored here: they follow from the settings, the position, and the count of
+steps. A folder without ``state.json`` does not exist for a reader, and one whose objects are not those that
+``state.json`` counted and summed up is damaged.
 """
 
 from __future__ import annotations
 
-import base64
+import logging
+import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import google_crc32c
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.optim import Optimizer
 
-from geostream.errors import BadInput, NotFound, StaleArtefact, StoreError
+from geostream.errors import BadInput, GeostreamError, NotFound, StaleArtefact, StoreError
 from geostream.store import Store
+from geostream.training.learner import Learner
 from geostream.training.model import Encoder
 
 FOLDER = "checkpoints"
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+TRAINED = "trained/"  # prefix of the weights being trained, where those to use are averages
+
+logger = logging.getLogger(__name__)
+
+
+class Damaged(StoreError):
+    """A checkpoint is not what was written."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: ``step`` batches trained in all, ``cursor`` of them on the plan of ``epoch``."""
+    """Where a run stands: after ``step`` steps in all, ``cursor`` batches into the plan of ``epoch``."""
 
     layout_id: str
     places_id: str  # of the layout; the same in all its generations
@@ -38,35 +51,63 @@ class Position:
     outcome: dict[str, Any] | None = None  # of the epoch so far, where it is not
 
 
-def save_checkpoint(run: Store, encoder: Encoder, optimizer: Optimizer, position: Position) -> str:
-    """Write a checkpoint of the run and return its name, ``step-00001200``."""
-    name = f"step-{position.step:08d}"
+def checkpoint_name(step: int) -> str:
+    """Of the checkpoint after so many steps: ``step-00001200``. Names sort as their steps do."""
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(run: Store, learner: Learner, position: Position) -> str:
+    """Write a checkpoint of the run and return its name."""
+    name = checkpoint_name(position.step)
     folder = run.child(FOLDER, name)
-    folder.delete("state.json")  # nothing may look whole while it is being replaced
-    folder.write("model.safetensors", safetensors.torch.save(_on_cpu(encoder.state_dict())))
-    folder.write("optimizer.safetensors", safetensors.torch.save(_on_cpu(_optimizer_tensors(encoder, optimizer))))
-    state = {"model": encoder.name, "position": asdict(position), "random": _random_states()}
-    folder.write_json("state.json", state)
+    folder.delete(STATE)  # nothing may look whole while it is being replaced
+    tensors = learner.tensors()
+    with learner.averaged():
+        objects = {MODEL: safetensors.torch.save(_on_cpu(learner.encoder.state_dict()))}
+    if any(key.startswith("ema/") for key in tensors):
+        tensors |= {f"{TRAINED}{key}": tensor for key, tensor in learner.encoder.state_dict().items()}
+    objects[OPTIMIZER] = safetensors.torch.save(_on_cpu(tensors))
+    for path, data in objects.items():
+        folder.write(path, data)
+    state = {
+        "model": learner.encoder.name,
+        "position": asdict(position),
+        "objects": {path: {"bytes": len(data), "crc32c": _crc32c(data)} for path, data in objects.items()},
+    }
+    folder.write_json(STATE, state)
     return name
 
 
 def drop_checkpoint(run: Store, name: str) -> None:
     """Remove a checkpoint; while that lasts, it does not look whole."""
-    run.delete(f"{FOLDER}/{name}/state.json")
+    run.delete(f"{FOLDER}/{name}/{STATE}")
     run.delete_prefix(f"{FOLDER}/{name}")
+    if run.is_local:
+        shutil.rmtree(run.child(FOLDER, name).url, ignore_errors=True)  # the empty folder
 
 
-def drop_leftovers(run: Store, newest: str) -> None:
-    """Remove what a kill left: all but ``newest`` that is not whole, or not at the end of an epoch."""
-    whole = set(list_checkpoints(run))
-    for name in run.folders(FOLDER):
-        if name != newest and not (name in whole and read_position(run, name).finished):
+def drop_others(run: Store, newest: str, best: str | None, keep: int) -> None:
+    """Remove all checkpoints but the ``keep`` newest, the newest of a whole epoch, and ``best``.
+
+    Within an epoch only ``newest`` counts. What a kill left half written, and what came after ``newest`` before a run
+    went back to it, goes too.
+    """
+    names = run.folders(FOLDER)
+    whole = []
+    for name in names:
+        with suppress(GeostreamError):  # not whole
+            if name < newest and read_position(run, name).finished:
+                whole.append(name)
+    last = read_position(run, newest)
+    kept = {newest, best, *[*whole, newest][-keep:], *([] if last.finished else whole[-1:])}
+    for name in names:
+        if name not in kept:
             drop_checkpoint(run, name)
 
 
 def list_checkpoints(run: Store) -> list[str]:
     """Names of the whole checkpoints of a run, oldest first."""
-    return [name for name in run.folders(FOLDER) if run.exists(f"{FOLDER}/{name}/state.json")]
+    return [name for name in run.folders(FOLDER) if run.exists(f"{FOLDER}/{name}/{STATE}")]
 
 
 def read_position(run: Store, name: str) -> Position:
@@ -74,10 +115,27 @@ def read_position(run: Store, name: str) -> Position:
     return _position(run, name, _state(run, name))
 
 
-def restore(run: Store, name: str, encoder: Encoder, optimizer: Optimizer, places_id: str) -> Position:
-    """Set encoder, optimizer and torch's random states to the checkpoint's; return its position.
+def restore_newest(run: Store, learner: Learner, places_id: str) -> tuple[str, Position] | None:
+    """:func:`restore` from the newest checkpoint that is whole, its name and position; None where there is none.
 
-    Raises StaleArtefact for a checkpoint of another model, or of other places than the layout's.
+    A damaged one is passed over and told in the log. Raises StoreError where all are damaged.
+    """
+    names = list_checkpoints(run)
+    for name in reversed(names):
+        try:
+            return name, restore(run, name, learner, places_id)
+        except Damaged as error:
+            logger.warning("%s; looking for an older checkpoint", error)
+    if names:
+        raise StoreError(f"{run.url}: all of its checkpoints are damaged; start another run")
+    return None
+
+
+def restore(run: Store, name: str, learner: Learner, places_id: str) -> Position:
+    """Set the learner to what the checkpoint holds; return its position.
+
+    Raises StaleArtefact for a checkpoint of another model, or of other places than the layout's, Damaged for one that
+    is not as it was written.
     """
     state = _state(run, name)
     position = _position(run, name, state)
@@ -86,30 +144,23 @@ def restore(run: Store, name: str, encoder: Encoder, optimizer: Optimizer, place
             f"{run.url}/{FOLDER}/{name}: made on places {position.places_id[:12]}, not on {places_id[:12]}; "
             "start another run"
         )
-    load_weights(run, name, encoder)
-    tensors = _tensors(run, f"{FOLDER}/{name}/optimizer.safetensors")
-    names = [parameter for parameter, _ in encoder.named_parameters()]
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        parameter, field = key.rsplit("/", 1)
-        slots.setdefault(names.index(parameter), {})[field] = tensor
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    for device, text in state["random"].items():
-        random = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-        if device == "cpu":
-            torch.set_rng_state(random)
-        elif torch.cuda.is_available():
-            torch.cuda.set_rng_state(random, device)
+    tensors = _tensors(run, name, OPTIMIZER, state)
+    trained = {key.removeprefix(TRAINED): tensors.pop(key) for key in [*tensors] if key.startswith(TRAINED)}
+    load_weights(run, name, learner.encoder)
+    if trained:
+        learner.encoder.load_state_dict(trained)
+    learner.load_tensors(tensors)
     return position
 
 
 def load_weights(run: Store, name: str, encoder: Encoder) -> None:
-    """Set the encoder's weights to the checkpoint's. Raises StaleArtefact for another model."""
-    trained = _state(run, name)["model"]
+    """Set the encoder's weights to those to use of the checkpoint. Raises StaleArtefact for another model, Damaged."""
+    state = _state(run, name)
+    trained = state["model"]
     if trained != encoder.name:
         raise StaleArtefact(f"{run.url}/{FOLDER}/{name}: holds model {trained}, not {encoder.name}; start another run")
     try:
-        encoder.load_state_dict(_tensors(run, f"{FOLDER}/{name}/model.safetensors"))
+        encoder.load_state_dict(_tensors(run, name, MODEL, state))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise StaleArtefact(f"{run.url}/{FOLDER}/{name}: does not fit {encoder.name}: {reason}") from error
@@ -117,10 +168,16 @@ def load_weights(run: Store, name: str, encoder: Encoder) -> None:
 
 def _state(run: Store, name: str) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = run.read_json(f"{FOLDER}/{name}/state.json")
+        state = run.read_json(f"{FOLDER}/{name}/{STATE}")
     except NotFound as error:
         have = ", ".join(list_checkpoints(run)) or "none"
         raise BadInput(f"{run.url}: no checkpoint {name} (there: {have})") from error
+    except StoreError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise Damaged(str(error)) from error
+        raise
+    if not isinstance(state, dict) or not {"model", "position", "objects"} <= state.keys():
+        raise _of_another_version(run, name)
     return state
 
 
@@ -128,31 +185,31 @@ def _position(run: Store, name: str, state: dict[str, Any]) -> Position:
     try:
         return Position(**state["position"])
     except TypeError as error:
-        where = f"{run.url}/{FOLDER}/{name}/state.json"
-        raise StaleArtefact(f"{where}: written by another version of geostream; start another run") from error
+        raise _of_another_version(run, name) from error
 
 
-def _tensors(run: Store, path: str) -> dict[str, Tensor]:
+def _of_another_version(run: Store, name: str) -> StaleArtefact:
+    where = f"{run.url}/{FOLDER}/{name}/{STATE}"
+    return StaleArtefact(f"{where}: written by another version of geostream; start another run")
+
+
+def _tensors(run: Store, name: str, path: str, state: dict[str, Any]) -> dict[str, Tensor]:
+    """Of one object of the checkpoint, which is as it was written."""
+    where = f"{run.url}/{FOLDER}/{name}"
     try:
-        return safetensors.torch.load(run.read(path))
-    except SafetensorError as error:
-        raise StoreError(f"{run.url}/{path}: damaged ({error}); delete this checkpoint's folder") from error
+        data = run.read(f"{FOLDER}/{name}/{path}")
+        if {"bytes": len(data), "crc32c": _crc32c(data)} != state["objects"][path]:
+            raise Damaged(f"{where}/{path}: damaged; delete {where}")
+        return safetensors.torch.load(data)
+    except NotFound as error:
+        raise Damaged(f"{where}/{path}: missing; delete {where}") from error
+    except (SafetensorError, KeyError) as error:
+        raise Damaged(f"{where}/{path}: damaged ({error}); delete {where}") from error
 
 
-def _optimizer_tensors(encoder: Encoder, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as ``<parameter>/<field>``; the optimizer holds the encoder's parameters in order."""
-    names = [name for name, _ in encoder.named_parameters()]
-    slots = optimizer.state_dict()["state"]
-    return {f"{names[i]}/{field}": tensor for i, slot in slots.items() for field, tensor in slot.items()}
+def _crc32c(data: bytes) -> int:
+    return int(google_crc32c.value(data))
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _random_states() -> dict[str, str]:
-    """torch's generators by device, base64."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return {device: base64.b64encode(state.numpy().tobytes()).decode() for device, state in states.items()}

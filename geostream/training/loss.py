@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from geostream.training.group import Group
+
 
 def info_nce(queries: Tensor, references: Tensor, logit_scale: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean of the query→reference and reference→query cross-entropies; a scalar.
@@ -23,3 +25,29 @@ def info_nce(queries: Tensor, references: Tensor, logit_scale: Tensor, label_smo
         forward = cross_entropy(logits, truth, label_smoothing=label_smoothing)
         backward = cross_entropy(logits.T, truth, label_smoothing=label_smoothing)
     return (forward + backward) / 2
+
+
+def own_loss(queries: Tensor, references: Tensor, logit_scale: Tensor, label_smoothing: float, batches: int) -> Tensor:
+    """Mean loss of ``batches`` batches of equal size, one behind the other in the rows: each has its own negatives."""
+    parts = zip(queries.chunk(batches), references.chunk(batches), strict=True)
+    return torch.stack([info_nce(*part, logit_scale, label_smoothing) for part in parts]).mean()
+
+
+def shared_loss(
+    queries: Tensor, references: Tensor, logit_scale: Tensor, label_smoothing: float, group: Group
+) -> Tensor:
+    """The loss over the rows of all ranks at once, the same number on each; only the own rows carry a gradient.
+
+    So each rank's gradient at its rows is that of the whole loss, and nothing but embeddings is exchanged.
+    """
+    everyone = (_with_own(queries, group), _with_own(references, group))
+    return info_nce(*everyone, logit_scale, label_smoothing)
+
+
+def _with_own(rows: Tensor, group: Group) -> Tensor:
+    """All ranks' rows, of which the own ones are ``rows`` themselves."""
+    if group.ranks == 1:
+        return rows
+    parts = list(group.gather(rows.detach()).chunk(group.ranks))
+    parts[group.rank] = rows
+    return torch.cat(parts)

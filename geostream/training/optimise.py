@@ -1,11 +1,8 @@
 """One epoch of optimisation: a plan's batches in, updated weights and what it cost out.
 
-Decides that the learning rate is a pure function of how far the run is, so that there is no scheduler to store or to
-restore, and an epoch of more or fewer batches does not shift it. The loss stays on the device between two updates of
-the progress bar: reading it at every step would make a GPU wait for the CPU.
-
-Source: Sample4Geo (Deuser et al., ICCV 2023, section 4) for AdamW, cosine with warm-up and clipped gradient values; the
-one-cycle shape is Smith and Topin's (2018), with torch's constants.
+Decides when anybody looks. The loss stays on the device between two updates of the progress bar or two points of the
+curve: reading it at every step would make a GPU wait for the CPU. A request to stop is honoured after the step under
+way, with a checkpoint, so that nothing that was trained is lost.
 """
 
 from __future__ import annotations
@@ -13,39 +10,43 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 
-from geostream.errors import GeostreamError
+from geostream.errors import BadInput, GeostreamError, Interrupted
 from geostream.progress import Bar
 from geostream.settings import TrainSettings
 from geostream.streaming.loader import Loader
 from geostream.streaming.stats import StreamStats
-from geostream.training.augment import colour_jitter
-from geostream.training.loss import info_nce
-from geostream.training.model import Encoder, as_float, autocast, device_of
+from geostream.training.adamw import learning_rate
+from geostream.training.learner import Learner
+from geostream.training.model import device_of
 
 SHOW_EVERY = 10  # steps between two looks at the loss
+CURVE_POINTS = 50  # of an epoch, at most
 
 
 @dataclass(frozen=True)
 class EpochOutcome:
-    """What an epoch of training came to so far, over all the sessions that it took."""
+    """What an epoch of training came to so far, over all the sessions that it took and all ranks together."""
 
-    batches: int = 0
+    steps: int = 0  # of the optimizer
+    batches: int = 0  # of the plan
     pairs: int = 0
-    loss_sum: float = 0.0  # over the batches
+    loss_sum: float = 0.0  # over the steps
     seconds: float = 0.0
-    stream: StreamStats = field(default_factory=StreamStats)
+    stream: StreamStats = field(default_factory=StreamStats)  # of this rank's reader
+    # (step of the run, mean loss since the point before, learning rate, and with fp16 the scale of gradients)
+    curve: list[list[float]] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
-        """Mean over the batches."""
-        return self.loss_sum / max(self.batches, 1)
+        """Mean over the steps."""
+        return self.loss_sum / max(self.steps, 1)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,80 +57,95 @@ class EpochOutcome:
         return cls(**{**values, "stream": StreamStats.from_dict(values["stream"])})
 
 
-def learning_rate(done: float, settings: TrainSettings) -> float:
-    """The rate when ``done`` (0…1) of the run's epochs are over.
-
-    cosine: linear from 0 over ``warmup_epochs``, then half a cosine down to 0. one-cycle: half a cosine up from a 25th
-    over the first 30 %, half a cosine down to almost nothing. constant: the rate, after the warm-up.
-    """
-    top = settings.learning_rate
-    if settings.schedule == "one-cycle":
-        if done < 0.3:
-            return _half_cosine(top / 25, top, done / 0.3)
-        return _half_cosine(top, top / 250_000, (done - 0.3) / 0.7)
-    warmup = min(settings.warmup_epochs / settings.epochs, 1.0)
-    if done < warmup:
-        return top * done / warmup
-    if settings.schedule == "constant" or warmup == 1.0:
-        return top
-    return _half_cosine(top, 0.0, (done - warmup) / (1 - warmup))
-
-
-def _half_cosine(start: float, end: float, part: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
-
-
-def make_optimizer(encoder: Encoder, settings: TrainSettings) -> AdamW:
-    """AdamW over all parameters in order; fused, which takes a quarter of the time on small networks."""
-    return AdamW(encoder.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-
-
 def train_epoch(
-    encoder: Encoder,
-    optimizer: AdamW,
+    learner: Learner,
     loader: Loader,
     settings: TrainSettings,
     epoch: int,
     before: EpochOutcome,
     save: Callable[[EpochOutcome], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> EpochOutcome:
-    """Train on every batch that the loader has before it, once.
+    """Train on every batch that the loader has before it, once; all ranks call this together.
 
     ``before``: what the epoch came to in earlier sessions. ``save`` is called with what it came to so far every
-    ``checkpoint_every`` batches. Raises GeostreamError where the loss is no longer a number.
+    ``checkpoint_every`` steps, and once ``stopping``, which is asked after each step but the last and says the same on
+    all ranks, is true: then Interrupted is raised. Raises GeostreamError where the loss is no longer a number.
     """
-    device = device_of(encoder)
-    encoder.train()
-    steps = before.batches + len(loader)
-    step, pairs = before.batches, before.pairs
-    total = torch.tensor(before.loss_sum, dtype=torch.float64, device=device)
-    started = time.perf_counter()
-
-    def so_far() -> EpochOutcome:
-        stream = StreamStats.total([before.stream, loader.stats])
-        stream.peak_resident_bytes = max(before.stream.peak_resident_bytes, loader.stats.peak_resident_bytes)
-        seconds = before.seconds + time.perf_counter() - started
-        return EpochOutcome(step, pairs, float(total), seconds, stream)
-
-    with loader, Bar(f"epoch {epoch}/{settings.epochs}", steps) as bar:
-        bar.advance(step)
+    if len(loader) % learner.own_batches:
+        raise BadInput(
+            f"step_batches={learner.step_batches} does not divide the batches of the plan; it must divide lanes"
+        )
+    learner.encoder.train()
+    steps = before.steps + len(loader) // learner.own_batches
+    count = _Count(learner, loader, before, max(1, math.ceil(steps / CURVE_POINTS)))
+    bar = Bar(f"epoch {epoch}/{settings.epochs}", steps) if learner.group.is_first else None
+    with loader, bar or nullcontext():
+        taken: list[dict[str, Tensor]] = []
         for batch in loader:
-            step += 1
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate((epoch - 1 + (step - 0.5) / steps) / settings.epochs, settings)
-            total += _update(encoder, optimizer, batch.tensors, settings)
-            pairs += len(batch.tensors["pair"])
-            if step % SHOW_EVERY == 0 or step == steps:
-                outcome = so_far()
-                if not math.isfinite(outcome.loss):
-                    raise GeostreamError(
-                        f"epoch {epoch}, step {step}: the loss is {outcome.loss}; lower learning_rate (now "
-                        f"{settings.learning_rate}) and start another run"
-                    )
-                bar.advance(step - bar.done, loss=outcome.loss, **_rates(pairs - before.pairs, started, loader.stats))
-            if step % settings.checkpoint_every == 0 and step < steps:
-                save(so_far())
-    return so_far()
+            taken.append(batch.tensors)
+            if len(taken) < learner.own_batches:
+                continue
+            rate = learning_rate((epoch - 1 + (count.steps + 0.5) / steps) / settings.epochs, settings)
+            count.add(learner.step(taken, rate), rate, len(taken[0]["pair"]))
+            taken = []
+            last = count.steps == steps
+            if count.steps % SHOW_EVERY == 0 or last:
+                outcome = count.outcome()
+                if bar is not None:
+                    shown = _rates(outcome.pairs - before.pairs, count.started, loader.stats)
+                    bar.advance(count.steps - bar.done, loss=outcome.loss, **shown)
+            stop = not last and stopping()
+            if stop or (count.steps % settings.checkpoint_every == 0 and not last):
+                save(count.outcome())
+            if stop:
+                raise Interrupted(f"epoch {epoch}: stopped after step {count.steps} of {steps}")
+    return count.outcome()
+
+
+class _Count:
+    """What an epoch comes to, as it goes; what is said of the losses stays on the device until somebody looks."""
+
+    def __init__(self, learner: Learner, loader: Loader, before: EpochOutcome, point_every: int) -> None:
+        self.learner, self.loader, self.before, self.point_every = learner, loader, before, point_every
+        self.steps, self.pairs, self.curve = before.steps, before.pairs, list(before.curve)
+        self.losses = torch.tensor(before.loss_sum, dtype=torch.float64, device=device_of(learner.encoder))
+        self._of_point = torch.zeros_like(self.losses)
+        self._steps_of_point = 0
+        self.started = time.perf_counter()
+
+    def add(self, loss: Tensor, rate: float, batch_size: int) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.pairs += self.learner.step_batches * batch_size
+        self.losses += loss
+        self._of_point += loss
+        self._steps_of_point += 1
+        if self.steps % self.point_every == 0:
+            point = [self.learner.steps, float(self._of_point) / self._steps_of_point, rate]
+            self.curve.append([*point, *self.learner.gradient_scale()])
+            self._of_point.zero_()
+            self._steps_of_point = 0
+
+    def outcome(self) -> EpochOutcome:
+        """So far. Raises GeostreamError where the loss is no longer a number."""
+        stream = StreamStats.total([self.before.stream, self.loader.stats])
+        stream.peak_resident_bytes = max(self.before.stream.peak_resident_bytes, self.loader.stats.peak_resident_bytes)
+        outcome = EpochOutcome(
+            steps=self.steps,
+            batches=self.steps * self.learner.step_batches,
+            pairs=self.pairs,
+            loss_sum=float(self.losses),
+            seconds=self.before.seconds + time.perf_counter() - self.started,
+            stream=stream,
+            curve=list(self.curve),
+        )
+        if not math.isfinite(outcome.loss):
+            raise GeostreamError(
+                f"the loss is {outcome.loss} after {self.learner.steps} steps; lower learning_rate (now "
+                f"{self.learner.settings.learning_rate}) and start another run"
+            )
+        return outcome
 
 
 def _rates(pairs: int, started: float, stats: StreamStats) -> dict[str, object]:
@@ -144,20 +160,3 @@ def _rates(pairs: int, started: float, stats: StreamStats) -> dict[str, object]:
     }
     troubles = {"retries": stats.retries.total(), "replaced": stats.replaced_pairs}
     return shown | {name: count for name, count in troubles.items() if count}
-
-
-def _update(encoder: Encoder, optimizer: AdamW, tensors: dict[str, Tensor], settings: TrainSettings) -> Tensor:
-    """One step of the optimizer; the loss, detached, still on the device."""
-    device = device_of(encoder)
-    on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-    images = {kind: as_float(on_device[kind]) for kind in ("view", "tile")}
-    if settings.color_jitter > 0:
-        images = {kind: colour_jitter(image, on_device[f"{kind}_colour"]) for kind, image in images.items()}
-    with autocast(device):
-        queries, references = encoder(images["view"], images["tile"])
-    loss = info_nce(queries, references, encoder.logit_scale, settings.label_smoothing)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_value_(encoder.parameters(), settings.clip_value)
-    optimizer.step()
-    return loss.detach()

@@ -9,26 +9,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
-from geostream.errors import BadInput, NotFound, StaleArtefact
-from geostream.layout import Layout, open_layout
+from geostream.errors import BadInput, LayoutNotCommitted, NotFound, StaleArtefact
+from geostream.layout import Layout, layout_infos, open_layout
 from geostream.mining.cluster import run_tasks
-from geostream.mining.embeddings import Embeddings, embeddings_name, open_embeddings, read_rows
+from geostream.mining.embeddings import Embeddings, embeddings_name, open_embeddings
 from geostream.mining.graph import GPS_GRAPH, NeighbourGraph, open_graph, visual_graph_name
 from geostream.mining.neighbours import build_gps_graph, build_visual_graph
 from geostream.mining.planning import make_plan
 from geostream.settings import TrainSettings, make_settings
 from geostream.store import Store, check_name
 from geostream.streaming.plan import EpochPlan, load_plan, save_plan
-from geostream.training.checkpoint import list_checkpoints, load_weights, read_position
+from geostream.training.checkpoint import checkpoint_name, list_checkpoints, load_weights, read_position
 from geostream.training.embed import embed
-from geostream.training.evaluate import Evaluation, evaluate
+from geostream.training.evaluate import evaluate_embeddings as evaluate_embeddings
+from geostream.training.group import Group
+from geostream.training.metrics import MetricsLog
 from geostream.training.model import Encoder
 
 SETTINGS = "settings.json"
 STANDS_ON = "layout.json"
+BEST = "best"  # checkpoint of the evaluation with the highest R@1, named in best.json
 PLANS_BEFORE = 2  # that a new one is not to repeat
 
 
@@ -47,11 +51,12 @@ def run_store(store: Store, dataset: str, run: str) -> Store:
     return store.child(check_name("dataset", dataset), "runs", check_name("run", run))
 
 
-def new_encoder(settings: TrainSettings) -> Encoder:
-    """An untrained encoder on the GPU where there is one; the same for the same seed."""
+def new_encoder(settings: TrainSettings, device: torch.device | None = None) -> Encoder:
+    """An encoder from scratch on ``device`` (None: the GPU where there is one); the same for the same seed."""
     torch.manual_seed(settings.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = Encoder(settings.model, settings.initial_temperature, settings.model_options).to(device)
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = Encoder.of(settings).to(device)
     _check_sizes(encoder, settings, device)
     return encoder
 
@@ -69,6 +74,21 @@ def _check_sizes(encoder: Encoder, settings: TrainSettings, device: torch.device
                 "choose larger tile_size, view_height and view_width, or another model"
             ) from error
     encoder.train()
+
+
+def best_of(log: MetricsLog) -> dict[str, Any] | None:
+    """Checkpoint, epoch and R@1 of the log's best evaluation, the newer of equals; None where there is none."""
+    step = {record["epoch"]: record["step"] for record in log.of("train")}
+    evaluated = [record for record in log.of("evaluate") if record["epoch"] in step]
+    if not evaluated:
+        return None
+    best = max(evaluated, key=lambda record: (record["r1"], record["epoch"]))
+    return {"checkpoint": checkpoint_name(step[best["epoch"]]), "epoch": best["epoch"], "r1": best["r1"]}
+
+
+def write_best(run: Store, log: MetricsLog) -> None:
+    """Name the checkpoint of the best evaluation in ``best.json``, for readers."""
+    run.write_json(f"{BEST}.json", best_of(log))
 
 
 def stand_on(run: Store, layout: Layout) -> None:
@@ -97,6 +117,16 @@ def layout_of(store: Store, layout: Layout, run: str) -> Layout:
     return own
 
 
+def generation(store: Store, layout: Layout, layout_id: str) -> Layout:
+    """The generation of the layout with this id. Raises LayoutNotCommitted where it is gone."""
+    for name, info in layout_infos(store, layout.dataset).items():
+        if info["id"] == layout_id:
+            return open_layout(store, layout.dataset, name)
+    raise LayoutNotCommitted(
+        f"{store.url}/{layout.dataset}: generation {layout_id[:12]}, which a plan is of, is gone; start another run"
+    )
+
+
 def read_settings(run: Store) -> TrainSettings:
     """The settings that a run was begun with. Raises BadInput where there is no such run."""
     try:
@@ -106,8 +136,18 @@ def read_settings(run: Store) -> TrainSettings:
 
 
 def load_trained(run: Store, checkpoint: str | None = None) -> Trained:
-    """The encoder of a checkpoint of the run; when ``checkpoint`` is None, of the newest at an epoch's end."""
+    """The encoder of a checkpoint of the run, with the weights to use.
+
+    ``checkpoint``: its name, "best" for that of the best evaluation, None for the newest at an epoch's end.
+    """
     settings = read_settings(run)
+    if checkpoint == BEST:
+        try:
+            checkpoint = str(run.read_json(f"{BEST}.json")["checkpoint"])
+        except NotFound as error:
+            raise BadInput(
+                f"{run.url}: no epoch was evaluated yet; name a checkpoint, or none for the newest"
+            ) from error
     if checkpoint is None:
         finished = (name for name in reversed(list_checkpoints(run)) if read_position(run, name).finished)
         checkpoint = next(finished, None)
@@ -124,16 +164,10 @@ def split_embeddings(split: str, epoch: int) -> str:
     return embeddings_name(epoch) if split == "train" else f"embeddings/{split}-epoch-{epoch:04d}.zarr"
 
 
-def embed_split(run: Store, layout: Layout, trained: Trained, split: str) -> Embeddings:
-    """Embed a split of the layout into the run."""
+def embed_split(run: Store, layout: Layout, trained: Trained, split: str, group: Group | None = None) -> Embeddings:
+    """Embed a split of the layout into the run; ``group``: ranks that call this together."""
     name = split_embeddings(split, trained.epoch)
-    return embed(run, name, layout, split, trained.encoder, trained.checkpoint, trained.settings)
-
-
-def evaluate_embeddings(layout: Layout, embeddings: Embeddings) -> Evaluation:
-    """The metrics of a split from its embeddings."""
-    query, reference = read_rows(embeddings.query), read_rows(embeddings.reference)
-    return evaluate(layout, embeddings.split, query, reference, embeddings.pairs, embeddings.reference_place)
+    return embed(run, name, layout, split, trained.encoder, trained.checkpoint, trained.settings, group)
 
 
 def mining_due(epoch: int, settings: TrainSettings) -> bool:
@@ -192,7 +226,8 @@ def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
     wanted where they can."""
     score = plan.quality["hardness_score"]
     new = plan.source == "visual" and mining_for(plan.epoch, settings) == plan.epoch - 1
-    return new and score is not None and score < min(settings.recluster_below, settings.hardness)
+    wanted = min(settings.recluster_below, settings.hardness)
+    return new and score is not None and wanted > 0 and score < wanted  # a score may be negative
 
 
 def _gps_graph(run: Store, layout: Layout, settings: TrainSettings) -> NeighbourGraph:

@@ -4,8 +4,10 @@ Decides the order of things, and that a run can be cut off anywhere. What an epo
 checkpoint is the weights and a position in that plan, written every so many steps and after the last. Everything else
 (evaluation, embeddings, the next graph, the next plan) is derived from checkpoint and layout alone. So a run that is
 started again restores the newest checkpoint, goes on with the batch behind it, and ends with the same weights as one
-that was never interrupted. What that costs: up to ``checkpoint_every`` steps are trained again. Of the checkpoints
-within an epoch only the newest is kept.
+that was never interrupted. What that costs: up to ``checkpoint_every`` steps are trained again.
+
+Several ranks go through this together. They train and embed in common; whatever else there is to do, and every word on
+the store, is the first rank's, while the others wait for what it decides.
 
 Where the first plan from a new graph is too easy (``recluster_below``), the shards are too far from the order of
 similarity: they are rewritten as the layout's next generation, and the run goes on from there. ``layout.json`` in its
@@ -22,36 +24,35 @@ from typing import Any
 
 import torch
 
-from geostream.errors import AlreadyExists, BadInput, NotFound, StaleArtefact
-from geostream.layout import Layout
-from geostream.mining.embeddings import embeddings_name, open_embeddings
+from geostream.errors import Interrupted, NotFound, StaleArtefact
+from geostream.layout import Layout, open_layout
+from geostream.mining.embeddings import Embeddings, embeddings_name, open_embeddings
 from geostream.mining.graph import open_graph
 from geostream.recluster import recluster
-from geostream.settings import TrainSettings
+from geostream.settings import TrainSettings, make_settings
 from geostream.store import Store
-from geostream.streaming.dataset import plan_dataset
-from geostream.streaming.loader import Loader
+from geostream.streaming.dataset import State
 from geostream.streaming.plan import EpochPlan, load_plan
 from geostream.training import stages
-from geostream.training.augment import Augmentation
+from geostream.training.begin import begin
 from geostream.training.checkpoint import (
     Position,
-    drop_checkpoint,
-    drop_leftovers,
+    drop_others,
     list_checkpoints,
     restore,
+    restore_newest,
     save_checkpoint,
 )
-from geostream.training.embed import image_sizes, read_options
+from geostream.training.epoch import Epoch, measured
+from geostream.training.group import Group
+from geostream.training.learner import Learner
 from geostream.training.metrics import MetricsLog, Record, RunResult
-from geostream.training.model import device_of
-from geostream.training.optimise import EpochOutcome, make_optimizer, train_epoch
+from geostream.training.optimise import EpochOutcome
+from geostream.training.stopping import Stop
+from geostream.training.tensorboard import write_events
+from geostream.training.weights import begin_with
 
 logger = logging.getLogger(__name__)
-
-# Settings that do not change what is trained.
-READING = {"look_ahead", "prefetch", "buffer_mib", "gap_kib", "replaced_limit"}
-MAY_CHANGE = READING | {"workers", "threads", "decode_threads", "checkpoint_every"}
 
 
 def train(
@@ -62,36 +63,38 @@ def train(
     *,
     cluster: str | None = None,
     on_record: Callable[[Record], None] | None = None,
+    group: Group | None = None,
 ) -> RunResult:
     """Train the run to its last epoch, from where it stands.
 
     ``store``: where the dataset is. ``cluster``: URL of a Dask scheduler for mining; None: threads of this process.
-    ``on_record`` is called with each record of the run's log when it is written. Raises BadInput where the run was
-    begun with other settings, StaleArtefact where with another layout.
+    ``on_record`` is called with each record of the run's log when it is written. ``group``: the ranks that call this
+    together, entered; None: those that torchrun's environment tells of. Raises BadInput where the run was begun with
+    other settings, StaleArtefact where with another layout; SIGTERM and SIGINT raise SystemExit, see
+    :mod:`geostream.training.stopping`.
     """
+    if group is None:
+        with Group.current() as group:
+            return train(store, layout, run, settings, cluster=cluster, on_record=on_record, group=group)
     folder = stages.run_store(store, layout.dataset, run)
-    layout = stages.layout_of(store, layout, run)
-    _claim(folder, settings)
-    stages.stand_on(folder, layout)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    return _Run(store, run, layout, settings, cluster, on_record).finish()
-
-
-def _claim(run: Store, settings: TrainSettings) -> None:
-    """Store the settings with a new run; compare them with those of one that exists."""
-    try:
-        run.write_json(stages.SETTINGS, settings.model_dump(), if_absent=True)
-    except AlreadyExists as error:
-        begun, wanted = stages.read_settings(run).model_dump(), settings.model_dump()
-        changed = [name for name in begun if begun[name] != wanted[name] and name not in MAY_CHANGE]
-        if changed:
-            names = ", ".join(f"{name} {begun[name]} → {wanted[name]}" for name in changed)
-            raise BadInput(f"{run.url}: begun with other settings ({names}); choose another run name") from error
+    with Stop(group, folder.url) as stop:
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        layout = stages.layout_of(store, layout, run)
+        encoder = stages.new_encoder(settings, group.device)
+        if not list_checkpoints(folder):
+            begin_with(encoder, settings.weights)
+        values = None
+        if group.is_first:
+            values = begin(folder, settings, group.ranks).model_dump()
+            stages.stand_on(folder, layout)
+        settings = make_settings(group.broadcast_object(values))
+        learner = Learner(encoder, settings, group)
+        return _Run(store, run, layout, settings, cluster, on_record, learner, group, stop).finish()
 
 
 class _Run:
-    """A run in progress: its weights, its optimizer and what it has done so far."""
+    """A run in progress on this rank: its weights, its optimizer and what it has done so far."""
 
     def __init__(
         self,
@@ -101,93 +104,127 @@ class _Run:
         settings: TrainSettings,
         cluster: str | None,
         on_record: Callable[[Record], None] | None,
+        learner: Learner,
+        group: Group,
+        stop: Stop,
     ) -> None:
         self.store, self.name, self.layout, self.settings = store, name, layout, settings
         self.folder = folder = stages.run_store(store, layout.dataset, name)
-        self.cluster, self.on_record = cluster, on_record
+        self.cluster, self.on_record, self.learner, self.group, self.stop = cluster, on_record, learner, group, stop
         self.log = MetricsLog(folder)
-        self.encoder = stages.new_encoder(settings)
-        self.optimizer = make_optimizer(self.encoder, settings)
         self.checkpoint, self.epoch, self.step = "", 0, 0  # epoch: the last one finished
         self.begun: Position | None = None  # where the epoch after it was cut off
-        if checkpoints := list_checkpoints(folder):
-            self.checkpoint = checkpoints[-1]
-            position = restore(folder, self.checkpoint, self.encoder, self.optimizer, layout.places_id)
-            self.epoch, self.step = position.epoch, position.step
-            if not position.finished:
-                self.epoch, self.begun = position.epoch - 1, position
-        drop_leftovers(folder, self.checkpoint)
+        self.restore()
+
+    def restore(self) -> None:
+        """Go back to the newest checkpoint that is whole, where there is one."""
+        found = None
+        if self.group.is_first:
+            newest = list_checkpoints(self.folder)
+            found = restore_newest(self.folder, self.learner, self.layout.places_id)
+            if found is not None and found[0] == newest[-1]:  # else what is damaged stays until there is a newer one
+                self.drop_others(found[0])
+        self.checkpoint = self.group.broadcast_object("" if found is None else found[0])
+        if not self.checkpoint:
+            return
+        if found is None:
+            at = restore(self.folder, self.checkpoint, self.learner, self.layout.places_id)
+        else:
+            _, at = found
+        self.epoch, self.step = at.epoch, at.step
+        if not at.finished:
+            self.epoch, self.begun = at.epoch - 1, at
 
     def finish(self) -> RunResult:
         """Do everything that is still to do."""
         begun_with = list(self.log.records)
         if self.begun is not None:
-            logger.info("%s: goes on in epoch %d, batch %d", self.folder.url, self.begun.epoch, self.begun.cursor)
+            self.say("goes on in epoch %d, batch %d", self.begun.epoch, self.begun.cursor)
         elif self.epoch:
-            logger.info("%s: goes on from epoch %d", self.folder.url, self.epoch)
+            self.say("goes on from epoch %d", self.epoch)
             self.follow_up()
         while self.epoch < self.settings.epochs:
             self.train()
             self.follow_up()
-        already_finished = self.log.records == begun_with
+        already_finished = bool(self.group.broadcast_object(self.log.records == begun_with))
         if already_finished:
-            logger.info("%s: finished before; nothing was left to do", self.folder.url)
-        self.folder.write_json("evaluation.json", self.log.of("evaluate"))
-        return RunResult.of(self.folder, self.log, already_finished)
+            self.say("finished before; nothing was left to do")
+        if self.group.is_first:
+            self.folder.write_json("evaluation.json", self.log.of("evaluate"))
+        self.group.barrier()
+        return RunResult.of(self.folder, MetricsLog(self.folder), already_finished)
 
     def train(self) -> None:
         """Train the next epoch, or what is left of it, and write its checkpoint."""
-        epoch = self.epoch + 1
-        plan = self.plan(epoch)
-        change = Augmentation.of(self.settings, epoch, len(self.layout.pairs("train")))
-        sizes, options = image_sizes(self.settings), read_options(self.settings)
-        dataset = plan_dataset(self.layout, plan, sizes, change=change, options=options)
-        pin = device_of(self.encoder).type == "cuda"
-        loader = Loader(dataset, self.settings.workers, self.settings.decode_threads, pin)
-        before = EpochOutcome()
+        number = self.epoch + 1
+        plan = self.plan_together(number)
+        before, state = EpochOutcome(), None
         if self.begun is not None:
-            loader.load_state_dict({"plan": self.begun.plan, "cursor": self.begun.cursor})
             before = EpochOutcome.from_dict(self.begun.outcome or {})
-        first_step = self.step - before.batches
+            state = {"plan": self.begun.plan, "cursor": self.begun.cursor}
+        epoch = Epoch(self.learner, self.layout, plan, before, state)
+        first_step = self.step - before.steps
 
-        def save(outcome: EpochOutcome) -> None:
-            self.step = first_step + outcome.batches
-            state = loader.state_dict()
-            position = self.position(epoch, **state, finished=False, outcome=outcome.as_dict())
-            self.save(position)
-            self.log.append("progress", epoch, outcome.seconds, batches=outcome.batches, **_measured(outcome))
+        def save(outcome: EpochOutcome, state: State) -> None:
+            self.step = first_step + outcome.steps
+            self.save(self.position(number, **state, finished=False, outcome=outcome.as_dict()))
+            if self.group.is_first:
+                self.log.append("progress", number, outcome.seconds, batches=outcome.batches, **measured(outcome))
 
-        outcome = train_epoch(self.encoder, self.optimizer, loader, self.settings, epoch, before, save)
-        self.epoch, self.step = epoch, first_step + outcome.batches
-        # The record goes first: a checkpoint without one would be an epoch missing from the run's story.
-        self.record(
-            "train",
-            time.perf_counter() - outcome.seconds,
-            step=self.step,
-            temperature=float((-self.encoder.logit_scale.detach()).exp()),
-            **_measured(outcome),
-        )
-        self.save(self.position(epoch, plan=plan.hash, cursor=plan.n_batches, finished=True))
+        with self.stop.held() as asked:
+            try:
+                outcome = epoch.train(save, asked)
+            except Interrupted:
+                return
+            self.epoch, self.step = number, first_step + outcome.steps
+            # The record goes first: a checkpoint without one would be an epoch missing from the run's story.
+            self.record(
+                "train",
+                time.perf_counter() - outcome.seconds,
+                step=self.step,
+                temperature=float((-self.learner.encoder.logit_scale.detach()).exp()),
+                **measured(outcome),
+                curve=outcome.curve,
+            )
+            self.save(self.position(number, plan=plan.hash, cursor=plan.n_batches, finished=True))
 
     def save(self, position: Position) -> None:
-        """Write a checkpoint; one within the same epoch is no longer needed then."""
-        earlier = self.checkpoint if self.begun is not None else None
-        self.checkpoint = save_checkpoint(self.folder, self.encoder, self.optimizer, position)
+        """Write a checkpoint, and drop those that are no longer needed then."""
+        if self.group.is_first:
+            self.checkpoint = save_checkpoint(self.folder, self.learner, position)
+            self.drop_others(self.checkpoint)
+        self.checkpoint = self.group.broadcast_object(self.checkpoint)
         self.begun = None if position.finished else position
-        if earlier is not None:
-            drop_checkpoint(self.folder, earlier)
+        self.stop.saved = f"saved: epoch {position.epoch}, batch {position.cursor}"
+
+    def drop_others(self, newest: str) -> None:
+        best = stages.best_of(self.log)
+        drop_others(self.folder, newest, None if best is None else best["checkpoint"], self.settings.keep_checkpoints)
 
     def position(self, epoch: int, **where: Any) -> Position:
         return Position(self.layout.id, self.layout.places_id, epoch, step=self.step, **where)
+
+    def plan_together(self, epoch: int) -> EpochPlan:
+        """The epoch's plan, which the first rank makes; all are on its layout then."""
+        plan = self.plan(epoch) if self.group.is_first else None
+        name = self.group.broadcast_object(self.layout.name)
+        if plan is None:
+            if name != self.layout.name:
+                self.layout = open_layout(self.store, self.layout.dataset, name)
+            plan = load_plan(self.folder, epoch, self.layout)
+        return plan
 
     def plan(self, epoch: int) -> EpochPlan:
         """The epoch's plan, after the shards were rewritten where it would be too easy otherwise."""
         started = time.perf_counter()
         plan = self.planned(epoch, None)
+        moved = plan.layout_id != self.layout.id
         if self.log.has("plan", epoch):
+            if moved:  # a damaged checkpoint led back to an epoch on an earlier generation
+                self.layout = stages.generation(self.store, self.layout, plan.layout_id)
             return plan
         seconds = time.perf_counter() - started
-        moved = plan.layout_id != self.layout.id  # and cut off before it was recorded
+        # Moved and not recorded: it was cut off in between.
         if moved or (stages.recluster_due(plan, self.settings) and not self.log.has("recluster", epoch)):
             plan = self.recluster(plan)
         self.record("plan", time.perf_counter() - seconds, epoch, source=plan.source, hash=plan.hash, **plan.quality)
@@ -216,43 +253,47 @@ class _Run:
 
     def follow_up(self) -> None:
         """What is due after the epoch just trained, as far as it is not done."""
-        if self.evaluation_due() and not self.log.has("evaluate", self.epoch):
+        if self.to_do("evaluate", self.evaluation_due()):
             started = time.perf_counter()
-            embeddings = stages.embed_split(self.folder, self.layout, self.trained(), "test")
-            self.record("evaluate", started, **asdict(stages.evaluate_embeddings(self.layout, embeddings)))
-        if not stages.mining_due(self.epoch, self.settings):
-            return
-        if not self.log.has("embed", self.epoch):
+            embeddings = self.embed("test")
+            if self.group.is_first:
+                found = stages.evaluate_embeddings(self.layout, embeddings, self.cluster)
+                self.record("evaluate", started, **asdict(found))
+                stages.write_best(self.folder, self.log)
+                self.drop_others(self.checkpoint)
+        due = stages.mining_due(self.epoch, self.settings)
+        if self.to_do("embed", due):
             started = time.perf_counter()
-            embeddings = stages.embed_split(self.folder, self.layout, self.trained(), "train")
+            embeddings = self.embed("train")
             self.record("embed", started, queries=len(embeddings.pairs), references=len(embeddings.reference_place))
-        if not self.log.has("mine", self.epoch):
+        if self.group.is_first and due and not self.log.has("mine", self.epoch):
             started = time.perf_counter()
             graph = stages.mine(self.folder, self.layout, self.settings, self.epoch, self.cluster)
             self.record("mine", started, places=len(graph.places), k=graph.k, search=graph.search)
+
+    def to_do(self, stage: str, due: bool) -> bool:
+        """Whether a stage that is ``due`` is still to be done, as the first rank has it in its log."""
+        return bool(self.group.broadcast_object(due and not self.log.has(stage, self.epoch)))
 
     def evaluation_due(self) -> bool:
         """Every so many epochs and after the last, where the layout has test pairs."""
         due = self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.epochs
         return due and len(self.layout.pairs("test")) > 0
 
-    def trained(self) -> stages.Trained:
-        return stages.Trained(self.encoder, self.settings, self.checkpoint, self.epoch)
+    def embed(self, split: str) -> Embeddings:
+        with self.learner.averaged():
+            trained = stages.Trained(self.learner.encoder, self.settings, self.checkpoint, self.epoch)
+            return stages.embed_split(self.folder, self.layout, trained, split, self.group)
 
     def record(self, stage: str, started: float, epoch: int | None = None, **measured: object) -> None:
-        """Add to the run's log what a stage that began at ``started`` came to."""
-        seconds = time.perf_counter() - started
-        record = self.log.append(stage, self.epoch if epoch is None else epoch, seconds, **measured)
-        if self.on_record is not None:
-            self.on_record(record)
+        """Add to the run's log what a stage that began at ``started`` came to; the first rank does."""
+        if self.group.is_first:
+            seconds = time.perf_counter() - started
+            record = self.log.append(stage, self.epoch if epoch is None else epoch, seconds, **measured)
+            write_events(self.folder, self.log.records)
+            if self.on_record is not None:
+                self.on_record(record)
 
-
-def _measured(outcome: EpochOutcome) -> dict[str, Any]:
-    """What the log tells of an epoch, or of the part of it that is trained."""
-    return {
-        "loss": outcome.loss,
-        "pairs": outcome.pairs,
-        "pairs_per_second": outcome.pairs / outcome.seconds,
-        "wait_share": outcome.stream.stall_seconds / outcome.seconds,
-        "stream": outcome.stream.as_dict(),
-    }
+    def say(self, text: str, *values: object) -> None:
+        if self.group.is_first:
+            logger.info(f"%s: {text}", self.folder.url, *values)

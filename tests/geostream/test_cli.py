@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def layout(s3_store: Store) -> Layout:
     return tiny_layout(s3_store, places=16)
 
 
-def test_each_stage_alone_and_the_report(s3_store: Store, layout: Layout) -> None:
+def test_each_stage_alone_and_the_report(s3_store: Store, layout: Layout, tmp_path: Path) -> None:
     url, run = s3_store.url, s3_store.child(layout.dataset, "runs", "first")
     assert layout.name in said("inspect", url)
     assert "recall on the test gallery" in said("train", url, "--run", "first", *SET)
@@ -54,8 +55,13 @@ def test_each_stage_alone_and_the_report(s3_store: Store, layout: Layout) -> Non
     assert "neighbours/visual-epoch-0002.zarr" in said("mine", url, "--run", "first")
     assert "neighbours/gps.zarr" in said("mine", url, "--run", "first", "--kind", "gps")
     assert "hardness_score" in said("plan", url, "--run", "first", "--epoch", "2")
-    said("evaluate", url, "--run", "first")
-    assert set(run.read_json("evaluation-test-epoch-0002.json")) >= {"epoch", "r1", "r5", "r10", "r1pct", "hit_rate"}
+    table = said("evaluate", url, "--run", "first", "--json", str(tmp_path / "result.json"))
+    record = run.read_json("evaluation-test-epoch-0002.json")
+    assert set(record) >= {"epoch", "r1", "r5", "r10", "r1pct", "hit_rate", "queries", "gallery", "protocol", "others"}
+    assert json.loads((tmp_path / "result.json").read_text()) == record
+    for words in ("paired", "view→tile", "R@1%", "hit rate", f"{100 * record['r5']:.2f}"):
+        assert words in table
+    assert "data:image/jpeg;base64," in run.read("evaluation-test-epoch-0002.html").decode()
 
 
 def test_verify(s3_store: Store, layout: Layout) -> None:
@@ -94,6 +100,8 @@ def test_errors_are_one_line(s3_store: Store, layout: Layout, tmp_path: Path) ->
     assert "no committed layout" in refused("train", url, "--dataset", "other")
     assert "Known settings" in refused("train", url, "--set", "batchsize=3")
     assert "no such run" in refused("evaluate", url, "--run", "nobody")
+    assert "--split val: train or test" in refused("evaluate", url, "--split", "val")
+    assert "no such folder" in refused("evaluate", url, "--json", str(tmp_path / "typo" / "result.json"))
     assert "graphs are gps or visual" in refused("mine", url, "--kind", "both")
     assert "no adapter for 'tokyo'" in refused("shard", "tokyo", str(tmp_path), url)
     assert "write HEIGHTxWIDTH" in refused("shard", "vigor", str(tmp_path), url, "--tile-size", "384")

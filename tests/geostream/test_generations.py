@@ -17,6 +17,7 @@ from geostream.generations import check_dataset, list_generations, needed_layout
 from geostream.layout import Layout, list_layouts, open_layout
 from geostream.rewrite import GOING, JOB, rewrite
 from geostream.store import Store
+from geostream.training.checkpoint import drop_checkpoint
 from geostream.verify import verify_layout
 from tests.helpers import tiny_layout
 
@@ -97,6 +98,20 @@ def test_what_a_run_needs_stays(root: Store) -> None:
     second_only.delete_prefix("")
     prune(root, "tiny")
     assert list_layouts(root, "tiny") == ["base-g4"] and open_layout(root).id == fourth.id
+
+
+def test_what_a_dropped_checkpoint_needed_may_go(root: Store) -> None:
+    """A run needs the layouts of the checkpoints it keeps: its best one's stays until it is another."""
+    base, first, second = line(root, 3)
+    run = root.child("tiny", "runs", "one")
+    for step, layout in ((100, base), (200, first), (300, second)):
+        checkpoint(run, layout, step)
+    run.write_json("layout.json", {"layout": second.name, "id": second.id})
+    drop_checkpoint(run, "step-00000200")
+    assert kept(root) == {"base": "needed by run one", "base-g1": "", "base-g2": "the newest of its line"}
+    drop_checkpoint(run, "step-00000100")
+    prune(root, "tiny")
+    assert list_layouts(root, "tiny") == ["base-g2"]
 
 
 @pytest.mark.parametrize(

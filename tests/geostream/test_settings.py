@@ -1,24 +1,95 @@
 from __future__ import annotations
 
+import json
+import tomllib
+from importlib.resources import files
+from typing import Any
+
 import pytest
 
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings, default_settings, make_settings, parse_settings
 
+# Read in the authors' train_vigor.py, train_cvusa.py, train_cvact.py, train_university.py and transforms.py.
+SAMPLE4GEO: dict[str, Any] = {
+    "model": "convnext_base.fb_in22k_ft_in1k_384",
+    "weights": "timm",
+    "tile_size": 384,
+    "view_height": 384,
+    "view_width": 768,
+    "epochs": 40,
+    "batch_size": 128,
+    "learning_rate": 1e-3,
+    "schedule": "cosine",
+    "warmup_epochs": 1.0,
+    "weight_decay": 0.01,
+    "decay_all": True,
+    "clip_value": 100.0,
+    "label_smoothing": 0.1,
+    "initial_temperature": 0.07,
+    "flip_probability": 0.5,
+    "rotate_probability": 0.75,
+    "view_kind": "panorama",
+    "color_jitter": 0.15,
+    "jpeg_probability": 0.5,
+    "blur_probability": 0.3,
+    "dropout_probability": 0.3,
+    "neighbours": 128,
+    "first_mining": 4,
+    "mine_every": 4,
+    "evaluate_every": 4,
+}
+OF_DATASET: dict[str, dict[str, Any]] = {
+    "vigor": {},
+    "cvusa": {"view_height": 140},  # 768 · 224 / 1232
+    "cvact": {"view_height": 140},
+    "university1652": {
+        "view_width": 384,
+        "epochs": 1,
+        "warmup_epochs": 0.1,
+        "view_kind": "picture",
+        "strategy": "random",
+        "evaluate_every": 1,
+    },
+}
 
-def test_defaults_are_sample4geos() -> None:
-    settings = default_settings("vigor")
-    assert settings == TrainSettings()
-    assert (settings.batch_size, settings.learning_rate, settings.label_smoothing) == (128, 1e-3, 0.1)
+
+@pytest.mark.parametrize("dataset", OF_DATASET)
+def test_recipes_are_sample4geos(dataset: str) -> None:
+    settings = default_settings(dataset).model_dump()
+    wanted = SAMPLE4GEO | OF_DATASET[dataset]
+    assert {name: settings[name] for name in wanted} == wanted
 
 
-def test_recipe_of_a_dataset() -> None:
+@pytest.mark.parametrize("dataset", OF_DATASET)
+def test_recipes_say_what_the_numbers_are_for(dataset: str) -> None:
+    text = files("geostream").joinpath("recipes", f"{dataset}.toml").read_text()
+    assert len(tomllib.loads(text)) > 20 and text.count("#") > 10
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_defaults_differ_from_vigors_recipe_in_the_weights_alone() -> None:
+    assert default_settings("vigor").model_copy(update={"weights": "scratch"}) == TrainSettings()
+    assert default_settings("a-dataset-of-ones-own") == TrainSettings()
+
+
+def test_recipe_of_the_rendered_cities() -> None:
     assert default_settings("simcity").model == "test_convnext"
 
 
 def test_overrides_by_name() -> None:
-    settings = parse_settings(["batch_size=64", "model=resnet18", "threads=null", "seed=3"], TrainSettings())
+    texts = ["batch_size=64", "model=resnet18", "threads=null", "seed=3", 'model_options={"drop_path_rate": 0.1}']
+    settings = parse_settings(texts, TrainSettings())
     assert (settings.batch_size, settings.model, settings.threads, settings.seed) == (64, "resnet18", None, 3)
+    assert settings.model_options == {"drop_path_rate": 0.1}
+
+
+@pytest.mark.parametrize("dataset", OF_DATASET)
+def test_every_value_of_a_recipe_can_be_overridden(dataset: str) -> None:
+    settings = default_settings(dataset)
+    plain = TrainSettings(model="test_convnext", seed=7)
+    texts = [f"{name}={json.dumps(value)}" for name, value in plain.model_dump().items()]
+    assert parse_settings(texts, settings) == plain
 
 
 @pytest.mark.parametrize(
@@ -29,6 +100,8 @@ def test_overrides_by_name() -> None:
         ("batch_size=one", "batch_size: Input should be a valid integer"),
         ("epochs=0", "epochs: Input should be greater"),
         ("schedule=step", "schedule: Input should be 'cosine'"),
+        ("precision=fp8", "precision: Input should be 'auto'"),
+        ("micro_batch=0", "micro_batch: Input should be greater"),
     ],
 )
 def test_wrong_settings_are_named(text: str, message: str) -> None:

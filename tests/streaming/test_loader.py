@@ -97,6 +97,29 @@ def test_a_scan_reads_every_image_once_and_every_shard_once(layout: Layout, work
     assert sorted(tiles) == list(range(len(references))) and sorted(views) == list(range(len(pairs)))
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 40])
+def test_ranks_share_a_scan(layout: Layout, ranks: int) -> None:
+    """Each image once, whatever their number; each rank a run of batches, and none more than one batch more."""
+    references, pairs = layout.references("train"), layout.pairs("train")
+    whole = [batch.step for batch in Loader(scan_dataset(layout, references, pairs, SIZES, batch_size=4))]
+    parts = []
+    for rank in range(ranks):
+        dataset = scan_dataset(layout, references, pairs, SIZES, batch_size=4, rank=rank, ranks=ranks)
+        parts.append([batch.step for batch in Loader(dataset)])
+        assert len(Loader(dataset)) == len(parts[-1])
+    assert [step for part in parts for step in part] == whole == list(range(12))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_loaders_of_one_machine_share_its_cores(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    dataset = plan_dataset(layout, hand_made_plan(layout, lanes=2), SIZES)
+    threads = [
+        Loader(dataset, *how).dataset.threads for how in ((0,), (0, None, False, 4), (2, None, False, 4), (0, 5))
+    ]
+    assert threads == [8, 3, 1, 5]
+
+
 def test_a_scan_is_in_physical_order(tmp_path: Path) -> None:
     places = tiny_places(places=8, test_places=0, distractors=0)
     layout = write_layout(Store.open(tmp_path), places, order=[3, 1, 7, 5, 0, 2, 6, 4], places_per_shard=2)

@@ -130,8 +130,9 @@ class Group:
 
     def exits(self) -> list[int]:
         """What the ranks ended with, once they have."""
-        self.wait(Path(self.job.folder, "exits.json").exists)
-        exits: list[int] = json.loads(Path(self.job.folder, "exits.json").read_text())
+        told = Path(self.job.folder, "exits.json")
+        self.wait(lambda: told.exists() and told.stat().st_size > 0)
+        exits: list[int] = json.loads(told.read_text())
         return exits
 
     def wait(self, ready: Callable[[], bool]) -> None:

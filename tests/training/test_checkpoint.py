@@ -7,102 +7,158 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 
-from geostream.errors import BadInput, StaleArtefact, StoreError
+from geostream.errors import BadInput, StaleArtefact
 from geostream.store import Store
 from geostream.training.checkpoint import (
+    FOLDER,
+    Damaged,
     Position,
+    drop_others,
     list_checkpoints,
     load_weights,
     read_position,
     restore,
+    restore_newest,
     save_checkpoint,
 )
+from geostream.training.group import Group
+from geostream.training.learner import Learner
 from geostream.training.model import Encoder
-from geostream.training.optimise import make_optimizer
 from geostream.training.stages import new_encoder
 from tests.training.settings import TINY
 
+SETTINGS = TINY.model_copy(update={"color_jitter": 0.0, "model_options": {"drop_path_rate": 0.3}})
 POSITION = Position("layout", "places", epoch=3, plan="hash", cursor=10, step=30, finished=True)
-VIEWS = torch.rand(4, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+NAME = "step-00000030"
 
 
-def some_steps(encoder: Encoder, optimizer: AdamW, steps: int = 2) -> None:
+def some_steps(learner: Learner, steps: int = 2) -> None:
     for _ in range(steps):
-        noisy = VIEWS + 0.1 * torch.rand(VIEWS.shape)  # from torch's generator
-        queries, references = encoder(noisy, VIEWS[..., :32])
-        optimizer.zero_grad()
-        (-(queries * references).sum() * encoder.logit_scale).backward()
-        optimizer.step()
+        random = torch.Generator().manual_seed(learner.steps)
+        images = {
+            kind: torch.randint(0, 256, (4, 3, 32, width), dtype=torch.uint8, generator=random)
+            for kind, width in (("view", 64), ("tile", 32))
+        }
+        learner.step([{**images, "pair": torch.arange(4)}], 1e-3)
 
 
-def trained(seed: int = 0) -> tuple[Encoder, AdamW]:
-    encoder = new_encoder(TINY.model_copy(update={"seed": seed}))
-    optimizer = make_optimizer(encoder, TINY)
-    some_steps(encoder, optimizer)
-    return encoder, optimizer
+def trained(seed: int = 0, **settings: object) -> Learner:
+    made = SETTINGS.model_copy(update={"seed": seed, **settings})
+    learner = Learner(new_encoder(made), made, Group())
+    some_steps(learner)
+    return learner
 
 
-def weights(encoder: Encoder) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+def weights(learner: Learner) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.encoder.state_dict().items()}
 
 
-def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path, ema_decay: float) -> None:
     run = Store.open(tmp_path)
-    encoder, optimizer = trained()
-    assert save_checkpoint(run, encoder, optimizer, POSITION) == "step-00000030"
-    some_steps(encoder, optimizer)
-    other, other_optimizer = trained(seed=9)
-    assert restore(run, "step-00000030", other, other_optimizer, "places") == POSITION
-    some_steps(other, other_optimizer)
-    expected, found = weights(encoder), weights(other)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    learner = trained(ema_decay=ema_decay)
+    assert save_checkpoint(run, learner, POSITION) == NAME
+    with learner.averaged():
+        to_use = weights(learner)
+    fresh = new_encoder(SETTINGS)
+    load_weights(run, NAME, fresh)
+    assert_equal(dict(fresh.state_dict()), to_use)
+    some_steps(learner)
+    other = Learner(new_encoder(SETTINGS.model_copy(update={"seed": 9})), learner.settings, Group())
+    assert restore(run, NAME, other, "places") == POSITION
+    some_steps(other)
+    assert_equal(weights(learner), weights(other))
+    assert_equal(learner.tensors(), other.tensors())
 
 
 def test_only_safe_formats_are_written(tmp_path: Path) -> None:
-    save_checkpoint(Store.open(tmp_path), *trained(), POSITION)
+    save_checkpoint(Store.open(tmp_path), trained(), POSITION)
     names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert names == ["model.safetensors", "optimizer.safetensors", "state.json"]
-    assert read_position(Store.open(tmp_path), "step-00000030") == POSITION
+    assert read_position(Store.open(tmp_path), NAME) == POSITION
 
 
 def test_a_half_written_checkpoint_does_not_exist(tmp_path: Path) -> None:
     run = Store.open(tmp_path)
-    encoder, optimizer = trained()
-    save_checkpoint(run, encoder, optimizer, POSITION)
+    learner = trained()
+    assert restore_newest(run, learner, "places") is None
+    save_checkpoint(run, learner, POSITION)
     run.write("checkpoints/step-00000040/model.safetensors", b"half")
-    assert list_checkpoints(run) == ["step-00000030"]
+    assert list_checkpoints(run) == [NAME]
+    assert restore_newest(run, learner, "places") == (NAME, POSITION)
     with pytest.raises(BadInput, match=r"no checkpoint step-00000040 \(there: step-00000030\)"):
-        restore(run, "step-00000040", encoder, optimizer, "places")
+        restore(run, "step-00000040", learner, "places")
 
 
-def test_damage_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("damage", ["shorter", "one bit", "gone"])
+def test_damage_is_told_and_changes_nothing(tmp_path: Path, path: str, damage: str) -> None:
     run = Store.open(tmp_path)
-    encoder, optimizer = trained()
-    save_checkpoint(run, encoder, optimizer, POSITION)
-    path = "checkpoints/step-00000030/model.safetensors"
-    run.write(path, run.read(path)[:1000])
-    with pytest.raises(StoreError, match=r"model.safetensors: damaged"):
-        restore(run, "step-00000030", encoder, optimizer, "places")
+    learner = trained()
+    save_checkpoint(run, learner, POSITION)
+    some_steps(learner)
+    before = weights(learner)
+    where = f"{FOLDER}/{NAME}/{path}"
+    data = bytearray(run.read(where))
+    data[-1] ^= 1
+    run.write(where, bytes(data[:-1] if damage == "shorter" else data))
+    if damage == "gone":
+        run.delete(where)
+    with pytest.raises(Damaged, match=rf"{path}: (damaged|missing); delete {run.url}/{FOLDER}/{NAME}"):
+        restore(run, NAME, learner, "places")
+    assert_equal(weights(learner), before)
 
 
 def test_another_layout_or_model_is_refused(tmp_path: Path) -> None:
     run = Store.open(tmp_path)
-    encoder, optimizer = trained()
-    save_checkpoint(run, encoder, optimizer, POSITION)
+    learner = trained()
+    save_checkpoint(run, learner, POSITION)
     with pytest.raises(StaleArtefact, match=r"made on places places, not on other"):
-        restore(run, "step-00000030", encoder, optimizer, "other")
+        restore(run, NAME, learner, "other")
     with pytest.raises(StaleArtefact, match=r"holds model test_convnext, not test_convnext2"):
-        load_weights(run, "step-00000030", Encoder("test_convnext2"))
+        load_weights(run, NAME, Encoder("test_convnext2"))
 
 
-def test_a_position_of_another_version_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacks", ["position", "objects", "places_id"])
+def test_a_state_of_another_version_is_told(tmp_path: Path, lacks: str) -> None:
     run = Store.open(tmp_path)
-    encoder, optimizer = trained()
-    name = save_checkpoint(run, encoder, optimizer, POSITION)
+    learner = trained()
+    name = save_checkpoint(run, learner, POSITION)
     state = run.read_json(f"checkpoints/{name}/state.json")
-    del state["position"]["places_id"]
+    del (state["position"] if lacks == "places_id" else state)[lacks]
     run.write_json(f"checkpoints/{name}/state.json", state)
     with pytest.raises(StaleArtefact, match="written by another version of geostream; start another run"):
-        restore(run, name, encoder, optimizer, "places")
+        restore(run, name, learner, "places")
+
+
+def put(run: Store, step: int, finished: bool) -> None:
+    """The state of a checkpoint, without its tensors."""
+    position = {**POSITION.__dict__, "step": step, "finished": finished}
+    run.write_json(f"{FOLDER}/step-{step:08d}/state.json", {"model": "m", "position": position, "objects": {}})
+
+
+@pytest.mark.parametrize(
+    ("newest", "best", "keep", "kept"),
+    [
+        (35, None, 1, [30, 35]),
+        (35, 10, 1, [10, 30, 35]),
+        (35, 10, 3, [10, 20, 30, 35]),
+        (35, 10, 9, [10, 20, 30, 35]),
+        (30, 10, 2, [10, 20, 30]),
+        (30, 30, 1, [30]),
+    ],
+)
+def test_what_is_kept(tmp_path: Path, newest: int, best: int | None, keep: int, kept: list[int]) -> None:
+    """Ends of epochs, the newest, and the best: nothing within epochs, nothing half written, nothing abandoned."""
+    run = Store.open(tmp_path)
+    for step in (5, 10, 20, 25, 30, 35):
+        put(run, step, step % 10 == 0)
+    run.write(f"{FOLDER}/step-00000028/model.safetensors", b"half")
+    run.write(f"{FOLDER}/step-00000040/state.json", b"{")
+    drop_others(run, f"step-{newest:08d}", None if best is None else f"step-{best:08d}", keep)
+    assert run.folders(FOLDER) == [f"step-{step:08d}" for step in kept]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from geostream.training.loss import info_nce
+from geostream.training.group import Group
+from geostream.training.loss import info_nce, own_loss, shared_loss
 
 
 def plain(queries: torch.Tensor, references: torch.Tensor, scale: float, smoothing: float) -> float:
@@ -50,3 +51,37 @@ def test_gradients_reach_both_views_and_the_temperature() -> None:
     scale = torch.tensor(2.0, requires_grad=True)
     info_nce(normalize(q), normalize(r), scale, 0.1).backward()
     assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in (q, r, scale))
+
+
+def test_own_negatives_are_the_mean_over_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, r = (normalize(torch.randn(12, 8, generator=generator)) for _ in range(2))
+    scale = torch.tensor(2.0)
+    parts = [float(info_nce(q[at : at + 4], r[at : at + 4], scale, 0.1)) for at in (0, 4, 8)]
+    assert float(own_loss(q, r, scale, 0.1, 3)) == pytest.approx(sum(parts) / 3, rel=1e-6)
+
+
+class FirstOfTwo(Group):
+    """A rank whose partner has the rows that follow its own in ``rows``."""
+
+    def __init__(self, *rows: torch.Tensor) -> None:
+        super().__init__(0, 2)
+        self.rows = list(rows)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        everyone = self.rows.pop(0)
+        assert torch.equal(everyone[: len(tensor)], tensor) and not tensor.requires_grad
+        return everyone
+
+
+def test_the_shared_loss_and_its_gradient_at_the_own_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, r = (normalize(torch.randn(8, 4, generator=generator)).requires_grad_() for _ in range(2))
+    scale = torch.tensor(2.0, requires_grad=True)
+    wanted = info_nce(q, r, scale, 0.1)
+    wanted_gradients = torch.autograd.grad(wanted, (q, r, scale))
+    own = [rows[:4].detach().requires_grad_() for rows in (q, r)]
+    loss = shared_loss(*own, scale, 0.1, FirstOfTwo(*(rows.detach() for rows in (q, r))))
+    torch.testing.assert_close(loss, wanted)
+    for made, whole in zip(torch.autograd.grad(loss, (*own, scale)), wanted_gradients, strict=True):
+        torch.testing.assert_close(made, whole[:4] if whole.ndim else whole)

@@ -9,7 +9,7 @@ import torch
 
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings
-from geostream.training.model import Encoder
+from geostream.training.model import Encoder, autocast
 from geostream.training.stages import new_encoder
 from tests.training.settings import TINY
 
@@ -47,6 +47,10 @@ def test_the_seed_decides_the_weights() -> None:
 def test_an_unknown_model_is_one_line() -> None:
     with pytest.raises(BadInput, match="model 'convnext_bass'"):
         Encoder("convnext_bass")
+    with pytest.raises(BadInput, match="model 'convnext_base.no_such_tag'"):
+        Encoder("convnext_base.no_such_tag")
+    with pytest.raises(BadInput, match="model 'hf-hub:nobody/nothing'.*HF_HUB_OFFLINE=0 allows downloads"):
+        Encoder.of(TrainSettings(model="hf-hub:nobody/nothing"))
 
 
 def test_options_reach_timm() -> None:
@@ -59,3 +63,64 @@ def test_options_reach_timm() -> None:
 def test_images_too_small_for_the_network() -> None:
     with pytest.raises(BadInput, match="cannot take images of 16×64"):
         new_encoder(TrainSettings(model="test_convnext", tile_size=32, view_height=16, view_width=64))
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "options"),
+    [
+        ("test_vit", 64, {"img_size": (64, 64)}),
+        ("test_vit", 128, {"img_size": (64, 64), "dynamic_img_size": True}),
+        ("xcit_nano_12_p16_224", 128, {"img_size": (64, 64)}),  # takes any size without being told
+        ("test_efficientnet", 128, {}),
+    ],
+)
+def test_networks_of_a_fixed_size_get_the_settings_size(model: str, width: int, options: dict[str, object]) -> None:
+    encoder = Encoder.of(TrainSettings(model=model, tile_size=64, view_height=64, view_width=width)).eval()
+    assert options is None or encoder.options == options
+    with torch.no_grad():
+        queries, references = encoder(torch.zeros(1, 3, 64, width), torch.zeros(1, 3, 64, 64))
+    assert queries.shape == references.shape == (1, encoder.dim)
+
+
+def test_a_size_given_by_hand_stays() -> None:
+    settings = TrainSettings(
+        model="test_vit", tile_size=64, view_height=64, view_width=64, model_options={"img_size": 96}
+    )
+    assert Encoder.of(settings).options == {"img_size": 96}
+
+
+def test_a_network_that_takes_one_size_only() -> None:
+    with pytest.raises(BadInput, match="cannot take images of 64×128"):
+        new_encoder(TrainSettings(model="mixer_s32_224", tile_size=64, view_height=64, view_width=128))
+    new_encoder(TrainSettings(model="mixer_s32_224", tile_size=64, view_height=64, view_width=64))
+
+
+def test_a_network_without_gradient_checkpointing() -> None:
+    with pytest.raises(
+        BadInput, match="model selecsls42b has no gradient checkpointing; set gradient_checkpointing=false"
+    ):
+        Encoder.of(TrainSettings(model="selecsls42b", gradient_checkpointing=True))
+
+
+def test_channels_last() -> None:
+    encoder = Encoder.of(TrainSettings(model="test_convnext", channels_last=True))
+    weight = encoder.network.stem[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "dtype"),
+    [
+        ("cpu", "auto", None),
+        ("cuda", "auto", torch.bfloat16),
+        ("cpu", "bf16", torch.bfloat16),
+        ("cpu", "fp16", torch.float16),
+        ("cpu", "float32", None),
+    ],
+)
+def test_precision(device: str, precision: str, dtype: torch.dtype | None) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    with autocast(torch.device(device), precision):
+        product = torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
+    assert product.dtype == (dtype or torch.float32)

@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
-from geostream.errors import BadInput, StaleArtefact
+from geostream.errors import BadInput, StaleArtefact, StoreError
 from geostream.layout import open_layout
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.training import trainer
+from geostream.training import checkpoint, trainer
 from geostream.training.checkpoint import (
     FOLDER,
     Position,
@@ -28,6 +28,7 @@ from geostream.training.checkpoint import (
     read_position,
     save_checkpoint,
 )
+from geostream.training.learner import Learner
 from geostream.training.metrics import Record
 from geostream.training.stages import load_trained, run_store
 from geostream.training.trainer import train
@@ -39,31 +40,6 @@ from tests.training.settings import TINY
 # drop_path: the network draws from torch's generator in every step.
 SETTINGS = TINY.model_copy(update={"epochs": 3, "checkpoint_every": 2, "model_options": {"drop_path_rate": 0.3}})
 BATCHES = 12  # of an epoch: 48 pairs, 4 in each
-
-# Slow enough to be killed where it is wanted, and at the last at the step argv[3] of the run, where it waits.
-PROGRAM = """
-import json, os, sys, time
-from geostream.layout import open_layout
-from geostream.settings import make_settings
-from geostream.store import Store
-from geostream.training import optimise
-from geostream.training.trainer import train
-
-trained, parent, update = 0, os.getppid(), optimise._update
-
-def slowly(*arguments):
-    global trained
-    trained += 1
-    while trained > int(sys.argv[3]) and os.getppid() == parent:
-        time.sleep(0.05)
-    time.sleep(0.02)
-    return update(*arguments)
-
-optimise._update = slowly
-if __name__ == "__main__":
-    store = Store.open(sys.argv[1])
-    train(store, open_layout(store), "one", make_settings(json.loads(sys.argv[2])))
-"""
 
 
 @dataclass(frozen=True)
@@ -138,9 +114,8 @@ def test_killed_within_an_epoch(
     before = (epoch - 1) * BATCHES
     first = before + random.Random(epoch).choice([2, 4, 6])  # of the epoch's checkpoints
     settings = run.settings.model_copy(update={"workers": workers})
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    command = [sys.executable, str(script), run.store.url, settings.model_dump_json(), str(first + 3)]
+    program = [sys.executable, str(Path(__file__).with_name("run_program.py"))]
+    command = [*program, run.store.url, settings.model_dump_json(), str(first + 3), str(tmp_path / "never")]
     child = spawn(command, environment={**os.environ, "PYTHONPATH": str(ROOT)}, log=tmp_path / "log")
     try:
         newest = f"{FOLDER}/step-{first:08d}/state.json"
@@ -186,7 +161,7 @@ def kill_at_drop(monkeypatch: pytest.MonkeyPatch, run: Run, drop: int, half: boo
         drop_checkpoint(folder, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "drop_checkpoint", counted)
+        patch.setattr(checkpoint, "drop_checkpoint", counted)
         with pytest.raises(Killed):
             run.train()
 
@@ -220,6 +195,7 @@ def test_killed_while_a_checkpoint_was_dropped(
     assert_same_end(run, run.train(), whole)
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_was_written(
     whole: tuple[Run, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,10 +222,10 @@ def test_a_record_of_an_epoch_without_its_checkpoint_is_replaced(
     """Killed between an epoch's record and its last checkpoint: its last batches are trained, and told, again."""
     run = Run.on(tmp_path)
 
-    def unsaved(folder: Store, encoder: Any, optimizer: Any, position: Position) -> str:
+    def unsaved(folder: Store, learner: Learner, position: Position) -> str:
         if position.epoch == 2 and position.finished:
             raise Killed
-        return save_checkpoint(folder, encoder, optimizer, position)
+        return save_checkpoint(folder, learner, position)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "save_checkpoint", unsaved)
@@ -269,3 +245,45 @@ def test_a_plan_made_anew_in_mid_epoch_is_refused(tmp_path: Path, monkeypatch: p
     run.folder.write_json(f"{FOLDER}/step-00000008/state.json", facts)
     with pytest.raises(StaleArtefact, match="position in plan 000000000000, not in this one"):
         run.train()
+
+
+def test_what_is_damaged_is_passed_over(
+    whole: tuple[Run, list[Record]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bit of the newest checkpoint is another, and its predecessor lacks an object; then none is whole."""
+    run = Run.on(tmp_path)
+    run.train()
+    names = list_checkpoints(run.folder)
+    data = bytearray(run.folder.read(f"{FOLDER}/{names[2]}/model.safetensors"))
+    data[len(data) // 2] ^= 1
+    run.folder.write(f"{FOLDER}/{names[2]}/model.safetensors", bytes(data))
+    run.folder.delete(f"{FOLDER}/{names[1]}/optimizer.safetensors")
+    with caplog.at_level(logging.INFO, logger="geostream"):
+        records = run.train()
+    told = [message for message in caplog.messages if "looking for an older checkpoint" in message]
+    assert [name in message for name, message in zip((names[2], names[1]), told, strict=True)] == [True, True]
+    assert f"{run.folder.url}: goes on from epoch 1" in caplog.messages
+    assert_same_end(run, records, whole)
+    for name in names:
+        run.folder.write(f"{FOLDER}/{name}/state.json", b"{")
+    with pytest.raises(StoreError, match="all of its checkpoints are damaged; start another run"):
+        run.train()
+
+
+@pytest.mark.slow
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(
+        update={"epochs": 5, "keep_checkpoints": 1, "evaluate_every": 1, "checkpoint_every": 5}
+    )
+    run = Run.on(tmp_path, settings)
+    seen: list[list[str]] = []
+    train(
+        run.store, open_layout(run.store), "one", settings, on_record=lambda _: seen.append(run.folder.folders(FOLDER))
+    )
+    best = max(run.folder.read_json("evaluation.json"), key=lambda row: (row["r1"], row["epoch"]))
+    name = f"step-{best['epoch'] * BATCHES:08d}"
+    assert run.folder.read_json("best.json") == {"checkpoint": name, "epoch": best["epoch"], "r1": best["r1"]}
+    assert run.folder.folders(FOLDER) == sorted({name, f"step-{5 * BATCHES:08d}"})
+    assert max(map(len, seen)) == 3  # the newest, which may be within an epoch, the newest of a whole one, the best
+    trained = load_trained(run.folder, "best")
+    assert (trained.checkpoint, trained.epoch) == (name, best["epoch"])

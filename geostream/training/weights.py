@@ -1,0 +1,188 @@
+"""Weights to begin with: none, those that timm has for the network, or a local file.
+
+Decides when a file fits. Its tensors are matched by name, without the prefixes that wrappers leave; where that does not
+do, timm's own filter for this kind of network may rename them and resample position embeddings; where names still have
+nothing in common, they are taken in order, but only if number, shapes and the last part of every name agree, and the
+file keeps an order (safetensors sorts by name). Anything else is an error that names the first mismatches: a network
+that is half random trains, and badly. Classifier heads and the temperature of another training are left out, and said
+to be. Files are never unpickled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from geostream.errors import BadInput
+from geostream.training.model import Encoder, make_network
+
+logger = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "network", "encoder")  # the first that is there
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "encoder.")
+HEADS = ("head.", "fc.", "classifier.", "logit_scale")
+COUNTER = "num_batches_tracked"  # of batch norm; older files have none, and nothing depends on it
+SHOWN = 3  # mismatches that an error names
+
+
+def begin_with(encoder: Encoder, weights: str) -> None:
+    """Set the network's weights to what ``weights`` names: "scratch" (as they are), "timm", or a local file.
+
+    Raises BadInput where they cannot be had, read safely, or do not fit.
+    """
+    if weights == "timm":
+        encoder.network.load_state_dict(_from_hub(encoder))
+    elif weights != "scratch":
+        path = Path(weights).expanduser()
+        load_tensors(encoder, read_tensors(path), str(path), in_order=path.suffix.lower() != ".safetensors")
+        logger.info("%s: weights of %s", path, encoder.name)
+
+
+def _from_hub(encoder: Encoder) -> Tensors:
+    """The weights that timm has for the encoder's network, resampled to its sizes."""
+    or_else = "or give a local file (weights=FILE.safetensors), or weights=scratch"
+    config = timm.get_pretrained_cfg(encoder.name)
+    if config is not None and not config.has_weights:
+        raise BadInput(f"weights=timm: timm has none of {encoder.name}; choose a model that it has some of, {or_else}")
+    try:
+        weights: Tensors = make_network(encoder.name, encoder.options, pretrained=True).state_dict()
+    except OSError as error:  # what the hub's client makes of a hub that is not reached
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+            reason = f"HF_HUB_OFFLINE is set; set HF_HUB_OFFLINE=0 to allow the download, {or_else}"
+        else:
+            reason = f"{str(error).splitlines()[0]} Try again, {or_else}"
+        raise BadInput(f"weights=timm: those of {encoder.name} are not on this machine: {reason}") from error
+    return weights
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The tensors of a file by name, out of the dictionaries that trainings nest them in; never by unpickling.
+
+    Raises BadInput for a file that is not there, damaged, of another kind, or that only unpickling could read.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadInput(f"weights={path}: choose scratch, timm, or a file that ends in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise BadInput(f"weights={path}: there is no such file")
+    try:
+        content: Any
+        if path.suffix.lower() == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainings keep their arguments in it
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise BadInput(f"weights={path}: not a safetensors file, or a damaged one ({error})") from error
+    except Exception as error:  # torch.load raises whatever its parsers do
+        raise BadInput(
+            f"weights={path}: cannot be read without running code that may be in it, or damaged; save its state_dict "
+            f"as safetensors ({str(error).partition(chr(10))[0] or type(error).__name__})"
+        ) from error
+    while isinstance(content, dict) and (inner := next((key for key in NESTED if _is_dict(content.get(key))), None)):
+        content = content[inner]
+    tensors = (
+        {str(key): value for key, value in content.items() if isinstance(value, Tensor)} if _is_dict(content) else {}
+    )
+    if not tensors:
+        raise BadInput(f"weights={path}: holds no tensors by name")
+    return tensors
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def load_tensors(encoder: Encoder, tensors: Tensors, where: str, in_order: bool) -> None:
+    """Set the network's weights to ``tensors``, as the module says. ``where``: the file, for messages.
+
+    ``in_order``: whether the order of the tensors is that in which their network was made.
+
+    Raises BadInput, and changes nothing, where they do not fit.
+    """
+    network = encoder.network
+    wanted: Tensors = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(COUNTER)}
+    named = {_bare(name, wanted): tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
+    filtered = _filtered(network, named)
+    for candidate in (named, filtered, _in_order(named, wanted, encoder.dim) if in_order else None):
+        if candidate is None:
+            continue
+        left_out = candidate.keys() - wanted.keys()
+        if not _misfits(candidate, wanted) and all(_is_head(name, network) for name in left_out):
+            if left_out:
+                logger.info("%s: left out %s", where, ", ".join(sorted(left_out)))
+            network.load_state_dict({name: candidate[name] for name in wanted}, strict=False)
+            return
+    best = named if filtered is None else min((named, filtered), key=lambda tried: len(_misfits(tried, wanted)))
+    surplus = [f"{name} is unknown there" for name in best if name not in wanted and not _is_head(name, network)]
+    misfits = [*_misfits(best, wanted), *surplus]
+    more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
+    raise BadInput(
+        f"weights={where}: does not fit model {encoder.name}: {'; '.join(misfits[:SHOWN])}{more} "
+        f"({len(named)} tensors for {len(wanted)}); name the model that the file is of"
+    )
+
+
+def _bare(name: str, wanted: Tensors) -> str:
+    """The name without the prefixes that wrappers left, as far as the network does not know it."""
+    while name not in wanted and (prefix := next((p for p in PREFIXES if name.startswith(p)), None)):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _filtered(network: Any, tensors: Tensors) -> Tensors | None:
+    """What timm's filter of this kind of network makes of the tensors; None where it has none, or gives up."""
+    filter_fn: Callable[[Tensors, Any], Tensors] | None
+    filter_fn = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if filter_fn is None:
+        return None
+    try:
+        return dict(filter_fn(dict(tensors), network))
+    except Exception:  # made for the files that timm knows, it may fall over any other
+        return None
+
+
+def _in_order(tensors: Tensors, wanted: Tensors, dim: int) -> Tensors | None:
+    """The tensors under the network's names, in order, where shapes and last parts of all names agree; else None.
+
+    A classifier on ``dim`` features may follow behind them.
+    """
+    surplus = list(tensors.values())[len(wanted) :]
+    if surplus and [tensor.shape[1:] for tensor in surplus] != [(dim,), ()]:
+        return None
+    pairs = list(zip(tensors.items(), wanted.items(), strict=False))
+    if len(pairs) < len(wanted):
+        return None
+    for (name, tensor), (wanted_name, other) in pairs:
+        if tensor.shape != other.shape or name.rsplit(".", 1)[-1] != wanted_name.rsplit(".", 1)[-1]:
+            return None
+    return {wanted_name: tensor for (_, tensor), (wanted_name, _) in pairs}
+
+
+def _misfits(tensors: Tensors, wanted: Tensors) -> list[str]:
+    """What of the network the tensors do not set, in words."""
+    missing = [f"{name} is missing" for name in wanted if name not in tensors]
+    return missing + [
+        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(other.shape)}"
+        for name, other in wanted.items()
+        if name in tensors and tensors[name].shape != other.shape
+    ]
+
+
+def _is_head(name: str, network: Any) -> bool:
+    """Whether the tensor belongs to a classifier, or is another training's temperature."""
+    classifier = network.pretrained_cfg.get("classifier") or ()
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return name.startswith((*HEADS, *(f"{one}." for one in names)))

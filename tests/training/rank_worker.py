@@ -1,0 +1,56 @@
+"""One rank of tests/training/test_learner_ranks.py: ``python -m tests.training.rank_worker FOLDER`` under torchrun's
+environment trains every case, and writes its losses and weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from geostream.training.group import Group
+from tests.training.steps import do_steps, new_learner, plain_settings
+
+STEPS = 3
+DROPPING = {"ls_init_value": 1.0, "drop_path_rate": 0.3}
+CASES: dict[str, dict[str, Any]] = {
+    "all": {"negatives": "all"},
+    "own": {"negatives": "own"},
+    "all-in-chunks": {"negatives": "all", "micro_batch": 4},
+    "own-in-chunks-of-four-batches": {
+        "negatives": "own",
+        "micro_batch": 4,
+        "step_batches": 4,
+        "model_options": DROPPING,
+    },
+    "all-of-four-batches": {"negatives": "all", "step_batches": 4, "ema_decay": 0.5, "gradient_checkpointing": True},
+}
+
+
+def train_case(
+    changes: dict[str, Any], group: Group | None = None, steps: int = STEPS
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses of the steps and the weights after them; a small rate and a large epsilon keep rounding from growing."""
+    learner = new_learner(plain_settings(**({"step_batches": 2} | changes)), group)
+    for parameters in learner.optimizer.param_groups:
+        parameters["eps"] = 1e-2  # with AdamW's own, the sign of a gradient near 0 decides its first steps
+    losses = do_steps(learner, range(steps))
+    with learner.averaged():
+        return losses, {name: tensor.clone() for name, tensor in learner.encoder.state_dict().items()}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with Group.current() as group:
+        for name, changes in CASES.items():
+            losses, weights = train_case(changes, group)
+            (folder / f"{name}-{group.rank}.json").write_text(json.dumps(losses))
+            save_file(weights, folder / f"{name}-{group.rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

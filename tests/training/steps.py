@@ -1,0 +1,59 @@
+"""Batches of noise and a learner for them: what the tests of single steps share, in one process or in several ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geostream.settings import TrainSettings
+from geostream.training.group import Group
+from geostream.training.learner import Learner
+from geostream.training.model import Encoder
+
+PLAIN = TrainSettings(
+    model="test_convnext",
+    model_options={"ls_init_value": 1.0},  # timm's own of 1e-6 makes every block an identity
+    tile_size=32,
+    view_height=32,
+    view_width=64,
+    batch_size=6,
+    color_jitter=0.0,
+    jpeg_probability=0.0,
+    blur_probability=0.0,
+    dropout_probability=0.0,
+)
+
+
+def plain_settings(**changes: Any) -> TrainSettings:
+    """Settings without augmentation, changed by name."""
+    return PLAIN.model_copy(update=changes)
+
+
+def noise_batch(step: int, number: int, size: int = 6) -> dict[str, Tensor]:
+    """Batch ``number`` of a step, as the loader makes them."""
+    generator = torch.Generator().manual_seed(100 * step + number)
+    images = {"view": (size, 3, 32, 64), "tile": (size, 3, 32, 32)}
+    return {
+        name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for name, shape in images.items()
+    } | {"pair": torch.arange(size)}
+
+
+def new_learner(settings: TrainSettings, group: Group | None = None) -> Learner:
+    """A learner in training, with the weights of the settings' seed."""
+    torch.manual_seed(settings.seed)
+    encoder = Encoder.of(settings)
+    encoder.train()
+    return Learner(encoder, settings, group or Group())
+
+
+def do_steps(learner: Learner, steps: range, rate: float = 1e-3) -> list[float]:
+    """The losses of these steps, each on this rank's share of the same batches whatever the ranks."""
+    ranks = learner.group.ranks
+    return [
+        float(
+            learner.step([noise_batch(step, i) for i in range(learner.group.rank, learner.step_batches, ranks)], rate)
+        )
+        for step in steps
+    ]
