@@ -28,7 +28,7 @@ from geostream.mining.embeddings import Embeddings, Float32, read_rows
 from geostream.mining.exact import BLOCK, QUERIES, Job, fold, groups, pieces, read_references, reference_blocks
 from geostream.mining.ivf import TRAINED_ON, Part, Runs, assign, cut, n_lists, nearness, run_order, train, width
 from geostream.mining.ragged import take
-from geostream.mining.topk import Found, merge, nearest_of, nothing, of_places
+from geostream.mining.topk import Found, References, merge, nearest_of, nothing, of_places
 from geostream.progress import track
 
 SAMPLE = 1000  # queries that are searched exactly
@@ -61,8 +61,8 @@ def sort_block(job: Job, kind: str, number: int, start: int, stop: int, centroid
 
 def top_of_sample(job: Job, parts: list[Float32], own: Int32, excluded: Csr, start: int, stop: int) -> Found:
     """A task: the sampled queries' K most similar of the references ``start`` to ``stop``."""
-    ids, vectors = read_references(job.open(), start, stop)
-    return nearest_of(np.concatenate(parts), own, Csr(*excluded), ids, vectors, job.k)
+    references = References(*read_references(job.open(), start, stop))
+    return nearest_of(np.concatenate(parts), own, Csr(*excluded), references, job.k)
 
 
 def search_lists(job: Job, number: int, queries: Part, references: list[Part], near: Int32, excluded: Csr) -> None:
@@ -90,7 +90,7 @@ def search_lists(job: Job, number: int, queries: Part, references: list[Part], n
                 continue
             of_mine = take(excluded, np.arange(mine.start, mine.stop))
             block = np.concatenate([vectors[one] for one in here])
-            found = nearest_of(query[mine], own[mine], of_mine, some, block, job.k)
+            found = nearest_of(query[mine], own[mine], of_mine, References(some, block), job.k)
             if len(references) > 1:
                 found = merge(Found(best.other[mine], best.score[mine]), found)
             best.other[mine], best.score[mine] = found.other, found.score

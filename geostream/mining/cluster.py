@@ -55,6 +55,12 @@ def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task
         yield from results(client.map(work, tasks, pure=False))
 
 
+def everywhere(client: Any, work: Callable[[], Any]) -> None:
+    """``work`` in every worker that can be reached. A scheduler that cannot be reached has told so before."""
+    with suppress(OSError, RuntimeError):
+        client.run(work, on_error="ignore")
+
+
 def give_back() -> None:
     """Called by tasks that take blocks of memory, first: what the one before freed goes back to the system.
 
@@ -66,6 +72,7 @@ def give_back() -> None:
 
 
 def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
+    from dask import config
     from distributed import Client, LocalCluster
 
     if url is not None:
@@ -74,6 +81,7 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
         except (OSError, ValueError) as error:
             raise GeostreamError(f"Dask scheduler {url}: cannot connect; is it up, and the URL right?") from error
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection, also to others' handlers
+    stack.enter_context(config.set({"distributed.worker.profile.enabled": False}))  # samples a hundred times a second
     local = LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=max(1, min(os.cpu_count() or 1, tasks)),
         threads_per_worker=1,

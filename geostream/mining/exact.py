@@ -2,18 +2,22 @@
 
 Each task reads QUERIES queries and BLOCK references at most and finds the K most similar in it; a tree of tasks merges
 what the blocks of references gave, and the last one writes the Zarr shards of the graph that belong to its queries, it
-alone. Between workers travel (QUERIES, K) finds. A task reads 3 % of its time, so nothing is held from one to the next.
+alone. Between workers travel (QUERIES, K) finds. A thread holds its block of references until it needs another, and
+threads of one process that search the same one share it: where there is one block only it is read once.
 Tasks of later queries wait until those of earlier ones have run, so besides the blocks themselves a cluster holds the
-finds of about its threads plus the height of the tree, whatever N is: per thread (BLOCK + QUERIES) × D × 4 bytes (twice
-that while they are read) and some 6 × QUERIES × K × 8; 390 MB at D = 1024, K = 128.
+finds of about its threads plus the height of the tree, whatever N is: per thread BLOCK × D × 5 bytes (9 while they are
+read), QUERIES × D × 4, BLOCK × 2048 for scores and some 6 × QUERIES × K × 8; 480 MB at D = 1024, K = 128.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, TypeVar
+from threading import Lock, get_ident
+from typing import Any, ClassVar, TypeVar
+from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -22,11 +26,12 @@ from geostream.mining.cluster import give_back
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, Float32, open_embeddings, read_rows
 from geostream.mining.graph import SHARD_ROWS, GraphWriter
 from geostream.mining.ragged import take
-from geostream.mining.topk import Found, merge, nearest_of, of_places
+from geostream.mining.topk import Found, References, merge, nearest_of, of_places, with_sieve
 from geostream.store import Store
 
 BLOCK = 32_768  # references of a block: 128 MiB at 1024 dimensions; each fills its lists of finds anew
 QUERIES = 8_192  # of a block: their finds take memory, too
+GROUPS = 8  # of queries at least, as far as there are Zarr shards: several cores have work to the end
 
 Part = TypeVar("Part")
 
@@ -39,6 +44,7 @@ class Job:
     embeddings: str  # path within the run
     graph: str  # path of the graph being written
     k: int
+    token: str = field(default_factory=lambda: uuid4().hex)  # tells searches apart
 
     def open(self) -> Embeddings:
         return open_embeddings(self.run, self.embeddings, None)
@@ -65,7 +71,7 @@ class Piece:
 def groups(n_places: int, n_queries: int) -> list[tuple[int, int]]:
     """Ranges of a graph's rows that are whole Zarr shards and have about equally many, at most about QUERIES."""
     shards = -(-n_places // SHARD_ROWS)
-    ends = np.linspace(0, shards, min(shards, -(-n_queries // QUERIES)) + 1).astype(int) * SHARD_ROWS
+    ends = np.linspace(0, shards, min(shards, max(GROUPS, -(-n_queries // QUERIES))) + 1).astype(int) * SHARD_ROWS
     return [(int(start), int(min(end, n_places))) for start, end in pairwise(ends)]
 
 
@@ -82,12 +88,8 @@ def pieces(places: Int32, pair_place: Int32, excluded: Csr) -> list[Piece]:
 
 
 def reference_blocks(n: int) -> list[tuple[int, int]]:
-    """Ranges of the references: at most BLOCK rows, about equally many, cut where a chunk of the embeddings ends.
-
-    Few references are cut, too, as far as it costs little, so that two cores have work.
-    """
-    blocks = max(-(-n // BLOCK), min(2, n // 4096))
-    ends = np.linspace(0, -(-n // CHUNK_ROWS), blocks + 1).astype(int) * CHUNK_ROWS
+    """Ranges of the references: at most BLOCK rows, about equally many, cut where a chunk of the embeddings ends."""
+    ends = np.linspace(0, -(-n // CHUNK_ROWS), -(-n // BLOCK) + 1).astype(int) * CHUNK_ROWS
     return [(int(start), int(min(end, n))) for start, end in pairwise(ends)]
 
 
@@ -99,14 +101,46 @@ def read_references(embeddings: Embeddings, start: int, stop: int) -> tuple[Int3
     return (ids, vectors) if wanted.all() else (ids[wanted], vectors[wanted])
 
 
+class Held:
+    """A block of references. It lives until no thread of this process has it as the last that it searched."""
+
+    _all: ClassVar[WeakValueDictionary[tuple[str, int, int], Held]] = WeakValueDictionary()
+    _of_thread: ClassVar[dict[int, Held]] = {}
+    _choosing = Lock()
+
+    def __init__(self) -> None:
+        self._reading = Lock()
+        self._references: References | None = None
+
+    @classmethod
+    def of(cls, job: Job, start: int, stop: int) -> Held:
+        with cls._choosing:
+            held = cls._all.setdefault((job.token, start, stop), cls())
+            cls._of_thread[get_ident()] = held
+            return held
+
+    @classmethod
+    def let_go(cls) -> None:
+        """What searches left in this process."""
+        with cls._choosing:
+            cls._of_thread.clear()
+
+    def references(self, embeddings: Embeddings, start: int, stop: int) -> References:
+        """Read by the first who asks."""
+        with self._reading:
+            if self._references is None:
+                self._references = with_sieve(*read_references(embeddings, start, stop))
+            return self._references
+
+
 def top_of_block(job: Job, piece: Piece, start: int, stop: int) -> Found:
     """A task: (n, K) most similar of the references ``start`` to ``stop`` for each place of the piece."""
     give_back()
     embeddings = job.open()
     row = np.searchsorted(piece.places, embeddings.pairs.place[piece.first : piece.last])
     query = read_rows(embeddings.query, piece.first, piece.last)
-    references = read_references(embeddings, start, stop)
-    found = nearest_of(query, piece.places[row], take(piece.excluded, row), *references, job.k)
+    references = Held.of(job, start, stop).references(embeddings, start, stop)
+    found = nearest_of(query, piece.places[row], take(piece.excluded, row), references, job.k)
     return of_places(row, found, len(piece.places))
 
 

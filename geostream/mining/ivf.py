@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from geostream.layout import Int32, Int64
 from geostream.mining.embeddings import Float32
-from geostream.mining.topk import most_similar
+from geostream.mining.topk import References, most_similar
 
 LIST = 256  # references of a list, about; constant, so that the work of a query does not grow with N
 MOST_LISTS = 2048  # from half a million references on lists grow instead: k-means would take too long
@@ -58,7 +58,7 @@ def chain(centroids: Float32) -> Int64:
 
 def assign(vectors: Float32, centroids: Float32) -> Int32:
     """(n,) number of each vector's list."""
-    return most_similar(vectors, np.arange(len(centroids), dtype=np.int32), centroids, 1).other[:, 0]
+    return most_similar(vectors, References(np.arange(len(centroids), dtype=np.int32), centroids), 1).other[:, 0]
 
 
 def nearness(centroids: Float32) -> Int32:

@@ -17,7 +17,7 @@ from geostream.errors import StaleArtefact
 from geostream.layout import Layout
 from geostream.mining import exact
 from geostream.mining.approximate import SCRATCH, Approximate
-from geostream.mining.cluster import connected, results
+from geostream.mining.cluster import connected, everywhere, results
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.gps import build_gps_graph as build_gps_graph
 from geostream.mining.gps import points_in_metres as points_in_metres
@@ -26,8 +26,8 @@ from geostream.mining.ragged import restrict as restrict
 from geostream.progress import track
 from geostream.store import Store
 
-#: References. On two cores lists already took 0.8 of the exact search's time at 20,000 (D = 512), but up to here that
-#: is a minute or two, and nothing is missed: VIGOR, CVUSA and CVACT are searched exactly.
+#: References. Up to here the exact search takes a minute or two, and nothing is missed: VIGOR, CVUSA and CVACT are
+#: searched exactly.
 EXACT_UP_TO = 100_000
 RECALL = 0.99  # of the approximate search
 
@@ -58,12 +58,15 @@ def build_visual_graph(
     how: dict[str, Any] = {"mode": "exact"}
     blocks = len(exact.groups(len(places), len(embeddings.pairs))) * len(exact.reference_blocks(references))
     with connected(cluster, blocks) as client:
-        if search == "approximate" or (search is None and references > EXACT_UP_TO):
-            lists = Approximate(client, job, embeddings, excluded)
-            how = lists.prepare(recall)
-        writes = lists.search() if how["mode"] == "approximate" else exact.search(client, job, embeddings, excluded)
-        for _ in track(results(writes), "neighbour graph", len(writes)):
-            pass
+        try:
+            if search == "approximate" or (search is None and references > EXACT_UP_TO):
+                lists = Approximate(client, job, embeddings, excluded)
+                how = lists.prepare(recall)
+            writes = lists.search() if how["mode"] == "approximate" else exact.search(client, job, embeddings, excluded)
+            for _ in track(results(writes), "neighbour graph", len(writes)):
+                pass
+        finally:
+            everywhere(client, exact.Held.let_go)
     run.delete_prefix(f"{name}/{SCRATCH}")
     writer.commit(how)
     return open_graph(run, name, layout)

@@ -9,8 +9,8 @@ batches only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from geostream.settings import TrainSettings
 from geostream.streaming.plan import EpochPlan
 from geostream.streaming.reading import MemberTable
 from geostream.streaming.schedule import schedule
+
+Measure = Callable[[Int32], float]  # (B, batch size) pair ids → hardness
 
 MARGIN = 0.03  # above the hardness that is wanted: the score is that of a sample
 
@@ -59,7 +61,8 @@ def make_plan(
     problem = _problem(layout, pairs, graph, settings.strategy)
     common: dict[str, Any] = {"batch_size": settings.batch_size, "seed": seed, "epoch": epoch}
     everything = len(layout.shard_sizes)
-    scale = [assemble(problem, strategy=end, resident=everything, **common) for end in ("sample4geo", "random")]
+    ends = [assemble(problem, strategy=end, resident=everything, **common) for end in ("sample4geo", "random")]
+    scale = _Scale.of(ends, _measure(problem, layout, pairs, graph, embeddings))
     history = tuple(_batch_of_pair(pairs, plan) for plan in previous)
     tried: list[tuple[float, str, Assembled, str]] = []
     for name in HARDER.get(settings.strategy, (settings.strategy,)):
@@ -75,7 +78,7 @@ def make_plan(
             raise BadInput(
                 f"layout {layout.name}: no batch of {settings.batch_size} places can be filled; set a smaller one"
             )
-        score, note = _hardness_score([assembled, *scale], problem, layout, pairs, graph, embeddings)
+        score, note = scale.score(assembled)
         tried.append((np.inf if score is None else score, name, assembled, note))
         if score is None or score >= settings.hardness + MARGIN:
             break
@@ -145,34 +148,57 @@ def _members(layout: Layout, place: Int32, view: npt.NDArray[np.int16]) -> Int64
     return np.concatenate([tiles, views], axis=1)
 
 
-def _hardness_score(
-    plans: list[Assembled],
+class _Scale(NamedTuple):
+    """What plans are scored by: the hardness of two others, measured once; or why there is no score."""
+
+    measure: Measure | str
+    reference: float = 0
+    random: float = 0
+
+    @classmethod
+    def of(cls, ends: Sequence[Assembled], measure: Measure | str) -> _Scale:
+        """``ends``: the reference's plan and the random one."""
+        if isinstance(measure, str):
+            return cls(measure)
+        if min(len(end.batches) for end in ends) == 0:
+            return cls("a plan to compare with has no batches")
+        return cls(measure, *(measure(end.batches) for end in ends))
+
+    def score(self, plan: Assembled) -> tuple[float | None, str]:
+        """(hardness score, why there is none)."""
+        if isinstance(self.measure, str):
+            return None, self.measure
+        return quality.score(self.measure(plan.batches), self.reference, self.random)
+
+
+def _measure(
     problem: Problem,
     layout: Layout,
     pairs: Pairs,
     graph: NeighbourGraph | None,
     embeddings: Embeddings | None,
-) -> tuple[float | None, str]:
-    """(score, why there is none) of the first of ``plans``, between the third (0) and the second (1)."""
+) -> Measure | str:
+    """How hardness is measured, or why it cannot be."""
     if graph is None:
-        return None, "there is no neighbour graph to measure by"
-    samples = [quality.sample(plan.batches) for plan in plans]
-    if min(len(batches) for batches in samples) == 0:
-        return None, "a plan to compare with has no batches"
+        return "there is no neighbour graph to measure by"
     if graph.kind == "gps":
         farthest = np.where(np.isfinite(graph.scores), -graph.scores.astype(np.float64), 0).max(axis=1)
         scale = float(np.median(farthest))
         if scale <= 0:
-            return None, "all places are at the same point, or have no neighbours"
+            return "all places are at the same point, or have no neighbours"
         points = points_in_metres(layout.position[graph.places], layout.coordinates)
-        similarity = quality.proximity(points, problem.place, scale)
-    elif embeddings is None:
-        return None, "the embeddings that the graph came from were not given"
-    elif embeddings.name != graph.embeddings:
+        near = quality.proximity(points, problem.place, scale)
+        return lambda batches: quality.hardness(quality.sample(batches), near)
+    if embeddings is None:
+        return "the embeddings that the graph came from were not given"
+    if embeddings.name != graph.embeddings:
         raise StaleArtefact(f"graph {graph.name} came from {graph.embeddings}, not from {embeddings.name}; mine again")
-    else:
-        similarity = _sampled_cosine(np.unique(np.concatenate([batch.ravel() for batch in samples])), pairs, embeddings)
-    return quality.score(*(quality.hardness(batches, similarity) for batches in samples))
+
+    def measure(batches: Int32) -> float:
+        some = quality.sample(batches)
+        return quality.hardness(some, _sampled_cosine(np.unique(some), pairs, embeddings))
+
+    return measure
 
 
 def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings) -> quality.Similarity:

@@ -1,11 +1,12 @@
 """The K most similar of one block of references, and how the finds of several blocks and views become one list.
 
-FAISS's flat search does the work: a block of the matrix product at a time in cache, and only what beats a row's K-th
-best so far is kept. Measured on one core, 8,192 queries × 32,768 references of 512 dimensions, K = 136: 3.6 s, where
-the product alone takes 3.0 s and torch.topk of the whole rows another 1.1 s (np.argpartition: 8 s); in blocks of 16,384
-references 4.0 s, of 4,096 4.8 s, because each block fills its lists anew. FAISS 1.15 leaves the matrix product below
-about 400 queries and is then 2.5 times slower, so it is told not to.
-On a GPU the same search runs there, one block at a time.
+A block that many queries are compared with has a sieve (:mod:`geostream.mining.sieve`). Elsewhere FAISS's flat search
+does the work: a block of the matrix product at a time in cache, and only what beats a row's K-th best so far is kept.
+Measured on one core, 8,192 queries × 32,768 references of 512 dimensions, K = 136: 3.6 s, where the product alone takes
+3.0 s and torch.topk of the whole rows another 1.1 s (np.argpartition: 8 s); in blocks of 16,384 references 4.0 s, of
+4,096 4.8 s, because each block fills its lists anew. FAISS 1.15 leaves the matrix product below about 400 queries and
+is then 2.5 times slower, so it is told not to.
+On a GPU the flat search runs there, one block at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from geostream.layout import Csr, Int32, Int64
 from geostream.mining.embeddings import Float32
 from geostream.mining.ragged import take
+from geostream.mining.sieve import Sieve
 
 GPU_MOST = 2048  # what FAISS finds at once on a GPU
 SLICE = 2048  # queries
@@ -42,31 +44,58 @@ def _gpu() -> Any:
     return faiss.StandardGpuResources()
 
 
-def most_similar(query: Float32, ids: Int32, vectors: Float32, k: int) -> Found:
-    """(Q, min(k, R)) most similar references. ``query`` (Q, D); ``ids`` (R,); ``vectors`` (R, D).
+@dataclass(frozen=True)
+class References:
+    """A block of them."""
 
-    All L2-normalised float32. Where several references are exactly as similar as the k-th, any of them may be left out.
+    ids: Int32  # (R,); sorted where there is a sieve, so that equal scores are in their order
+    vectors: Float32  # (R, D) L2-normalised
+    sieve: Sieve | None = None  # of the vectors
+
+
+def with_sieve(ids: Int32, vectors: Float32) -> References:
+    """A block that many queries are compared with."""
+    import faiss
+
+    return References(ids, vectors, None if faiss.get_num_gpus() > 0 else Sieve.of(vectors))
+
+
+def most_similar(query: Float32, references: References, k: int) -> Found:
+    """(Q, min(k, R)) most similar references. ``query`` (Q, D) L2-normalised.
+
+    Where several references are exactly as similar as the k-th, any of them may be left out.
     """
+    query, ids = np.ascontiguousarray(query), references.ids
+    k = min(k, len(ids))
+    if references.sieve is None:
+        score, at = _flat(query, references.vectors, k)
+        return in_order(ids[at], score)
+    at, score = references.sieve.nearest(query, k)
+    left = np.flatnonzero(at[:, 0] < 0)
+    if len(left):
+        score[left], at[left] = _flat(query[left], references.vectors, k)
+    return in_order(ids[at], score)
+
+
+def _flat(query: Float32, vectors: Float32, k: int) -> tuple[Float32, Int64]:
+    """(Q, k) scores and rows of the most similar vectors, by FAISS."""
     import faiss
 
     faiss.omp_set_num_threads(1)  # of this thread: Dask has as many task threads as cores
     faiss.cvar.distance_compute_blas_threshold = 20
-    query, vectors = np.ascontiguousarray(query), np.ascontiguousarray(vectors)
-    k = min(k, len(ids))
+    vectors = np.ascontiguousarray(vectors)
     if faiss.get_num_gpus() > 0 and k <= GPU_MOST:
         with _gpu_in_use:
-            score, at = faiss.knn_gpu(_gpu(), query, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-    else:
-        score, at = faiss.knn(query, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return in_order(ids[at], score)
+            return faiss.knn_gpu(_gpu(), query, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return faiss.knn(query, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
-def nearest_of(query: Float32, own: Int32, excluded: Csr, ids: Int32, vectors: Float32, k: int) -> Found:
+def nearest_of(query: Float32, own: Int32, excluded: Csr, references: References, k: int) -> Found:
     """(Q, k) most similar references of each query that are neighbours; arguments as of the functions it joins."""
     enough = k + 1 + int(np.diff(excluded.indptr).max(initial=0))
     best = nothing(len(query), k)
     for some in _slices(len(query)):
-        found = most_similar(query[some], ids, vectors, enough)
+        found = most_similar(query[some], references, enough)
         found = strike_out(found, own[some], take(excluded, np.arange(len(query))[some]), k)
         best.other[some], best.score[some] = found.other, found.score
     return best

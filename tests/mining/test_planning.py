@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from geostream.errors import BadInput, StaleArtefact
-from geostream.layout import Layout
-from geostream.mining import planning
+from geostream.layout import Int32, Layout
+from geostream.mining import planning, quality
+from geostream.mining.assembly import HARDER
 from geostream.mining.cluster import run_tasks
 from geostream.mining.neighbours import build_gps_graph, build_visual_graph
 from geostream.mining.planning import make_plan
@@ -106,6 +107,22 @@ def test_as_mixed_as_hardness_allows(root: Store, layout: Layout) -> None:
     assert 0 < mixed[1] < hardest[1]
     assert planned(mixed[1] - planning.MARGIN - 1e-6) == mixed  # just hard enough
     assert planned(mixed[1] - planning.MARGIN + 1e-6)[0] != "patchwork"
+
+
+def test_each_plan_is_measured_once(root: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two that the others are scored by, and each way that is tried."""
+    graph = build_gps_graph(root, layout, 16)
+    measured = []
+
+    def hardness(batches: Int32, similarity: quality.Similarity) -> float:
+        measured.append(batches.tobytes())
+        return before(batches, similarity)
+
+    before = quality.hardness
+    monkeypatch.setattr(quality, "hardness", hardness)
+    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"hardness": 9.0}), 1, seed=3)
+    assert len(measured) == len(set(measured)) == 2 + len(HARDER["patchwork"]) > 3
+    assert plan.quality["hardness_score"] > 0
 
 
 def test_no_coordinates_no_graph(root: Store) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from geostream.mining import exact
 from geostream.mining.exact import fold, groups, pieces, reference_blocks
 from geostream.mining.graph import SHARD_ROWS
-from geostream.mining.topk import Found, in_order, merge, nearest_of, of_places
+from geostream.mining.topk import Found, References, in_order, merge, nearest_of, of_places
 from tests.mining.cities import csr, unit
 
 
@@ -31,7 +31,7 @@ def test_blocks_views_and_exclusions_are_brute_force(seed: int, places: int, vie
     lists = [ids[rng.random(places) < 0.3].tolist() for _ in range(places)]
     of_query = csr([lists[i] for i in row])
     parts = [
-        of_places(row, nearest_of(query, ids[row], of_query, ids[block], reference[block], k), places)
+        of_places(row, nearest_of(query, ids[row], of_query, References(ids[block], reference[block]), k), places)
         for block in np.array_split(np.arange(places), min(blocks, places))
     ]
     found = fold(parts, merge)
@@ -63,7 +63,7 @@ def test_few_queries_do_not_leave_the_matrix_product() -> None:
 
     query = unit(np.random.default_rng(0).normal(size=(3, 8)))
     faiss.cvar.distance_compute_blas_threshold = 10_000
-    nearest_of(query, np.zeros(3, np.int32), csr([[], [], []]), np.arange(3, dtype=np.int32), query, 2)
+    nearest_of(query, np.zeros(3, np.int32), csr([[], [], []]), References(np.arange(3, dtype=np.int32), query), 2)
     assert faiss.cvar.distance_compute_blas_threshold == 20
 
 
