@@ -49,8 +49,8 @@ def make_plan(
     first, of any generation: what the strategy is not to repeat, and the overlap is measured by. ``embeddings``: those
     that a visual graph came from; without them a visual plan has no hardness score. ``carry_out``: how the lanes are
     put together (:func:`assemble`). ``quality`` holds pairs, batches, left_out, hardness_score, assembly (which of the
-    strategy's ways it is), overlap, resident_share, amplification and requests_per_gib; where a score cannot be had it
-    is None, and hardness_note says why.
+    strategy's ways it is), varied_score (what the most varied way reaches), overlap, resident_share, amplification and
+    requests_per_gib; where a score cannot be had it is None, and hardness_note says why.
     """
     pairs = layout.pairs("train")
     if len(pairs) < settings.batch_size * settings.lanes:
@@ -113,6 +113,7 @@ def make_plan(
             "batches": len(assembled.batches),
             "left_out": len(assembled.left_out),
             "hardness_score": score,
+            "varied_score": tried[0][0] if np.isfinite(tried[0][0]) else None,
             "hardness_note": note,
             "assembly": assembly,
             "overlap": quality.overlap(assembled.batches, history[0]) if history else None,
