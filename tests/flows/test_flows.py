@@ -129,7 +129,8 @@ def test_retrain_trains_evaluates_and_reports_on_the_newest_layout(
     assert settings["model"] == "test_convnext" and settings["epochs"] == 1  # of the recipe, and of the parameter
     assert b"</html>" in run.read("report.html")
     [artifact] = _ask(state, "artifacts/filter", {"artifacts": {"key": {"any_": ["evaluation"]}}})
-    assert json.loads(artifact["data"])[-1]["gallery"] == len(open_layout(store, None, None).references("test"))
+    gallery = len(open_layout(store, None, None).references("test"))
+    assert json.loads(artifact["data"])[-1]["gallery"] == str(gallery)
 
 
 def test_bad_input_fails_the_run_with_the_reason(sharded: str, state: Stack) -> None:

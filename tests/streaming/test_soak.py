@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import subprocess
 import sys
 import threading
 import uuid
@@ -27,12 +28,13 @@ from geostream.streaming.loader import Loader
 from geostream.streaming.pipeline import ImageSizes
 from geostream.streaming.reading import ReadOptions
 from infra.s3 import S3Server
-from tests.fault_proxy import FaultProxy, fault_proxy
+from tests.fault_proxy import fault_proxy
 from tests.helpers import tiny_layout
 from tests.streaming.plans import hand_made_plan
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at itself through /proc")
 
+ROOT = Path(__file__).parents[2]
 SIZES = ImageSizes(tile=(256, 256), view=(128, 512))
 BATCH_SIZE = 4
 BIT_BY_BIT = ReadOptions(look_ahead=2, prefetch=2)  # so that an epoch left in the middle has reads under way
@@ -89,12 +91,17 @@ def one_epoch(where: Store, number: int, workers: int) -> None:
     assert len(torch.unique(seen)) == until * BATCH_SIZE
 
 
-def soak(where: Store, epochs: int, warm_up: int, *, workers: int = 0, proxy: FaultProxy | None = None) -> None:
+def soak(where: Store, epochs: int, warm_up: int, workers: int = 0) -> None:
+    """In a process of its own: what other tests left in this one goes on making objects."""
+    call = f"soak_here(Store.open({where.url!r}), {epochs}, {warm_up}, {workers})"
+    program = f"from tests.streaming.test_soak import Store, soak_here; {call}"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def soak_here(where: Store, epochs: int, warm_up: int, workers: int) -> None:
     after = []
     for number in range(epochs):
         one_epoch(where, number, workers)
-        if proxy:
-            proxy.requests.clear()  # it lives in this process, too
         after.append(held())
     # What ends with an epoch may take its time, and be there for another or two: the least of a few counts.
     begun, ended = (Held(*map(min, zip(*some, strict=True))) for some in (after[warm_up - 3 : warm_up], after[-5:]))
@@ -105,6 +112,7 @@ def soak(where: Store, epochs: int, warm_up: int, *, workers: int = 0, proxy: Fa
     assert ended.memory - begun.memory < (epochs - warm_up) * shards // 2, after
 
 
+@pytest.mark.slow
 def test_twenty_epochs(where: Store) -> None:
     soak(where, epochs=20, warm_up=5)
 
@@ -120,7 +128,7 @@ def test_many_epochs_on_bad_days(where: Store, s3: S3Server, monkeypatch: pytest
         for seed, kind in enumerate(("drop", "cut", "short", "status", "delay")):
             proxy.inject(kind, share=0.05, seed=seed)
         proxy.inject("drop", share=0.05, reset=True)
-        soak(where, epochs=60, warm_up=20, proxy=proxy)
+        soak(where, epochs=60, warm_up=20)
         assert len(proxy.met) == 5
 
 

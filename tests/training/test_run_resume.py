@@ -100,7 +100,7 @@ def test_checkpoints_within_an_epoch_change_nothing(whole: tuple[Run, list[Recor
     assert_same_end(run, run.train(checkpoint_every=250), whole)
 
 
-@pytest.mark.parametrize(("epoch", "workers", "then"), [(2, 0, 1), (1, 1, 0)])
+@pytest.mark.parametrize(("epoch", "workers", "then"), [(2, 0, 1), pytest.param(1, 1, 0, marks=pytest.mark.slow)])
 def test_killed_within_an_epoch(
     whole: tuple[Run, list[Record]],
     tmp_path: Path,
