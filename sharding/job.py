@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,17 +206,25 @@ def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]
     means = []
     tiles = [place.tile for place in places]
     views = [view.image for place in places for view in place.views]
-    for kind, is_tile in ((tiles, True), (views, False)):
-        sizes = []
-        for row in np.unique(np.linspace(0, len(kind) - 1, SAMPLE).astype(np.int64)):
-            image = kind[row]
-            try:
-                digest.update(image.path.encode() + hashlib.sha256(images.read(image)).digest())
-                sizes.append(len(images.load(image, is_tile=is_tile).data))
-            except BrokenImage:
-                continue
-        means.append(float(np.mean(sizes)) if sizes else 1e5)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:  # encoding holds no GIL
+        for kind, is_tile in ((tiles, True), (views, False)):
+            rows = np.unique(np.linspace(0, len(kind) - 1, SAMPLE).astype(np.int64))
+            seen = threads.map(partial(_look, images, is_tile), [kind[row] for row in rows])
+            known, sizes = zip(*seen, strict=True)
+            digest.update(b"".join(known))
+            stored = [size for size in sizes if size]
+            means.append(float(np.mean(stored)) if stored else 1e5)
     return means[0], means[1], digest.hexdigest()
+
+
+def _look(images: Images, is_tile: bool, image: RawImage) -> tuple[bytes, int]:
+    """What an image adds to the sample's hash (nothing: it cannot be read), and its stored bytes (0: it is broken)."""
+    known = b""
+    try:
+        known = image.path.encode() + hashlib.sha256(images.read(image)).digest()
+        return known, len(images.load(image, is_tile=is_tile).data)
+    except BrokenImage:
+        return known, 0
 
 
 def _fingerprint(raw: RawDataset, options: ShardOptions, images: Images) -> str:
