@@ -26,7 +26,7 @@ from geostream.mining.cluster import give_back
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, Float32, open_embeddings, read_rows
 from geostream.mining.graph import SHARD_ROWS, GraphWriter
 from geostream.mining.ragged import take
-from geostream.mining.topk import Found, References, merge, nearest_of, of_places, with_sieve
+from geostream.mining.topk import SLICE, Found, References, merge, nearest_of, of_places, with_sieve
 from geostream.store import Store
 
 BLOCK = 32_768  # references of a block: 128 MiB at 1024 dimensions; each fills its lists of finds anew
@@ -75,15 +75,15 @@ def groups(n_places: int, n_queries: int) -> list[tuple[int, int]]:
     return [(int(start), int(min(end, n_places))) for start, end in pairwise(ends)]
 
 
-def pieces(places: Int32, pair_place: Int32, excluded: Csr) -> list[Piece]:
-    """Neighbouring ``places`` (sorted ids) as pieces of at most QUERIES queries each, or one place.
+def pieces(places: Int32, pair_place: Int32, excluded: Csr, most: int = QUERIES) -> list[Piece]:
+    """Neighbouring ``places`` (sorted ids) as pieces of at most ``most`` queries each, or one place.
 
     ``pair_place``: (P,) place of every query, sorted; ``excluded``: lists over all place ids.
     """
     row = np.append(np.searchsorted(pair_place, places), np.searchsorted(pair_place, places[-1] + 1))
     cut = [0]
     while cut[-1] < len(places):
-        cut.append(max(cut[-1] + 1, int(np.searchsorted(row, row[cut[-1]] + QUERIES, side="right")) - 1))
+        cut.append(max(cut[-1] + 1, int(np.searchsorted(row, row[cut[-1]] + most, side="right")) - 1))
     return [Piece.of(places[a:b], row[[a, b]].tolist(), excluded) for a, b in pairwise(cut)]
 
 
@@ -185,11 +185,12 @@ def search(client: Any, job: Job, embeddings: Embeddings, excluded: Csr) -> list
     """Submit the whole search; its futures, one for each range of the graph's rows, done when that is written."""
     places = np.unique(embeddings.pairs.place)
     blocks = reference_blocks(len(embeddings.reference_place))
+    most = QUERIES if len(blocks) > 1 else SLICE  # where no task reads a block again, small ones keep all cores busy
     writes = []
     for number, (start, stop) in enumerate(groups(len(places), len(embeddings.pairs))):
         priority = -2 * number  # merges go before blocks, blocks of these queries before those of the next
         parts = []
-        for piece in pieces(places[start:stop], embeddings.pairs.place, excluded):
+        for piece in pieces(places[start:stop], embeddings.pairs.place, excluded, most):
             held = client.submit(same, piece, pure=False, priority=priority)
             parts.append(tasks_of_piece(client, job, held, blocks, priority))
         writes.append(client.submit(write_rows, job, start, parts, pure=False, priority=priority + 1))
