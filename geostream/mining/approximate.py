@@ -220,7 +220,7 @@ class Approximate:
         writes = []
         for start, stop in groups(len(places), len(pair_place)):
             parts = []
-            for piece in pieces(places[start:stop], pair_place, self._excluded):
+            for piece in pieces(places[start:stop], pair_place, self._excluded, QUERIES):
                 ranges = [np.searchsorted(rows, [piece.first, piece.last]).tolist() for rows in found]
                 spans = [(number, first, last) for number, (first, last) in enumerate(ranges) if first < last]
                 rows = np.concatenate([found[number][first:last] for number, first, last in spans])

@@ -75,7 +75,7 @@ def groups(n_places: int, n_queries: int) -> list[tuple[int, int]]:
     return [(int(start), int(min(end, n_places))) for start, end in pairwise(ends)]
 
 
-def pieces(places: Int32, pair_place: Int32, excluded: Csr, most: int = QUERIES) -> list[Piece]:
+def pieces(places: Int32, pair_place: Int32, excluded: Csr, most: int) -> list[Piece]:
     """Neighbouring ``places`` (sorted ids) as pieces of at most ``most`` queries each, or one place.
 
     ``pair_place``: (P,) place of every query, sorted; ``excluded``: lists over all place ids.

@@ -92,9 +92,7 @@ def test_reference_blocks_tile_the_references(n: int) -> None:
 def test_pieces_hold_few_queries_and_no_half_place(views: list[int], most: int) -> None:
     places = 3 * np.arange(len(views), dtype=np.int32)
     pair_place = np.repeat(places, views).astype(np.int32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "QUERIES", most)
-        made = pieces(places, pair_place, csr([[] for _ in range(3 * len(views))]))
+    made = pieces(places, pair_place, csr([[] for _ in range(3 * len(views))]), most)
     assert np.concatenate([piece.places for piece in made]).tolist() == places.tolist()
     for piece in made:
         assert np.unique(pair_place[piece.first : piece.last]).tolist() == piece.places.tolist()
