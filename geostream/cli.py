@@ -90,6 +90,7 @@ def train(
     On several GPUs: torchrun --nproc-per-node N -m -- geostream train …
     """
     from geostream import report
+    from geostream.evaluations import results_table
     from geostream.training import stages
     from geostream.training.group import Group
     from geostream.training.trainer import train as train_run
@@ -104,7 +105,8 @@ def train(
         opened = stages.layout_of(root, opened, run)
         summary = report.summarise(root.url, opened, result)
         report.publish(stages.run_store(root, opened.dataset, run), opened, result, summary)
-        print_table("recall on the test gallery", summary["evaluations"])
+        rows = [{"epoch": r["epoch"], **row} for r in result.evaluations for row in results_table(opened, r)]
+        print_table("on the test gallery, in percent", rows)
         print(f"{'was finished before' if result.already_finished else 'trained'}; report: {result.url}/report.html")
 
 

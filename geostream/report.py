@@ -82,9 +82,11 @@ def render_report(
     """The report as HTML. ``summary``: of :func:`summarise`; ``epochs``: the run's training records."""
     evaluations, plans, moves = summary["evaluations"], summary["plans"], summary["reclusterings"]
     last = evaluations[-1] if evaluations else None
+    # Without semi-positives it is R@1 again.
+    hit = f", hit rate {last['hit_rate']:.1%}" if last and last["hit_rate"] != last["r1"] else ""
     head = (
         f"<p class=lead>R@1 <b>{last['r1']:.1%}</b> on a gallery of {last['gallery']:,} tiles of unseen places "
-        f"(chance {1 / last['gallery']:.2%}), hit rate {last['hit_rate']:.1%}, after {last['epoch']} epochs.</p>"
+        f"(chance {1 / last['gallery']:.2%}){hit}, after {last['epoch']} epochs.</p>"
         if last
         else "<p class=lead>Not evaluated yet.</p>"
     )

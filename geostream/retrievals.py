@@ -33,7 +33,7 @@ span.truth { color: #2f8f5b } span.semi { color: #b07a10 }
 """
 
 _INTRODUCTIONS = {
-    TO_TILE: "Test queries of unseen places, north in the middle, and their five best tiles of the whole gallery. "
+    TO_TILE: "Test queries of unseen places, and their five best tiles of the whole gallery. "
     "<span class=truth>Green: the true tile.</span> <span class=semi>Amber: another tile that shows the spot, a "
     "semi-positive or one within 5 metres.</span>",
 }
@@ -90,12 +90,16 @@ def _of_search(
         near = np.concatenate([search.allowed.row(number), *(other.truths.row(number) for other in others)])
         is_own = np.isin(np.arange(search.gallery), own)
         order = np.lexsort((is_own, -similarity[i]))[:best]
-        asked = search.queries[[number]]
+        try:
+            [asked] = _pictures(layout, embeddings, search.queries[[number]], tiles=not to_tile)
+            candidates = _pictures(layout, embeddings, order, tiles=to_tile)
+        except (OSError, SyntaxError, ValueError):  # what Pillow says to damaged images: the others are shown
+            continue
         found.append(
             Retrieval(
                 direction=search.direction,
-                query=_pictures(layout, embeddings, asked, tiles=not to_tile)[0],
-                candidates=_pictures(layout, embeddings, order, tiles=to_tile),
+                query=asked,
+                candidates=candidates,
                 similarities=[float(s) for s in similarity[i, order]],
                 kinds=["truth" if is_own[row] else "semi" if row in near else "wrong" for row in order],
                 rank=int(before[truths.indptr[i] : truths.indptr[i + 1]].min()) + 1,

@@ -130,6 +130,20 @@ def test_pictures_frame_all_that_is_right(tmp_path: Path, layout: Layout) -> Non
     assert section.count("class=truth>") == 2 + sum(one.kinds.count("truth") for one in found)
 
 
+def test_queries_with_a_damaged_picture_are_not_shown(tmp_path: Path, layout: Layout) -> None:
+    axes = np.eye(10, dtype=np.float32)
+    pairs = split_pairs(layout, "test")
+    query = axes[np.searchsorted(layout.references("test"), pairs.place)]
+    embeddings = embedded_as(Store.open(tmp_path).child("run"), layout, query, axes)
+    row = layout.members.slice(int(layout.member_rows(pairs.place[:1], pairs.view[:1])[0]), 1).to_pylist()[0]
+    shard = Path(layout.store.url) / layout.shard_names[row["shard"]]
+    data = bytearray(shard.read_bytes())
+    data[row["offset"] : row["offset"] + row["size"]] = bytes(row["size"])
+    shard.write_bytes(data)
+    found = retrievals(layout, embeddings, count=4, best=1)
+    assert [one.direction for one in found] == ["view→tile"] * 3 + ["tile→view"] * 3
+
+
 def test_within_five_metres_is_amber(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     plain = tiny_layout(store, places=4, test_places=4, distractors=0)
