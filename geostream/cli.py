@@ -106,7 +106,7 @@ def train(
         summary = report.summarise(root.url, opened, result)
         report.publish(stages.run_store(root, opened.dataset, run), opened, result, summary)
         rows = [{"epoch": r["epoch"], **row} for r in result.evaluations for row in results_table(opened, r)]
-        print_table("on the test gallery, in percent", rows)
+        print_table("recall on the test gallery, in percent", rows)
         print(f"{'was finished before' if result.already_finished else 'trained'}; report: {result.url}/report.html")
 
 
