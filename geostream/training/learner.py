@@ -67,6 +67,8 @@ class Learner:
         self._pairs = _Pairs(encoder)
         self._parallel = None
         if group.ranks > 1:
+            # Said once on each rank of a few small gradients that are copied; nothing to act on.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             with warnings.catch_warnings():
                 # It warns of the argument that torch advises to give.
                 warnings.simplefilter("ignore", FutureWarning)

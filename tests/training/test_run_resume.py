@@ -284,6 +284,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     name = f"step-{best['epoch'] * BATCHES:08d}"
     assert run.folder.read_json("best.json") == {"checkpoint": name, "epoch": best["epoch"], "r1": best["r1"]}
     assert run.folder.folders(FOLDER) == sorted({name, f"step-{5 * BATCHES:08d}"})
-    assert max(map(len, seen)) == 3  # the newest, which may be within an epoch, the newest of a whole one, the best
+    # The newest, which may be within an epoch, the newest of a whole one, the best; these may be one.
+    assert 2 <= max(map(len, seen)) <= 3
     trained = load_trained(run.folder, "best")
     assert (trained.checkpoint, trained.epoch) == (name, best["epoch"])
