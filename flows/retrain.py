@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from flows.common import open_layout, open_store, show, store_failed
 from geostream import report
-from geostream.evaluations import results_table
+from geostream.evaluations import results_by_epoch
 from geostream.layout import Layout
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
@@ -78,7 +78,7 @@ def write_report(store: Store, layout: Layout, run: str, result: RunResult) -> s
 
 def show_run(layout: Layout, result: RunResult) -> None:
     """The run's evaluations and plans on the flow run's page."""
-    rows = [{"epoch": r["epoch"], **row} for r in result.evaluations for row in results_table(layout, r)]
+    rows = results_by_epoch(layout, result.evaluations)
     show("evaluation", rows, f"Recall on the test gallery; the report is {result.url}/report.html")
     show("epoch-plans", result.plans, "Hardness: 0 = random batches, 1 = Sample4Geo's with random access to everything")
     if result.reclusterings:

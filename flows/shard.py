@@ -57,8 +57,8 @@ def shard(
     """
     target = open_store(store)
     if raw is None:
-        folder = RENDERED / f"{'simcity' if adapter == 'vigor' else f'simcity-{adapter}'}-{city}-{seed}"
-        name = dataset or rendered.dataset_name(adapter)
+        rendered_name = rendered.dataset_name(adapter)
+        folder, name = RENDERED / f"{rendered_name}-{city}-{seed}", dataset or rendered_name
         options = rendered.shard_options(adapter) | (options or {})
         render(folder, adapter, city, seed)
     else:

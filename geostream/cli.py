@@ -35,6 +35,8 @@ Dataset = Annotated[str | None, typer.Option(help="Which dataset of the store; d
 LayoutName = Annotated[str | None, typer.Option("--layout", help="Which layout; default: the newest generation.")]
 Run = Annotated[str, typer.Option(help="Name of the run.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, name=value; may be repeated.")]
+Split = Annotated[str, typer.Option(help="train or test.")]
+Checkpoint = Annotated[str | None, typer.Option(help="Default: the newest.")]
 Cluster = Annotated[str | None, typer.Option(help="URL of a Dask scheduler; default: this process.")]
 
 
@@ -90,7 +92,7 @@ def train(
     On several GPUs: torchrun --nproc-per-node N -m -- geostream train …
     """
     from geostream import report
-    from geostream.evaluations import results_table
+    from geostream.evaluations import results_by_epoch
     from geostream.training import stages
     from geostream.training.group import Group
     from geostream.training.trainer import train as train_run
@@ -105,8 +107,7 @@ def train(
         opened = stages.layout_of(root, opened, run)
         summary = report.summarise(root.url, opened, result)
         report.publish(stages.run_store(root, opened.dataset, run), opened, result, summary)
-        rows = [{"epoch": r["epoch"], **row} for r in result.evaluations for row in results_table(opened, r)]
-        print_table("recall on the test gallery, in percent", rows)
+        print_table("recall on the test gallery, in percent", results_by_epoch(opened, result.evaluations))
         print(f"{'was finished before' if result.already_finished else 'trained'}; report: {result.url}/report.html")
 
 
@@ -116,8 +117,8 @@ def embed(
     run: Run = "base",
     dataset: Dataset = None,
     layout: LayoutName = None,
-    split: Annotated[str, typer.Option(help="train or test.")] = "train",
-    checkpoint: Annotated[str | None, typer.Option(help="Default: the newest.")] = None,
+    split: Split = "train",
+    checkpoint: Checkpoint = None,
 ) -> None:
     """Embed a split with a checkpoint of the run, into Zarr."""
     from geostream.training import stages

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from geostream.cli import Cluster, Dataset, LayoutName, Run, StoreUrl, check_split, open_run, print_table
+from geostream.cli import (
+    Checkpoint,
+    Cluster,
+    Dataset,
+    LayoutName,
+    Run,
+    Split,
+    StoreUrl,
+    check_split,
+    open_run,
+    print_table,
+)
 from geostream.errors import BadInput
 
 
@@ -17,8 +28,8 @@ def evaluate(
     run: Run = "base",
     dataset: Dataset = None,
     layout: LayoutName = None,
-    split: Annotated[str, typer.Option(help="train or test.")] = "test",
-    checkpoint: Annotated[str | None, typer.Option(help="Default: the newest.")] = None,
+    split: Split = "test",
+    checkpoint: Checkpoint = None,
     cluster: Cluster = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this local file, too.")] = None,
 ) -> None:

@@ -73,6 +73,11 @@ def embedded(run: Store, layout: Layout, trained: stages.Trained, split: str) ->
     return found if whole else stages.embed_split(run, layout, trained, split)
 
 
+def results_by_epoch(layout: Layout, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tables of a run's evaluations as one, with the epoch before each row."""
+    return [{"epoch": record["epoch"], **row} for record in records for row in results_table(layout, record)]
+
+
 def results_table(layout: Layout, record: Mapping[str, Any]) -> list[dict[str, str]]:
     """An evaluation's record as the field's table, rows of equal columns.
 

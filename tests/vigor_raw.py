@@ -17,6 +17,7 @@ CORNERS = {
     "Chicago": (41.85, -87.7),
     "SanFrancisco": (37.7, -122.45),
 }
+TWO = {"train_cities": ["NewYork"], "test_cities": ["Chicago"]}  # options of the adapter
 Size = tuple[int, int]
 
 

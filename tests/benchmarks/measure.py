@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
 LOOK = 0.2  # seconds between two looks at memory
@@ -117,6 +118,16 @@ def ratio(above: Sequence[float], below: Sequence[float], wanted: str) -> dict[s
     """A figure of two contestants' medians; ``above`` and ``below`` are their repeats, in the same order."""
     pairs = zip(above, below, strict=True)
     return figure([a / b for a, b in pairs], wanted, statistics.median(above) / statistics.median(below))
+
+
+def figures_table(figures: Mapping[str, Any]) -> Table:
+    """The figures as a person reads them."""
+    table = Table("figure", "value", "wanted", "met", "spread")
+    for name, one in figures.items():
+        low, high = one["spread"]
+        met = "yes" if one["met"] else "no"
+        table.add_row(name, f"{one['value']:.2f}", one["wanted"], met, f"{low:.2f}–{high:.2f}")
+    return table
 
 
 def machine() -> dict[str, Any]:

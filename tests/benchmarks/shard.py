@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.benchmarks.measure import Failed, Result, figure, machine, ratio, run, summary
+from tests.benchmarks.measure import Failed, Result, figure, figures_table, machine, ratio, run, summary
 from tests.benchmarks.shard_data import make_raw
 from tests.benchmarks.shard_ours import write_listing
 from tests.benchmarks.shard_run import SHARD_BYTES, Job, write_job
@@ -155,12 +155,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
                 f"{checked['bytes'] / 1e6:.1f}",
                 f"{checked['psnr_min']:.1f}",
             )
-    wanted = Table("figure", "value", "wanted", "met", "spread")
-    for name, one in result["figures"].items():
-        low, high = one["spread"]
-        met = "yes" if one["met"] else "no"
-        wanted.add_row(name, f"{one['value']:.2f}", one["wanted"], met, f"{low:.2f}–{high:.2f}")
-    return [rows, wanted]
+    return [rows, figures_table(result["figures"])]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from geostream.store import Store
 from infra.s3 import S3Server, local_s3, without_aws
 from tests.benchmarks import images
 from tests.benchmarks.job import Job, write_job
-from tests.benchmarks.measure import ROOT, Failed, Result, figure, machine, ratio, run, summary
+from tests.benchmarks.measure import ROOT, Failed, Result, figure, figures_table, machine, ratio, run, summary
 from tests.benchmarks.ours import s3_store
 
 BATCH = 64
@@ -255,12 +255,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
             f"{numbers['peak_bytes']['median'] / 1e6:.0f}",
             f"{numbers['cpu_s']['median']:.1f}",
         )
-    wanted = Table("figure", "value", "wanted", "met", "spread")
-    for name, one in result["figures"].items():
-        low, high = one["spread"]
-        met = "yes" if one["met"] else "no"
-        wanted.add_row(name, f"{one['value']:.2f}", one["wanted"], met, f"{low:.2f}–{high:.2f}")
-    return [rows, wanted]
+    return [rows, figures_table(result["figures"])]
 
 
 COLUMNS = {"amplification": ".3f", "requests_per_gib": ".1f", "first_batch_s": ".2f"}

@@ -10,22 +10,9 @@ from geostream.errors import BadInput, StoreError
 from geostream.store import Store
 from sharding import ShardOptions, commit_shards, dry_run, plan_shards, read_places, shard, write_shards
 from sharding.places import RawDataset
-from tests.vigor_raw import write_city
+from tests.vigor_raw import TWO
 
 SMALL = ShardOptions(tile_size=(20, 20), view_size=(16, 32), shard_bytes=8000)
-TWO = {"train_cities": ["NewYork"], "test_cities": ["Chicago"]}
-
-
-@pytest.fixture
-def raw_folder(tmp_path: Path) -> Path:
-    for city in ("NewYork", "Chicago"):
-        write_city(tmp_path / "raw", city)
-    return tmp_path / "raw"
-
-
-@pytest.fixture
-def raw(raw_folder: Path) -> RawDataset:
-    return read_places("vigor", raw_folder, **TWO)
 
 
 def test_it_foretells_what_sharding_does_and_writes_nothing(raw: RawDataset, tmp_path: Path) -> None:

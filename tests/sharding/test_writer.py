@@ -32,23 +32,10 @@ from sharding import writer as writer_module
 from sharding.job import Images, Part
 from sharding.places import Place, RawDataset, RawImage, View
 from sharding.workers import AHEAD, in_order
-from tests.vigor_raw import RawCity, jpeg, png, write_city, write_vigor
+from tests.vigor_raw import TWO, RawCity, jpeg, png, write_city, write_vigor
 
 SMALL = ShardOptions(tile_size=(20, 20), view_size=(16, 32), shard_bytes=8000)
 ORIGINAL = ShardOptions(original=True, shard_bytes=8000)
-TWO = {"train_cities": ["NewYork"], "test_cities": ["Chicago"]}
-
-
-@pytest.fixture
-def raw_folder(tmp_path: Path) -> Path:
-    for city in ("NewYork", "Chicago"):
-        write_city(tmp_path / "raw", city)
-    return tmp_path / "raw"
-
-
-@pytest.fixture
-def raw(raw_folder: Path) -> RawDataset:
-    return read_places("vigor", raw_folder, **TWO)
 
 
 @pytest.fixture
