@@ -153,11 +153,11 @@ class Layout:
         that shows the query is no negative, whichever of the two brought it into the batch.
         """
         pairs, semi = self.pairs(split), self.semi_positives(split)
-        one = np.repeat(pairs.place, np.diff(semi.indptr))
-        both = np.stack([np.concatenate([one, semi.indices]), np.concatenate([semi.indices, one])], axis=1)
-        both = np.unique(both[both[:, 0] != both[:, 1]], axis=0)
-        counts = np.bincount(both[:, 0], minlength=self.n_places)
-        return Csr(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), both[:, 1].astype(np.int32))
+        one, two = np.repeat(pairs.place, np.diff(semi.indptr)).astype(np.int64), semi.indices.astype(np.int64)
+        one, two = one[one != two], two[one != two]
+        both = np.unique(np.concatenate([one << 32 | two, two << 32 | one]))  # as single numbers: a tenth of the time
+        counts = np.bincount(both >> 32, minlength=self.n_places)
+        return Csr(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), (both & 0xFFFFFFFF).astype(np.int32))
 
     @cached_property
     def _member_rows(self) -> tuple[Int32, npt.NDArray[np.int16], Int64]:

@@ -83,8 +83,8 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection, also to others' handlers
     stack.enter_context(config.set({"distributed.worker.profile.enabled": False}))  # samples a hundred times a second
     local = LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=max(1, min(os.cpu_count() or 1, tasks)),
-        threads_per_worker=1,
+        n_workers=1,  # of which all threads have one queue: none is idle while another has tasks waiting
+        threads_per_worker=max(1, min(os.cpu_count() or 1, tasks)),
         processes=False,
         memory_limit=0,  # a limit would be compared with the whole process, and pause a worker of a large one for ever
         dashboard_address="127.0.0.1:0",  # the default listens to the whole network

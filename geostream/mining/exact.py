@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from threading import Lock, get_ident
 from typing import Any, ClassVar, TypeVar
@@ -47,10 +48,16 @@ class Job:
     token: str = field(default_factory=lambda: uuid4().hex)  # tells searches apart
 
     def open(self) -> Embeddings:
-        return open_embeddings(self.run, self.embeddings, None)
+        return _opened(self)
 
     def writer(self) -> GraphWriter:
         return GraphWriter.reopen(self.run, self.graph)
+
+
+@lru_cache(maxsize=1)
+def _opened(job: Job) -> Embeddings:
+    """Once in a process, not by each task: opening costs 20 ms of Python, which other threads wait for."""
+    return open_embeddings(job.run, job.embeddings, None)
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ class Held:
         """What searches left in this process."""
         with cls._choosing:
             cls._of_thread.clear()
+        _opened.cache_clear()
 
     def references(self, embeddings: Embeddings, start: int, stop: int) -> References:
         """Read by the first who asks."""
