@@ -102,8 +102,7 @@ def render_report(
         "before. Resident share: the most bytes held at once, of all.</p>" + _table(plans, ["resident_share"]),
         "<h2>Generations of the layout</h2><p>In geographic order look-alikes lie far apart, so that few of them are "
         "resident together, and a plan from a visual graph scores low. Then the shards are rewritten in the order of "
-        "similarity, and training goes on from these. Before: what the most varied plan on the old order reached.</p>"
-        + _table(moves, []),
+        "similarity, and training goes on from these. Before: what the old order allowed.</p>" + _table(moves, []),
     ]
     if pictures:
         sections.append(retrieval_section(pictures))

@@ -30,6 +30,8 @@ STRATEGIES: dict[str, Strategy] = {
 }
 #: What a strategy gives way to where its batches are too easy; itself first.
 HARDER = {"patchwork": tuple(MIXES)}
+#: Ways by which what a network sees drifts along the order of the shards.
+DRIFTING = frozenset(name for name, mix in MIXES.items() if mix.tracks is not None)
 
 
 class Assembled(NamedTuple):

@@ -2,7 +2,7 @@
 
 The glue between the pure parts: places as dense rows for the assembler, member rows for the schedule, similarities for
 the quality. Decides how much of the hardness that a layout allows is given for variety: of a strategy's ways the one
-that mixes most and is still harder than random access. Measuring assembles two more plans (the reference and the
+that mixes most and is still hard enough. Measuring assembles two more plans (the reference and the
 random one), and each way that is too easy one more: a few seconds for VIGOR. Similarities are computed for a sample of
 batches only.
 """
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Int32, Int64, Layout, Pairs, pair_codes
 from geostream.mining import quality
-from geostream.mining.assembly import HARDER, Assembled, CarryOut, assemble
+from geostream.mining.assembly import DRIFTING, HARDER, Assembled, CarryOut, assemble
 from geostream.mining.embeddings import Embeddings, pick_rows
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.lane import Problem
@@ -49,8 +49,8 @@ def make_plan(
     first, of any generation: what the strategy is not to repeat, and the overlap is measured by. ``embeddings``: those
     that a visual graph came from; without them a visual plan has no hardness score. ``carry_out``: how the lanes are
     put together (:func:`assemble`). ``quality`` holds pairs, batches, left_out, hardness_score, assembly (which of the
-    strategy's ways it is), varied_score (what the most varied way reaches), overlap, resident_share, amplification and
-    requests_per_gib; where a score cannot be had it is None, and hardness_note says why.
+    strategy's ways it is), reachable_score (the best of ways that do not drift), overlap, resident_share, amplification
+    and requests_per_gib; where a score cannot be had it is None, and hardness_note says why.
     """
     pairs = layout.pairs("train")
     if len(pairs) < settings.batch_size * settings.lanes:
@@ -66,6 +66,8 @@ def make_plan(
     history = tuple(_batch_of_pair(pairs, plan) for plan in previous)
     tried: list[tuple[float, str, Assembled, str]] = []
     for name in HARDER.get(settings.strategy, (settings.strategy,)):
+        if name in DRIFTING and max(one[0] for one in tried) >= settings.hardness:
+            break
         assembled = assemble(
             problem._replace(history=history),
             strategy=name,
@@ -84,6 +86,7 @@ def make_plan(
             break
     best, assembly, assembled, note = max(tried, key=lambda one: one[0])
     score = best if np.isfinite(best) else None
+    reachable = max(one[0] for one in tried if one[1] not in DRIFTING)
     place, view = pairs.place[assembled.batches], pairs.view[assembled.batches]
     members = MemberTable.of(layout)
     reads = schedule(
@@ -113,7 +116,7 @@ def make_plan(
             "batches": len(assembled.batches),
             "left_out": len(assembled.left_out),
             "hardness_score": score,
-            "varied_score": tried[0][0] if np.isfinite(tried[0][0]) else None,
+            "reachable_score": reachable if np.isfinite(reachable) else None,
             "hardness_note": note,
             "assembly": assembly,
             "overlap": quality.overlap(assembled.batches, history[0]) if history else None,

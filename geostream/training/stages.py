@@ -222,12 +222,12 @@ def plan_epoch(
 
 
 def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
-    """Whether a plan is the first from a new graph, and its most varied way too easy: so is its layout's order then.
+    """Whether a plan is the first from a new graph, and too easy but in ways that drift along the order of the shards.
 
-    A less varied way may reach the hardness that is wanted, but a network learns less from it: on rendered cities R@1
-    was 0.50 three epochs after such plans, 0.56 where the shards were rewritten instead.
+    These may reach the hardness that is wanted, but a network learns less from them: on rendered cities R@1 was 0.50
+    three epochs after such plans, 0.56 where the shards were rewritten instead.
     """
-    score = plan.quality.get("varied_score")
+    score = plan.quality.get("reachable_score")
     new = plan.source == "visual" and mining_for(plan.epoch, settings) == plan.epoch - 1
     wanted = min(settings.recluster_below, settings.hardness)
     return new and score is not None and wanted > 0 and score < wanted  # a score may be negative

@@ -239,7 +239,7 @@ class _Run:
 
     def recluster(self, easy: EpochPlan) -> EpochPlan:
         """Go on from the next generation of the layout, in the order of the newest embeddings, with a new plan."""
-        started, score = time.perf_counter(), easy.quality.get("varied_score")
+        started, score = time.perf_counter(), easy.quality.get("reachable_score")
         if easy.layout_id == self.layout.id:
             logger.info("%s: hardness score %.2f, reclustering %s", self.folder.url, score, self.layout.name)
             embeddings = open_embeddings(self.folder, embeddings_name(easy.epoch - 1), self.layout)

@@ -56,7 +56,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(prog="python -m tests.benchmarks.payoff", description=__doc__.split("\n")[0])
     arguments.add_argument("--json", type=Path, required=True, help="where the result goes; a picture beside it (.png)")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
-    arguments.add_argument("--epochs", type=int, default=18)
+    arguments.add_argument("--epochs", type=int, default=9)
     arguments.add_argument("--size", choices=SIZES, default="full", help="of the cities")
     arguments.add_argument("--batch-size", type=int, default=32)
     arguments.add_argument("--jobs", type=int, default=2, help="contestants at once (default %(default)s)")
