@@ -39,7 +39,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size((23, 23), 20, (23, 24), 10, 2**19, 12),  # about 10,100 training places, 5,500 tiles in the gallery
+    "full": Size((23, 23), 20, (23, 24), 10, 2**19, 10),  # about 10,100 training places, 5,500 tiles in the gallery
     "tiny": Size((9, 9), 2, (6, 6), 2, 2**15, 3),  # 150 places: does it work at all?
 }
 

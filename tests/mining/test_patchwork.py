@@ -109,6 +109,26 @@ def test_tracks_bring_other_shards_together_each_time() -> None:
     assert not meet[0] & meet[1]
 
 
+def test_what_a_batch_consists_of_drifts_less_along_more_tracks() -> None:
+    """Kinds lie behind one another on disk: with one track a few batches in a row are all of the same ones."""
+    n = 4800
+    problem, vectors = places(n, 48, 1, 30)
+    vectors = vectors - vectors.mean(axis=0)
+
+    def wandering(strategy: str) -> float:
+        made = assemble(problem, strategy=strategy, batch_size=16, resident=8, seed=0, epoch=0)
+        eight = made.batches[: len(made.batches) // 8 * 8].reshape(-1, 8 * 16)
+        return float((vectors[eight].mean(axis=1) ** 2).sum(axis=1).mean() * eight.shape[1])
+
+    assert 2 * wandering("patchwork-less-mixed") < wandering("patchwork-unmixed")
+
+
+def test_with_few_shards_there_are_fewer_tracks() -> None:
+    order = interleaved(np.arange(6), 50, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(6))
+    assert all(len(np.unique(order[at : at + 3] // 2)) == 3 for at in (0, 3))
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 4), st.integers(0, 3))
 def test_lanes_are_put_together_anywhere_in_any_order(lanes: int, seed: int) -> None:

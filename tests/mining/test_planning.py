@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,24 @@ def test_as_mixed_as_hardness_allows(root: Store, layout: Layout) -> None:
     assert 0 < mixed[1] < hardest[1]
     assert planned(mixed[1] - planning.MARGIN - 1e-6) == mixed  # just hard enough
     assert planned(mixed[1] - planning.MARGIN + 1e-6)[0] != "patchwork"
+
+
+def test_ways_that_drift_only_where_no_other_is_hard_enough(
+    root: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = build_gps_graph(root, layout, 16)
+
+    def planned(hard_enough: float) -> dict[str, Any]:
+        return make_plan(layout, graph, SETTINGS.model_copy(update={"hardness": hard_enough}), 1, seed=3).quality
+
+    monkeypatch.setitem(HARDER, "patchwork", ("patchwork", "patchwork-unmixed"))  # of which only the second drifts
+    drifting = planned(9.0)
+    assert drifting["assembly"] == "patchwork-unmixed"
+    assert 0 < drifting["reachable_score"] < drifting["hardness_score"]
+    spread = planned(drifting["reachable_score"])  # just hard enough, without a margin
+    assert spread["assembly"] == "patchwork"
+    assert spread["hardness_score"] == spread["reachable_score"] == drifting["reachable_score"]
+    assert planned(drifting["reachable_score"] + 1e-6)["assembly"] == "patchwork-unmixed"
 
 
 def test_each_plan_is_measured_once(root: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
