@@ -23,7 +23,7 @@ more; only the epoch before bounded: the epoch before that comes back (0.2 to 0.
 less overlap nor harder; 1 / (1 + r) and equal weights: less hard by up to 0.05; seeds with the fewest unused
 neighbours: no difference; one track at batch 128 of the city (2.4 batches resident): overlap 0.15 to 0.20.
 What a network learns, R@1 on 5,319 views of unseen cities after 9 epochs on 10,145 places of 20 rendered cities, batch
-32, 12 of 247 shards resident, one seed; in brackets the score, and how far the mean embedding of 8 batches in a row
+32, 5 % resident, one seed; in brackets the score, and how far the mean embedding of 8 batches in a row
 wanders, as variance in units of that of random pairs: random access 0.612 (1.0, 4). In the order of similarity, 4
 patches and 0.4 of each list: 4 tracks 0.590 (1.0, 20), the very same batches shuffled over the epoch 0.620; 12 tracks
 0.613 (0.9, 11). In the first order, 12 tracks: one patch 0.628 (1.0, 4), 4 patches and 0.4 of each list 0.604 (0.6, 2).
