@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,15 @@ from tests.training.settings import TINY
 
 
 @pytest.fixture(autouse=True)
-def as_it_was() -> None:
-    """Every test here leaves the handlers as it found them, and begins with Python's own."""
+def as_it_was() -> Iterator[None]:
+    """Every test here leaves the handlers as it found them, and begins with Python's own.
+
+    What a shell starts in the background ignores SIGINT, and so would the runs that are started here.
+    """
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
