@@ -91,7 +91,9 @@ class TrainSettings(BaseModel):
         1.0, ge=0, description="score that plans reach where they can (1: random access); beyond, they rather vary"
     )
     recluster_below: float = Field(
-        0.95, ge=0, description="reachable score under which shards are rewritten by similarity; 0: never"
+        0.95,
+        ge=0,
+        description="shards are rewritten by similarity where plans that mix all of them score less; 0: never",
     )
 
     # running

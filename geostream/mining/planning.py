@@ -67,7 +67,7 @@ def make_plan(
     tried: list[tuple[float, str, Assembled, str]] = []
     for name in HARDER.get(settings.strategy, (settings.strategy,)):
         if name in DRIFTING and max(one[0] for one in tried) >= settings.hardness:
-            break
+            break  # hard enough, if not by the margin
         assembled = assemble(
             problem._replace(history=history),
             strategy=name,

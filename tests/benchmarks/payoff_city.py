@@ -3,9 +3,9 @@
 Decides the regime: panoramas within a tenth of the tile's side of its centre, because hard negatives pay once random
 batches have become easy, and on VIGOR's own geometry a network this small never gets there in minutes. Every tile has
 one panorama where there is room for it, so that places and pairs are nearly the same. Twenty cities to train on,
-because with ten, which are learned by heart sooner, random access gained less and five resident shards held six
-batches only; ten to be tested on, because differences of a hundredth are looked for. Each seed has cities of its own;
-rendering them takes about three minutes of one core.
+because with ten random access gained less, and five resident shards held six batches only; ten to be tested on, because
+differences of a hundredth are looked for. Each seed has cities of its own; rendering them takes about three minutes of
+one core.
 """
 
 from __future__ import annotations
