@@ -13,6 +13,7 @@ from flows.common import open_layout, open_store, show, store_failed
 from geostream.layout import Layout
 from geostream.recluster import describe, recluster_by_run
 from geostream.store import Store
+from geostream.training.stages import run_store, settings_of
 
 
 @flow(name="recluster", flow_run_name="recluster {run}")
@@ -50,4 +51,5 @@ def recluster(
     cache_policy=NO_CACHE,
 )
 def rewrite(store: Store, layout: Layout, run: str, epoch: int | None, cluster: str | None) -> Layout:
-    return recluster_by_run(store, layout, run, epoch, cluster)
+    settings = settings_of(run_store(store, layout.dataset, run), layout.dataset)
+    return recluster_by_run(store, layout, run, settings, epoch, cluster)

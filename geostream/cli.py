@@ -145,7 +145,7 @@ def mine(
     from geostream.training import stages
 
     opened, folder = open_run(store, dataset, layout, run)
-    settings = _settings(opened, folder, overrides)
+    settings = run_settings(opened, folder, overrides)
     if kind == "gps":
         graph = build_gps_graph(folder, opened, settings.neighbours)
     elif kind == "visual":
@@ -171,7 +171,7 @@ def plan(
     from geostream.training import stages
 
     opened, folder = open_run(store, dataset, layout, run)
-    made = stages.plan_epoch(folder, opened, _settings(opened, folder, overrides), epoch, cluster)
+    made = stages.plan_epoch(folder, opened, run_settings(opened, folder, overrides), epoch, cluster)
     print_table(f"plan of epoch {epoch}", [{"source": made.source, **made.quality}])
     print(f"{folder.url}/plans/epoch-{epoch:04d}.parquet")
 
@@ -219,12 +219,11 @@ def open_run(url: str, dataset: str | None, layout: str | None, run: str) -> tup
     return opened, stages.run_store(root, opened.dataset, run)
 
 
-def _settings(layout: Layout, run: Store, overrides: list[str] | None) -> TrainSettings:
+def run_settings(layout: Layout, run: Store, overrides: list[str] | None) -> TrainSettings:
     """The settings of the run where there is one, else the dataset's, with the overrides on top."""
     from geostream.training import stages
 
-    base = stages.read_settings(run) if run.exists(stages.SETTINGS) else default_settings(layout.dataset)
-    return parse_settings(overrides or [], base)
+    return parse_settings(overrides or [], stages.settings_of(run, layout.dataset))
 
 
 def check_split(split: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from geostream.cli import Cluster, Dataset, LayoutName, Run, StoreUrl, open_store, print_table
+from geostream.cli import Cluster, Dataset, LayoutName, Overrides, Run, StoreUrl, open_store, print_table, run_settings
 from geostream.layout import open_layout
 
 layouts = typer.Typer(help="List the generations of a dataset's layouts, or remove those nobody needs.")
@@ -18,14 +18,17 @@ def recluster(
     dataset: Dataset = None,
     layout: LayoutName = None,
     epoch: Annotated[int | None, typer.Option(help="Epoch of the embeddings; default: the newest.")] = None,
+    overrides: Overrides = None,
     cluster: Cluster = None,
 ) -> None:
     """Rewrite a layout in the order of similarity, as its next generation. One that was cut off goes on."""
     from geostream.recluster import describe, recluster_by_run
+    from geostream.training.stages import run_store
 
     root = open_store(store)
     before = open_layout(root, dataset, layout)
-    after = recluster_by_run(root, before, run, epoch, cluster)
+    settings = run_settings(before, run_store(root, before.dataset, run), overrides)
+    after = recluster_by_run(root, before, run, settings, epoch, cluster)
     print_table("generations", describe(before, after))
     print(after.store.url)
 

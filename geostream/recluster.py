@@ -1,10 +1,11 @@
 """Reclustering, the system's compaction: a layout's next generation, its shards in the order of similarity.
 
 Decides what is put in order: training places, each by the mean of its tile's and of its views' embedding, drawn towards
-its neighbours in the graph of these embeddings (:mod:`geostream.mining.smoothing`), in as many shards as before. Places
-without training pairs have no embedding; they keep their shards and their order, and share none with training places,
-because training would read them for nothing. The order costs seconds (:mod:`geostream.mining.clustering`), the rewrite
-every byte once (:mod:`geostream.rewrite`).
+its neighbours in the graph of these embeddings (:mod:`geostream.mining.smoothing`), in as many shards as before, each
+made of pieces from all over the order (:mod:`geostream.mining.spreading`). Places without training pairs have no
+embedding; they keep their shards and their order, and share none with training places, because training would read
+them for nothing. The order costs seconds (:mod:`geostream.mining.clustering`), the rewrite every byte once
+(:mod:`geostream.rewrite`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from geostream.mining.cluster import run_tasks
 from geostream.mining.clustering import Float32, RunTasks, shard_similarity, similarity_order
 from geostream.mining.embeddings import SHARD_ROWS, Embeddings, embeddings_name, open_embeddings, read_rows
 from geostream.mining.graph import NeighbourGraph, open_graph, visual_graph_name
+from geostream.mining.planning import reachable_by_shards
 from geostream.mining.smoothing import NEAR, smoothed
+from geostream.mining.spreading import shard_of_rows, spread_out
 from geostream.rewrite import rewrite, tar_bytes
+from geostream.settings import TrainSettings
 from geostream.store import Store, check_name
+
+SPARE = 0.1  # of hardness: what the bounds on overlap and the graphs to come take away, 0.03 to 0.07 as measured
 
 
 def recluster(
@@ -31,16 +37,18 @@ def recluster(
     run_name: str,
     embeddings: Embeddings,
     graph: NeighbourGraph,
+    settings: TrainSettings,
     cluster: str | None = None,
 ) -> Layout:
     """The next generation of ``layout``, in the order of its training set's ``embeddings`` and their ``graph``, opened.
 
     Named ``<root>-g<generation>``; where another order has that name, "-2" and so on is appended. ``run_name``: the run
-    the embeddings are of, for ``layout.json``. ``cluster``: URL of a Dask scheduler whose workers reach the store; None
-    starts one within this process. Done before, it is found, and nothing is written;
-    a ``layout`` that lies in this very order is returned itself. ``info["source"]["similarity"]``
-    of the new layout is the mean cosine of two training places of one shard, before and after. Raises StaleArtefact for
-    embeddings of other places, BadInput for those of another split, StoreError where a member is damaged.
+    the embeddings are of, for ``layout.json``. ``settings``: those of the plans to come; they decide into how many
+    pieces a shard is spread over the order. ``cluster``: URL of a Dask scheduler whose workers reach the store; None
+    starts one within this process. Done before, it is found, and nothing is written; a ``layout`` that lies in this
+    very order is returned itself. ``info["source"]["similarity"]`` of the new layout is the mean cosine of two training
+    places of one shard, before and after. Raises StaleArtefact for embeddings of other places, BadInput for those of
+    another split, StoreError where a member is damaged.
     """
     if embeddings.places_id != layout.places_id:
         raise StaleArtefact(f"{embeddings.name}: made from other places than those of {layout.name}; embed again")
@@ -50,20 +58,14 @@ def recluster(
         raise StaleArtefact(f"graph {graph.name} came from {graph.embeddings}, not from {embeddings.name}; mine again")
     places = np.unique(layout.pairs("train").place)
     vectors = place_vectors(embeddings, places)
-    weight = np.bincount(layout.members["place"].to_numpy(), tar_bytes(layout.members), layout.n_places)
-    in_shard = np.bincount(layout.shard_of_place, weight)[np.unique(layout.shard_of_place[places])]
     import distributed.config  # noqa: F401  # its defaults come first, or what is set for a while takes them along
 
     # The vectors travel with the tasks: what Dask would warn of is meant.
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
-        run = partial(run_tasks, cluster)
-        rows = order_by_similarity(vectors, graph, weight[places].astype(np.int64), float(in_shard.mean()), run)
+        rows = shards_by_similarity(layout, vectors, embeddings, graph, settings, partial(run_tasks, cluster))
     shards = [*(places[of] for of in rows), *_without_pairs(layout, places)]
     if [part.tolist() for part in shards] == [part.tolist() for part in _by_shard(_in_order(layout), layout)]:
         return layout
-    shard = np.empty(len(places), dtype=np.int32)
-    for number, of_shard in enumerate(rows):
-        shard[of_shard] = number
     source = {
         "made_from": layout.name,
         "run": run_name,
@@ -71,7 +73,7 @@ def recluster(
         "checkpoint": embeddings.checkpoint,
         "similarity": {
             "before": round(shard_similarity(vectors, layout.shard_of_place[places]), 4),
-            "after": round(shard_similarity(vectors, shard), 4),
+            "after": round(shard_similarity(vectors, shard_of_rows(rows)), 4),
         },
         "first": layout.info["source"].get("first", layout.info["source"]),
     }
@@ -79,7 +81,12 @@ def recluster(
 
 
 def recluster_by_run(
-    store: Store, layout: Layout, run_name: str, epoch: int | None = None, cluster: str | None = None
+    store: Store,
+    layout: Layout,
+    run_name: str,
+    settings: TrainSettings,
+    epoch: int | None = None,
+    cluster: str | None = None,
 ) -> Layout:
     """:func:`recluster` by the run's embeddings and graph of the training set after ``epoch``; None: the newest.
 
@@ -89,7 +96,7 @@ def recluster_by_run(
     epoch = newest_embeddings(run) if epoch is None else epoch
     embeddings = open_embeddings(run, embeddings_name(epoch), layout)
     graph = open_graph(run, visual_graph_name(epoch), layout)
-    return recluster(store, layout, run_name, embeddings, graph, cluster)
+    return recluster(store, layout, run_name, embeddings, graph, settings, cluster)
 
 
 def newest_embeddings(run: Store) -> int:
@@ -101,14 +108,24 @@ def newest_embeddings(run: Store) -> int:
     return max(numbers)
 
 
-def order_by_similarity(
-    vectors: Float32, graph: NeighbourGraph, sizes: Int64, target_bytes: float, run: RunTasks = map
+def shards_by_similarity(
+    layout: Layout,
+    vectors: Float32,
+    embeddings: Embeddings,
+    graph: NeighbourGraph,
+    settings: TrainSettings,
+    run: RunTasks = map,
 ) -> list[Int64]:
-    """Rows of the graph's places shard by shard, as :func:`similarity_order` puts the smoothed vectors in order.
+    """Rows of the graph's places, shard by shard: the order of similarity, spread out as far as ``settings`` allow.
 
-    ``vectors`` (N, D) of the graph's places, ``sizes`` (N,) their bytes, ``target_bytes`` of a shard.
+    ``vectors`` (N, D) of these places, ``run`` as in :func:`similarity_order`.
     """
-    return similarity_order(smoothed(vectors, graph.rows(NEAR)), sizes, target_bytes, run)
+    weight = np.bincount(layout.members["place"].to_numpy(), tar_bytes(layout.members), layout.n_places)
+    in_shard = np.bincount(layout.shard_of_place, weight)[np.unique(layout.shard_of_place[graph.places])]
+    sizes = weight[graph.places].astype(np.int64)
+    ordered = similarity_order(smoothed(vectors, graph.rows(NEAR)), sizes, float(in_shard.mean()), run)
+    reachable = reachable_by_shards(layout, graph, embeddings, settings)
+    return spread_out(ordered, sizes, reachable, settings.hardness + SPARE)
 
 
 def place_vectors(embeddings: Embeddings, places: Int32) -> Float32:

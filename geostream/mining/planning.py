@@ -10,7 +10,7 @@ batches only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +19,15 @@ from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Int32, Int64, Layout, Pairs, pair_codes
 from geostream.mining import quality
 from geostream.mining.assembly import DRIFTING, HARDER, Assembled, CarryOut, assemble
-from geostream.mining.embeddings import Embeddings, pick_rows
+from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.lane import Problem
-from geostream.mining.neighbours import points_in_metres, restrict
+from geostream.mining.neighbours import restrict
+from geostream.mining.scoring import Scale
 from geostream.settings import TrainSettings
 from geostream.streaming.plan import EpochPlan
 from geostream.streaming.reading import MemberTable
 from geostream.streaming.schedule import schedule
-
-Measure = Callable[[Int32], float]  # (B, batch size) pair ids → hardness
 
 MARGIN = 0.03  # above the hardness that is wanted: the score is that of a sample
 
@@ -60,9 +59,7 @@ def make_plan(
         )
     problem = _problem(layout, pairs, graph, settings.strategy)
     common: dict[str, Any] = {"batch_size": settings.batch_size, "seed": seed, "epoch": epoch}
-    everything = len(layout.shard_sizes)
-    ends = [assemble(problem, strategy=end, resident=everything, **common) for end in ("sample4geo", "random")]
-    scale = _Scale.of(ends, _measure(problem, layout, pairs, graph, embeddings))
+    scale = Scale.of(problem, layout, graph, embeddings, **common)
     history = tuple(_batch_of_pair(pairs, plan) for plan in previous)
     tried: list[tuple[float, str, Assembled, str]] = []
     for name in HARDER.get(settings.strategy, (settings.strategy,)):
@@ -127,6 +124,35 @@ def make_plan(
     )
 
 
+def reachable_by_shards(
+    layout: Layout, graph: NeighbourGraph, embeddings: Embeddings, settings: TrainSettings
+) -> Callable[[Int32], float | None]:
+    """A function that says which score plans could reach were the graph's places in other shards, not drifting.
+
+    It takes the number of a shard for each of ``graph.places``. None: there is no score.
+    """
+    pairs = layout.pairs("train")
+    problem = _problem(layout, pairs, graph, settings.strategy)
+    common: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed, "epoch": 1}
+    scale = Scale.of(problem, layout, graph, embeddings, **common)
+    ways = HARDER.get(settings.strategy, (settings.strategy,))
+    hardest = [name for name in ways if name not in DRIFTING][-1]
+
+    def reachable(shard: Int32) -> float | None:
+        if len(pairs) < settings.batch_size * settings.lanes or len(np.unique(shard)) < settings.lanes:
+            return None
+        plan = assemble(
+            problem._replace(shard=shard),
+            strategy=hardest,
+            lanes=settings.lanes,
+            resident=settings.resident_shards,
+            **common,
+        )
+        return scale.score(plan)[0] if len(plan.batches) else None
+
+    return reachable
+
+
 def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strategy: str) -> Problem:
     """What the assembler needs, with the training places as rows in the order of their ids."""
     places, place = np.unique(pairs.place, return_inverse=True)
@@ -150,70 +176,6 @@ def _members(layout: Layout, place: Int32, view: npt.NDArray[np.int16]) -> Int64
     tiles = layout.member_rows(place.ravel()).reshape(place.shape)
     views = layout.member_rows(place.ravel(), view.ravel()).reshape(place.shape)
     return np.concatenate([tiles, views], axis=1)
-
-
-class _Scale(NamedTuple):
-    """What plans are scored by: the hardness of two others, measured once; or why there is no score."""
-
-    measure: Measure | str
-    reference: float = 0
-    random: float = 0
-
-    @classmethod
-    def of(cls, ends: Sequence[Assembled], measure: Measure | str) -> _Scale:
-        """``ends``: the reference's plan and the random one."""
-        if isinstance(measure, str):
-            return cls(measure)
-        if min(len(end.batches) for end in ends) == 0:
-            return cls("a plan to compare with has no batches")
-        return cls(measure, *(measure(end.batches) for end in ends))
-
-    def score(self, plan: Assembled) -> tuple[float | None, str]:
-        """(hardness score, why there is none)."""
-        if isinstance(self.measure, str):
-            return None, self.measure
-        return quality.score(self.measure(plan.batches), self.reference, self.random)
-
-
-def _measure(
-    problem: Problem,
-    layout: Layout,
-    pairs: Pairs,
-    graph: NeighbourGraph | None,
-    embeddings: Embeddings | None,
-) -> Measure | str:
-    """How hardness is measured, or why it cannot be."""
-    if graph is None:
-        return "there is no neighbour graph to measure by"
-    if graph.kind == "gps":
-        farthest = np.where(np.isfinite(graph.scores), -graph.scores.astype(np.float64), 0).max(axis=1)
-        scale = float(np.median(farthest))
-        if scale <= 0:
-            return "all places are at the same point, or have no neighbours"
-        points = points_in_metres(layout.position[graph.places], layout.coordinates)
-        near = quality.proximity(points, problem.place, scale)
-        return lambda batches: quality.hardness(quality.sample(batches), near)
-    if embeddings is None:
-        return "the embeddings that the graph came from were not given"
-    if embeddings.name != graph.embeddings:
-        raise StaleArtefact(f"graph {graph.name} came from {graph.embeddings}, not from {embeddings.name}; mine again")
-
-    def measure(batches: Int32) -> float:
-        some = quality.sample(batches)
-        return quality.hardness(some, _sampled_cosine(np.unique(some), pairs, embeddings))
-
-    return measure
-
-
-def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings) -> quality.Similarity:
-    """Similarity of the ``sampled`` pairs (sorted pair ids): only their vectors are read."""
-    rows = np.searchsorted(embeddings.reference_place, pairs.place[sampled]).astype(np.int64)
-    references, reference_row = np.unique(rows, return_inverse=True)
-    query = pick_rows(embeddings.query, sampled.astype(np.int64))
-    reference = pick_rows(embeddings.reference, references)
-    at = np.zeros((2, len(pairs)), dtype=np.int32)
-    at[0, sampled], at[1, sampled] = np.arange(len(sampled)), reference_row
-    return quality.cosine(query, reference, at[0], at[1])
 
 
 def _batch_of_pair(pairs: Pairs, plan: EpochPlan) -> Int32:

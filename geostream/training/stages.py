@@ -20,7 +20,7 @@ from geostream.mining.embeddings import Embeddings, embeddings_name, open_embedd
 from geostream.mining.graph import GPS_GRAPH, NeighbourGraph, open_graph, visual_graph_name
 from geostream.mining.neighbours import build_gps_graph, build_visual_graph
 from geostream.mining.planning import make_plan
-from geostream.settings import TrainSettings, make_settings
+from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store, check_name
 from geostream.streaming.plan import EpochPlan, load_plan, save_plan
 from geostream.training.checkpoint import checkpoint_name, list_checkpoints, load_weights, read_position
@@ -133,6 +133,11 @@ def read_settings(run: Store) -> TrainSettings:
         return make_settings(run.read_json(SETTINGS))
     except NotFound as error:
         raise BadInput(f"{run.url}: no such run; begin it with: geostream train") from error
+
+
+def settings_of(run: Store, dataset: str) -> TrainSettings:
+    """The settings that a run was begun with; where it was not, those to begin with on the dataset."""
+    return read_settings(run) if run.exists(SETTINGS) else default_settings(dataset)
 
 
 def load_trained(run: Store, checkpoint: str | None = None) -> Trained:

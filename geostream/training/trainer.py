@@ -244,7 +244,7 @@ class _Run:
             logger.info("%s: hardness score %.2f, reclustering %s", self.folder.url, score, self.layout.name)
             embeddings = open_embeddings(self.folder, embeddings_name(easy.epoch - 1), self.layout)
             graph = open_graph(self.folder, easy.graph, self.layout)
-            self.layout = recluster(self.store, self.layout, self.name, embeddings, graph, self.cluster)
+            self.layout = recluster(self.store, self.layout, self.name, embeddings, graph, self.settings, self.cluster)
             stages.stand_on(self.folder, self.layout)
         # The score after it is the new plan's. Until there is one, the easy plan tells that this was not recorded.
         facts = {"layout": self.layout.name, "generation": self.layout.generation, "score_before": score}

@@ -72,11 +72,6 @@ def members_of(views: Ints, seed: int) -> Members:
     return Members(place, names.take(pa.array(np.where(facts, 0, at + 1))), size)
 
 
-def stored_bytes(members: Members) -> npt.NDArray[np.int64]:
-    """(N,) bytes of each place in its shard, headers and padding included."""
-    return np.bincount(members.place, _padded(members.size)).astype(np.int64)
-
-
 def _padded(size: Ints) -> npt.NDArray[np.int64]:
     return (BLOCK + -(-size // BLOCK) * BLOCK).astype(np.int64)
 

@@ -27,11 +27,11 @@ from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.neighbours import build_visual_graph
 from geostream.mining.planning import make_plan
-from geostream.recluster import order_by_similarity, place_vectors
+from geostream.recluster import place_vectors, shards_by_similarity
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.plan import EpochPlan
-from tests.benchmarks.index_only import commit_index, members_of, stored_bytes
+from tests.benchmarks.index_only import commit_index, members_of
 from tests.benchmarks.measure import figure, machine, run
 from tests.benchmarks.plan_places import Places, many_views, rendered, synthetic, write_embeddings
 
@@ -46,11 +46,12 @@ Row = dict[str, Any]
 
 
 class Case:
-    """Places with their graph, in a first generation by geography and in the next by similarity."""
+    """Places with their graph, in a first generation by geography and in the next by similarity, for ``settings``."""
 
-    def __init__(self, store: Store, places: Places, per_shard: float, seed: int, k: int = 128) -> None:
+    def __init__(
+        self, store: Store, places: Places, per_shard: float, settings: TrainSettings, seed: int, k: int = 128
+    ) -> None:
         members = members_of(places.views, seed)
-        stored = stored_bytes(members)
         shards = max(1, round(len(places.views) / per_shard))
         cuts = np.linspace(0, len(places.order), shards + 1).astype(int)[1:-1]
         run = store.child("run")
@@ -60,7 +61,7 @@ class Case:
         self.embeddings: Embeddings = write_embeddings(run, self.first, places)
         self.graph: NeighbourGraph = build_visual_graph(run, "neighbours/visual.zarr", self.first, self.embeddings, k)
         vectors = place_vectors(self.embeddings, self.graph.places)
-        order = order_by_similarity(vectors, self.graph, stored, float(stored.sum()) / shards)
+        order = shards_by_similarity(self.first, vectors, self.embeddings, self.graph, settings)
         self.clustered = commit_index(
             store, "base-g1", places.table, members, order, coordinates=places.coordinates, parent=self.first
         )
@@ -156,12 +157,14 @@ def main() -> None:
             cases["rendered_128"] = (city, len(city.views) / 100, 128, [4, 8], 4)
         for name, (places, per_shard, batch_size, windows, judged) in cases.items():
             print(f"{name}: {len(places.views)} places")
-            case = Case(Store.open(root / name), places, per_shard, arguments.seed)
+            settings = TrainSettings(batch_size=batch_size, resident_shards=judged)
+            case = Case(Store.open(root / name), places, per_shard, settings, arguments.seed)
             rows = table(case, batch_size, windows)
             result["tables"][name] = rows
             result["figures"] |= figures(name, rows, judged)
         print("many_views: 701 places, 54 views each")
-        case = Case(Store.open(root / "many"), many_views(arguments.seed), 12, arguments.seed)
+        settings = TrainSettings(batch_size=128, resident_shards=8)
+        case = Case(Store.open(root / "many"), many_views(arguments.seed), 12, settings, arguments.seed)
         result["tables"]["many_views"] = table(case, 128, [8, 16], epochs=3)
     speeds = [speed(n // scale) for n in (250_000, 500_000, 1_000_000)]
     result["speed"] = speeds

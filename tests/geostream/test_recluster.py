@@ -27,6 +27,7 @@ from geostream.layout import Layout, commit_layout, layout_infos, open_layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, embeddings_name, open_embeddings, read_rows
 from geostream.mining.graph import GraphWriter, open_graph, visual_graph_name
 from geostream.recluster import place_vectors, recluster, recluster_by_run
+from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset
 from geostream.streaming.loader import Loader
@@ -38,6 +39,7 @@ from tests.streaming.plans import SIZES, assert_same, hand_made_plan
 
 RUN = "base"
 PLACES = 48
+WHOLE = TrainSettings()  # batches larger than these layouts: no plan can be tried, so each shard is one piece
 
 
 def embedded(layout: Layout, root: Store, run: str = RUN, epoch: int = 2, seed: int = 0) -> Embeddings:
@@ -72,11 +74,11 @@ def embedded(layout: Layout, root: Store, run: str = RUN, epoch: int = 2, seed: 
     return made
 
 
-def reclustered(root: Store, layout: Layout, embeddings: Embeddings) -> Layout:
+def reclustered(root: Store, layout: Layout, embeddings: Embeddings, settings: TrainSettings = WHOLE) -> Layout:
     """By the graph of the embeddings."""
     epoch = int(embeddings.name.removesuffix(".zarr")[-4:])
     graph = open_graph(embeddings.run, visual_graph_name(epoch), layout)
-    return recluster(root, layout, RUN, embeddings, graph)
+    return recluster(root, layout, RUN, embeddings, graph, settings)
 
 
 def members(layout: Layout) -> Counter[Any]:
@@ -131,8 +133,32 @@ def test_the_next_generation_holds_the_same_in_a_better_order(s3_store: Store, m
     # Again, from the old generation and from the new one: found, and nothing written.
     whole = contents(after.store)
     assert set(whole) == {"layout.json", "members.parquet", "places.parquet", *after.shard_names}
-    assert recluster_by_run(s3_store, before, RUN).id == recluster_by_run(s3_store, after, RUN).id == after.id
+    assert (
+        recluster_by_run(s3_store, before, RUN, WHOLE).id
+        == recluster_by_run(s3_store, after, RUN, WHOLE).id
+        == after.id
+    )
     assert contents(after.store) == whole and s3_store.folders("tiny/layouts") == ["base", "base-g1"]
+
+
+def test_shards_are_spread_over_the_order_as_far_as_plans_stay_hard_enough(tmp_path: Path) -> None:
+    """Four clusters of twelve places in four shards: all a cluster's, or as many pieces as batches of four allow."""
+    root = Store.open(tmp_path)
+    before = tiny_layout(root, places=PLACES, places_per_shard=12)
+    embeddings = embedded(before, root)
+    places = np.unique(before.pairs("train").place)
+
+    def corners(hardness: float) -> list[int]:
+        """Clusters in each shard."""
+        settings = TrainSettings(batch_size=4, resident_shards=1, hardness=hardness)
+        after = reclustered(root, before, embeddings, settings)
+        assert members(after) == members(before) and verify_layout(after).count == 0
+        assert reclustered(root, before, embeddings, settings).id == after.id
+        assert recluster_by_run(root, after, RUN, settings).id == after.id  # lies in this order already
+        return [len(set(places[after.shard_of_place[places] == shard] % 4)) for shard in range(4)]
+
+    assert min(corners(0.1)) > 2
+    assert max(corners(9.0)) <= 2  # no plan is as hard as that: then the hardest
 
 
 def test_shards_are_as_many_as_before_and_never_mix_places_with_and_without_pairs(tmp_path: Path) -> None:
@@ -203,6 +229,7 @@ import os, sys
 import distributed
 from geostream.layout import open_layout
 from geostream.recluster import recluster_by_run
+from geostream.settings import TrainSettings
 from geostream.store import Store
 children = []
 for line in sys.stdin:
@@ -210,7 +237,7 @@ for line in sys.stdin:
         if not (child := os.fork()):
             try:
                 root = Store.open(line.split()[0])
-                recluster_by_run(root, open_layout(root, "tiny", "g0"), line.split()[1])
+                recluster_by_run(root, open_layout(root, "tiny", "g0"), line.split()[1], TrainSettings())
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -305,10 +332,10 @@ def test_two_at_once_end_with_one_generation_an_order(s3_store: Store, recluster
             "places.parquet",
             *one.shard_names,
         }
-        assert recluster_by_run(s3_store, before, one.info["source"]["run"]).name == one.name
+        assert recluster_by_run(s3_store, before, one.info["source"]["run"], WHOLE).name == one.name
     with pytest.raises(BadInput, match="say which layout with --layout .there: g0-g1, g0-g1-2"):
         open_layout(s3_store)
-    third = recluster_by_run(s3_store, made[1], made[0].info["source"]["run"])
+    third = recluster_by_run(s3_store, made[1], made[0].info["source"]["run"], WHOLE)
     assert (third.name, third.generation, open_layout(s3_store).id) == ("g0-g2", 2, third.id)
 
 
@@ -503,10 +530,10 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     root = Store.open(tmp_path)
     layout = tiny_layout(root, places=12)
     with pytest.raises(BadInput, match="not embedded yet"):
-        recluster_by_run(root, layout, RUN)
+        recluster_by_run(root, layout, RUN, WHOLE)
     embedded(layout, root, epoch=3)
     with pytest.raises(NotFound, match=r"epoch-0004\.zarr: not there"):
-        recluster_by_run(root, layout, RUN, epoch=4)
+        recluster_by_run(root, layout, RUN, WHOLE, epoch=4)
 
 
 def test_a_places_vector_is_the_mean_of_its_tile_and_of_its_views(tmp_path: Path) -> None:
