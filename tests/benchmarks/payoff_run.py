@@ -2,7 +2,9 @@
 
 Decides what is compared: the product's own training run, with settings that differ in nothing but the plan. ``random``
 draws its batches; ``random_access`` is Sample4Geo's assembly with everything resident, GPS neighbours first and then
-what the model finds similar; ``streamed`` is the product's plans with 5 % of the shards resident and reclustering on.
+what the model finds similar; ``streamed`` is the product's plans with 5 % of the shards resident. It asks for batches
+a tenth harder than random access gives: these cities' first order allows about as hard ones (0.98 to 1.05) without a
+reclustering, so at the defaults, whether there is one would be left to chance.
 The clock is the sum of the run's records but evaluation, which is the same for all.
 """
 
@@ -41,7 +43,7 @@ REGIME: dict[str, Any] = {
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "random": {"strategy": "random", "resident_shards": EVERYTHING, "recluster_below": 0},
     "random_access": {"strategy": "sample4geo", "resident_shards": EVERYTHING, "recluster_below": 0},
-    "streamed": {},
+    "streamed": {"hardness": 1.1, "recluster_below": 1.1},
 }
 PLAN = ("epoch", "source", "hardness_score", "hardness_note", "overlap", "resident_share", "amplification")
 
