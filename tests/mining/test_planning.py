@@ -15,8 +15,11 @@ from geostream.layout import Int32, Layout
 from geostream.mining import planning, quality
 from geostream.mining.assembly import HARDER
 from geostream.mining.cluster import run_tasks
+from geostream.mining.clustering import similarity_order
+from geostream.mining.embeddings import read_rows
 from geostream.mining.neighbours import build_gps_graph, build_visual_graph
-from geostream.mining.planning import make_plan
+from geostream.mining.planning import make_plan, reachable_by_shards
+from geostream.mining.spreading import shard_of_rows
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.mining.cities import city
@@ -108,6 +111,26 @@ def test_as_mixed_as_hardness_allows(root: Store, layout: Layout) -> None:
     assert 0 < mixed[1] < hardest[1]
     assert planned(mixed[1] - planning.MARGIN - 1e-6) == mixed  # just hard enough
     assert planned(mixed[1] - planning.MARGIN + 1e-6)[0] != "patchwork"
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_the_score_that_other_shards_would_allow(root: Store, layout: Layout, lanes: int) -> None:
+    """In the shards that are there it is the plan's own; in shards of places that are alike, more."""
+    embeddings = embed(root, layout)
+    graph = build_visual_graph(root, "neighbours/visual-epoch-0004.zarr", layout, embeddings, 16)
+    settings = SETTINGS.model_copy(update={"lanes": lanes, "hardness": 9.0})
+    here = layout.shard_of_place[graph.places]
+    reachable = reachable_by_shards(layout, graph, embeddings, settings)
+    plan = make_plan(layout, graph, settings, 1, seed=settings.seed, embeddings=embeddings)
+    assert reachable(here) == pytest.approx(plan.quality["reachable_score"], abs=1e-9)
+    vectors = read_rows(embeddings.reference)[np.searchsorted(embeddings.reference_place, graph.places)]
+    order = similarity_order(vectors, np.ones(len(vectors), dtype=np.int64), len(vectors) / len(np.unique(here)))
+    alike = reachable(shard_of_rows(order))
+    assert alike is not None and alike > 1.1 * plan.quality["reachable_score"]  # these embeddings know of no place
+    one = reachable(np.zeros_like(here))
+    assert one is None if lanes > 1 else one is not None  # a lane needs a shard of its own
+    too_large = settings.model_copy(update={"batch_size": 4096})
+    assert reachable_by_shards(layout, graph, embeddings, too_large)(here) is None
 
 
 def test_ways_that_drift_only_where_no_other_is_hard_enough(
