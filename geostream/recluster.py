@@ -16,14 +16,14 @@ import dask
 import numpy as np
 
 from geostream.errors import BadInput, StaleArtefact
-from geostream.layout import Int32, Int64, Layout
+from geostream.layout import Int32, Layout
 from geostream.mining.cluster import run_tasks
 from geostream.mining.clustering import Float32, RunTasks, shard_similarity, similarity_order
 from geostream.mining.embeddings import SHARD_ROWS, Embeddings, embeddings_name, open_embeddings, read_rows
 from geostream.mining.graph import NeighbourGraph, open_graph, visual_graph_name
 from geostream.mining.planning import reachable_by_shards
 from geostream.mining.smoothing import NEAR, smoothed
-from geostream.mining.spreading import shard_of_rows, spread_out
+from geostream.mining.spreading import Spread, shard_of_rows, spread_out
 from geostream.rewrite import rewrite, tar_bytes
 from geostream.settings import TrainSettings
 from geostream.store import Store, check_name
@@ -46,9 +46,10 @@ def recluster(
     the embeddings are of, for ``layout.json``. ``settings``: those of the plans to come; they decide into how many
     pieces a shard is spread over the order. ``cluster``: URL of a Dask scheduler whose workers reach the store; None
     starts one within this process. Done before, it is found, and nothing is written; a ``layout`` that lies in this
-    very order is returned itself. ``info["source"]["similarity"]`` of the new layout is the mean cosine of two training
-    places of one shard, before and after. Raises StaleArtefact for embeddings of other places, BadInput for those of
-    another split, StoreError where a member is damaged.
+    very order is returned itself. ``info["source"]`` of the new layout has ``pieces``, how many runs of the order a
+    shard holds, and ``similarity``, the mean cosine of two training places of one shard, before and after. Raises
+    StaleArtefact for embeddings of other places, BadInput for those of another split, StoreError where a member is
+    damaged.
     """
     if embeddings.places_id != layout.places_id:
         raise StaleArtefact(f"{embeddings.name}: made from other places than those of {layout.name}; embed again")
@@ -62,7 +63,7 @@ def recluster(
 
     # The vectors travel with the tasks: what Dask would warn of is meant.
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
-        rows = shards_by_similarity(layout, vectors, embeddings, graph, settings, partial(run_tasks, cluster))
+        rows, pieces = shards_by_similarity(layout, vectors, embeddings, graph, settings, partial(run_tasks, cluster))
     shards = [*(places[of] for of in rows), *_without_pairs(layout, places)]
     if [part.tolist() for part in shards] == [part.tolist() for part in _by_shard(_in_order(layout), layout)]:
         return layout
@@ -71,6 +72,7 @@ def recluster(
         "run": run_name,
         "embeddings": embeddings.name,
         "checkpoint": embeddings.checkpoint,
+        "pieces": pieces,
         "similarity": {
             "before": round(shard_similarity(vectors, layout.shard_of_place[places]), 4),
             "after": round(shard_similarity(vectors, shard_of_rows(rows)), 4),
@@ -115,7 +117,7 @@ def shards_by_similarity(
     graph: NeighbourGraph,
     settings: TrainSettings,
     run: RunTasks = map,
-) -> list[Int64]:
+) -> Spread:
     """Rows of the graph's places, shard by shard: the order of similarity, spread out as far as ``settings`` allow.
 
     ``vectors`` (N, D) of these places, ``run`` as in :func:`similarity_order`.
@@ -181,6 +183,7 @@ def describe(before: Layout, after: Layout) -> list[dict[str, object]]:
             "id": layout.id,
             "shards": len(layout.shard_names),
             "MB": round(float(layout.shard_sizes.sum()) / 1e6, 1),
+            "pieces of the order in a shard": layout.info["source"].get("pieces"),
             "likeness in a shard": alike.get(when),
         }
         for layout, when in ([(after, "after")] if same else [(before, "before"), (after, "after")])

@@ -15,6 +15,7 @@ pairs, 13 / 9 / 6 / 5 (random access: 4); of 32 batches 19 / 13 / 7 / 5 (6). Wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,23 +24,32 @@ from geostream.layout import Int32, Int64
 PIECES = (8, 4, 2, 1)  # of a shard, tried in this order
 
 
+class Spread(NamedTuple):
+    """Rows shard by shard, and in how many pieces of the order each shard is."""
+
+    shards: list[Int64]
+    pieces: int
+
+
 def spread_out(
     shards: Sequence[Int64], sizes: Int64, reachable: Callable[[Int32], float | None], wanted: float
-) -> list[Int64]:
+) -> Spread:
     """The rows of ``shards`` dealt to as many anew, in the most pieces by which ``reachable`` is at least ``wanted``.
 
     ``shards``: rows in the order of similarity, as ``sizes`` (N,) has them in bytes; ``reachable``: score from the
     number of a shard for each row, None where there is none. Where no choice is hard enough, the hardest; without
     scores they stay as they are.
     """
-    best, most = list(shards), -np.inf
+    best, most = Spread(list(shards), 1), -np.inf
     for pieces in PIECES:
+        if pieces > min(len(rows) for rows in shards):
+            continue
         dealt = deal(shards, sizes, pieces)
         score = reachable(shard_of_rows(dealt))
         if score is None:
             break
         if score > most:
-            best, most = dealt, score
+            best, most = Spread(dealt, pieces), score
         if score >= wanted:
             break
     return best
@@ -48,9 +58,8 @@ def spread_out(
 def deal(shards: Sequence[Int64], sizes: Int64, pieces: int) -> list[Int64]:
     """Each shard cut into ``pieces`` of equal bytes, and the pieces dealt: of S shards, s gets s, s + S, s + 2 S, ….
 
-    Fewer pieces where a shard has too few rows for them.
+    No shard may have fewer rows than pieces.
     """
-    pieces = min([pieces, *(len(rows) for rows in shards)])
     cut = [part for rows in shards for part in np.split(rows, _cuts(sizes[rows], pieces))]
     return [np.concatenate(cut[number :: len(shards)]) for number in range(len(shards))]
 

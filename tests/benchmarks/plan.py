@@ -61,7 +61,7 @@ class Case:
         self.embeddings: Embeddings = write_embeddings(run, self.first, places)
         self.graph: NeighbourGraph = build_visual_graph(run, "neighbours/visual.zarr", self.first, self.embeddings, k)
         vectors = place_vectors(self.embeddings, self.graph.places)
-        order = shards_by_similarity(self.first, vectors, self.embeddings, self.graph, settings)
+        order = shards_by_similarity(self.first, vectors, self.embeddings, self.graph, settings).shards
         self.clustered = commit_index(
             store, "base-g1", places.table, members, order, coordinates=places.coordinates, parent=self.first
         )

@@ -28,6 +28,7 @@ def test_every_row_once_in_as_many_shards_of_the_same_bytes(
     n: int, shards: int, pieces: int, uneven: int, seed: int
 ) -> None:
     shards = min(shards, n)
+    pieces = min(pieces, n // shards)
     sizes = np.random.default_rng(seed).integers(1, uneven + 1, n)
     before = runs(n, shards)
     after = deal(before, sizes, pieces)
@@ -54,11 +55,10 @@ def test_pieces_are_of_equal_bytes() -> None:
     assert one.tolist() == [0, 4] and two.tolist() == [1, 2, 3, 5, 6, 7]
 
 
-def test_one_piece_and_shards_of_one_row_stay_as_they_are() -> None:
-    for shards, pieces in ((runs(20, 4), 1), (runs(4, 4), 4), ([np.array([3]), np.array([0, 1, 2])], 8)):
-        assert [rows.tolist() for rows in deal(shards, np.ones(20, dtype=np.int64), pieces)] == [
-            rows.tolist() for rows in shards
-        ]
+def test_one_piece_is_the_order_itself() -> None:
+    assert [rows.tolist() for rows in deal(runs(20, 4), np.ones(20, dtype=np.int64), 1)] == [
+        rows.tolist() for rows in runs(20, 4)
+    ]
 
 
 @pytest.mark.parametrize("enough", PIECES)
@@ -72,7 +72,8 @@ def test_the_most_pieces_are_taken_that_leave_plans_hard_enough(enough: int) -> 
         asked.append(pieces)
         return 2 - pieces / 10
 
-    found = spread_out(before, sizes, reachable, wanted=2 - enough / 10)
+    found, pieces = spread_out(before, sizes, reachable, wanted=2 - enough / 10)
+    assert pieces == enough
     assert shard_of_rows(found).tolist() == shard_of_rows(deal(before, sizes, enough)).tolist()
     assert asked == [pieces for pieces in PIECES if pieces >= enough]
 
@@ -84,11 +85,18 @@ def test_where_nothing_is_hard_enough_it_is_what_comes_nearest() -> None:
     def reachable(shard: Int32) -> float:
         return scores[(1 + int(np.count_nonzero(np.diff(shard)))) // 5]
 
-    found = spread_out(before, sizes, reachable, wanted=0.9)
+    found, pieces = spread_out(before, sizes, reachable, wanted=0.9)
+    assert pieces == PIECES[1]
     assert shard_of_rows(found).tolist() == shard_of_rows(deal(before, sizes, PIECES[1])).tolist()
+
+
+def test_no_more_pieces_than_the_smallest_shard_has_places() -> None:
+    shards, sizes = [np.arange(3), np.arange(3, 20)], np.ones(20, dtype=np.int64)
+    found, pieces = spread_out(shards, sizes, lambda shard: 1.0, wanted=0.5)
+    assert pieces == 2 and sorted(np.concatenate(found).tolist()) == list(range(20))
 
 
 def test_without_a_score_nothing_is_spread() -> None:
     before = runs(160, 5)
-    found = spread_out(before, np.ones(160, dtype=np.int64), lambda shard: None, wanted=0)
-    assert [rows.tolist() for rows in found] == [rows.tolist() for rows in before]
+    found, pieces = spread_out(before, np.ones(160, dtype=np.int64), lambda shard: None, wanted=0)
+    assert pieces == 1 and [rows.tolist() for rows in found] == [rows.tolist() for rows in before]
