@@ -13,7 +13,8 @@ What an order of the shards allows in hardness beyond what is wanted is given fo
 batch consists of several patches, each grown around a seed of its own, and of each list only a random share counts. The
 tour interleaves as many tracks through the order of the shards as shards are resident, with random phases, so that
 shards of all corners meet, and others in each epoch. Fewer tracks reach harder batches, but then what the network sees
-drifts from one corner to the next, and it learns less; so that comes last. Where few batches fit into what is resident,
+drifts from one corner to the next, and it learns less; so that comes last. (What a shard is made of does as much
+against it: :mod:`geostream.mining.spreading`.) Where few batches fit into what is resident,
 there are more tracks in any case. What is resident is bounded by *unused pairs*, ``resident`` shards' worth of them: a
 nearly empty shard takes next to no room. The oldest shard breaks ties, gives the first seed, and so empties.
 
@@ -26,7 +27,8 @@ What a network learns, R@1 on 5,319 views of unseen cities after 9 epochs on 10,
 32, 5 % resident, one seed; in brackets the score, and how far the mean embedding of 8 batches in a row
 wanders, as variance in units of that of random pairs: random access 0.612 (1.0, 4). In the order of similarity, 4
 patches and 0.4 of each list: 4 tracks 0.590 (1.0, 20), the very same batches shuffled over the epoch 0.620; 12 tracks
-0.613 (0.9, 11). In the first order, 12 tracks: one patch 0.628 (1.0, 4), 4 patches and 0.4 of each list 0.604 (0.6, 2).
+0.613 (0.9, 11); with four pieces to a shard, 2 patches and half of each list 0.624 (1.0, 5), one patch 0.625 (1.2, 6).
+In the first order, 12 tracks: one patch 0.628 (1.0, 4), 4 patches and 0.4 of each list 0.604 (0.6, 2).
 Batches that grow easier within an epoch, as random access's do: no better (0.761 and 0.767 after 12 epochs elsewhere).
 The cost: about 15 µs a pair, nearly independent of the number of pairs; memory is the problem's own arrays.
 """
