@@ -183,7 +183,7 @@ def describe(before: Layout, after: Layout) -> list[dict[str, object]]:
             "id": layout.id,
             "shards": len(layout.shard_names),
             "MB": round(float(layout.shard_sizes.sum()) / 1e6, 1),
-            "pieces of the order in a shard": layout.info["source"].get("pieces"),
+            "pieces of a shard": layout.info["source"].get("pieces"),
             "likeness in a shard": alike.get(when),
         }
         for layout, when in ([(after, "after")] if same else [(before, "before"), (after, "after")])

@@ -1,4 +1,4 @@
-"""The similarity order: which places share a shard, and in which order, so that what looks alike lies together.
+"""The similarity order: places one behind the other and cut into shards, so that what looks alike lies together.
 
 Recursive balanced 2-means on the sphere: a set of places is cut across the line between the centres of its two halves,
 by bytes down to shards and by number further down to :data:`LEAF` places, so that the order within a shard is by

@@ -14,9 +14,9 @@ batch consists of several patches, each grown around a seed of its own, and of e
 tour interleaves as many tracks through the order of the shards as shards are resident, with random phases, so that
 shards of all corners meet, and others in each epoch. Fewer tracks reach harder batches, but then what the network sees
 drifts from one corner to the next, and it learns less; so that comes last. (What a shard is made of does as much
-against it: :mod:`geostream.mining.spreading`.) Where few batches fit into what is resident,
-there are more tracks in any case. What is resident is bounded by *unused pairs*, ``resident`` shards' worth of them: a
-nearly empty shard takes next to no room. The oldest shard breaks ties, gives the first seed, and so empties.
+against it: :mod:`geostream.mining.spreading`.) Where few batches fit into what is resident, there are more tracks in
+any case. What is resident is bounded by *unused pairs*, ``resident`` shards' worth of them: a nearly empty shard takes
+next to no room. The oldest shard breaks ties, gives the first seed, and so empties.
 
 Measured in the plan benchmark (the README has its table). Tried, on 48,000 synthetic places (batch 128, 4.5 % resident)
 and on 5,965 of a trained rendered city (batches 32 and 128): no bounds at all, score 1.32 to 1.44, overlap 0.35 and
