@@ -32,6 +32,7 @@ from geostream.errors import AlreadyExists, NotFound, StaleArtefact, StoreError
 from geostream.index import HEADER
 from geostream.layout import Int32, Int64, Layout, commit_layout, layout_infos, open_layout
 from geostream.mining.cluster import run_tasks
+from geostream.mining.spreading import shard_of_rows
 from geostream.progress import track
 from geostream.store import Store
 
@@ -206,10 +207,7 @@ def index_of(parent: Layout, shards: Sequence[Int32]) -> tuple[pa.Table, Int64]:
     """``members.parquet`` of the new generation, and the bytes of each of its shards: known before one is written."""
     rows = _rows_of(parent, np.concatenate(list(shards)))
     members = parent.members.take(rows)
-    home = np.empty(parent.n_places, dtype=np.int32)
-    for number, places in enumerate(shards):
-        home[places] = number
-    shard, lengths = home[members["place"].to_numpy()], tar_bytes(members)
+    shard, lengths = shard_of_rows(shards)[members["place"].to_numpy()], tar_bytes(members)
     sizes = np.bincount(shard, weights=lengths, minlength=len(shards)).astype(np.int64)
     offset = np.cumsum(lengths) - lengths - (np.cumsum(sizes) - sizes)[shard] + HEADER
     for column, values in (("shard", shard), ("offset", offset)):

@@ -64,8 +64,8 @@ def deal(shards: Sequence[Int64], sizes: Int64, pieces: int) -> list[Int64]:
     return [np.concatenate(cut[number :: len(shards)]) for number in range(len(shards))]
 
 
-def shard_of_rows(shards: Sequence[Int64]) -> Int32:
-    """(N,) number of the shard that holds each row."""
+def shard_of_rows(shards: Sequence[Int32 | Int64]) -> Int32:
+    """(N,) number of the shard that holds each of the rows 0…N-1; each is in one."""
     shard = np.empty(sum(len(rows) for rows in shards), dtype=np.int32)
     for number, rows in enumerate(shards):
         shard[rows] = number

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from geostream.errors import BadInput
 from geostream.mining import clustering as module
 from geostream.mining.clustering import Float32, similarity_order
+from geostream.mining.spreading import shard_of_rows
 from tests.mining.cities import unit
 
 
@@ -19,13 +20,6 @@ def blobs(n: int, clusters: int, dim: int, noise: float = 0.5, seed: int = 0) ->
     of = rng.permutation(np.arange(n) % clusters)
     centres = unit(rng.standard_normal((clusters, dim)))
     return unit(centres[of] + noise * unit(rng.standard_normal((n, dim)))), of
-
-
-def shard_of(shards: list[np.ndarray], n: int) -> np.ndarray:
-    shard = np.full(n, -1, dtype=np.int32)
-    for number, rows in enumerate(shards):
-        shard[rows] = number
-    return shard
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,11 +88,11 @@ def test_sums_of_large_sets_are_exact() -> None:
 def test_a_sample_decides_large_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, _ = blobs(3000, 12, 16)
     sizes = np.full(3000, 10)
-    whole = module.shard_similarity(vectors, shard_of(similarity_order(vectors, sizes, 2500), 3000))
+    whole = module.shard_similarity(vectors, shard_of_rows(similarity_order(vectors, sizes, 2500)))
     monkeypatch.setattr(module, "SAMPLE", 200)
     shards = similarity_order(vectors, sizes, 2500)
     assert {len(rows) for rows in shards} == {250}
-    assert module.shard_similarity(vectors, shard_of(shards, 3000)) > 0.9 * whole
+    assert module.shard_similarity(vectors, shard_of_rows(shards)) > 0.9 * whole
 
 
 def test_alike_places_share_a_shard() -> None:
@@ -106,7 +100,7 @@ def test_alike_places_share_a_shard() -> None:
     shards = similarity_order(vectors, np.full(1600, 7), 700)
     purity = np.mean([np.bincount(of[rows]).max() / len(rows) for rows in shards])
     ideal = module.shard_similarity(vectors, of.astype(np.int32))
-    reached = module.shard_similarity(vectors, shard_of(shards, 1600))
+    reached = module.shard_similarity(vectors, shard_of_rows(shards))
     assert len(shards) == 16 and purity > 0.85 and reached > 0.8 * ideal
     assert module.shard_similarity(vectors, np.arange(1600) % 16) < 0.15
 
