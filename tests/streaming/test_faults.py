@@ -166,7 +166,7 @@ def test_late_answers_are_waited_for(epoch: Epoch, proxy: FaultProxy) -> None:
 
 
 def test_silence_within_an_answer(epoch: Epoch, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geostream.s3.SILENCE", timedelta(seconds=1))
+    monkeypatch.setattr("geostream.store.s3.SILENCE", timedelta(seconds=1))
     proxy.inject("stall", times=3)
     assert epoch.read().retries == {"stalled": 3} == expected_retries(proxy)
 
@@ -183,7 +183,7 @@ def test_an_answer_beyond_its_deadline(epoch: Epoch, proxy: FaultProxy, monkeypa
 @pytest.mark.parametrize("workers", [0, 2])
 def test_everything_at_once(epoch: Epoch, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     if not workers:
-        monkeypatch.setattr("geostream.s3.SILENCE", timedelta(seconds=1))
+        monkeypatch.setattr("geostream.store.s3.SILENCE", timedelta(seconds=1))
         proxy.inject("stall", times=2)
     proxy.inject("delay", times=2, seconds=0.5)
     for seed, (kind, parameters) in enumerate(FAULTS):

@@ -28,7 +28,7 @@ from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore as ZarrStore
 
 from geostream.errors import AlreadyExists, BadInput, NotFound, Refused, StoreError, Unanswered
-from geostream.s3 import client_options, s3_client
+from geostream.store.s3 import client_options, s3_client
 
 Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
 OTHERS = ("gs", "az", "abfss", "http", "https")  # schemes that are obstore's own business
