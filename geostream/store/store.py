@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,19 +22,18 @@ from urllib.parse import unquote, urlsplit
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
-from obstore import exceptions as obexc
 from obstore.fsspec import FsspecStore
 from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore as ZarrStore
 
-from geostream.errors import AlreadyExists, BadInput, NotFound, Refused, StoreError, Unanswered
+from geostream.errors import BadInput, NotFound, StoreError
+from geostream.store.errors import explained
 from geostream.store.s3 import client_options, s3_client
 
 Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
 OTHERS = ("gs", "az", "abfss", "http", "https")  # schemes that are obstore's own business
 RETRIES = 6
 CHUNK = 2 * 2**20  # bytes that stay in the processor's cache between the socket and their place
-STATUS, CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -51,57 +50,6 @@ def check_name(kind: str, name: str) -> str:
     if not NAME.fullmatch(name):
         raise BadInput(f"{kind} name {name!r}: use letters, digits, '-' and '_' only, beginning with a letter or digit")
     return name
-
-
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    """Turn obstore's errors into ours, with the URL and what to do."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except FileNotFoundError as error:
-        if "NoSuchBucket" in str(error):
-            raise StoreError(f"{url}: the bucket does not exist; create it or correct the URL") from error
-        raise NotFound(f"{url}: no such object") from error
-    except obexc.AlreadyExistsError as error:
-        raise AlreadyExists(f"{url}: exists already") from error
-    except (obexc.PermissionDeniedError, obexc.UnauthenticatedError, PermissionError) as error:
-        raise Refused(_refused(url)) from error
-    except (obexc.BaseError, OSError) as error:
-        raise _sorted_out(url, error) from error
-
-
-def _sorted_out(url: str, error: Exception) -> StoreError:
-    """What an error of no particular class is about; only its text tells."""
-    text = f"{url}: {_reason(error)}"
-    status, code = STATUS.search(str(error)), CODE.search(str(error))
-    if status is None:
-        if isinstance(error, OSError):
-            return StoreError(text)
-        return Unanswered(text, "stalled" if "kind: Timeout" in str(error) else "dropped")
-    if status[1] == "403" or (code and code[1] == "ExpiredToken"):
-        return Refused(_refused(url))
-    if status[1] == "429" or status[1].startswith("5") or (code and code[1] == "RequestTimeout"):
-        return Unanswered(text, "busy")
-    return StoreError(text)
-
-
-def _refused(url: str) -> str:
-    return (
-        f"{url}: access refused; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, "
-        "and that they may read and write here"
-    )
-
-
-def _reason(error: Exception) -> str:
-    """The useful part of an obstore message, which otherwise runs over many lines of debug output."""
-    text = str(error)
-    if "NoSuchBucket" in text:
-        return "the bucket does not exist; create it or correct the URL"
-    if "Connection refused" in text or "ConnectionRefused" in text or "dns error" in text:
-        return "cannot connect; is the server up, and AWS_ENDPOINT_URL right?"
-    return " ".join(text.split("\n\nDebug source:")[0].split())[:500]
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -185,12 +133,12 @@ class Store:
 
     def read(self, path: str) -> bytes:
         """The whole object. Raises NotFound."""
-        with _explained(self._at(path)):
+        with explained(self._at(path)):
             return bytes(obstore.get(self._obstore, path).bytes())
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset``; fewer only where the object ends."""
-        with _explained(self._at(path)):
+        with explained(self._at(path)):
             return bytes(obstore.get_range(self._obstore, path, start=offset, length=size))
 
     async def stream_range(self, path: str, offset: int, size: int) -> AsyncGenerator[tuple[memoryview, int]]:
@@ -200,7 +148,7 @@ class Store:
         ``s3.SILENCE``: for readers that have their own patience. Raises NotFound, Refused, Unanswered for whatever may
         pass, and StoreError for what will not.
         """
-        with _explained(self._at(path)):
+        with explained(self._at(path)):
             # An empty range cannot be asked for.
             wanted = {"range": (offset, offset + size)} if size else {"head": True}
             answer = await obstore.get_async(self._impatient, path, options=cast("Any", wanted))
@@ -213,7 +161,7 @@ class Store:
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
         """Write the object atomically. With ``if_absent``, raise AlreadyExists where there is one (conditional put)."""
-        with _explained(self._at(path)):
+        with explained(self._at(path)):
             # A conditional put cannot be multipart, and S3 takes up to 5 GB in one.
             obstore.put(
                 self._obstore,
@@ -225,7 +173,7 @@ class Store:
 
     def write_file(self, path: str, local: Path) -> None:
         """Upload a local file (multipart where large), atomically."""
-        with _explained(self._at(path)):
+        with explained(self._at(path)):
             obstore.put(self._obstore, path, local)
 
     # documents and tables
@@ -241,7 +189,7 @@ class Store:
 
     def read_table(self, path: str, columns: Names | None = None) -> pa.Table:
         """A Parquet table; where only some ``columns`` are wanted, no more is fetched."""
-        with _explained(self._at(path)):
+        with explained(self._at(path)):
             try:
                 # Not the dataset reader: one file, and no partition columns guessed from "name=value" in the path.
                 if columns is None:
@@ -283,12 +231,12 @@ class Store:
 
     def size(self, path: str) -> int:
         """Bytes of the object. Raises NotFound."""
-        with _explained(self._at(path)):
+        with explained(self._at(path)):
             return int(obstore.head(self._obstore, path)["size"])
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects below ``prefix`` (a folder), sorted by path."""
-        with _explained(self._at(prefix)):
+        with explained(self._at(prefix)):
             found = [
                 ObjectInfo(str(meta["path"]), int(meta["size"]))
                 for chunk in obstore.list(self._obstore, prefix=prefix or None)
@@ -298,13 +246,13 @@ class Store:
 
     def folders(self, prefix: str = "") -> Names:
         """Names of the folders directly below ``prefix``, sorted."""
-        with _explained(self._at(prefix)):
+        with explained(self._at(prefix)):
             listing = obstore.list_with_delimiter(self._obstore, prefix=prefix or None)
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listing["common_prefixes"])
 
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens where there is none."""
-        with _explained(self._at(path)), suppress(FileNotFoundError):
+        with explained(self._at(path)), suppress(FileNotFoundError):
             obstore.delete(self._obstore, path)
 
     def delete_prefix(self, prefix: str) -> None:
@@ -316,5 +264,5 @@ class Store:
         """Raise StoreError, with what to do, where the store cannot be listed."""
         if self.is_local and not Path(self.url).is_dir():
             raise StoreError(f"{self.url}: no such folder; correct the path, or shard a dataset into it first")
-        with _explained(self.url):
+        with explained(self.url):
             obstore.list_with_delimiter(self._obstore)
