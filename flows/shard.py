@@ -53,7 +53,8 @@ def shard(
         city: size of the rendered cities.
         seed: of the rendered cities.
         workers: processes that encode. None: one a core.
-        dry_run: only tell, on the flow run's page, what would be written and what is missing.
+        dry_run: only tell, on the flow run's page, what would be written and what is missing. On S3 a small object of
+            our own is written, and removed, to see what the server can do.
     """
     target = open_store(store)
     if raw is None:

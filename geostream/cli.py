@@ -43,11 +43,11 @@ Cluster = Annotated[str | None, typer.Option(help="URL of a Dask scheduler; defa
 @app.command()
 def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
     """Show what is in a store: its datasets and layouts, or one layout in detail."""
-    root = open_store(store)
+    root = open_store(store, write=False, listed=not (dataset and layout))
     datasets = [dataset] if dataset else list_datasets(root)
-    if not datasets:
-        raise BadInput(f"{root.url}: no committed layout; shard one first: geostream shard vigor RAW {root.url}")
     names = [(d, n) for d in datasets for n in ([layout] if layout else list_layouts(root, d))]
+    if not names:
+        raise BadInput(f"{root.url}: no committed layout; shard one first: geostream shard vigor RAW {root.url}")
     layouts = [open_layout(root, d, n) for d, n in names]
     print_table("layouts", [_layout_row(one) for one in layouts])
     if len(layouts) != 1:
@@ -67,7 +67,7 @@ def verify(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) 
     """Read every shard of a layout once and compare it with the index; damage is named, and exits with 1."""
     from geostream.verify import verify_layout
 
-    opened = open_layout(open_store(store), dataset, layout)
+    opened = open_layout(open_store(store, write=False, listed=not (dataset and layout)), dataset, layout)
     found = verify_layout(opened)
     for line in found.problems:
         print(line)
@@ -201,10 +201,17 @@ def _layout_row(layout: Layout) -> dict[str, object]:
     }
 
 
-def open_store(url: str) -> Store:
-    """The store at ``url``, looked at once."""
+def open_store(url: str, *, write: bool = True, listed: bool = True) -> Store:
+    """Open the store at ``url`` and look at it once, so that what is wrong with it is told before any work.
+
+    Args:
+        url: as the person typed it.
+        write: whether the command writes, which not every kind of store can do.
+        listed: whether names are to be found by listing, which not every store allows.
+    """
     store = Store.open(url)
-    store.check()
+    if listed or store.is_local:
+        store.check(write=write)
     return store
 
 

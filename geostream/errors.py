@@ -30,7 +30,7 @@ class Refused(StoreError):
 class Unanswered(StoreError):
     """A request got no whole answer, for a ``reason`` that may pass: "busy" (429, 5xx) or "dropped"."""
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str = "dropped") -> None:  # torch makes errors anew from a text alone
         super().__init__(message)
         self.reason = reason
 
@@ -38,8 +38,20 @@ class Unanswered(StoreError):
         return type(self), (str(self), self.reason)
 
 
+class Unsupported(StoreError):
+    """The object store cannot do what this takes, whichever object is asked for (as to send ranges)."""
+
+
 class AlreadyExists(StoreError):
     """A conditional write found an object in its place."""
+
+
+class ForkedProcess(GeostreamError):
+    """Object storage was used in a forked child process, where its library's threads are missing."""
+
+
+class Stalled(GeostreamError):
+    """What is waited for cannot come: the worker, thread, server or rank that makes it has ended, or is stuck."""
 
 
 class LayoutNotCommitted(GeostreamError):

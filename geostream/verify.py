@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import google_crc32c
 import numpy as np
 
-from geostream.errors import NotFound, Refused, StoreError
+from geostream.errors import NotFound, Refused, StoreError, Unsupported
 from geostream.index import content_id
 from geostream.layout import Layout
 from geostream.progress import Bar
@@ -82,7 +82,7 @@ class _Member:
 
 
 def verify_layout(layout: Layout) -> Report:
-    """Compare every shard with the index. Raises Refused where the store does not let us read, and nothing else."""
+    """Compare every shard with the index. Raises Refused and Unsupported where the store lets nobody read like this."""
     problems = _Problems()
     names = layout.shard_names
     bounds = np.searchsorted(layout.members["shard"].to_numpy(), np.arange(len(names) + 1)).tolist()
@@ -121,7 +121,7 @@ def _check_shard(layout: Layout, shard: int, start: int, stop: int) -> _Problems
         _Walk(_Bytes(layout.store, name, size), expected, problems).run(whole=size == committed)
     except NotFound:
         problems.add("gone since the commit")
-    except Refused:
+    except (Refused, Unsupported):
         raise  # of one shard as of all: no word about the layout
     except StoreError as error:
         problems.add(f"cannot be read: {error}")

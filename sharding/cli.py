@@ -20,6 +20,8 @@ from sharding import dry_run as preview
 from sharding import shard as write_layout
 from sharding.places import Size
 
+PREVIEW = "Only say what would be done, and what is missing. On S3 a small object of our own is written and removed."
+
 
 def shard(
     adapter: Annotated[str, typer.Argument(help=f"What the raw folder holds: {', '.join(ADAPTERS)}.")],
@@ -40,9 +42,10 @@ def shard(
     shard_mib: Annotated[float, typer.Option(help="Size of a shard, about.")] = 128.0,
     max_broken: Annotated[float, typer.Option(help="Share of broken images above which it fails.")] = 0.001,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would be done, and what is missing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help=PREVIEW)] = False,
 ) -> None:
     """Shard a raw dataset into a store. Cut off, it goes on when run again; a finished one is found, not redone."""
+    target = Store.open(store)  # first: a URL that is none is refused before the raw folder is read
     given = {
         "protocol": protocol,
         "views": views,
@@ -58,7 +61,6 @@ def shard(
         max_broken=max_broken,
     )
     places = read_places(adapter, raw, **{name: value for name, value in given.items() if value is not None})
-    target = Store.open(store)
     if dry_run:
         _show_plan(preview(places, target, dataset or adapter, layout, options))
     else:

@@ -1,64 +1,307 @@
-"""Turn the object store library's errors into geostream's: one line with the URL and what to do."""
+"""Turn the object store libraries' errors into geostream's: one line with the URL, the server's code and what to do.
+
+The server's own code decides, since different refusals want different remedies. What kind of error it becomes says what
+a program can do about it: Refused where credentials may just be being renewed, Unanswered where trying again may help,
+StoreError where it will not. Neither keys nor signatures get into a line, whatever a server repeats of the request.
+"""
 
 from __future__ import annotations
 
+import html
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
 
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnection
 from obstore import exceptions as obexc
 
-from geostream.errors import AlreadyExists, NotFound, Refused, StoreError, Unanswered
+from geostream.errors import AlreadyExists, NotFound, Refused, StoreError, Unanswered, Unsupported
+from geostream.store.s3 import is_unsigned
 
-STATUS, CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
+DEBUG = "\n\nDebug source:"  # in obstore's messages, before pages of debug output
+# How obstore reports, before that.
+METHOD, STATUS = re.compile(r"Error performing ([A-Z]+) "), re.compile(r"status code: (\d{3})[^:]*: ?(.*)", re.S)
+BODY = re.compile(r"Server returned error response: (.*)", re.S)  # S3 may say 200 and mean an error
+CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)|certificate verify failed")
+OUR_CREDENTIALS = re.compile(r"External AWS credential provider: (?:[\w.]+: )?(.*)", re.S)
+# Shown of a message: neither keys nor signatures, nor what may be part of one.
+SECRETS = re.compile(
+    r"(?i:signature|credential|token|key(?: ?id)?)[=:]\S+|[A-Za-z0-9/+=]{40,}|\b(?=\w*\d)[A-Z0-9]{16,}\b"
+)
+SHOWN = 200  # characters of a server's message
+
+RIGHTS = {"list": "s3:ListBucket", "read": "s3:GetObject", "write": "s3:PutObject", "delete": "s3:DeleteObject"}
+KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+EXPIRED = "the temporary credentials have expired; get new ones (aws sso login, or all three AWS_ variables anew)"
+REGION = "the bucket is in another region than requests are signed for; set AWS_REGION to the bucket's"
+VIRTUAL = (
+    "the server wants the bucket in the host's name; set addressing_style = virtual for s3, in the profile in "
+    "~/.aws/config"
+)
+FULL = "the store is full, or its quota is used up; make room, or have the quota raised"
+# Whom the server does not let in. Credentials may be renewed meanwhile, hence Refused.
+REFUSALS = {
+    "RequestTimeTooSkewed": "this machine's clock and the server's differ; set the clock (NTP)",
+    "RequestExpired": "the request came too late; set this machine's clock (NTP)",
+    "ExpiredToken": EXPIRED,
+    "ExpiredTokenException": EXPIRED,
+    "TokenRefreshRequired": EXPIRED,
+    "InvalidToken": "AWS_SESSION_TOKEN does not belong to these keys; set all three anew, or unset it",
+    "InvalidAccessKeyId": f"the server does not know the access key; check {KEYS}, and that the endpoint is its server",
+    "SignatureDoesNotMatch": f"the secret key does not fit the access key; check {KEYS}",
+    "AllAccessDisabled": "the provider has disabled all access to the bucket; ask the provider",
+    "AccountProblem": "the account has a problem, as an unpaid bill; ask the provider",
+    "NotSignedUp": "the account is not signed up for this service; ask the provider",
+    "UserSuspended": "the account is suspended; ask the provider",
+}
+REMEDIES = {
+    "NoSuchBucket": "the bucket does not exist; create it or correct the URL",
+    "InvalidBucketName": "no bucket can be called so; correct the URL",
+    "PermanentRedirect": REGION,
+    "TemporaryRedirect": REGION,
+    "AuthorizationHeaderMalformed": REGION,
+    "IllegalLocationConstraintException": REGION,
+    "SecondLevelDomainForbidden": VIRTUAL,  # Alibaba
+    "PathStyleDomainForbidden": VIRTUAL,  # Tencent
+    "VirtualHostDomainRequired": VIRTUAL,  # Huawei
+    "InvalidPathAccess": VIRTUAL,  # Volcano Engine
+    "QuotaExceeded": FULL,
+    "XMinioStorageFull": FULL,
+    "XMinioAdminBucketQuotaExceeded": FULL,
+    "EntityTooLarge": "the object is larger than the server takes; write smaller shards (--shard-mib)",
+    "InvalidObjectState": "the object is archived; restore it from there (S3 Glacier), then try again",
+    "NotImplemented": "the server does not offer what this needs",
+}
+KMS = "the key that the bucket is encrypted with cannot be used; check its state, and the rights to it in KMS"
+PASSING = {
+    "BandwidthLimitExceeded",
+    "ConditionalRequestConflict",
+    "InternalError",
+    "OperationAborted",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "SlowDownRead",
+    "SlowDownWrite",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+NEVER = (501, 505, 507)  # of 5xx, those that trying again does not change
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server refused, and how: ``status`` 0 where it sent no answer, ``code`` "" where it gave none."""
+
+    verb: str  # list, read, write, delete
+    status: int = 0
+    code: str = ""
+    message: str = ""
+    region: str = ""  # that the server expects
+    is_head: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException) -> Answer:
+        """Of an error by obstore, s3fs or botocore."""
+        if client_error := _client_error(error):
+            return cls._of_client_error(client_error)
+        text = str(error).split(DEBUG)[0]
+        method = request[1] if (request := METHOD.search(text)) else "GET"
+        if "list request" in text:
+            verb = "list"
+        else:
+            verb = {"GET": "read", "HEAD": "read", "DELETE": "delete"}.get(method, "write")
+        if "redirect without LOCATION" in text:  # its body is lost
+            return cls(verb, 301, "PermanentRedirect", is_head=method == "HEAD")
+        if found := BODY.search(text):
+            return cls(verb, 503, *_elements(found[1]))
+        if found := STATUS.search(text):
+            return cls(verb, int(found[1]), *_elements(found[2]), is_head=method == "HEAD")
+        return cls(verb)
+
+    @classmethod
+    def _of_client_error(cls, error: ClientError) -> Answer:
+        said, name = error.response.get("Error", {}), error.operation_name
+        code, status = str(said.get("Code", "")), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+        verb = "list" if "List" in name else "read" if name.startswith(("Get", "Head")) else "write"
+        is_head = name.startswith("Head")  # botocore puts the status where there is no code
+        return cls(
+            "delete" if name.startswith("Delete") else verb,
+            int(status),
+            "" if code.isdigit() else code,
+            "" if code.isdigit() else str(said.get("Message", "")),
+            str(said.get("Region", "")),
+            is_head,
+        )
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether this is 409 for another request's sake: AWS wants it sent again."""
+        return self.status == 409 and self.code in ("", "ConditionalRequestConflict", "OperationAborted")
+
+    @property
+    def is_passing(self) -> bool:
+        busy = self.status >= 500 and self.status not in NEVER
+        return self.is_conflict or busy or self.status in (408, 429) or self.code in PASSING
+
+    @property
+    def refuses_a_header(self) -> bool:
+        """Whether the server may not know a header that the request had."""
+        odd = self.code in ("InvalidArgument", "InvalidRequest", "NotImplemented", "NotSupported", "UnsupportedHeader")
+        return self.status == 501 or (self.status == 400 and odd)
+
+    def said(self) -> str:
+        """The server's code, else the status in words."""
+        names = {status.value: status.phrase for status in HTTPStatus}
+        return self.code or f"{self.status} {names.get(self.status, '')}".rstrip()
 
 
 @contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn obstore's errors into ours, with the URL and what to do."""
+    """Turn the libraries' errors into ours, with the URL and what to do."""
     try:
         yield
     except StoreError:
         raise
-    except FileNotFoundError as error:
-        if "NoSuchBucket" in str(error):
-            raise StoreError(f"{url}: the bucket does not exist; create it or correct the URL") from error
-        raise NotFound(f"{url}: no such object") from error
-    except obexc.AlreadyExistsError as error:
-        raise AlreadyExists(f"{url}: exists already") from error
-    except (obexc.PermissionDeniedError, obexc.UnauthenticatedError, PermissionError) as error:
-        raise Refused(_refused(url)) from error
-    except (obexc.BaseError, OSError) as error:
-        raise _sorted_out(url, error) from error
+    except (obexc.BaseError, BotoCoreError, ClientError, OSError, NotImplementedError) as error:
+        raise translated(url, error) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # obstore's, which is no Exception
+            raise
+        raise StoreError(f"{url}: obstore failed ({_line(error)}); this is a fault of the library") from error
 
 
-def _sorted_out(url: str, error: Exception) -> StoreError:
-    """What an error of no particular class is about; only its text tells."""
-    text = f"{url}: {_reason(error)}"
-    status, code = STATUS.search(str(error)), CODE.search(str(error))
-    if status is None:
-        if isinstance(error, OSError):
-            return StoreError(text)
-        return Unanswered(text, "stalled" if "kind: Timeout" in str(error) else "dropped")
-    if status[1] == "403" or (code and code[1] == "ExpiredToken"):
-        return Refused(_refused(url))
-    if status[1] == "429" or status[1].startswith("5") or (code and code[1] == "RequestTimeout"):
-        return Unanswered(text, "busy")
-    return StoreError(text)
+def translated(url: str, error: BaseException) -> StoreError:
+    """Return our error for one by obstore, s3fs or botocore."""
+    if found := OUR_CREDENTIALS.search(str(error).split(DEBUG)[0]):
+        return Refused(f"{url}: access refused: {_shown(found[1])}")
+    if (asked := _client_error(error)) and "Role" in asked.operation_name:
+        return Refused(f"{url}: access refused: S3 credentials: {_line(asked)}; correct the role of AWS_PROFILE")
+    answer = Answer.of(error)
+    if isinstance(error, obexc.AlreadyExistsError) and (answer.status != 409 or _is_there(url, answer)):
+        return AlreadyExists(f"{url}: exists already")
+    if isinstance(error, FileNotFoundError) and answer.code not in REMEDIES:
+        return NotFound(f"{url}: no such object")
+    if answer.status:
+        return _answered(url, answer)
+    return _unanswered(url, error)
 
 
-def _refused(url: str) -> str:
-    return (
-        f"{url}: access refused; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, "
-        "and that they may read and write here"
-    )
+def _is_there(url: str, answer: Answer) -> bool:
+    """Whether 409 is about the object: Azure says so where there is one, S3 where two requests met."""
+    return not url.startswith("s3://") or "Exist" in answer.code
 
 
-def _reason(error: Exception) -> str:
-    """The useful part of an obstore message, which otherwise runs over many lines of debug output."""
+def _answered(url: str, answer: Answer) -> StoreError:
+    """What a server's refusal means."""
+    said = answer.said()
+    if answer.is_passing:
+        return Unanswered(f"{url}: {said}: the server is busy, or has a fault of its own; try again", "busy")
+    if url.startswith(("http://", "https://")):
+        return _of_web_server(url, answer)
+    if advice := _remedy(answer):
+        return StoreError(f"{url}: {said}: {advice}")
+    if answer.status in (401, 403) or answer.code in REFUSALS or (answer.is_head and answer.status == 400):
+        return Refused(f"{url}: access refused: {said}: {_refusal(url, answer)}")
+    message = _shown(answer.message)
+    return StoreError(f"{url}: cannot {answer.verb}: {said}{f': {message}' if message else ''}")
+
+
+def _of_web_server(url: str, answer: Answer) -> StoreError:
+    if answer.status in (401, 403):
+        return Refused(f"{url}: access refused: {answer.said()}; https stores are read without credentials")
+    return StoreError(f"{url}: cannot {answer.verb}: {answer.said()}")
+
+
+def _remedy(answer: Answer) -> str | None:
+    """What to do where new credentials would not help."""
+    message = _shown(answer.message)
+    if answer.code.upper().startswith("KMS"):
+        return f"{KMS} ({message})" if message else KMS
+    advice = FULL if answer.status == 507 else REMEDIES.get(answer.code)
+    if advice is not REGION:
+        return advice
+    if answer.region or "region" in message:
+        return f"{REGION}, {answer.region}" if answer.region else f"{REGION} ({message})"
+    return None if message else REGION  # a header may be malformed in other ways, too
+
+
+def _refusal(url: str, answer: Answer) -> str:
+    """What to do where the server does not let us."""
+    verb, message = answer.verb, _shown(answer.message)
+    if not url.startswith("s3://"):
+        return f"check the credentials for {url.split(':')[0]}:// in the environment, and that they may {verb} here"
+    if answer.code in REFUSALS:
+        return REFUSALS[answer.code]
+    if is_unsigned():
+        return f"nobody may {verb} here without credentials; unset AWS_SKIP_SIGNATURE"
+    if answer.is_head:  # has no body, so no code
+        return (
+            f"an answer to HEAD tells no more; credentials or region are wrong, the credentials may not {verb} "
+            f"({RIGHTS[verb]}), or there is no such object and they may not list ({RIGHTS['list']})"
+        )
+    if answer.code == "AccessDenied":
+        return f"these credentials may not {verb} here; they need {RIGHTS[verb]}{message and f' ({message})'}"
+    return f"{message and f'{message}; '}check {KEYS}, and that they may {verb} here ({RIGHTS[verb]})"
+
+
+def _unanswered(url: str, error: BaseException) -> StoreError:
+    """What an error without an answer is about; only its text tells, debug output and all."""
     text = str(error)
-    if "NoSuchBucket" in text:
-        return "the bucket does not exist; create it or correct the URL"
-    if "Connection refused" in text or "ConnectionRefused" in text or "dns error" in text:
-        return "cannot connect; is the server up, and AWS_ENDPOINT_URL right?"
-    return " ".join(text.split("\n\nDebug source:")[0].split())[:500]
+    if "Range request not supported" in text or "non-partial response" in text:
+        return Unsupported(
+            f"{url}: the server sends no ranges, only whole objects; serve the folder by one that does (as nginx, "
+            "Apache and Caddy do), or copy it to a folder here"
+        )
+    if "://" not in url:
+        return StoreError(f"{url}: {' '.join(text.split(DEBUG)[0].split())}")
+    if isinstance(error, NotImplementedError):
+        return StoreError(f"{url}: {_line(error)}")
+    endpoint = "the endpoint (AWS_ENDPOINT_URL, or endpoint_url of the profile)" if url.startswith("s3:") else "the URL"
+    if found := CERTIFICATE.search(text):
+        said, where = found[1] or "not trusted", "AWS_CA_BUNDLE" if url.startswith("s3:") else "SSL_CERT_FILE"
+        return StoreError(f"{url}: the server's certificate is refused ({said}); if it is your own, name it in {where}")
+    if "invalid list response" in text:
+        return StoreError(f"{url}: what came is no S3 server's answer; is {endpoint} right?")
+    if "InvalidContentType" in text or "WRONG_VERSION_NUMBER" in text:
+        return StoreError(f"{url}: the server does not speak TLS; correct {endpoint} to http://")
+    if any(sign in text for sign in ("onnection refused", "ConnectionRefused", "dns error", "Could not connect")):
+        return Unanswered(f"{url}: cannot connect; is the server up, and {endpoint} right?", "dropped")
+    if isinstance(error, obexc.BaseError | HTTPClientError | NoConnection):
+        stalled = "kind: Timeout" in text or "timeout" in type(error).__name__.lower()
+        return Unanswered(f"{url}: {_line(error)}", "stalled" if stalled else "dropped")
+    if isinstance(error, BotoCoreError):
+        return Refused(f"{url}: access refused: {_line(error)}; check {KEYS}")
+    return StoreError(f"{url}: {_line(error)}")
+
+
+def _client_error(error: BaseException) -> ClientError | None:
+    """botocore's error behind one by s3fs."""
+    return next((one for one in (error, error.__cause__) if isinstance(one, ClientError)), None)
+
+
+def _elements(body: str) -> tuple[str, str, str]:
+    """(code, message, region) of an error's XML; of anything else nothing is shown."""
+    found = (re.search(rf"<{name}>([^<]*)</{name}>", body) for name in ("Code", "Message", "Region"))
+    code, message, region = (html.unescape(one[1]).strip() if one else "" for one in found)
+    return code, message, region
+
+
+def _shown(message: str) -> str:
+    """A server's message on one line, without what may be a secret."""
+    text = " ".join(message.split()).rstrip(".;")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        text = text.replace(os.environ.get(name) or "\0", "…")
+    return SECRETS.sub("…", text)[:SHOWN]
+
+
+def _line(error: BaseException) -> str:
+    """The useful part of a library's message: not the debug output, and not what was asked for and took how long."""
+    return _shown(str(error).split(DEBUG)[0].rsplit("s - ", 1)[-1])

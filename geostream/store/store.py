@@ -11,13 +11,14 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import obstore
 import pyarrow as pa
@@ -26,13 +27,19 @@ from obstore.fsspec import FsspecStore
 from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore as ZarrStore
 
-from geostream.errors import BadInput, NotFound, StoreError
+from geostream.errors import BadInput, NotFound, StoreError, Unsupported
+from geostream.store.conditional import put_new
 from geostream.store.errors import explained
-from geostream.store.s3 import client_options, s3_client
+from geostream.store.forks import check_process
+from geostream.store.s3 import client_options, s3_client, s3_files
+from geostream.store.url import read_url
+from geostream.store.web import web_client, web_files
 
 Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
-OTHERS = ("gs", "az", "abfss", "http", "https")  # schemes that are obstore's own business
 RETRIES = 6
+DELETES = 16  # objects that are removed at a time
+ABANDONED = 3600.0  # seconds without a byte, after which an upload into a local folder counts as killed
+UNFINISHED = re.compile(r"(.+)#\d+")
 CHUNK = 2 * 2**20  # bytes that stay in the processor's cache between the socket and their place
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -70,22 +77,10 @@ class Store:
         """A store at ``s3://bucket/prefix``, ``file:///folder`` or a local path. No request is made yet.
 
         What else obstore reaches (``gs://``, ``az://``, ``https://``, which is for reading) works as obstore does it:
-        with the credentials of its own environment variables.
+        with the credentials of its own environment variables. Raises BadInput where the URL is not exactly one folder
+        (:mod:`geostream.store.url`).
         """
-        text = str(url)
-        parts = urlsplit(text)
-        if parts.scheme == "s3":
-            if not parts.netloc:
-                raise BadInput(f"{text}: an S3 URL names a bucket, s3://bucket/prefix")
-            return cls(text.rstrip("/"))
-        if parts.scheme == "file":
-            return cls(str(Path(unquote(parts.path)).absolute()))
-        if parts.scheme in OTHERS:
-            return cls(text.rstrip("/"))
-        if "://" in text:
-            kinds = ", ".join(f"{scheme}://…" for scheme in OTHERS)
-            raise BadInput(f"{text}: stores are s3://bucket/prefix, a local folder, {kinds}")
-        return cls(str(Path(text).expanduser().absolute()))
+        return cls(read_url(str(url)))
 
     @property
     def is_s3(self) -> bool:
@@ -94,6 +89,11 @@ class Store:
     @property
     def is_local(self) -> bool:
         return "://" not in self.url
+
+    @property
+    def is_web(self) -> bool:
+        """Whether this is a folder of a web server, whose objects can be read by name, and nothing else."""
+        return self.url.startswith(("http://", "https://"))
 
     def child(self, *parts: str) -> Store:
         """The folder ``parts`` below this one."""
@@ -105,26 +105,53 @@ class Store:
     def __setstate__(self, state: dict[str, str]) -> None:
         object.__setattr__(self, "url", state["url"])
 
-    @cached_property
+    @property
     def _obstore(self) -> Any:
-        return self._client(RETRIES)
+        return self._made(RETRIES)
 
-    @cached_property
+    @property
     def _impatient(self) -> Any:
         """As ``_obstore``, but every request is tried once."""
-        return self._client(0)
+        return self._made(0)
+
+    def _made(self, retries: int) -> Any:
+        """The client, made at its first use. Raises ForkedProcess in a forked child of a process that had one."""
+        check_process(self.url)
+        clients = self.__dict__.setdefault("_clients", {})
+        if retries not in clients:
+            clients[retries] = self._client(retries)
+        return clients[retries]
 
     def _client(self, retries: int) -> Any:
         if self.is_local:
-            Path(self.url).mkdir(parents=True, exist_ok=True)
+            if not Path(self.url).is_dir():  # reading makes no folder
+                raise FileNotFoundError(self.url)
             return LocalStore(prefix=self.url)
         if self.is_s3:
             return s3_client(self.url, retries=retries)
+        if self.is_web:
+            return web_client(self.url, retries=retries)
         return from_url(self.url, **client_options(self.url, retries))
 
     def renew(self) -> None:
         """Ask for credentials anew with the next :meth:`stream_range`, also where they came without an expiry."""
-        self.__dict__.pop("_impatient", None)
+        self.__dict__.get("_clients", {}).pop(0, None)
+
+    def _make_folder(self) -> None:
+        """Before something is written: the folder of a local store. Raises Unsupported where nothing can be written."""
+        self._check_writable()
+        if self.is_local:
+            Path(self.url).mkdir(parents=True, exist_ok=True)
+
+    def _check_writable(self) -> None:
+        if self.is_web:
+            raise Unsupported(f"{self.url}: a web server's folder can only be read; write to s3:// or a local folder")
+
+    def _check_listable(self) -> None:
+        if self.is_web:
+            raise Unsupported(
+                f"{self.url}: a web server's folder cannot be listed; name dataset and layout (--dataset, --layout)"
+            )
 
     def _at(self, path: str) -> str:
         return f"{self.url}/{path}" if path else self.url
@@ -160,20 +187,21 @@ class Store:
                 yield memoryview(chunk), whole
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Write the object atomically. With ``if_absent``, raise AlreadyExists where there is one (conditional put)."""
+        """Write the object atomically. With ``if_absent``, raise AlreadyExists where there is one (conditional put).
+
+        What happens on servers without conditional puts: :mod:`geostream.store.conditional`.
+        """
         with explained(self._at(path)):
-            # A conditional put cannot be multipart, and S3 takes up to 5 GB in one.
-            obstore.put(
-                self._obstore,
-                path,
-                data,
-                mode="create" if if_absent else "overwrite",
-                use_multipart=False if if_absent else None,
-            )
+            self._make_folder()
+            if if_absent:
+                put_new(self, path, data)
+            else:
+                obstore.put(self._obstore, path, data)
 
     def write_file(self, path: str, local: Path) -> None:
         """Upload a local file (multipart where large), atomically."""
         with explained(self._at(path)):
+            self._make_folder()
             obstore.put(self._obstore, path, local)
 
     # documents and tables
@@ -209,18 +237,26 @@ class Store:
 
         if self.is_local:
             return fsspec.filesystem("file"), self.url
-        if not self.is_s3:
-            return FsspecStore(cast("Any", urlsplit(self.url).scheme)), self.url
-        # No listing cache: other processes write here, and a cached listing would hide what they commit.
-        return fsspec.filesystem("s3", use_listings_cache=False, default_block_size=2**20), self.url.removeprefix(
-            "s3://"
-        )
+        if self.is_s3:
+            return s3_files(urlsplit(self.url).netloc), self.url.removeprefix("s3://")
+        if self.is_web:
+            return web_files(self.url, retries=RETRIES), self.url
+        return FsspecStore(cast("Any", urlsplit(self.url).scheme)), self.url
 
     def zarr(self, path: str, *, read_only: bool = False) -> ZarrStore[Any]:
         """The Zarr store at ``path``, for ``zarr.open_group``."""
-        return ZarrStore(self.child(path)._obstore, read_only=read_only)
+        folder = self.child(path)
+        with explained(folder.url):
+            if not read_only:
+                folder._make_folder()
+            return ZarrStore(folder._obstore, read_only=read_only)
 
     # names
+
+    @property
+    def _is_absent(self) -> bool:
+        """Whether this is a local folder that nobody has made yet."""
+        return self.is_local and not Path(self.url).exists()
 
     def exists(self, path: str) -> bool:
         try:
@@ -236,6 +272,9 @@ class Store:
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects below ``prefix`` (a folder), sorted by path."""
+        if self._is_absent:
+            return []
+        self._check_listable()
         with explained(self._at(prefix)):
             found = [
                 ObjectInfo(str(meta["path"]), int(meta["size"]))
@@ -246,23 +285,63 @@ class Store:
 
     def folders(self, prefix: str = "") -> Names:
         """Names of the folders directly below ``prefix``, sorted."""
+        if self._is_absent:
+            return []
+        self._check_listable()
         with explained(self._at(prefix)):
             listing = obstore.list_with_delimiter(self._obstore, prefix=prefix or None)
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listing["common_prefixes"])
 
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens where there is none."""
+        self._check_writable()
         with explained(self._at(path)), suppress(FileNotFoundError):
             obstore.delete(self._obstore, path)
 
-    def delete_prefix(self, prefix: str) -> None:
-        """Remove every object below the folder ``prefix``."""
-        for info in self.list(prefix):
-            self.delete(info.path)
+    def delete_all(self, paths: Iterable[str]) -> None:
+        """Remove the objects that are named; whatever else lies here stays.
 
-    def check(self) -> None:
-        """Raise StoreError, with what to do, where the store cannot be listed."""
+        There is no way to remove what a listing finds: only who has written an object's name down owns it. Of a local
+        store, folders that this leaves empty go, too, and so does what uploads of these objects that were killed left.
+        """
+        paths = list(paths)
+        with ThreadPoolExecutor(DELETES) as threads:
+            for _ in threads.map(self.delete, paths):
+                pass
+        self.delete_unfinished(paths)
+        if self.is_local:
+            for path in paths:
+                self._drop_empty_folders(Path(self.url, path).parent)
+
+    def delete_unfinished(self, paths: Iterable[str]) -> None:
+        """Remove what killed uploads of these objects left in a local folder; those of living writers stay.
+
+        obstore writes ``name#1`` and renames it. One that nobody has written to for ``ABANDONED`` seconds is left over.
+        """
+        if not self.is_local:
+            return
+        wanted = {Path(self.url, path) for path in paths}
+        for folder in {path.parent for path in wanted}:
+            for file in folder.glob("*#*") if folder.is_dir() else ():
+                upload = UNFINISHED.fullmatch(file.name)
+                with suppress(FileNotFoundError):  # renamed by its writer just now
+                    if upload and folder / upload[1] in wanted and time.time() - file.stat().st_mtime > ABANDONED:
+                        file.unlink()
+
+    def _drop_empty_folders(self, folder: Path) -> None:
+        """Remove ``folder`` and those above it, up to this store's own, as far as they are empty."""
+        own = Path(self.url)
+        with suppress(OSError):  # not empty, or gone
+            while folder == own or own in folder.parents:
+                folder.rmdir()
+                folder = folder.parent
+
+    def check(self, *, write: bool = False) -> None:
+        """Raise StoreError, with what to do, where the store cannot be listed, or where none of its kind is written."""
+        if write:
+            self._check_writable()
         if self.is_local and not Path(self.url).is_dir():
             raise StoreError(f"{self.url}: no such folder; correct the path, or shard a dataset into it first")
+        self._check_listable()
         with explained(self.url):
             obstore.list_with_delimiter(self._obstore)

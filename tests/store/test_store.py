@@ -38,7 +38,7 @@ def test_bytes_ranges_and_names(store: Store) -> None:
     assert store.size("a/b/one.bin") == 1024
     store.delete("a/two.bin")
     store.delete("a/two.bin")
-    store.delete_prefix("a")
+    store.delete_all(["a/b/one.bin", "a/never.bin"])
     assert store.list() == []
 
 

@@ -105,7 +105,7 @@ def no_thread_is_left() -> Iterator[None]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that of an answer that breaks off something came."""
-    monkeypatch.setattr("geostream.store.CHUNK", 256)
+    monkeypatch.setattr("geostream.store.store.CHUNK", 256)
 
 
 def shard_requests(proxy: FaultProxy) -> int:
@@ -494,7 +494,7 @@ def test_a_credentials_file_that_another_process_writes_anew(
 
 
 def test_credentials_that_stay_refused(epoch: Epoch, proxy: FaultProxy, s3: S3Server) -> None:
-    with epoch.loader() as loader, pytest.raises(StoreError, match="access refused; check") as error:
+    with epoch.loader() as loader, pytest.raises(StoreError, match=r"access refused: ExpiredToken") as error:
         for _ in loader:
             proxy.refuse_key(s3.credentials.key)
     assert one_line(error).startswith(f"{epoch.layout.store.url}/shard-")

@@ -1,0 +1,107 @@
+"""Read a store's URL: exactly the folder that was written, or one line that says why not.
+
+Libraries read URLs in their own ways: one drops what follows ``#`` or ``?``, another joins ``a//b`` to ``a/b`` or
+resolves ``..``. Each of these would make two different URLs one folder, and let one job tidy up another's shards. So
+nothing is interpreted here. A prefix is taken to the letter where every library behind :class:`Store` takes it so, and
+is refused where one of them does not.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from geostream.errors import BadInput
+
+OTHERS = ("gs", "az", "abfss", "http", "https")  # schemes that obstore reads by itself
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]+)?")
+CONTAINER = re.compile(rf"({BUCKET.pattern}@)?{BUCKET.pattern}")
+KINDS = f"s3://bucket/prefix, a local folder, file:///folder, {', '.join(f'{scheme}://…' for scheme in OTHERS)}"
+# What a URL may mean by it is not what an object's name means by it. Backslashes become slashes in some clients.
+NOT_IN_NAMES = {"#": "'#'", "?": "'?'", "\\": "a backslash"}
+
+
+def read_url(text: str) -> str:
+    """The store's URL as :class:`Store` keeps it: an absolute local path, or ``scheme://…`` without a slash at its end.
+
+    Raises BadInput for what is no store, and for what different libraries would take for different folders.
+    """
+    if not text.strip():
+        raise BadInput("the store's URL is empty; name s3://bucket/prefix or a local folder")
+    if not text.isprintable() and "://" in text:
+        raise BadInput(f"{text!a}: holds a character that cannot be seen; write the URL without it")
+    scheme, slashes, rest = text.partition("://")
+    if not slashes:
+        return _local(text)
+    scheme = scheme.lower()
+    if scheme == "file":
+        return _file(text, rest)
+    if scheme not in ("s3", *OTHERS):
+        raise BadInput(f"{text}: stores are {KINDS}")
+    rest = rest.removesuffix("/")
+    _check_names(text, rest, percent=scheme in ("s3", "http", "https"))
+    return f"{scheme}://{_check_first(text, scheme, rest)}"
+
+
+def _check_first(text: str, scheme: str, rest: str) -> str:
+    """``rest`` again, where it begins with a bucket, container or host of the scheme's kind."""
+    first = rest.split("/")[0]
+    shape, what = {
+        "s3": (BUCKET, "a bucket, s3://bucket/prefix"),
+        "http": (HOST, "a host, http://host/folder"),
+        "https": (HOST, "a host, https://host/folder"),
+    }.get(scheme, (CONTAINER, f"a bucket, {scheme}://bucket/prefix"))
+    if not shape.fullmatch(first):
+        said = f"{first!r} is none" if first and "@" not in first else "there is none"
+        raise BadInput(f"{_without_secret(text)}: the URL of this kind begins with {what}; {said}")
+    return rest
+
+
+def _check_names(text: str, rest: str, *, percent: bool) -> None:
+    """Raise BadInput where a part of the path is empty, a step up, or of characters that not every library keeps."""
+    text = _without_secret(text)
+    names = rest.split("/")[1:]
+    if "" in names:
+        raise BadInput(f"{text}: a folder's name is empty (two slashes in a row); write one slash")
+    if steps := sorted({".", ".."} & set(names)):
+        raise BadInput(f"{text}: {steps[0]!r} is no folder's name in an object store; write the folder itself")
+    odd = NOT_IN_NAMES if percent else NOT_IN_NAMES | {"%": "'%'"}
+    for sign, said in odd.items():
+        if sign in rest:
+            raise BadInput(f"{text}: {said} in a store's URL is not safe to use; choose a prefix without it")
+
+
+def _file(text: str, rest: str) -> str:
+    """The local folder of a ``file://`` URL."""
+    host, slash, path = rest.partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise BadInput(f"{text}: a file URL has three slashes and an absolute path, file:///folder")
+    if "#" in path or "?" in path:
+        raise BadInput(f"{text}: '#' and '?' end the path in a file URL; name the folder without file://")
+    try:
+        return _local(f"/{unquote(path, errors='strict')}")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{text}: its percent signs spell no UTF-8; name the folder without file://") from error
+
+
+def _local(text: str) -> str:
+    """The absolute path of a local folder; ``..`` means what it means to the system, links included."""
+    if "\0" in text:
+        raise BadInput(f"{text!a}: holds a zero byte; correct the path")
+    found = SCHEME.match(text)
+    if found and found[1].lower() in ("s3", "file", *OTHERS):
+        raise BadInput(f"{text}: two slashes are missing behind {found[0]!r}; stores are {KINDS}")
+    try:
+        path = Path(text).expanduser()
+        path = path.resolve() if ".." in path.parts else path.absolute()
+    except (RuntimeError, OSError) as error:  # no such user, a loop of links
+        raise BadInput(f"{text}: no local folder can be called so ({error})") from error
+    return str(path)
+
+
+def _without_secret(text: str) -> str:
+    """The URL less a user and password before its host."""
+    return re.sub(r"(?<=://)[^/@]*:[^/@]*@", "…@", text)
