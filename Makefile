@@ -50,4 +50,4 @@ status: install
 	$(BIN)/python -m infra.stack status
 
 clean:
-	rm -rf .venv .venv-bench runs .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,18 +1,20 @@
 """``geostream demo``: the whole loop on this machine, every part real, from nothing to a report in a few minutes.
 
 Starts an S3 server and a Prefect server, renders VIGOR-like cities, shards them by the flow that deployments run,
-trains by the flow that schedules run, and says what came out. Each demo begins anew: what an earlier one left in
-its folder is removed, so that the figures are those of one run.
+trains by the flow that schedules run, and says what came out. Each demo begins anew: what an earlier one made in
+its folder is removed, so that the figures are those of one run. Anything else that lies there stays.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +36,8 @@ from infra.s3 import local_s3, without_aws
 DATASET = dataset_name("vigor")
 LAYOUT = "base"
 RUN = "demo"
-MARK = ".geostream-demo"  # marks a folder that a demo made, and may remove
+MARK = ".geostream-demo"  # in a demo's folder: the names in it that are the demo's, which the next one may remove
+OWN = ("raw", "s3", "prefect", "report.html", "summary.json")
 
 
 def demo(
@@ -46,13 +49,17 @@ def demo(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A training setting, name=value.")] = None,
 ) -> None:
     """Run the whole loop on rendered cities: shard, train, mine, evaluate, report."""
+    with _own_folder(out):
+        _demo(out, seed, city, overrides or [])
+
+
+def _demo(out: Path, seed: int, city: str, overrides: list[str]) -> None:
     console = Console(soft_wrap=True, highlight=False)
-    _empty(out)
     started = time.monotonic()
     seconds: dict[str, float] = {}
     with ExitStack() as servers:
         store_url = _start(servers, out, city, seed, seconds, console)
-        layout, folder, flow_runs = _run_flows(store_url, out / "raw", seed, overrides or [], seconds, console)
+        layout, folder, flow_runs = _run_flows(store_url, out / "raw", seed, overrides, seconds, console)
         result = RunResult.of(folder, MetricsLog(folder), already_finished=True)
         layout = layout_of(Store.open(store_url), layout, RUN)
         summary = report.summarise(store_url, layout, result)
@@ -70,14 +77,35 @@ def demo(
     console.print(f"report:  {out / 'report.html'}")
 
 
-def _empty(out: Path) -> None:
-    """Make ``out`` an empty folder of ours. Raises BadInput where it holds what no demo made."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / MARK).is_file():
-            raise BadInput(f"{out}: holds something else than an earlier demo; name another folder with --out")
-        shutil.rmtree(out)
+@contextmanager
+def _own_folder(out: Path) -> Iterator[None]:
+    """Hold the folder ``out`` for one demo, without what an earlier one made there.
+
+    Raises BadInput where it holds what no demo made, or where another demo is under way.
+    """
+    mark = out / MARK
+    if out.exists() and any(out.iterdir()) and not mark.is_file():
+        raise BadInput(f"{out}: holds something else than an earlier demo; name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).touch()
+    with mark.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{out}: another demo is under way here; name another folder with --out") from None
+        for name in OWN:
+            _remove(out / name)
+        lock.truncate(0)
+        lock.write(json.dumps(OWN) + "\n")
+        lock.flush()
+        yield
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder, or a link, not what the link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[str, float], console: Console) -> str:

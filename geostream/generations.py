@@ -4,12 +4,12 @@ Decides that a generation is removed only where a committed one descends from it
 it would go on with or be looked at with: the layouts of all its checkpoints, of the plan of its newest epoch, and the
 one its ``layout.json`` names. A run that says none of this, or not legibly, needs everything: keeping costs disk space,
 removing costs the run. Of folders that were never committed, a reclustering's goes when nobody was at work in it for a
-day; the sharding's never does, it can be gone on with.
+day; the sharding's never does, it can be gone on with. Of a layout that goes, the objects that were written down as its
+own are removed; what else somebody has put into its folder stays.
 """
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,8 @@ from typing import Any
 
 from geostream.errors import BadInput, NotFound, StoreError
 from geostream.layout import layout_infos
-from geostream.rewrite import GOING, JOB, ancestors
+from geostream.layout_files import JOB, TABLES, object_names, read_info
+from geostream.rewrite import GOING, ancestors
 from geostream.store import Store, check_name
 
 IDLE = timedelta(days=1)  # without a sign of life, after which a reclustering counts as given up
@@ -42,7 +43,11 @@ def list_generations(store: Store, dataset: str) -> list[Generation]:
     runs = store.child(dataset, "runs")
     says = {run: needed_layouts(runs.child(run)) for run in runs.folders()}
     needs = {run: ids for run, ids in says.items() if ids or runs.list(run)}  # a local folder may be empty
-    begun = [_unfinished(layouts.child(name), name) for name in layouts.folders() if name not in infos]
+    begun = [
+        _unfinished(layouts.child(name), name)
+        for name in layouts.folders()
+        if name not in infos and any(map(layouts.child(name).exists, (JOB, GOING)))  # else it is none of ours
+    ]
     # What a reclustering reads from stays until it is done or given up.
     sources = {parent: found.name for found, parent in begun if found.keep}
     names = {info["id"]: name for name, info in infos.items()}
@@ -62,7 +67,7 @@ def list_generations(store: Store, dataset: str) -> list[Generation]:
             keep = f"{sources[info['id']]} is being made from it"
         parent = names.get(info["parent"], info["parent"] or "")
         committed.append(Generation(name, info["generation"], parent, info["bytes"], of_runs, keep))
-    return committed + [found for found, _ in begun if found.bytes]
+    return committed + [found for found, _ in begun]
 
 
 def prune(store: Store, dataset: str, *, dry_run: bool = False) -> list[Generation]:
@@ -102,7 +107,7 @@ def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
     try:
         job: dict[str, Any] = folder.read_json(JOB)
         if "order" in job:
-            parent = str(job["parent"])
+            parent, _ = str(job["parent"]), int(job["shards"])
             idle = datetime.now(UTC) - datetime.fromisoformat(job["alive"])
             keep = "a reclustering under way, or cut off within a day: run it again to go on" if idle < IDLE else ""
     except NotFound:
@@ -113,19 +118,27 @@ def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
 
 
 def _remove(folder: Store, *, committed: bool) -> None:
-    """Remove a layout's folder; cut off at any moment, it is either committed and whole or marked as going."""
-    folder.write_json(GOING, {})
+    """Remove a layout's objects, those that were written down when it was made, and nothing else in its folder.
+
+    Cut off at any moment, it is either committed and whole or marked as going.
+    """
+    shards = len(read_info(folder)["shards"]) if committed else _shards_written_down(folder)
+    folder.write_json(GOING, {"shards": shards})
     if not committed and _unfinished(folder, "")[0].keep:  # somebody went on with it just now
         folder.delete(GOING)
         return
-    for file in ("layout.json", "members.parquet", "places.parquet"):
+    for file in ("layout.json", *TABLES):
         folder.delete(file)
-    for info in folder.list():
-        if info.path != GOING:
-            folder.delete(info.path)
-    folder.delete(GOING)
-    if folder.is_local:
-        shutil.rmtree(folder.url, ignore_errors=True)  # empty folders, and files that a killed writer left
+    folder.delete_all([*object_names(shards), JOB])
+    folder.delete_all([GOING])
+
+
+def _shards_written_down(folder: Store) -> int:
+    """How many shards a folder without a commit may hold, as its job says, or an earlier removal."""
+    try:
+        return int(folder.read_json(JOB)["shards"])
+    except NotFound:
+        return int(folder.read_json(GOING).get("shards", 0))
 
 
 def check_dataset(store: Store, dataset: str | None) -> str:

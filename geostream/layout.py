@@ -33,7 +33,7 @@ from geostream.layout_files import FORMAT, check_info, read_info, read_tables, s
 from geostream.pairs import Csr as Csr
 from geostream.pairs import Pairs as Pairs
 from geostream.pairs import pair_codes as pair_codes
-from geostream.store import Store, check_name, table_bytes
+from geostream.store import NAME, Store, check_name, table_bytes
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Layout:
 
 def list_datasets(store: Store) -> list[str]:
     """Datasets in the store that have at least one committed layout."""
-    return [name for name in store.folders() if list_layouts(store, name)]
+    return [name for name in store.folders() if NAME.fullmatch(name) and list_layouts(store, name)]
 
 
 def list_layouts(store: Store, dataset: str) -> list[str]:
@@ -197,7 +197,7 @@ def layout_infos(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
     """layout.json of each committed layout of the dataset, by name."""
     folder = store.child(check_name("dataset", dataset), "layouts")
     infos = {}
-    for name in folder.folders():
+    for name in filter(NAME.fullmatch, folder.folders()):  # others are no layouts of ours
         try:
             infos[name] = read_info(folder.child(name))
         except LayoutNotCommitted:

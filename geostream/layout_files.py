@@ -3,6 +3,9 @@
 Decides what is believed of files that anyone may have written to since the commit: nothing that was not looked at.
 ``layout.json`` has the fields that a commit writes, and says of the tables what they say themselves; a table has the
 hash, the schema and the invariants (:mod:`geostream.index`). Whatever does not is one line that names the file.
+
+Here are also the names that a layout's folder can hold. Whoever writes one first says in ``parts/job.json`` how many
+shards there will be. From that number follow the names of all its objects, and only these are ever removed.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from geostream.store import NAME, Store
 
 FORMAT = 1
 SHARD = "^shard-[0-9]{5,}[.]tar$"
+TABLES = ("places.parquet", "members.parquet")
+JOB = "parts/job.json"  # whose the folder is and how many shards it is to hold; gone when the layout is committed
 ADVICE = "restore the layout's folder from a copy, or delete it and shard the dataset again"
 
 
@@ -60,6 +65,22 @@ class _Info(BaseModel):
     source: dict[str, Any]
     broken: list[str]
     index: Annotated[dict[Literal["places.parquet", "members.parquet"], str], Field(min_length=2)]
+
+
+def shard_name(number: int) -> str:
+    """Return the name of a layout's shard: ``shard-00000.tar``."""
+    return f"shard-{number:05d}.tar"
+
+
+def sidecar_name(shard: str) -> str:
+    """Return the name of the note that a shard is whole; it is there only until the layout is committed."""
+    return f"parts/{shard.removesuffix('.tar')}.json"
+
+
+def object_names(shards: int) -> list[str]:
+    """Return the names of all objects that making a layout of so many shards can write, but for ``parts/job.json``."""
+    names = [shard_name(number) for number in range(shards)]
+    return ["layout.json", *TABLES, *names, *map(sidecar_name, names)]
 
 
 def check_info(info: Any) -> None:

@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -31,12 +30,12 @@ import pyarrow as pa
 from geostream.errors import AlreadyExists, NotFound, StaleArtefact, StoreError
 from geostream.index import HEADER
 from geostream.layout import Int32, Int64, Layout, commit_layout, layout_infos, open_layout
+from geostream.layout_files import JOB, object_names, shard_name
 from geostream.mining.cluster import run_tasks
 from geostream.mining.spreading import shard_of_rows
 from geostream.progress import track
-from geostream.store import Store
+from geostream.store import NAME, Store
 
-JOB = "parts/job.json"  # whose the folder is; gone when the layout is committed
 GOING = "going.json"  # in a folder that is being removed: neither to be gone on with, nor its name to be taken
 END = bytes(2 * tarfile.BLOCKSIZE)
 READS = 16  # ranges that a worker reads at a time
@@ -63,19 +62,19 @@ def rewrite(
     """
     order = order_id(parent, shards)
     layouts = store.child(parent.dataset, "layouts")
-    started = time.time()
-    name, found = _claim(store, layouts, parent, order)
+    job = {"order": order, "parent": parent.id, "shards": len(shards)}
+    name, found = _claim(store, layouts, parent, job)
     folder = layouts.child(name)
     if found:
-        _clean(folder, started)
+        _clean(folder, len(shards))
         return open_layout(store, parent.dataset, name)
-    tasks = [NewShard(f"shard-{number:05d}.tar", places) for number, places in enumerate(shards)]
+    tasks = [NewShard(shard_name(number), places) for number, places in enumerate(shards)]
     members, sizes = index_of(parent, shards)
     work = partial(write_shard, root=store.url, dataset=parent.dataset, parent=(parent.name, parent.id), folder=folder)
     try:
         # Looked at again before the commit: what a listing showed may be gone, where someone tidied up meanwhile.
         while todo := _missing(folder, tasks, sizes):
-            _keep_alive(folder, parent, order, track(run_tasks(cluster, work, todo), "reclustered shards", len(todo)))
+            _keep_alive(folder, job, track(run_tasks(cluster, work, todo), "reclustered shards", len(todo)))
     finally:
         _open_parent.cache_clear()
     places_file = parent.store.read("places.parquet")
@@ -100,7 +99,7 @@ def rewrite(
         )
     except AlreadyExists:  # another process was faster, in the same folder and so with the same order
         layout = open_layout(store, parent.dataset, name)
-    _clean(folder, started)
+    _clean(folder, len(shards))
     return layout
 
 
@@ -124,20 +123,22 @@ def next_name(parent: Layout, number: int) -> str:
     return f"{root}-g{parent.generation + 1}" + (f"-{number}" if number > 1 else "")
 
 
-def _claim(store: Store, layouts: Store, parent: Layout, order: str) -> tuple[str, bool]:
-    """The name of the folder that is this order's, from now on; and whether the layout is committed there."""
+def _claim(store: Store, layouts: Store, parent: Layout, job: dict[str, Any]) -> tuple[str, bool]:
+    """The name of the folder that is this job's, from now on; and whether the layout is committed there."""
+    order = job["order"]
     while True:
         infos = layout_infos(store, parent.dataset)
         for name, info in infos.items():
             if info["source"].get("order") == order:
                 return name, True
-        held = {name: layouts.child(name) for name in layouts.folders() if name not in infos and layouts.list(name)}
+        names = filter(NAME.fullmatch, layouts.folders())  # others are no layouts of ours
+        held = {name: layouts.child(name) for name in names if name not in infos and layouts.list(name)}
         jobs = {name: _begun(folder) for name, folder in held.items()}
         if any(folder.exists("layout.json") for name, folder in held.items() if not jobs[name]):
             continue  # committed just now, perhaps in this very order
-        for name, job in jobs.items():
-            if job.get("order") == order:
-                held[name].write_json(JOB, _job(parent, order))
+        for name, begun in jobs.items():
+            if begun.get("order") == order:
+                held[name].write_json(JOB, _alive(job))
                 # Asked after the sign of life, and whoever removes looks for that after the mark: one sees the other.
                 if not held[name].exists(GOING):
                     return name, False
@@ -145,7 +146,7 @@ def _claim(store: Store, layouts: Store, parent: Layout, order: str) -> tuple[st
         while (name := next_name(parent, number)) in infos or name in held:
             number += 1
         with suppress(AlreadyExists):  # another process was faster: look again, it may be this very order
-            layouts.child(name).write_json(JOB, _job(parent, order), if_absent=True)
+            layouts.child(name).write_json(JOB, _alive(job), if_absent=True)
             return name, False
 
 
@@ -158,16 +159,17 @@ def _begun(folder: Store) -> dict[str, Any]:
     return job
 
 
-def _job(parent: Layout, order: str) -> dict[str, Any]:
-    return {"order": order, "parent": parent.id, "alive": datetime.now(UTC).isoformat(timespec="seconds")}
+def _alive(job: dict[str, Any]) -> dict[str, Any]:
+    """``parts/job.json`` of a job that is at work now."""
+    return job | {"alive": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def _keep_alive(folder: Store, parent: Layout, order: str, results: Iterator[Any]) -> None:
+def _keep_alive(folder: Store, job: dict[str, Any], results: Iterator[Any]) -> None:
     """Take all results, and say now and then in the folder that somebody is at work."""
     said = time.monotonic()
     for _ in results:
         if time.monotonic() - said > SIGN_OF_LIFE:
-            folder.write_json(JOB, _job(parent, order))
+            folder.write_json(JOB, _alive(job))
             said = time.monotonic()
 
 
@@ -176,14 +178,10 @@ def _missing(folder: Store, tasks: Sequence[NewShard], sizes: Int64) -> list[New
     return [task for task, size in zip(tasks, sizes, strict=True) if there.get(task.name) != size]
 
 
-def _clean(folder: Store, started: float) -> None:
-    """Remove what is no part of the layout: the mark, and what uploads that were killed before ``started`` left."""
-    folder.delete(JOB)
-    if folder.is_local:
-        for unfinished in Path(folder.url).glob("*#*"):  # obstore's names for files not yet whole
-            with suppress(FileNotFoundError):
-                if unfinished.stat().st_mtime < started:
-                    unfinished.unlink()
+def _clean(folder: Store, shards: int) -> None:
+    """Remove what is no part of the layout: the job, and what killed uploads of its shards left."""
+    folder.delete_all([JOB])
+    folder.delete_unfinished(object_names(shards))
 
 
 def _rows_of(layout: Layout, places: Int32) -> Int64:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import sysconfig
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,7 +124,11 @@ class S3Server:
         end(self.child)
         for port in self.ports:  # SeaweedFS leaves its Unix sockets behind
             for leftover in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                leftover.unlink(missing_ok=True)
+                with suppress(OSError):
+                    found = leftover.lstat()
+                    ours = found.st_uid == os.getuid() and found.st_mtime >= self.child.started - 1
+                    if stat.S_ISSOCK(found.st_mode) and ours:
+                        leftover.unlink()
 
 
 def _answers(endpoint: str) -> bool:

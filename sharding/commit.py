@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from geostream.errors import BadInput, NotFound
 from geostream.layout import MEMBERS, PLACES, Layout, commit_layout, open_layout
+from geostream.layout_files import JOB, object_names, shard_name, sidecar_name
 from geostream.store import Store, check_name
 from sharding.job import ShardJob, ShardOptions, plan_shards
 from sharding.places import Place, RawDataset
-from sharding.writer import StoredPart, StoredPlace, view_name, write_shards
+from sharding.writer import StoredPart, StoredPlace, claimed_shards, view_name, write_shards
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def shard(
     """
     folder = layout_folder(store, dataset, name)
     if not store.is_local:
-        store.check()  # before the sample is read; a local folder is made
+        store.check(write=True)  # before the sample is read; a local folder is made
     job = plan_shards(raw, options)
     job.check_broken(job.missing)
     if layout := committed(job, store, dataset, name):
@@ -173,11 +173,16 @@ def _place_row(place: Place, stored: StoredPlace, ids: dict[str, int]) -> dict[s
 
 
 def _clean(folder: Store, job: ShardJob) -> None:
-    """Remove what is no part of the layout: sidecars, shards of an earlier cut, what a killed upload left behind."""
-    shards = {part.name for part in job.parts}
-    for info in folder.list():
-        if info.path.startswith("parts/") or (info.path.endswith(".tar") and info.path not in shards):
-            folder.delete(info.path)
-    if folder.is_local:
-        for unfinished in Path(folder.url).glob("**/*#*"):  # obstore's names for files not yet whole
-            unfinished.unlink()
+    """Remove what the jobs in this folder have written, by name, and what is no part of the layout.
+
+    That is the sidecars, the shards of an earlier cut into more of them, and uploads of these that were killed.
+    """
+    try:
+        claimed = claimed_shards(folder.read_json(JOB))
+    except NotFound:
+        claimed = 0
+    shards = [shard_name(number) for number in range(max(claimed, len(job.parts)))]
+    sidecars = {sidecar_name(shard) for shard in shards} & {info.path for info in folder.list("parts")}
+    folder.delete_all([*sidecars, *shards[len(job.parts) :]])
+    folder.delete_all([JOB])  # last: the others' names follow from it
+    folder.delete_unfinished([*object_names(len(shards)), JOB])

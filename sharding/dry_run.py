@@ -1,31 +1,39 @@
-"""What a sharding would do, found out without writing anything: for ``--dry-run`` and the flow's parameter.
+"""What a sharding would do, found out before anything is written: for ``--dry-run`` and the flow's parameter.
 
 Decides that a dry run is the real thing up to the first write: it reads the lists and folders, encodes the same sample
 of images, and looks whether the store can be reached and what lies under the layout's name. So what it takes is seconds
 to a minute, and its sizes are as good as the sample. What the real run would refuse, it tells, rather than fails.
+On S3 one object is written after all, under a name like no other, and removed at once: only so can it be told whether
+we may write there, and whether the server has conditional puts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
-from geostream.errors import BadInput
+from geostream.errors import BadInput, StoreError, Unanswered
+from geostream.layout_files import JOB
 from geostream.store import Store
+from geostream.store.conditional import probe
 from sharding.commit import is_committed, layout_folder
 from sharding.job import Broken, ShardJob, ShardOptions, plan_shards
 from sharding.places import RawDataset, Size
+from sharding.writer import check_foreign, foreign_objects
 
 SHOWN = 10  # missing images that are named
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What would be written. ``refused``: why the real run would not do it, in words, or None."""
+    """What would be written.
+
+    In words, or None: ``warning``, what the server cannot promise, and ``refused``, why the real run would not do it.
+    """
 
     url: str
     state: str  # of the layout's folder, in words
+    warning: str | None
     refused: str | None
     job: ShardJob
     missing: tuple[Broken, ...]
@@ -55,10 +63,11 @@ class DryRun:
 
     @property
     def remarks(self) -> list[str]:
-        """Lines on what is odd: the adapter's notes, what is missing, and why it would be refused."""
+        """Lines on what is odd: the adapter's notes, what is missing, the server, and why it would be refused."""
         lines = [*self.job.raw.notes, *(str(one) for one in self.missing[:SHOWN])]
         if len(self.missing) > SHOWN:
             lines.append(f"… and {len(self.missing) - SHOWN:,} more images are missing")
+        lines += [self.warning] if self.warning else []
         return [*lines, *([f"It would be refused: {self.refused}"] if self.refused else [])]
 
 
@@ -72,21 +81,28 @@ def dry_run(
     """
     folder = layout_folder(store, dataset, name)
     if not store.is_local:
-        store.check()
+        store.check(write=True)
     job = plan_shards(raw, options)
     missing = tuple(job.missing)
-    state, refused = "nothing", None
+    state, warning, refused, committed = "nothing", None, None, False
     try:
         job.check_broken(missing)
-        # Asking a local store makes its folder.
-        if not folder.is_local or Path(folder.url).is_dir():
-            if is_committed(job, folder):
-                state = "this very layout, committed: it would be left as it is"
-            elif folder.list():
-                state = "an unfinished layout: it would be gone on with, if it is this one"
+        if committed := is_committed(job, folder):
+            state = "this very layout, committed: it would be left as it is"
+        elif folder.exists(JOB):
+            state = "an unfinished layout: it would be gone on with, if it is this one"
+        else:
+            check_foreign(folder, foreign_objects(job, folder))
     except BadInput as error:
         refused = str(error)
-    return DryRun(folder.url, state, refused, job, missing)
+    if store.is_s3 and not committed:
+        try:
+            warning = probe(store)
+        except Unanswered:
+            raise
+        except StoreError as error:
+            refused = refused or str(error)
+    return DryRun(folder.url, state, warning, refused, job, missing)
 
 
 def _plain(value: object) -> str:

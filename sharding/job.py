@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from geostream.errors import BadInput
+from geostream.layout_files import shard_name, sidecar_name
 from sharding.encode import ENCODER, BrokenImage, Encoded, encode
 from sharding.order import cut, storage_order
 from sharding.places import Place, RawDataset, RawImage, Size
@@ -101,7 +102,7 @@ class Part:
     @property
     def sidecar(self) -> str:
         """Path of the note that this shard is whole; there only until the layout is committed."""
-        return f"parts/{self.name.removesuffix('.tar')}.json"
+        return sidecar_name(self.name)
 
     @property
     def n_images(self) -> int:
@@ -180,7 +181,7 @@ def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJo
         places = tuple(raw.places[row] for row in order[rows])
         keys = ",".join(place.key for place in places)
         content = hashlib.sha256(f"{fingerprint} {sample} {ENCODER} {keys}".encode()).hexdigest()
-        parts.append(Part(f"shard-{number:05d}.tar", places, content))
+        parts.append(Part(shard_name(number), places, content))
     return ShardJob(raw, options, images, fingerprint, sample, tuple(parts), round(float(size.sum())))
 
 

@@ -16,16 +16,19 @@ import inspect
 import json
 import os
 import shutil
+import socket
 import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from glob import escape
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from geostream.errors import BadInput
 from geostream.progress import Bar
@@ -97,9 +100,7 @@ def render_cities(
     plan = layout.plan(towns, np.random.default_rng([seed, zlib.crc32(adapter.encode())]), **options)
     counts = {"tiles": plan.tiles, "empty_tiles": plan.empty_tiles, "views": plan.views}
     raw = raw.absolute()
-    partial = raw.with_name(f".{raw.name}.simcity-partial")
-    if partial.exists():  # a render that was killed
-        shutil.rmtree(partial)
+    partial = _partial(raw)
     _write_lists(partial, plan)
     look = Look(tile_size, view_size, jpeg_quality)
     tasks = [
@@ -111,10 +112,27 @@ def render_cities(
         for images in _run(tasks, workers):
             bar.advance(images)
     (partial / "simcity.json").write_text(json.dumps({"settings": settings, "counts": counts}, indent=1))
-    if raw.exists():
-        raw.rmdir()  # empty, or _find would have complained
-    partial.rename(raw)
-    return RenderSummary(len(cities), **counts, seconds=time.monotonic() - started, fresh=True)
+    fresh = True
+    try:
+        partial.rename(raw)  # an empty folder is replaced
+    except OSError:  # somebody was faster
+        shutil.rmtree(partial)
+        if _find(raw, settings) is None:
+            raise
+        fresh = False
+    return RenderSummary(len(cities), **counts, seconds=time.monotonic() - started, fresh=fresh)
+
+
+def _partial(raw: Path) -> Path:
+    """The folder that this process alone renders into, without those that killed processes of this machine left."""
+    before = f".{raw.name}.simcity-{socket.gethostname()}-"
+    for left in raw.parent.glob(f"{escape(before)}*"):
+        process = left.name.removeprefix(before)
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = raw.with_name(f"{before}{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of an earlier process with the same id
+    return partial
 
 
 def _check(cities: Sequence[CitySpec], tile_size: int, view_size: tuple[int, int]) -> None:

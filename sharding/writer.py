@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from geostream.errors import AlreadyExists, BadInput
+from geostream.layout_files import JOB, object_names
 from geostream.progress import Bar
 from geostream.store import Store
 from sharding.encode import BrokenImage, Encoded
@@ -116,16 +117,49 @@ def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tu
 
 
 def _claim(job: ShardJob, folder: Store) -> None:
-    """Mark the folder as this job's; refuse where it is another's."""
+    """Write down that the folder is this job's, and which objects in it are.
+
+    Raises BadInput where the folder is another job's, or where an object lies there under a name that the job would
+    write to.
+    """
+    mine = job.source | {"shards": len(job.parts)}
+    foreign = foreign_objects(job, folder)
     try:
-        folder.write_json("parts/job.json", job.source, if_absent=True)
+        folder.write_json(JOB, mine, if_absent=True)
     except AlreadyExists:
-        other = folder.read_json("parts/job.json")
+        other = folder.read_json(JOB)
         if other["fingerprint"] != job.fingerprint:
             raise BadInput(
                 f"{folder.url}: an unfinished layout of another source or with other options is here "
                 f"({other['adapter']} {other['options']}); choose another name, or delete this folder"
             ) from None
+        if claimed_shards(other) < len(job.parts):  # of an earlier cut into fewer
+            folder.write_json(JOB, mine)
+        return
+    if foreign:
+        folder.delete(JOB)
+    check_foreign(folder, foreign)
+
+
+def foreign_objects(job: ShardJob, folder: Store) -> list[str]:
+    """Objects under names that the job would write to, in a folder that nobody has claimed; sorted."""
+    there = {info.path for info in folder.list()}
+    found = sorted(there & set(object_names(len(job.parts))))
+    return [] if not found or folder.exists(JOB) else found  # claimed meanwhile: they are that job's
+
+
+def check_foreign(folder: Store, foreign: Sequence[str]) -> None:
+    """Raise BadInput, naming the first, where :func:`foreign_objects` found any."""
+    if foreign:
+        raise BadInput(
+            f"{folder.url}/{foreign[0]}: an object that no sharding has written lies where this one would write; "
+            "choose another name for the layout, or move the object away"
+        )
+
+
+def claimed_shards(claim: dict[str, Any]) -> int:
+    """Return how many shards the job whose ``parts/job.json`` this is has said it would write."""
+    return int(claim.get("shards", 0))
 
 
 def _whole_parts(job: ShardJob, folder: Store) -> dict[str, StoredPart]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from geostream.layout import Csr, Int32, Int64
+from geostream.mining.artefact import claim_scratch, scratch_object
 from geostream.mining.cluster import give_back, results
 from geostream.mining.embeddings import Embeddings, Float32, read_rows
 from geostream.mining.exact import BLOCK, QUERIES, Job, fold, groups, pieces, read_references, reference_blocks
@@ -33,7 +34,6 @@ from geostream.progress import track
 
 SAMPLE = 1000  # queries that are searched exactly
 WORTH = 0.25  # of the references: where more must be searched, the exact search is as quick
-SCRATCH = "scratch"  # folder within the graph's, while it is made
 
 
 def sampled(job: Job, kind: str, start: int, stop: int, rows: Int64) -> Float32:
@@ -112,7 +112,7 @@ def write_group(job: Job, start: int, parts: list[tuple[Int32, Part]]) -> None:
 
 
 def _run(job: Job, kind: str, number: int) -> str:
-    return f"{job.graph}/{SCRATCH}/{kind}-{number:05d}"
+    return scratch_object(job.graph, kind, number)
 
 
 def _read(job: Job, kind: str, part: Part, columns: int) -> Float32:
@@ -153,7 +153,9 @@ class Approximate:
             lambda one, two: self._submit(merge, one, two),
         )
         starts, futures = [], []
-        for kind, of_kind in (("query", reference_blocks(len(place))), ("reference", blocks)):
+        query_blocks = reference_blocks(len(place))
+        claim_scratch(job.run, job.graph, query=len(query_blocks), reference=len(blocks))
+        for kind, of_kind in (("query", query_blocks), ("reference", blocks)):
             starts.append([start for start, _ in of_kind])
             futures.append(
                 [self._submit(sort_block, job, kind, number, *at, centroids) for number, at in enumerate(of_kind)]
@@ -199,7 +201,9 @@ class Approximate:
         near = self._near[:, : self._probes]
         searches: list[Any] = []
         found: list[Int64] = []
-        for lists in cut(self._queries.sizes, QUERIES):
+        parts = cut(self._queries.sizes, QUERIES)
+        claim_scratch(self._job.run, self._job.graph, finds=len(parts))
+        for lists in parts:
             lists = lists[self._queries.sizes[lists] > 0]
             if not len(lists):
                 continue

@@ -3,29 +3,79 @@
 The mark is an attribute of the group, set last. It lies in the group's own ``zarr.json``, one object, so it appears at
 once or not at all. A group names the layout it was made from and that layout's table of places. It speaks of places,
 not of where they lie, so every generation of the layout may read it; whoever has other places is refused.
+A group that is made anew is removed by the names that its arrays' metadata give, so whatever else is there stays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 
-from geostream.errors import NotFound, StaleArtefact
+from geostream.errors import NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout
 from geostream.store import Store
 
+SCRATCH = "scratch"  # folder within a group's, for what tasks hand on to others while it is made
+MADE = f"{SCRATCH}/made.json"  # how many objects of each kind lie there
 
-def new_group(run: Store, name: str, layout: Layout) -> zarr.Group:
-    """An empty group at ``name``, made from ``layout``. What was there is gone, its mark
-    first, so that no half of it reads as committed."""
+
+def new_group(run: Store, name: str, layout: Layout, arrays: Sequence[str]) -> zarr.Group:
+    """Make an empty group at ``name``, from ``layout``; it is to hold ``arrays``.
+
+    One that was there before is removed, its mark first, so that no half of it reads as committed.
+    """
     run.delete(f"{name}/zarr.json")
-    run.delete_prefix(name)
-    group = zarr.open_group(run.zarr(name), mode="w-", zarr_format=3)
+    for array in arrays:
+        run.delete_all(f"{name}/{key}" for key in _chunk_keys(run, name, array))
+        run.delete_all([f"{name}/{array}/zarr.json"])  # last: the chunks' names follow from it
+    drop_scratch(run, name)
+    group = zarr.create_group(run.zarr(name), zarr_format=3)
     group.attrs.update({"layout": layout.id, "places": layout.places_id})
     return group
+
+
+def _chunk_keys(run: Store, name: str, array: str) -> Iterator[str]:
+    """Yield the name within the group of each object that an array's data may be in; of none where there is none."""
+    if not run.exists(f"{name}/{array}/zarr.json"):
+        return
+    try:
+        old = zarr.open_array(run.zarr(f"{name}/{array}", read_only=True), mode="r")
+        blocks = [ceil(size / of) for size, of in zip(old.shape, old.shards or old.chunks, strict=True)]
+        encode = cast("Any", old.metadata).encode_chunk_key
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{run.url}/{name}/{array}/zarr.json: damaged ({error}); delete {name} by hand") from error
+    for at in np.ndindex(*blocks):
+        yield f"{array}/{encode(at)}"
+
+
+def scratch_object(name: str, kind: str, number: int) -> str:
+    """The path within the run of an object that tasks use while the group ``name`` is made."""
+    return f"{name}/{SCRATCH}/{kind}-{number:05d}"
+
+
+def claim_scratch(run: Store, name: str, **counts: int) -> None:
+    """Write down, before they are made, how many scratch objects of each kind the group ``name`` will have."""
+    run.write_json(f"{name}/{MADE}", _scratch(run, name) | counts)
+
+
+def drop_scratch(run: Store, name: str) -> None:
+    """Remove the scratch objects of the group ``name`` that were written down."""
+    counts = _scratch(run, name)
+    run.delete_all(scratch_object(name, kind, number) for kind, count in counts.items() for number in range(count))
+    run.delete_all([f"{name}/{MADE}"])
+
+
+def _scratch(run: Store, name: str) -> dict[str, int]:
+    try:
+        counts: dict[str, int] = run.read_json(f"{name}/{MADE}")
+    except NotFound:
+        return {}
+    return counts
 
 
 def open_committed(run: Store, name: str, layout: Layout | None, again: str) -> zarr.Group:

@@ -61,6 +61,9 @@ def pick_rows(array: zarr.Array[Any], rows: Int64) -> Float32:
     return cast("Float32", array.get_orthogonal_selection((rows, slice(None))))
 
 
+ARRAYS = ("query", "reference", "pair_place", "pair_view", "reference_place")
+
+
 class EmbeddingWriter:
     """Embeddings being written; made by :func:`create_embeddings`. Not to be shared between threads."""
 
@@ -153,7 +156,7 @@ def create_embeddings(
         raise BadInput(f"nothing to embed: split {split!r} of layout {layout.name} has no pairs")
     if (np.diff(pairs.place) < 0).any() or (np.diff(reference_place) <= 0).any():
         raise GeostreamError("embeddings: pairs and reference places must be sorted")
-    group = new_group(run, name, layout)
+    group = new_group(run, name, layout, ARRAYS)
     group.attrs.update({"checkpoint": checkpoint, "split": split})
     group.create_array("pair_place", data=pairs.place)
     group.create_array("pair_view", data=pairs.view)

@@ -69,7 +69,7 @@ class GraphWriter:
         cls, run: Store, name: str, *, kind: Kind, layout: Layout, embeddings: str, places: Int32, k: int
     ) -> GraphWriter:
         """Begin a graph at ``name``; the one that was there is removed."""
-        group = new_group(run, name, layout)
+        group = new_group(run, name, layout, ("places", "indices", "scores"))
         group.attrs.update({"kind": kind, "embeddings": embeddings})
         group.create_array("places", data=places)
         for array, dtype, nothing in (("indices", "int32", -1), ("scores", "float16", -np.inf)):

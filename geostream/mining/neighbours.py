@@ -16,7 +16,8 @@ import numpy as np
 from geostream.errors import StaleArtefact
 from geostream.layout import Layout
 from geostream.mining import exact
-from geostream.mining.approximate import SCRATCH, Approximate
+from geostream.mining.approximate import Approximate
+from geostream.mining.artefact import drop_scratch
 from geostream.mining.cluster import connected, everywhere, results
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.gps import build_gps_graph as build_gps_graph
@@ -67,6 +68,6 @@ def build_visual_graph(
                 pass
         finally:
             everywhere(client, exact.Held.let_go)
-    run.delete_prefix(f"{name}/{SCRATCH}")
+    drop_scratch(run, name)
     writer.commit(how)
     return open_graph(run, name, layout)

@@ -114,8 +114,11 @@ class Fetcher:
             try:
                 return asked.result(timeout=STOP_LOOK)
             except TimeoutError:
+                if asked.done():
+                    continue
                 if self._stop is not None and self._stop.is_set():
                     raise CancelledError from None
+                self._transport.check(STOP_LOOK)
 
     def _let_go(self, row: int) -> None:
         self._views.pop(row, None)  # a bad member is not there

@@ -17,15 +17,15 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine
-from concurrent.futures import Future
-from contextlib import aclosing
+from concurrent.futures import CancelledError, Future
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import google_crc32c
 
-from geostream.errors import NotFound, Refused, StoreError, Unanswered
+from geostream.errors import NotFound, Refused, Stalled, StoreError, Unanswered
 from geostream.layout import Int64
 from geostream.streaming.reading import MemberTable
 from geostream.streaming.schedule import Extents
@@ -39,6 +39,9 @@ REFUSALS = 6  # answers of "access refused" that are put down to credentials bei
 BAD_READS = 3  # times that a member with a wrong checksum is read again
 DEADLINE = 60.0  # seconds for a request, and for each so many bytes of it one more:
 SLOWEST = 2**20
+BEAT = 1.0  # seconds between two signs of life of the thread
+STUCK = 300.0  # seconds without one, after which it is given up
+LEAVE = 10.0  # seconds that its end is waited for
 
 
 @dataclass(frozen=True)
@@ -93,20 +96,48 @@ class Transport:
         self._flying: list[int] = []  # bytes of each read under way
         self._random = random.Random()
         self._thread = threading.Thread(target=self._loop.run_forever, name="geostream-fetch", daemon=True)
+        self._beats = self._beats_seen = 0
+        self._quiet = 0.0  # seconds that :meth:`check` has seen no sign of life
 
     def __enter__(self) -> Transport:
         self._thread.start()
+        self._loop.call_soon_threadsafe(self._beat)
         return self
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._loop.call_later(BEAT, self._beat)
+
+    def check(self, waited: float) -> None:
+        """Raise Stalled where no read can end any more. ``waited``: seconds since this was called last.
+
+        Seconds of waiting are counted, not the clock: a process that was suspended has waited for nothing.
+        """
+        url = self.members.store.url
+        if not self._thread.is_alive():
+            raise Stalled(f"{url}: the thread that reads from the store has ended; its error is above")
+        if self._beats != self._beats_seen:
+            self._beats_seen, self._quiet = self._beats, 0.0
+        else:
+            self._quiet += waited
+        if self._quiet > STUCK:
+            raise Stalled(
+                f"{url}: the thread that reads from the store has been stuck for {STUCK:.0f} s; "
+                "does a program that hands out credentials (credential_process) wait for something?"
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if sys.is_finalizing():  # left open until Python ends: the thread no longer runs, and can't be waited for
             return
-        self._submit(_cancel_all()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        if self._thread.is_alive():
+            with suppress(TimeoutError, CancelledError):
+                self._submit(_cancel_all()).result(LEAVE)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(LEAVE)
+        if not self._thread.is_alive():  # a thread that is stuck is left behind
+            self._loop.close()
 
     def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -5,13 +5,14 @@ by parameter name, so that it can be read without this code. ``model.safetensors
 averaged ones where a run averages them, and then those being trained are with the optimizer's. Learning rate,
 hyper-parameters and random states are not stored here: they follow from the settings, the position, and the count of
 steps. A folder without ``state.json`` does not exist for a reader, and one whose objects are not those that
-``state.json`` counted and summed up is damaged.
+``state.json`` counted and summed up is damaged. ``written.json`` names the checkpoints that the run has begun: only
+these are ever removed, and of these only the three objects, so a copy that somebody keeps beside them stays.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
+import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from geostream.training.model import Encoder
 
 FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+WRITTEN = f"{FOLDER}/written.json"
+NAME = re.compile(r"step-\d{8,}")
 TRAINED = "trained/"  # prefix of the weights being trained, where those to use are averages
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,9 @@ def save_checkpoint(run: Store, learner: Learner, position: Position) -> str:
     """Write a checkpoint of the run and return its name."""
     name = checkpoint_name(position.step)
     folder = run.child(FOLDER, name)
+    begun = _written(run)
+    if name not in begun:
+        run.write_json(WRITTEN, sorted({*begun, name}))
     folder.delete(STATE)  # nothing may look whole while it is being replaced
     tensors = learner.tensors()
     with learner.averaged():
@@ -80,19 +86,18 @@ def save_checkpoint(run: Store, learner: Learner, position: Position) -> str:
 
 def drop_checkpoint(run: Store, name: str) -> None:
     """Remove a checkpoint; while that lasts, it does not look whole."""
-    run.delete(f"{FOLDER}/{name}/{STATE}")
-    run.delete_prefix(f"{FOLDER}/{name}")
-    if run.is_local:
-        shutil.rmtree(run.child(FOLDER, name).url, ignore_errors=True)  # the empty folder
+    folder = run.child(FOLDER, name)
+    folder.delete(STATE)
+    folder.delete_all([MODEL, OPTIMIZER])
 
 
 def drop_others(run: Store, newest: str, best: str | None, keep: int) -> None:
     """Remove all checkpoints but the ``keep`` newest, the newest of a whole epoch, and ``best``.
 
     Within an epoch only ``newest`` counts. What a kill left half written, and what came after ``newest`` before a run
-    went back to it, goes too.
+    went back to it, goes too. Only checkpoints that the run has written down as its own are looked at.
     """
-    names = run.folders(FOLDER)
+    names = _written(run)
     whole = []
     for name in names:
         with suppress(GeostreamError):  # not whole
@@ -103,11 +108,23 @@ def drop_others(run: Store, newest: str, best: str | None, keep: int) -> None:
     for name in names:
         if name not in kept:
             drop_checkpoint(run, name)
+    if (left := [name for name in names if name in kept]) != names:
+        run.write_json(WRITTEN, left)
+
+
+def _written(run: Store) -> list[str]:
+    """Names of the checkpoints that the run has begun, oldest first; of an older run, those that are whole."""
+    try:
+        names: list[str] = run.read_json(WRITTEN)
+    except NotFound:
+        return list_checkpoints(run)
+    return names
 
 
 def list_checkpoints(run: Store) -> list[str]:
     """Names of the whole checkpoints of a run, oldest first."""
-    return [name for name in run.folders(FOLDER) if run.exists(f"{FOLDER}/{name}/{STATE}")]
+    names = (name for name in run.folders(FOLDER) if NAME.fullmatch(name))
+    return [name for name in names if run.exists(f"{FOLDER}/{name}/{STATE}")]
 
 
 def read_position(run: Store, name: str) -> Position:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
+import pytest
+
+from flows.demo import MARK, _own_folder
+from geostream.errors import BadInput
 
 QUICK = ["epochs=3", "first_mining=1", "mine_every=1", "evaluate_every=3", "batch_size=16"]
 SECRET = "a-secret-that-nobody-may-print"
@@ -16,6 +21,10 @@ SECRET = "a-secret-that-nobody-may-print"
 
 def test_demo_leaves_summary_and_report_and_nothing_running(tmp_path: Path) -> None:
     out = tmp_path / "a demo"
+    out.mkdir()
+    (out / ".geostream-demo").touch()  # an earlier demo's, with somebody's notes beside what it made
+    (out / "summary.json").write_text("old")
+    (out / "notes.txt").write_text("mine")
     # A relative folder, as the Makefile's, and an environment that speaks of other servers.
     words = ["demo", "--out", out.name, "--city", "small", *(w for s in QUICK for w in ("--set", s))]
     environment = os.environ | {
@@ -47,6 +56,7 @@ def test_demo_leaves_summary_and_report_and_nothing_running(tmp_path: Path) -> N
         ("shard", "Completed"),
         ("retrain", "Completed"),
     ]
+    assert (out / "notes.txt").read_text() == "mine"
     page = (out / "report.html").read_text()
     assert page.count("<figure class=query>") == 12
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
@@ -62,3 +72,18 @@ def test_a_folder_of_somebody_else_is_not_removed(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "holds something else than an earlier demo" in done.stderr
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_two_demos_in_one_folder(tmp_path: Path) -> None:
+    """The second neither removes what the first is working with nor waits."""
+    with _own_folder(tmp_path):
+        (tmp_path / "raw").mkdir()
+        with pytest.raises(BadInput, match=re.escape(str(tmp_path))), _own_folder(tmp_path):
+            pass
+        assert (tmp_path / "raw").is_dir()
+    elsewhere = tmp_path.with_name("elsewhere")
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").touch()
+    (tmp_path / "s3").symlink_to(elsewhere)
+    with _own_folder(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [MARK] and (elsewhere / "mine.txt").exists()

@@ -84,18 +84,18 @@ def test_what_a_run_needs_stays(root: Store) -> None:
     }
     run.write_json("layout.json", {"layout": third.name, "id": third.id})
     assert kept(root)["base-g3"] == "needed by run one"
-    run.delete_prefix("checkpoints")
+    run.delete_all(info.path for info in run.list("checkpoints"))
     assert needed_layouts(run) == {second.id, third.id}
     prune(root, "tiny")
     assert list_layouts(root, "tiny") == ["base-g2", "base-g3", "base-g4"]
     assert [one.runs for one in list_generations(root, "tiny")] == [("one",), ("one",), ()]
     # A descendant counts also where the generation between is gone.
-    root.child("tiny", "runs", "one").delete_prefix("")
+    run.delete_all(info.path for info in run.list())
     second_only = root.child("tiny", "runs", "two")
     checkpoint(second_only, second, 1)
     prune(root, "tiny")
     assert list_layouts(root, "tiny") == ["base-g2", "base-g4"]
-    second_only.delete_prefix("")
+    second_only.delete_all(info.path for info in second_only.list())
     prune(root, "tiny")
     assert list_layouts(root, "tiny") == ["base-g4"] and open_layout(root).id == fourth.id
 
@@ -160,11 +160,15 @@ def begun(root: Store, name: str, job: dict[str, Any]) -> None:
 def test_what_was_never_committed(root: Store) -> None:
     """A reclustering given up goes; one that may be at work stays with what it reads, and so does a sharding."""
     base, first = line(root, 2)
-    now = datetime.now(UTC)
-    begun(root, "old", {"order": "1", "parent": base.id, "alive": (now - timedelta(hours=25)).isoformat()})
+
+    def job(order: str, hours: int) -> dict[str, Any]:
+        alive = datetime.now(UTC) - timedelta(hours=hours)
+        return {"order": order, "parent": base.id, "shards": 1, "alive": alive.isoformat()}
+
+    begun(root, "old", job("1", 25))
     begun(root, "sharding", {"fingerprint": "f"})
     assert kept(root)["base"] == "" == kept(root)["old"]
-    begun(root, "young", {"order": "2", "parent": base.id, "alive": (now - timedelta(hours=23)).isoformat()})
+    begun(root, "young", job("2", 23))
     begun(root, "odd", {"order": "1", "parent": first.id})
     reasons = kept(root)
     assert reasons["base"] == "young is being made from it" and reasons["old"] == ""
@@ -173,14 +177,14 @@ def test_what_was_never_committed(root: Store) -> None:
     found = {one.name: one for one in prune(root, "tiny")}
     assert found["old"].bytes > len(b"half a layout") and found["old"].number is None
     assert root.folders("tiny/layouts") == ["base", "base-g1", "odd", "sharding", "young"]
-    begun(root, "young", {"order": "2", "parent": base.id, "alive": (now - timedelta(hours=25)).isoformat()})
+    begun(root, "young", job("2", 25))
     prune(root, "tiny")
     assert root.folders("tiny/layouts") == ["base-g1", "odd", "sharding"] and open_layout(root).id == first.id
 
 
 def test_a_reclustering_gone_on_with_just_now_is_not_removed(root: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     [base] = line(root, 1)
-    job = {"order": "1", "parent": base.id, "alive": (datetime.now(UTC) - timedelta(days=2)).isoformat()}
+    job = {"order": "1", "parent": base.id, "shards": 1, "alive": (datetime.now(UTC) - timedelta(days=2)).isoformat()}
     begun(root, "late", job)
     put = Store.write_json
 

@@ -373,10 +373,15 @@ def test_a_kill_between_commit_and_clean_up(tmp_path: Path) -> None:
     after = reclustered(root, before, embeddings)
     after.store.write_json(module.JOB, {"order": after.info["source"]["order"]})
     left = tmp_path / "tiny" / "layouts" / "g0-g1" / "shard-00001.tar#3"
-    left.write_bytes(b"half")
-    os.utime(left, (time.time() - 100, time.time() - 100))
+    young = left.with_name("shard-00000.tar#1")  # another process may be writing it
+    theirs = left.with_name("shard-00000.tar#mine")
+    for file in (left, young, theirs):
+        file.write_bytes(b"half")
+    for file in (left, theirs):
+        os.utime(file, (time.time() - 7200, time.time() - 7200))
     assert reclustered(root, before, embeddings).id == after.id
     assert not after.store.exists(module.JOB) and not left.exists()
+    assert young.exists() and theirs.exists()
 
 
 def test_leftovers_of_another_order_are_not_taken(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +107,10 @@ def test_a_kill_while_the_old_ones_are_removed(tmp_path: Path, monkeypatch: pyte
     run = root.child("run")
     fill(run, layout)
 
-    def killed(self: Store, prefix: str) -> None:
+    def killed(self: Store, paths: Iterable[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Store, "delete_prefix", killed)
+    monkeypatch.setattr(Store, "delete_all", killed)
     with pytest.raises(KeyboardInterrupt):
         begin(run, layout)
     with pytest.raises(NotFound):

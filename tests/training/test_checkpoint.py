@@ -12,6 +12,7 @@ from geostream.errors import BadInput, StaleArtefact
 from geostream.store import Store
 from geostream.training.checkpoint import (
     FOLDER,
+    WRITTEN,
     Damaged,
     Position,
     drop_others,
@@ -79,7 +80,7 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path, ema_decay: 
 def test_only_safe_formats_are_written(tmp_path: Path) -> None:
     save_checkpoint(Store.open(tmp_path), trained(), POSITION)
     names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert names == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert names == ["model.safetensors", "optimizer.safetensors", "state.json", "written.json"]
     assert read_position(Store.open(tmp_path), NAME) == POSITION
 
 
@@ -160,5 +161,22 @@ def test_what_is_kept(tmp_path: Path, newest: int, best: int | None, keep: int, 
         put(run, step, step % 10 == 0)
     run.write(f"{FOLDER}/step-00000028/model.safetensors", b"half")
     run.write(f"{FOLDER}/step-00000040/state.json", b"{")
+    begun = [f"step-{step:08d}" for step in (5, 10, 20, 25, 28, 30, 35, 40)]
+    run.write_json(WRITTEN, begun)
+    theirs = {"step-00000010-copy/state.json", "step-00000007/model.safetensors", "step-00000025/notes.txt"}
+    for path in theirs:
+        run.write(f"{FOLDER}/{path}", b"{}")
     drop_others(run, f"step-{newest:08d}", None if best is None else f"step-{best:08d}", keep)
-    assert run.folders(FOLDER) == [f"step-{step:08d}" for step in kept]
+    left = {info.path.removeprefix(f"{FOLDER}/") for info in run.list(FOLDER)} - {"written.json"}
+    assert left == theirs | {f"step-{step:08d}/state.json" for step in kept}
+    assert run.read_json(WRITTEN) == [f"step-{step:08d}" for step in kept]
+    assert list_checkpoints(run) == [f"step-{step:08d}" for step in kept]
+
+
+def test_an_older_run_has_not_written_its_checkpoints_down(tmp_path: Path) -> None:
+    run = Store.open(tmp_path)
+    for step in (10, 20, 30):
+        put(run, step, True)
+    run.write(f"{FOLDER}/mine/state.json", b"{}")
+    drop_others(run, "step-00000030", None, 1)
+    assert run.folders(FOLDER) == ["mine", "step-00000030"]
