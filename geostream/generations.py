@@ -122,23 +122,29 @@ def _remove(folder: Store, *, committed: bool) -> None:
 
     Cut off at any moment, it is either committed and whole or marked as going.
     """
-    shards = len(read_info(folder)["shards"]) if committed else _shards_written_down(folder)
-    folder.write_json(GOING, {"shards": shards})
+    objects = _committed_objects(folder) if committed else _begun_objects(folder)
+    folder.write_json(GOING, {"objects": objects})
     if not committed and _unfinished(folder, "")[0].keep:  # somebody went on with it just now
         folder.delete(GOING)
         return
     for file in ("layout.json", *TABLES):
         folder.delete(file)
-    folder.delete_all([*object_names(shards), JOB])
+    folder.delete_all([*objects, JOB])
     folder.delete_all([GOING])
 
 
-def _shards_written_down(folder: Store) -> int:
-    """How many shards a folder without a commit may hold, as its job says, or an earlier removal."""
+def _committed_objects(folder: Store) -> list[str]:
+    """Names of what a committed layout consists of, and of what making it may have left."""
+    return object_names([shard["name"] for shard in read_info(folder)["shards"]])
+
+
+def _begun_objects(folder: Store) -> list[str]:
+    """Names of what a folder without a commit may hold, as its job says, or an earlier removal that was cut off."""
     try:
-        return int(folder.read_json(JOB)["shards"])
+        return object_names(int(folder.read_json(JOB)["shards"]))
     except NotFound:
-        return int(folder.read_json(GOING).get("shards", 0))
+        names: list[str] = folder.read_json(GOING).get("objects", [])
+        return names
 
 
 def check_dataset(store: Store, dataset: str | None) -> str:

@@ -77,9 +77,13 @@ def sidecar_name(shard: str) -> str:
     return f"parts/{shard.removesuffix('.tar')}.json"
 
 
-def object_names(shards: int) -> list[str]:
-    """Return the names of all objects that making a layout of so many shards can write, but for ``parts/job.json``."""
-    names = [shard_name(number) for number in range(shards)]
+def object_names(shards: int | Sequence[str]) -> list[str]:
+    """Return the names of all objects that making a layout can write, but for ``parts/job.json``.
+
+    Args:
+        shards: names of its shards, or how many there are to be.
+    """
+    names = [shard_name(number) for number in range(shards)] if isinstance(shards, int) else list(shards)
     return ["layout.json", *TABLES, *names, *map(sidecar_name, names)]
 
 

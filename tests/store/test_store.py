@@ -133,12 +133,6 @@ def test_unknown_profile(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> No
         Store.open(s3_store.url).check()
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x", "s3://", "s4://bucket/x"])
-def test_urls_that_are_no_store(url: str) -> None:
-    with pytest.raises(BadInput):
-        Store.open(url)
-
-
 def test_check_names_the_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
         Store.open(tmp_path / "typo").check()
