@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from geostream.cores import usable_cores
 from geostream.errors import BadInput
 from geostream.layout_files import shard_name, sidecar_name
 from sharding.encode import ENCODER, BrokenImage, Encoded, encode
@@ -207,7 +207,7 @@ def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]
     means = []
     tiles = [place.tile for place in places]
     views = [view.image for place in places for view in place.views]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:  # encoding holds no GIL
+    with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as threads:  # encoding holds no GIL
         for kind, is_tile in ((tiles, True), (views, False)):
             rows = np.unique(np.linspace(0, len(kind) - 1, SAMPLE).astype(np.int64))
             seen = threads.map(partial(_look, images, is_tile), [kind[row] for row in rows])

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from geostream.cores import usable_cores
 from geostream.errors import BadInput
 from geostream.progress import Bar
 from sharding.simcity_layouts import LAYOUTS, RawLayout, cities_of, raw_layout
@@ -78,7 +79,7 @@ def render_cities(
     layout = raw_layout(adapter)
     view_size = layout.view_size if view_size is None else view_size
     _check(cities, tile_size, view_size)
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     if workers < 1:
         raise BadInput(f"workers {workers}: at least one process must render")
     options = _all_options(adapter, layout, options)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from geostream.cores import usable_cores
 from geostream.errors import AlreadyExists, BadInput
 from geostream.layout_files import JOB, object_names
 from geostream.progress import Bar
@@ -105,7 +105,7 @@ def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tu
     total = sum(part.n_images for part in todo)
     with (
         Bar("shards", total) as bar,
-        closing(_write_all(job.images, folder, todo, workers or os.cpu_count() or 1)) as finished,
+        closing(_write_all(job.images, folder, todo, workers or usable_cores())) as finished,
     ):
         for part, made in finished:
             stored[part.name] = made

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
+from geostream.cores import usable_cores
 from geostream.errors import GeostreamError
 
 Task = TypeVar("Task")
@@ -84,7 +84,7 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
     stack.enter_context(config.set({"distributed.worker.profile.enabled": False}))  # samples a hundred times a second
     local = LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=1,  # of which all threads have one queue: none is idle while another has tasks waiting
-        threads_per_worker=max(1, min(os.cpu_count() or 1, tasks)),
+        threads_per_worker=max(1, min(usable_cores(), tasks)),
         processes=False,
         memory_limit=0,  # a limit would be compared with the whole process, and pause a worker of a large one for ever
         dashboard_address="127.0.0.1:0",  # the default listens to the whole network

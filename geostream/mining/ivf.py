@@ -9,7 +9,6 @@ only if its list is searched, so one look gives the recall at every width. Pure 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from geostream.cores import usable_cores
 from geostream.layout import Int32, Int64
 from geostream.mining.embeddings import Float32
 from geostream.mining.topk import References, most_similar
@@ -35,7 +35,7 @@ def train(sample: Float32, lists: int) -> Float32:
     """(L, D) unit centroids of ``sample`` (S, D), alike ones next to one another. Takes all cores of the machine."""
     import faiss
 
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    faiss.omp_set_num_threads(usable_cores())
     lists = min(lists, len(sample))
     means = faiss.Kmeans(
         sample.shape[1], lists, niter=ROUNDS, seed=1, spherical=True, min_points_per_centroid=1,

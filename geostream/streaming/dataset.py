@@ -19,10 +19,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from geostream.errors import BadInput, GeostreamError, StaleArtefact
 from geostream.layout import Int32, Layout, Pairs, pair_codes
+from geostream.store.forks import check_process
 from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pipeline, Replacement, n_samples
 from geostream.streaming.plan import EpochPlan
 from geostream.streaming.reading import MemberTable, ReadOptions
 from geostream.streaming.replace import StandIns
+from geostream.streaming.workers import tell_failed_hand_overs
 
 State = dict[str, Any]
 Batches = Generator[Batch, None, None]  # closed to end early
@@ -32,13 +34,14 @@ class StreamDataset(IterableDataset[Batch]):
     """Batches of what a list of steps asks for; made by :func:`plan_dataset` and :func:`scan_dataset`.
 
     Raises what the fetcher raises, and StoreError or BadInput naming place, member and shard where an image is damaged
-    and can't be replaced, or too many were. In a loader worker the error is yielded instead, as the last item: torch
-    would bury it in a traceback.
+    and can't be replaced, or too many were; ForkedProcess in a worker that was forked from a process that has used the
+    store, as a plain DataLoader does on Linux.
     """
 
     threads = 1  # that decode
     pin = False  # put images into page-locked memory
     stop: threading.Event | None = None  # set by another thread to end a pass; of this process only
+    errors_as_items = False  # a worker yields an error as its last item: torch would bury it in a traceback
 
     def __init__(
         self,
@@ -99,7 +102,10 @@ class StreamDataset(IterableDataset[Batch]):
     def __iter__(self) -> Batches:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        if info is not None:
+            tell_failed_hand_overs(self.errors_as_items)
         try:
+            check_process(self.members.store.url)  # before there are threads that would wait
             yield from Pipeline(
                 self.members,
                 [(step, self.steps[step]) for step in self._share(worker, workers)],
@@ -114,7 +120,7 @@ class StreamDataset(IterableDataset[Batch]):
                 self.stop,
             ).batches()
         except GeostreamError as error:
-            if info is None:
+            if info is None or not self.errors_as_items:
                 raise
             yield error  # type: ignore[misc]  # raised by the Loader in the trainer's process
 

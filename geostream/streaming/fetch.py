@@ -114,8 +114,8 @@ class Fetcher:
             try:
                 return asked.result(timeout=STOP_LOOK)
             except TimeoutError:
-                if asked.done():
-                    continue
+                if asked.done():  # just now, or it failed with a TimeoutError itself
+                    return asked.result()
                 if self._stop is not None and self._stop.is_set():
                     raise CancelledError from None
                 self._transport.check(STOP_LOOK)

@@ -12,28 +12,29 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from copy import copy
 from functools import partial
-from multiprocessing import forkserver, resource_tracker
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from geostream.errors import GeostreamError
+from geostream.cores import usable_cores
+from geostream.errors import GeostreamError, Stalled
 from geostream.streaming.dataset import Batches, State, StreamDataset
 from geostream.streaming.pipeline import Batch
 from geostream.streaming.stats import StreamStats
+from geostream.streaming.workers import Patience, Watch, begin_worker, start_forkserver
 
 DEPTH = 2  # batches made before they are wanted, by the thread or by each worker
 MOST_THREADS = 8
-GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+LOOK = 1.0  # seconds between two looks at the thread that makes batches
+LEAVE = 30.0  # seconds that its end is waited for
 
 
 class Loader:
@@ -57,9 +58,10 @@ class Loader:
         dataset.check_workers(max(workers, 1))
         self.dataset = dataset = copy(dataset)  # with a position of its own
         self.workers, self.pin = workers, pin
-        cores = len(os.sched_getaffinity(0)) // (max(workers, 1) * sharing)
+        cores = usable_cores() // (max(workers, 1) * sharing)
         dataset.threads = min(max(cores, 1), MOST_THREADS) if threads is None else threads
         dataset.pin = pin and not workers
+        dataset.errors_as_items = True
         self._parts: dict[int, StreamStats] = {}
         self._stall_seconds = 0.0
         self._batches: Batches | None = None
@@ -121,22 +123,25 @@ class Loader:
         # forkserver: a fork of this process would copy torch's and obstore's threads in the middle of what they do.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([StreamDataset.__module__])
-        _start_forkserver()
-        items: Iterable[Batch | GeostreamError] = DataLoader(
-            self.dataset,
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=DEPTH,
-            collate_fn=_unchanged,
-            pin_memory=self.pin,
-            multiprocessing_context=context,
-            generator=torch.Generator(),  # else it draws from the one that the training draws from
-            worker_init_fn=partial(_begin_worker, dict(os.environ)),
-        )
-        for item in items:
-            if isinstance(item, GeostreamError):
-                raise item
-            yield item
+        start_forkserver()
+        with Watch(context, self.workers) as watch:
+            watch.start(
+                DataLoader(
+                    self.dataset,
+                    batch_size=None,
+                    num_workers=self.workers,
+                    prefetch_factor=DEPTH,
+                    collate_fn=_unchanged,
+                    pin_memory=self.pin,
+                    multiprocessing_context=context,
+                    generator=torch.Generator(),  # else it draws from the one that the training draws from
+                    worker_init_fn=partial(begin_worker, dict(os.environ), watch.beat),
+                )
+            )
+            while (item := watch.take()) is not None:
+                if isinstance(item, GeostreamError):
+                    raise item
+                yield item
 
 
 def _ahead(batches: Batches, stop: threading.Event) -> Batches:
@@ -157,46 +162,31 @@ def _ahead(batches: Batches, stop: threading.Event) -> Batches:
     thread = threading.Thread(target=work, name="geostream-load", daemon=True)
     thread.start()
     try:
-        while (item := ready.get()) is not None:
+        while (item := _next(ready, thread)) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
         stop.set()
-        while thread.is_alive():  # it may be waiting for room
+        until = time.monotonic() + LEAVE  # one that is stuck is left behind
+        while thread.is_alive() and time.monotonic() < until:  # it may be waiting for room
             while not ready.empty():
                 ready.get_nowait()
             thread.join(0.01)
 
 
-def _start_forkserver() -> None:
-    """So that it never hears signals to the whole process group: the trainer decides when loading ends."""
-    resource_tracker.ensure_running()  # now, because it would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_worker(environment: dict[str, str], worker: int) -> None:
-    """Give a worker what the fork server does not: the trainer's environment of now, and its end.
-
-    The server keeps the environment it was started with, and as the worker's parent lives as long as the worker does:
-    torch's own watchdog would not see that the trainer was killed.
-    """
-    os.setsid()  # out of the trainer's process group, for the same reason
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
-    os.environ.clear()
-    os.environ.update(environment)
-    trainer = multiprocessing.parent_process()
-    assert trainer is not None
-
-    def watch() -> None:
-        trainer.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="geostream-watch", daemon=True).start()
+def _next(ready: queue.Queue[Batch | BaseException | None], thread: threading.Thread) -> Batch | BaseException | None:
+    """What ``thread`` has made. Raises Stalled where nothing can come any more."""
+    patience = Patience()
+    while True:
+        try:
+            return ready.get(timeout=LOOK)
+        except queue.Empty:
+            reason = patience.ends(LOOK)
+            if not thread.is_alive() and ready.empty():
+                reason = "the thread that makes batches has ended; its error is above"
+            if reason:
+                raise Stalled(reason) from None
 
 
 def _unchanged(batch: Any) -> Any:

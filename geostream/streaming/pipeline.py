@@ -9,13 +9,15 @@ that the threads' luck decides nothing.
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +34,7 @@ from geostream.streaming.replace import StandIns
 from geostream.streaming.stats import Replaced, StreamStats
 
 KINDS = ("tile", "view")
+LEAVE = 10.0  # seconds that the end of threads is waited for
 
 Sample = dict[str, Any]  # one pair or one image on its way through the pipeline
 Columns = dict[str, Int64]  # samples of one kind: "tile" and/or "view" (rows in members), and numbers to pass on
@@ -94,7 +97,7 @@ class Pipeline:
         return Fetcher(self.members, [_member_rows(columns) for _, columns in self.steps], self.options, self.stop)
 
     def batches(self) -> Iterator[Batch]:
-        pool = ThreadPoolExecutor(self.threads, "geostream-decode") if self.threads > 1 else nullcontext()
+        pool = _Threads(self.threads) if self.threads > 1 else nullcontext()
         with self.fetcher, pool as executor:
             decoded = wds.map(self._make)
             if executor is not None:
@@ -203,8 +206,49 @@ class Pipeline:
         raise StoreError(f"{what}; and no other pair can stand in for it; restore the shard") from error
 
 
+class _Threads:
+    """Context manager: threads that decode. Python's own pool would wait for one that is stuck, also at its exit."""
+
+    def __init__(self, number: int) -> None:
+        self._work: queue.SimpleQueue[tuple[Future[Sample], Callable[[Sample], Sample], Sample] | None]
+        self._work = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"geostream-decode-{one}", daemon=True) for one in range(number)
+        ]
+
+    def __enter__(self) -> _Threads:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join(LEAVE)
+
+    def submit(self, work: Callable[[Sample], Sample], sample: Sample) -> Future[Sample]:
+        future: Future[Sample] = Future()
+        self._work.put((future, work, sample))
+        return future
+
+    def _run(self) -> None:
+        while (task := self._work.get()) is not None:
+            future, work, sample = task
+            del task  # else the sample would stay until the next one comes
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work(sample))
+            except BaseException as error:  # for whoever waits
+                future.set_exception(error)
+            del future, sample
+
+
 def _map_ahead(
-    work: Callable[[Sample], Sample], pool: Executor, depth: int, samples: Iterable[Sample]
+    work: Callable[[Sample], Sample], pool: _Threads, depth: int, samples: Iterable[Sample]
 ) -> Iterator[Sample]:
     """A stage: ``work`` on each sample, ``depth`` of them at once, in order; never beyond the end of a batch."""
     running: deque[Any] = deque()

@@ -11,7 +11,6 @@ made of that: :mod:`geostream.training.measures`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from geostream.cores import usable_cores
 from geostream.layout import Csr, Int64, Layout
 from geostream.mining.cluster import give_back, run_tasks
 from geostream.mining.embeddings import SHARD_ROWS, Embeddings, open_embeddings, pick_rows, read_rows
@@ -32,7 +32,7 @@ from geostream.training.protocols import TO_TILE, Search, searches
 from geostream.training.ranking import Before, count_before
 
 ANSWERS = 8192  # right answers of a piece; a query of more is a piece by itself
-THREADS = min(4, os.cpu_count() or 1)  # of this process; the matrix products within them use the other cores
+THREADS = min(4, usable_cores())  # of this process; the matrix products within them use the other cores
 
 
 @dataclass(frozen=True)

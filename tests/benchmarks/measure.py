@@ -10,7 +10,6 @@ each repeat, which ran within seconds of each other.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import tempfile
@@ -21,6 +20,8 @@ from typing import Any
 
 import psutil
 from rich.table import Table
+
+from geostream.cores import usable_cores
 
 ROOT = Path(__file__).parents[2]
 LOOK = 0.2  # seconds between two looks at memory
@@ -158,7 +159,7 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "cpu": cpu,
         "memory_bytes": psutil.virtual_memory().total,
         "versions": versions,

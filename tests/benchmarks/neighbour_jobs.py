@@ -9,7 +9,6 @@ ground. In uniform noise no index works, and the approximate search would say so
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from geostream.cores import usable_cores
 
 K = 128
 EMBEDDINGS = "embeddings/epoch-0001.zarr"
@@ -99,7 +100,7 @@ def sample4geo(folder: Path) -> dict[str, Any]:
     import torch
     import zarr
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     begun = time.perf_counter()
     group = zarr.open_group(folder / "run" / EMBEDDINGS, mode="r")
     query, reference = (torch.from_numpy(np.asarray(group[side][:])) for side in ("query", "reference"))  # type: ignore[index]

@@ -1,0 +1,258 @@
+"""Start loader processes, and notice those that cannot deliver any more.
+
+torch's DataLoader sees a worker that has died, but waits for ever for one that is stopped or stuck, and for a batch
+that a worker could not hand over. Here every worker gives a sign of life each second, which a thread of the trainer
+looks for; what cannot come any more ends in :class:`Stalled`, one line that says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from types import TracebackType
+from typing import Any
+
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader
+
+from geostream.errors import Stalled
+
+GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+BEAT = 1.0  # seconds between two signs of life of a worker
+FROZEN = 60.0  # seconds without one, after which it is given up
+STARTING = 300.0  # seconds that workers may take to begin: a cold disk, a large index
+LONGEST = 3600.0  # seconds that a batch may take, as long as ranks wait for each other
+TELL_EVERY = 60.0  # seconds of waiting between two lines of the log
+MORE_SHARED_MEMORY = (
+    "shared memory (/dev/shm) is too small for the batches; give the container more (docker run --shm-size=2g), "
+    "or load without worker processes (workers=0)"
+)
+MORE_FILES = "more files are open than may be; raise the limit (ulimit -n), or use fewer workers"
+
+logger = logging.getLogger(__name__)
+
+
+class Patience:
+    """How long a batch has been waited for; that is told once a minute.
+
+    The waiting is counted, not the clock: a program that was suspended has waited for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._waited = 0.0
+
+    def ends(self, seconds: float) -> str | None:
+        """Count ``seconds`` more. Returns why there is no more waiting, when it has been too long."""
+        before, self._waited = self._waited, self._waited + seconds
+        if before // TELL_EVERY < self._waited // TELL_EVERY:
+            logger.warning("the next batch has been waited for for %.0f s", self._waited)
+        if self._waited < LONGEST:
+            return None
+        return f"no batch came for {LONGEST:.0f} s, though its maker is alive; is decoding or augmenting it stuck?"
+
+
+class Watch:
+    """Context manager around a DataLoader's workers: they are watched within it, and ended behind it."""
+
+    def __init__(self, context: BaseContext, workers: int) -> None:
+        self._beats, self.beat = context.Pipe(duplex=False)  # beat: for begin_worker
+        self._quiet, self._begun = [0.0] * workers, [False] * workers
+        self._batches: Any = None  # torch's iterator
+        self._patience: Patience | None = None  # of whoever waits for a batch now
+        self._reason = ""  # why the workers were given up
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="geostream-watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._batches is not None:
+                self._batches._shutdown_workers()  # waits for a thread that only the watch can free
+        finally:
+            self._done.set()
+            self._thread.join()
+            self._kill()  # one that is stopped has not ended yet
+            self._beats.close()
+            self.beat.close()
+
+    def start(self, loader: DataLoader[Any]) -> None:
+        """Start the workers of ``loader``. Raises Stalled where they cannot be started."""
+        try:
+            self._batches = iter(loader)
+        except (OSError, EOFError) as error:
+            reason = self._reason or "the process that starts loader workers has ended; what it said is above"
+            raise Stalled(reason) from error
+
+    def take(self) -> Any:
+        """Return the next item, None behind the last. Raises Stalled where none can come, and what workers raise."""
+        self._patience = Patience()
+        try:
+            return next(self._batches, None)
+        except (RuntimeError, OSError, EOFError) as error:
+            if not (reason := self._explain(error)):
+                raise
+            raise Stalled(reason) from error
+        finally:
+            self._patience = None
+
+    @property
+    def _processes(self) -> Sequence[BaseProcess]:
+        return () if self._batches is None else self._batches._workers
+
+    def _look(self) -> None:
+        starting = 0.0
+        while not self._done.wait(BEAT):
+            for worker, quiet in enumerate(self._quiet):
+                self._quiet[worker] = quiet + BEAT
+            while self._beats.poll():
+                worker = int.from_bytes(self._beats.recv_bytes(), "little")
+                self._quiet[worker], self._begun[worker] = 0.0, True
+            if self._reason:
+                continue
+            if self._batches is None:
+                starting += BEAT
+                if starting > STARTING:
+                    self._reason = f"loader workers could not be started within {STARTING:.0f} s"
+                    _kill_forkserver()
+                continue
+            for process, quiet, begun in zip(self._processes, self._quiet, self._begun, strict=True):
+                limit = FROZEN if begun else STARTING
+                if quiet > limit and not wait([process.sentinel], 0):  # one that has ended is torch's to notice
+                    self._give_up(f"loader worker {process.pid} has given no sign of life for {limit:.0f} s")
+            if (patience := self._patience) and (reason := patience.ends(BEAT)):
+                self._give_up(reason)
+
+    def _give_up(self, reason: str) -> None:
+        """End all workers: whatever torch waits for then fails."""
+        self._reason = reason
+        self._kill()
+        # Half a message would be waited for as long as anybody could write the other half.
+        self._batches._worker_result_queue._writer.close()
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            if not wait([process.sentinel], 0):  # its number is nobody else's yet
+                process.kill()
+
+    def _explain(self, error: BaseException) -> str:
+        """What an error of torch's means for people; nothing for one that a worker raised."""
+        text = str(error)
+        if text.startswith("Caught "):
+            return ""
+        if self._reason:
+            return self._reason
+        if isinstance(error, OSError | EOFError):  # a worker has died while it handed something over
+            wait([process.sentinel for process in self._processes], 2.0)
+        gone = [process for process in self._processes if process.exitcode or str(process.pid) in text]
+        if gone and (isinstance(error, OSError | EOFError) or "exited unexpectedly" in text):
+            return f"loader worker {gone[0].pid} {_ended(gone[0].exitcode)}"
+        return MORE_FILES if "Too many open files" in text else ""
+
+
+def _ended(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed; if memory was short, use fewer workers or smaller batches"
+    if code == -signal.SIGBUS:
+        return f"died of a bus error: {MORE_SHARED_MEMORY}"
+    if code is not None and code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code} before its work was done; what it said is above"
+
+
+def start_forkserver() -> None:
+    """Start the process that loader workers are forked from, so that it never hears signals to the process group.
+
+    The trainer decides when loading ends.
+    """
+    resource_tracker.ensure_running()  # now, because it would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill_forkserver() -> None:
+    process = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if process is not None:
+        os.kill(process, signal.SIGKILL)
+
+
+def begin_worker(environment: dict[str, str], beat: Connection, worker: int) -> None:
+    """Give a worker what the fork server does not: the trainer's environment of now, a sign of life, and its end.
+
+    The server keeps the environment it was started with, and as the worker's parent lives as long as the worker does:
+    torch's own watchdog would not see that the trainer was killed.
+    """
+    os.setsid()  # out of the trainer's process group, for the same reason
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+    os.environ.clear()
+    os.environ.update(environment)
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def watch() -> None:
+        with suppress(OSError):  # nobody listens any more
+            while trainer.is_alive():
+                beat.send_bytes(worker.to_bytes(4, "little"))
+                trainer.join(BEAT)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="geostream-watch", daemon=True).start()
+
+
+def tell_failed_hand_overs(as_items: bool) -> None:
+    """In a worker, from now on: send an error instead of a batch that cannot be handed over.
+
+    Python's queue would drop the batch, and the trainer wait for it. ``as_items``: send the error itself, for a reader
+    that raises it; else in torch's wrapper.
+    """
+
+    def instead(queue: Any, error: Exception, item: Any) -> None:
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], int)):  # another queue's
+            _show(error)
+            return
+        number, made = item
+        if isinstance(made, Stalled) or getattr(made, "exc_type", None) is Stalled:  # not even this goes through
+            _show(error)
+            os._exit(1)
+        told = Stalled(f"a loader worker cannot hand over a batch: {_cause(error)}")
+        wrap: Any = ExceptionWrapper
+        # In the place of what failed: were it behind the word that all is done, the batch would be passed over.
+        queue._sem.acquire()
+        queue._buffer.appendleft(
+            (number, told if as_items else wrap((Stalled, told, None), "in a DataLoader worker")),
+        )
+
+    Queue._on_queue_feeder_error = instead  # type: ignore[attr-defined]
+
+
+def _cause(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "Too many open files" in text:
+        return MORE_FILES
+    if "shared memory" in text or "No space left" in text:
+        return f"{MORE_SHARED_MEMORY} ({text})"
+    _show(error)
+    return text
+
+
+def _show(error: Exception) -> None:
+    with suppress(OSError, ValueError):  # where this goes may be full, or closed
+        traceback.print_exception(error)
