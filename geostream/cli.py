@@ -122,9 +122,13 @@ def embed(
 ) -> None:
     """Embed a split with a checkpoint of the run, into Zarr."""
     from geostream.training import stages
+    from geostream.training.lease import held
 
     opened, folder = open_run(store, dataset, layout, run)
-    embeddings = stages.embed_split(folder, opened, stages.load_trained(folder, checkpoint), check_split(split))
+    split = check_split(split)
+    trained = stages.load_trained(folder, checkpoint)
+    with held(folder):
+        embeddings = stages.embed_split(folder, opened, trained, split)
     print(f"{len(embeddings.pairs)} queries, {len(embeddings.reference_place)} tiles: {folder.url}/{embeddings.name}")
 
 
@@ -143,14 +147,17 @@ def mine(
     from geostream.mining.neighbours import build_gps_graph
     from geostream.recluster import newest_embeddings
     from geostream.training import stages
+    from geostream.training.lease import held
 
     opened, folder = open_run(store, dataset, layout, run)
     settings = run_settings(opened, folder, overrides)
     if kind == "gps":
-        graph = build_gps_graph(folder, opened, settings.neighbours)
+        with held(folder):
+            graph = build_gps_graph(folder, opened, settings.neighbours)
     elif kind == "visual":
         epoch = newest_embeddings(folder) if epoch is None else epoch
-        graph = stages.mine(folder, opened, settings, epoch, cluster)
+        with held(folder):
+            graph = stages.mine(folder, opened, settings, epoch, cluster)
     else:
         raise BadInput(f"--kind {kind}: graphs are gps or visual")
     how = ", ".join(f"{name} {value}" for name, value in graph.search.items())
@@ -169,9 +176,12 @@ def plan(
 ) -> None:
     """Plan an epoch from the graph that is due, and show the plan's quality."""
     from geostream.training import stages
+    from geostream.training.lease import held
 
     opened, folder = open_run(store, dataset, layout, run)
-    made = stages.plan_epoch(folder, opened, run_settings(opened, folder, overrides), epoch, cluster)
+    settings = run_settings(opened, folder, overrides)
+    with held(folder):
+        made = stages.plan_epoch(folder, opened, settings, epoch, cluster)
     print_table(f"plan of epoch {epoch}", [{"source": made.source, **made.quality}])
     print(f"{folder.url}/plans/epoch-{epoch:04d}.parquet")
 

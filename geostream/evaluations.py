@@ -22,6 +22,7 @@ from geostream.store import Store
 from geostream.training import stages
 from geostream.training.embed import split_references
 from geostream.training.evaluate import evaluate_embeddings
+from geostream.training.lease import held
 from geostream.training.measures import named_rows
 from geostream.training.protocols import split_pairs
 
@@ -64,13 +65,19 @@ def embedded(run: Store, layout: Layout, trained: stages.Trained, split: str) ->
     try:
         found = open_embeddings(run, stages.split_embeddings(split, trained.epoch), layout)
     except (NotFound, StaleArtefact):
-        return stages.embed_split(run, layout, trained, split)
+        return _embed(run, layout, trained, split)
     whole = (
         (found.checkpoint, found.split) == (trained.checkpoint, split)
         and np.array_equal(pair_codes(*found.pairs), pair_codes(*split_pairs(layout, split)))
         and np.array_equal(found.reference_place, split_references(layout, split))
     )
-    return found if whole else stages.embed_split(run, layout, trained, split)
+    return found if whole else _embed(run, layout, trained, split)
+
+
+def _embed(run: Store, layout: Layout, trained: stages.Trained, split: str) -> Embeddings:
+    """Embed the split. Raises RunHeld beside a training of the run, which may be writing the same."""
+    with held(run):
+        return stages.embed_split(run, layout, trained, split)
 
 
 def results_by_epoch(layout: Layout, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

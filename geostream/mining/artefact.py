@@ -9,6 +9,7 @@ A group that is made anew is removed by the names that its arrays' metadata give
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil
 from typing import Any, cast
 
@@ -87,12 +88,22 @@ def open_committed(run: Store, name: str, layout: Layout | None, again: str) -> 
     where = f"{run.url}/{name}"
     if not run.exists(f"{name}/zarr.json"):
         raise NotFound(f"{where}: not there; {again}")
-    group = zarr.open_group(run.zarr(name, read_only=True), mode="r")
+    with being_replaced(where, again):
+        group = zarr.open_group(run.zarr(name, read_only=True), mode="r")
     if group.attrs.get("committed") is not True:
         raise NotFound(f"{where}: not committed, its writing was cut off; {again}")
     if layout is not None and group.attrs.get("places") != layout.places_id:
         raise StaleArtefact(f"{where}: made from other places than those of layout {layout.name}; {again}")
     return group
+
+
+@contextmanager
+def being_replaced(where: str, again: str) -> Iterator[None]:
+    """Raise NotFound where another process makes the group anew while it is read: its arrays go one by one."""
+    try:
+        yield
+    except (KeyError, FileNotFoundError) as error:
+        raise NotFound(f"{where}: being made anew by another process; {again}") from error
 
 
 def array_of(group: zarr.Group, name: str) -> npt.NDArray[Any]:

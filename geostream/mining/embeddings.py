@@ -17,7 +17,7 @@ import zarr
 
 from geostream.errors import BadInput, GeostreamError
 from geostream.layout import Int32, Int64, Layout, Pairs
-from geostream.mining.artefact import array_of, commit, new_group, open_committed
+from geostream.mining.artefact import array_of, being_replaced, commit, new_group, open_committed
 from geostream.store import Store
 
 Float32 = npt.NDArray[np.float32]
@@ -166,16 +166,18 @@ def create_embeddings(
 
 def open_embeddings(run: Store, name: str, layout: Layout | None) -> Embeddings:
     """Committed embeddings of ``layout``; raises as :func:`open_committed` does."""
-    group = open_committed(run, name, layout, "embed again: geostream embed")
-    return Embeddings(
-        run=run,
-        name=name,
-        layout_id=str(group.attrs["layout"]),
-        places_id=str(group.attrs["places"]),
-        checkpoint=str(group.attrs["checkpoint"]),
-        split=str(group.attrs["split"]),
-        pairs=Pairs(array_of(group, "pair_place"), array_of(group, "pair_view")),
-        reference_place=array_of(group, "reference_place"),
-        query=cast("zarr.Array[Any]", group["query"]),
-        reference=cast("zarr.Array[Any]", group["reference"]),
-    )
+    again = "embed again: geostream embed"
+    group = open_committed(run, name, layout, again)
+    with being_replaced(f"{run.url}/{name}", again):
+        return Embeddings(
+            run=run,
+            name=name,
+            layout_id=str(group.attrs["layout"]),
+            places_id=str(group.attrs["places"]),
+            checkpoint=str(group.attrs["checkpoint"]),
+            split=str(group.attrs["split"]),
+            pairs=Pairs(array_of(group, "pair_place"), array_of(group, "pair_view")),
+            reference_place=array_of(group, "reference_place"),
+            query=cast("zarr.Array[Any]", group["query"]),
+            reference=cast("zarr.Array[Any]", group["reference"]),
+        )

@@ -16,7 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from geostream.layout import Int32, Layout
-from geostream.mining.artefact import array_of, commit, new_group, open_committed
+from geostream.mining.artefact import array_of, being_replaced, commit, new_group, open_committed
 from geostream.store import Store
 
 Kind = Literal["gps", "visual"]
@@ -110,15 +110,17 @@ def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
     Raises NotFound where there is none or it was never finished, StaleArtefact where it is of other places than
     those of ``layout`` (None: any).
     """
-    group = open_committed(run, name, layout, "make it again: geostream mine")
-    return NeighbourGraph(
-        name=name,
-        kind=cast("Kind", group.attrs["kind"]),
-        layout_id=str(group.attrs["layout"]),
-        places_id=str(group.attrs["places"]),
-        embeddings=str(group.attrs["embeddings"]),
-        search=cast("dict[str, Any]", group.attrs.get("search", {"mode": "exact"})),
-        places=array_of(group, "places"),
-        indices=array_of(group, "indices"),
-        scores=array_of(group, "scores"),
-    )
+    again = "make it again: geostream mine"
+    group = open_committed(run, name, layout, again)
+    with being_replaced(f"{run.url}/{name}", again):
+        return NeighbourGraph(
+            name=name,
+            kind=cast("Kind", group.attrs["kind"]),
+            layout_id=str(group.attrs["layout"]),
+            places_id=str(group.attrs["places"]),
+            embeddings=str(group.attrs["embeddings"]),
+            search=cast("dict[str, Any]", group.attrs.get("search", {"mode": "exact"})),
+            places=array_of(group, "places"),
+            indices=array_of(group, "indices"),
+            scores=array_of(group, "scores"),
+        )

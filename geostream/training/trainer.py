@@ -7,7 +7,8 @@ started again restores the newest checkpoint, goes on with the batch behind it, 
 that was never interrupted. What that costs: up to ``checkpoint_every`` steps are trained again.
 
 Several ranks go through this together. They train and embed in common; whatever else there is to do, and every word on
-the store, is the first rank's, while the others wait for what it decides.
+the store, is the first rank's, while the others wait for what it decides. It holds the run: a second trainer of the
+same run is refused (:mod:`geostream.training.lease`).
 
 Where the first plan from a new graph is too easy (``recluster_below``), the shards are too far from the order of
 similarity: they are rewritten as the layout's next generation, and the run goes on from there. ``layout.json`` in its
@@ -19,6 +20,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -46,6 +48,7 @@ from geostream.training.checkpoint import (
 from geostream.training.epoch import Epoch, measured
 from geostream.training.group import Group
 from geostream.training.learner import Learner
+from geostream.training.lease import Lease
 from geostream.training.metrics import MetricsLog, Record, RunResult
 from geostream.training.optimise import EpochOutcome
 from geostream.training.stopping import Stop
@@ -69,15 +72,15 @@ def train(
 
     ``store``: where the dataset is. ``cluster``: URL of a Dask scheduler for mining; None: threads of this process.
     ``on_record`` is called with each record of the run's log when it is written. ``group``: the ranks that call this
-    together, entered; None: those that torchrun's environment tells of. Raises BadInput where the run was begun with
-    other settings, StaleArtefact where with another layout; SIGTERM and SIGINT raise SystemExit, see
-    :mod:`geostream.training.stopping`.
+    together, entered; None: those that torchrun's environment tells of. Raises RunHeld where another process trains the
+    run, BadInput where it was begun with other settings, StaleArtefact where with another layout; SIGTERM and SIGINT
+    raise SystemExit, see :mod:`geostream.training.stopping`.
     """
     if group is None:
         with Group.current() as group:
             return train(store, layout, run, settings, cluster=cluster, on_record=on_record, group=group)
     folder = stages.run_store(store, layout.dataset, run)
-    with Stop(group, folder.url) as stop:
+    with Stop(group, folder.url) as stop, Lease(folder) if group.is_first else nullcontext() as lease:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         layout = stages.layout_of(store, layout, run)
@@ -90,7 +93,7 @@ def train(
             stages.stand_on(folder, layout)
         settings = make_settings(group.broadcast_object(values))
         learner = Learner(encoder, settings, group)
-        return _Run(store, run, layout, settings, cluster, on_record, learner, group, stop).finish()
+        return _Run(store, run, layout, settings, cluster, on_record, learner, group, stop, lease).finish()
 
 
 class _Run:
@@ -107,10 +110,12 @@ class _Run:
         learner: Learner,
         group: Group,
         stop: Stop,
+        lease: Lease | None,
     ) -> None:
         self.store, self.name, self.layout, self.settings = store, name, layout, settings
         self.folder = folder = stages.run_store(store, layout.dataset, name)
         self.cluster, self.on_record, self.learner, self.group, self.stop = cluster, on_record, learner, group, stop
+        self.lease = lease  # the first rank's, which alone writes
         self.log = MetricsLog(folder)
         self.checkpoint, self.epoch, self.step = "", 0, 0  # epoch: the last one finished
         self.begun: Position | None = None  # where the epoch after it was cut off
@@ -134,6 +139,11 @@ class _Run:
         self.epoch, self.step = at.epoch, at.step
         if not at.finished:
             self.epoch, self.begun = at.epoch - 1, at
+
+    def check_lease(self) -> None:
+        """Raise RunHeld where the run is another process's by now. Called before anything is written."""
+        if self.lease is not None:
+            self.lease.check()
 
     def finish(self) -> RunResult:
         """Do everything that is still to do."""
@@ -191,6 +201,7 @@ class _Run:
     def save(self, position: Position) -> None:
         """Write a checkpoint, and drop those that are no longer needed then."""
         if self.group.is_first:
+            self.check_lease()
             self.checkpoint = save_checkpoint(self.folder, self.learner, position)
             self.drop_others(self.checkpoint)
         self.checkpoint = self.group.broadcast_object(self.checkpoint)
@@ -217,6 +228,7 @@ class _Run:
     def plan(self, epoch: int) -> EpochPlan:
         """The epoch's plan, after the shards were rewritten where it would be too easy otherwise."""
         started = time.perf_counter()
+        self.check_lease()
         plan = self.planned(epoch, None)
         moved = plan.layout_id != self.layout.id
         if self.log.has("plan", epoch):
@@ -239,6 +251,7 @@ class _Run:
 
     def recluster(self, easy: EpochPlan) -> EpochPlan:
         """Go on from the next generation of the layout, in the order of the newest embeddings, with a new plan."""
+        self.check_lease()
         started, score = time.perf_counter(), easy.quality.get("reachable_score")
         if easy.layout_id == self.layout.id:
             logger.info("%s: hardness score %.2f, reclustering %s", self.folder.url, score, self.layout.name)
@@ -253,6 +266,7 @@ class _Run:
 
     def follow_up(self) -> None:
         """What is due after the epoch just trained, as far as it is not done."""
+        self.check_lease()
         if self.to_do("evaluate", self.evaluation_due()):
             started = time.perf_counter()
             embeddings = self.embed("test")
@@ -289,6 +303,7 @@ class _Run:
         """Add to the run's log what a stage that began at ``started`` came to; the first rank does."""
         if self.group.is_first:
             seconds = time.perf_counter() - started
+            self.check_lease()
             record = self.log.append(stage, self.epoch if epoch is None else epoch, seconds, **measured)
             write_events(self.folder, self.log.records)
             if self.on_record is not None:
