@@ -7,8 +7,9 @@ on every processor, 55 dB (PSNR) from Pillow's and eight times as fast. So decod
 decoding would save a few more milliseconds but brings a panorama only within 42 dB. The sides are set one by
 one, as the field does: an image of another aspect is squeezed, a smaller one enlarged (and counted). A JPEG that
 has the size already keeps its bytes; ``original`` keeps the bytes of every image. Either way each image is decoded
-whole once, strictly: truncated data never gets in, nor an image so large that it would take the memory away.
-EXIF orientation is ignored, transparency dropped. The result depends on the bytes and the library versions alone.
+whole once, strictly, by the rule that training decodes by (:mod:`geostream.images`): truncated data never gets in, nor
+an image so large that it would take the memory away, nor one that training could not read. The result depends on the
+bytes and the library versions alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
 from cykooz_resizer import (  # type: ignore[import-untyped]
     FilterType,
@@ -31,12 +31,11 @@ from cykooz_resizer import (  # type: ignore[import-untyped]
 )
 from PIL import Image, UnidentifiedImageError
 
+from geostream.images import Pixels, decode_jpeg, decode_png, is_jpeg
 from sharding.places import Size
 
-Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 # Resized bytes may differ between these: part of what a finished shard is recognised by.
 ENCODER = " ".join(f"{package} {version(package)}" for package in ("pillow", "simplejpeg", "cykooz-resizer"))
-LARGEST = 2**27  # pixels: 400 MB decoded, 16,000 × 8,000; the largest panoramas are below
 LANCZOS = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.lanczos3))
 PNG_END = b"IEND\xaeB`\x82"
 # What files that are called .jpg or .png were seen to be: the bytes at an offset, and the name of it.
@@ -63,11 +62,11 @@ def encode(raw: bytes, size: Size | None, quality: int) -> Encoded:
     """The stored form of ``raw`` (JPEG or PNG by content, whatever it is called): ``size`` (height, width), or its own
     bytes where ``size`` is None. Raises BrokenImage.
     """
-    is_jpeg = raw[:2] == b"\xff\xd8"
-    pixels = _decode_jpeg(raw) if is_jpeg else _decode_png(raw)
+    jpeg = is_jpeg(raw)
+    pixels = _decode_jpeg(raw) if jpeg else _decode_png(raw)
     height, width = pixels.shape[:2]
-    if size is None or (is_jpeg and (height, width) == size):
-        return Encoded(raw, "jpg" if is_jpeg else "png")
+    if size is None or (jpeg and (height, width) == size):
+        return Encoded(raw, "jpg" if jpeg else "png")
     if (height, width) != size:
         pixels = _resize(pixels, size)
     data = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False)
@@ -83,12 +82,9 @@ def _resize(pixels: Pixels, size: Size) -> Pixels:
 
 def _decode_jpeg(raw: bytes) -> Pixels:
     try:
-        height, width = simplejpeg.decode_jpeg_header(raw)[:2]
-        _check_size(height, width)
-        pixels: Pixels = simplejpeg.decode_jpeg(raw, colorspace="RGB", strict=True)
-    except ValueError as error:
+        return decode_jpeg(raw)
+    except (OSError, ValueError) as error:
         raise BrokenImage(f"broken JPEG: {error}") from error
-    return pixels
 
 
 def _decode_png(raw: bytes) -> Pixels:
@@ -100,20 +96,11 @@ def _decode_png(raw: bytes) -> Pixels:
         Image.open(io.BytesIO(raw), formats=["PNG"]).verify()
         if PNG_END not in raw:  # verify() does not look at the end mark's own checksum
             raise BrokenImage("broken PNG: cut off in its end mark")
-        image: Image.Image = Image.open(io.BytesIO(raw), formats=["PNG"])
-        _check_size(image.height, image.width)
-        if image.mode.startswith("I"):  # 16 bits of grey: convert() would cut off what is above 255, not scale it
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.asarray(image.convert("RGB"))
+        return decode_png(raw)
     except UnidentifiedImageError as error:
         raise BrokenImage(f"neither JPEG nor PNG{_looks_like(raw)}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BrokenImage(f"broken PNG: {error}") from error
-
-
-def _check_size(height: int, width: int) -> None:
-    if height * width > LARGEST:
-        raise BrokenImage(f"{width} × {height} pixels, more than {LARGEST:,} are not decoded")
 
 
 def _looks_like(raw: bytes) -> str:

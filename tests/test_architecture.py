@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("geostream", "sharding", "flows", "infra")
-SHARDING_MAY_USE = {"cores", "errors", "store", "layout", "layout_files", "progress"}
+SHARDING_MAY_USE = {"cores", "errors", "images", "store", "layout", "layout_files", "progress"}
 # The demo and the stack start what runs around the flows; nobody else does.
 MAY_USE_INFRA = {"flows/demo.py", "flows/prefect_plugin.py"}
 
