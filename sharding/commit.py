@@ -18,6 +18,7 @@ from geostream.layout_files import JOB, object_names, shard_name, sidecar_name
 from geostream.store import Store, check_name
 from sharding.job import ShardJob, ShardOptions, plan_shards
 from sharding.places import Place, RawDataset
+from sharding.workers import leave_a_starting_worker
 from sharding.writer import StoredPart, StoredPlace, claimed_shards, view_name, write_shards
 
 
@@ -45,6 +46,7 @@ def shard(
 
     The same as :func:`plan_shards`, :func:`write_shards` and :func:`commit_shards` one after the other.
     """
+    leave_a_starting_worker()
     folder = layout_folder(store, dataset, name)
     if not store.is_local:
         store.check(write=True)  # before the sample is read; a local folder is made

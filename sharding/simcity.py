@@ -20,10 +20,8 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from glob import escape
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from sharding.simcity_map import plan_city
 from sharding.simcity_plan import CitySpec, RawPlan, Town
 from sharding.simcity_shots import PITCH, Block, Look, blocks, render_block
 from sharding.simcity_view import FAR
+from sharding.workers import in_order
 
 FORMAT = 2
 
@@ -199,11 +198,7 @@ def _write_lists(folder: Path, plan: RawPlan) -> None:
 
 def _run(tasks: list[Block], workers: int) -> Iterator[int]:
     """Render the blocks; yields the number of images of each. Few blocks don't pay for a pool of processes."""
-    if workers == 1 or len(tasks) < 4:
-        yield from map(render_block, tasks)
-        return
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(render_block, tasks)
+    yield from in_order(render_block, tasks, 1 if len(tasks) < 4 else min(workers, len(tasks)))
 
 
 def _option(text: str) -> tuple[str, Any]:

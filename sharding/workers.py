@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
 from typing import TypeVar
 
 from geostream.errors import GeostreamError
@@ -29,12 +30,17 @@ Result = TypeVar("Result")
 
 
 def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Generator[Result, None, None]:
-    """``function`` of each task, on ``workers`` processes (1: this one). Raises GeostreamError where a worker dies."""
+    """``function`` of each task, on ``workers`` processes (1: this one).
+
+    Raises GeostreamError where a worker dies, and where none can be started, as from a script without a main guard.
+    """
     if workers == 1:
         yield from map(function, tasks)
         return
+    leave_a_starting_worker()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
+    begun = context.Event()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(begun,)) as pool:
         under_way: deque[Future[Result]] = deque()
         try:
             for task in tasks:
@@ -44,16 +50,28 @@ def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers:
             while under_way:
                 yield under_way.popleft().result()
         except BrokenProcessPool as error:
+            if not begun.is_set():
+                raise GeostreamError(
+                    "no worker process could start: each runs the program's main script first. Call this below "
+                    'if __name__ == "__main__": in a script file, or with workers=1'
+                ) from error
             raise GeostreamError(
-                "a worker process died while writing shards (killed, or out of memory?); finished shards are kept: "
-                "run again to go on, with fewer workers or smaller shards if memory is short"
+                "a worker process died (killed, or out of memory?); what is finished is kept: run again to go on, with "
+                "fewer workers or smaller shards if memory is short"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _start() -> None:
-    """End this worker silently at ctrl-C, and when its parent was killed: an orphan would wait for work for ever."""
+def leave_a_starting_worker() -> None:
+    """End a worker that runs the main script anew and meets what started it there; whoever started it says why."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(1)
+
+
+def _start(begun: Event) -> None:
+    """Say that there is a worker. End it silently at ctrl-C, and when its parent was killed: it would wait for ever."""
+    begun.set()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -30,7 +30,7 @@ from sharding.encode import BrokenImage, Encoded
 from sharding.job import Broken, Images, Part, ShardJob
 from sharding.places import Place, RawImage
 from sharding.tar import Member, Tar
-from sharding.workers import in_order
+from sharding.workers import in_order, leave_a_starting_worker
 
 UNIT = 32  # images that a worker encodes before it hands them over: half a second's work, about 5 MB
 
@@ -92,6 +92,7 @@ def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tu
     ``workers``: processes (default: one a core; 1: this one). Raises BadInput where a layout is committed or another
     job is under way in the folder, or where too many images are broken: what is whole is kept for the next run.
     """
+    leave_a_starting_worker()
     if workers is not None and workers < 1:
         raise BadInput(f"workers {workers}: at least one process is needed")
     if folder.exists("layout.json"):

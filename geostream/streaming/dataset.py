@@ -24,7 +24,7 @@ from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pip
 from geostream.streaming.plan import EpochPlan
 from geostream.streaming.reading import MemberTable, ReadOptions
 from geostream.streaming.replace import StandIns
-from geostream.streaming.workers import tell_failed_hand_overs
+from geostream.streaming.workers import enter_worker
 
 State = dict[str, Any]
 Batches = Generator[Batch, None, None]  # closed to end early
@@ -103,7 +103,7 @@ class StreamDataset(IterableDataset[Batch]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         if info is not None:
-            tell_failed_hand_overs(self.errors_as_items)
+            enter_worker(self.errors_as_items)
         try:
             check_process(self.members.store.url)  # before there are threads that would wait
             yield from Pipeline(

@@ -217,12 +217,13 @@ def begin_worker(environment: dict[str, str], beat: Connection, worker: int) -> 
     threading.Thread(target=watch, name="geostream-watch", daemon=True).start()
 
 
-def tell_failed_hand_overs(as_items: bool) -> None:
-    """In a worker, from now on: send an error instead of a batch that cannot be handed over.
+def enter_worker(as_items: bool) -> None:
+    """In any loader worker, before its first batch: see that it can be ended, and that what fails is told.
 
-    Python's queue would drop the batch, and the trainer wait for it. ``as_items``: send the error itself, for a reader
-    that raises it; else in torch's wrapper.
+    A batch that cannot be handed over is dropped by Python's queue, and the trainer waits for it. From now on an error
+    is sent instead: ``as_items`` as it is, for a reader that raises it; else in torch's wrapper.
     """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)  # a plain DataLoader may have our fork server's workers
 
     def instead(queue: Any, error: Exception, item: Any) -> None:
         if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], int)):  # another queue's
@@ -247,7 +248,7 @@ def _cause(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if "Too many open files" in text:
         return MORE_FILES
-    if "shared memory" in text or "No space left" in text:
+    if any(part in text for part in ("shared memory", "</torch_", "No space left")):
         return f"{MORE_SHARED_MEMORY} ({text})"
     _show(error)
     return text
