@@ -15,6 +15,10 @@ class BadInput(GeostreamError):
     """Raw data, a setting or an argument is wrong; the message names the file and line, key or option."""
 
 
+class MissingRaw(BadInput):
+    """A file or folder of a raw dataset is not there."""
+
+
 class StoreError(GeostreamError):
     """The object store refused or failed; the message names the URL, never a secret."""
 

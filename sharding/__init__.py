@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from geostream.errors import BadInput
+from geostream.errors import BadInput, MissingRaw
 from sharding import cvact, cvusa, university1652, vigor
 from sharding.commit import ShardReport, commit_shards, committed, layout_folder, shard
 from sharding.dry_run import DryRun, dry_run
 from sharding.job import ShardJob, ShardOptions, plan_shards
-from sharding.places import Place, RawDataset, RawImage, View
+from sharding.places import SOURCES, Place, RawDataset, RawImage, View
 from sharding.writer import write_shards
 
 __all__ = [
@@ -61,4 +61,7 @@ def read_places(adapter: str, raw: str | Path, **options: Any) -> RawDataset:
     known = [name for name in inspect.signature(read).parameters if name != "raw"]
     if unknown := sorted(set(options) - set(known)):
         raise BadInput(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-    return read(Path(raw), **options)
+    try:
+        return read(Path(raw), **options)
+    except MissingRaw as error:
+        raise MissingRaw(f"{error} The data set is to be had at {SOURCES[adapter]}") from error

@@ -2,7 +2,7 @@
 
 ::
 
-    ACT_data.mat                                                   MATLAB 5; indexes into panoIds count from 1:
+    ACT_data.mat (or within ANU_data_small)                        MATLAB 5; indexes into panoIds count from 1:
         panoIds, utm                                               ids, and each one's easting and northing in metres
         trainSet.trainInd, valSet.valInd                           of the training and the validation pairs
         valSetAll.valInd                                           of the test set, ten times as large
@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from geostream.errors import BadInput
+from geostream.errors import BadInput, MissingRaw
 from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats, sorted_places
-from sharding.raw_files import FolderIndex, check_root, list_folder, readable_name
+from sharding.raw_files import FolderIndex, find_root, list_folder, located, readable_name
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (140, 768)
@@ -51,15 +51,16 @@ def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
     Raises BadInput, naming the file, where the .mat is missing or malformed; missing images are only marked, for the
     writer to count.
     """
-    check_root(raw, "CVACT's ACT_data.mat and ANU_data_small")
+    raw = find_root(raw, "CVACT's ACT_data.mat and ANU_data_small", (TRAINING[0], PROTOCOLS["test"][0]))
     if protocol not in PROTOCOLS:
         raise BadInput(f"protocol {protocol!r}: CVACT has {' and '.join(PROTOCOLS)}")
-    mat = _Mat(raw / MAT)
+    places_of_mat = [located(raw, path) for path in (MAT, *(f"{folder}/{MAT}" for folder, *_ in PROTOCOLS.values()))]
+    mat = _Mat(next((path for path in places_of_mat if path.exists()), raw / MAT))
     train, repeated = mat.named(*TRAINING[1:])
     folder, *indexes = PROTOCOLS[protocol]
     notes: list[str] = []
     if protocol == "test" and indexes[0] not in mat.content:
-        test, again = _found(raw / folder), 0
+        test, again = _found(located(raw, folder)), 0
         notes.append(f"{MAT} has no {indexes[0]}: the test set is what lies in {folder}")
     else:
         test, again = mat.named(*indexes)
@@ -70,7 +71,7 @@ def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
     positions = mat.positions()
     places = []
     for split, inside, ids in (("train", TRAINING[0], train), ("test", folder, test)):
-        panoramas, tiles = (FolderIndex(raw, raw / inside / kind) for kind in (PANORAMAS, TILES))
+        panoramas, tiles = (FolderIndex(raw, located(raw, f"{inside}/{kind}")) for kind in (PANORAMAS, TILES))
         for one, where in ids.items():
             at = positions.get(one, (math.nan, math.nan))
             view = View(panoramas.find(f"{one}{PANORAMA}.jpg", where), split, *at)
@@ -79,17 +80,17 @@ def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
     without = sum(math.isnan(place.north) for place in places)
     if without:
         notes.append(f"{MAT} has no coordinates of {without} of {len(places)} pairs")
-    located = without < len(places)
+    has_positions = without < len(places)
     return RawDataset(
         adapter="cvact",
         root=raw,
         options={"protocol": protocol},
-        coordinates="utm" if located else "none",
+        coordinates="utm" if has_positions else "none",
         tile_size=TILE_SIZE,
         view_size=VIEW_SIZE,
         places=sorted_places(places),
         notes=(*repeats(repeated + again), *notes),
-        protocols=("paired", "within-5m") if protocol == "test" and located else ("paired",),
+        protocols=("paired", "within-5m") if protocol == "test" and has_positions else ("paired",),
     )
 
 
@@ -97,7 +98,7 @@ def _found(folder: Path) -> Named:
     """The ids of which a panorama or a tile lies in ``folder``."""
     found: Named = {}
     for kind, ending in ((PANORAMAS, PANORAMA), (TILES, TILE)):
-        for entry in list_folder(folder / kind):
+        for entry in list_folder(located(folder, kind)):
             name = readable_name(entry)
             stem = IMAGE_SUFFIX.sub("", name)
             if stem != name and stem.endswith(ending):
@@ -115,7 +116,7 @@ class _Mat:
         try:
             data = io.BytesIO(path.read_bytes())
         except OSError as error:
-            raise BadInput(f"{path}: cannot read it ({error.strerror}); is the raw folder complete?") from error
+            raise MissingRaw(f"{path}: cannot read it ({error.strerror}); is the raw folder complete?") from error
         try:
             self.content: dict[str, Any] = loadmat(data, variable_names=VARIABLES)
         except NotImplementedError as error:

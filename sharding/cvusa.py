@@ -6,7 +6,8 @@
     splits/val-19zl.csv          the same, of the test pairs
     bingmap/19/0000001.jpg       a tile; its number is the row (from 1) of its coordinates
     streetview/panos/0000001.jpg
-    split_locations/all.csv      latitude and longitude of the tile, then of the panorama[, …]: no header
+    split_locations/all.csv      latitude and longitude of the tile, then of the panorama[, …]: no header; in mirrors
+                                 beside splits/ or in it
 
 Source of the layout: Zhai et al., Predicting Ground-Level Scene Layout from Aerial Imagery, CVPR 2017, as Sample4Geo
 reads it; from there come the sizes, too: panoramas keep their aspect of 224 to 1232.
@@ -23,12 +24,12 @@ from pathlib import Path, PurePosixPath
 
 from geostream.errors import BadInput
 from sharding.places import Place, RawDataset, RawImage, View, assign_keys, repeats, sorted_places
-from sharding.raw_files import Folders, check_root, read_lines, read_position, split_cells
+from sharding.raw_files import Folders, find_root, located, read_lines, read_position, split_cells
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (140, 768)
 LISTS = {"train": "splits/train-19zl.csv", "test": "splits/val-19zl.csv"}
-LOCATIONS = "split_locations/all.csv"
+LOCATIONS = ("split_locations/all.csv", "all.csv", "splits/all.csv")  # as published, and as mirrors have it
 AREA = "USA"
 Position = tuple[float, float]  # north, east
 UNKNOWN: Position = (math.nan, math.nan)
@@ -38,7 +39,7 @@ def read_places(raw: Path) -> RawDataset:
     """Read a CVUSA folder. Raises BadInput, naming file and line, where a list is missing or malformed; missing images
     are only marked, for the writer to count.
     """
-    check_root(raw, "CVUSA's splits, bingmap and streetview")
+    raw = find_root(raw, "CVUSA's splits, bingmap and streetview", tuple(LISTS.values()))
     folders = Folders(raw)
     tiles: dict[str, RawImage] = {}  # by path, like all below
     pairs: dict[str, list[tuple[str, RawImage]]] = {}  # of a tile: splits and panoramas
@@ -79,9 +80,10 @@ def read_places(raw: Path) -> RawDataset:
 
 def _locate(raw: Path, tiles: Collection[str]) -> tuple[dict[str, tuple[Position, Position]], list[str]]:
     """Where each tile and its panorama lie, and a note where that is not known of all."""
-    if not (raw / LOCATIONS).exists():
-        return {}, [f"no {LOCATIONS}: no coordinates, and so no GPS sampling"]
-    rows = read_lines(raw, raw / LOCATIONS)
+    there = [path for path in (located(raw, name) for name in LOCATIONS) if path.exists()]
+    if not there:
+        return {}, [f"no {' nor '.join(LOCATIONS)}: no coordinates, and so no GPS sampling"]
+    rows = read_lines(raw, there[0])
     found = {}
     for path in tiles:
         number = PurePosixPath(path).stem
@@ -93,4 +95,4 @@ def _locate(raw: Path, tiles: Collection[str]) -> tuple[dict[str, tuple[Position
             of_tile, of_panorama = (read_position(cells[at : at + 2], path, rows.where(line)) for at in (0, 2))
             found[path] = of_tile, of_panorama
     without = len(tiles) - len(found)
-    return found, [f"{LOCATIONS} has no row for {without} of {len(tiles)} tiles: no coordinates"] if without else []
+    return found, [f"{rows.name} has no row for {without} of {len(tiles)} tiles: no coordinates"] if without else []

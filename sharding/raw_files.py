@@ -2,8 +2,9 @@
 
 Decides what is tolerated everywhere, so that each adapter is only its dataset's layout: byte order marks, any line
 ends, blank lines and trailing blanks; names that differ from the file's by case, by how an accent is encoded, or by
-``.jpg`` where the file is ``.png``. A number that is none, or a path that leads out of the raw folder, is refused with
-file and line. The cost of looking names up tolerantly is one listing of each folder, held while its lists are read.
+``.jpg`` where the file is ``.png``; folders in another case, and the whole data set one or two folders further
+down, as archives unpack. A number that is none, or a path that leads out of the raw folder, is refused with file and
+line. The cost of looking names up tolerantly is one listing of each folder, held while its lists are read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from geostream.errors import BadInput
+from geostream.errors import BadInput, MissingRaw
 from sharding.places import IMAGE_SUFFIX, RawImage
 
 
@@ -54,11 +55,12 @@ def read_lines(root: Path, path: Path) -> Lines:
 
     Raises BadInput where the file is missing or is not UTF-8 text.
     """
+    path = located(root, path.relative_to(root).as_posix())
     name = path.relative_to(root).as_posix()
     try:
         text = path.read_text(encoding="utf-8-sig")  # text mode makes \r\n and \r into \n
     except OSError as error:
-        raise BadInput(f"{path}: cannot read it ({error.strerror}); is the raw folder complete?") from error
+        raise MissingRaw(f"{path}: cannot read it ({error.strerror}); is the raw folder complete?") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     numbered = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
@@ -84,10 +86,59 @@ def read_position(texts: Sequence[str], what: str, where: str) -> tuple[float, f
     return north, east
 
 
-def check_root(raw: Path, holds: str) -> None:
-    """Raise BadInput where there is no raw folder; it should be the one that ``holds`` what is named."""
+def find_root(raw: Path, holds: str, marks: Sequence[str]) -> Path:
+    """Return the folder in which the data set lies: ``raw``, or the only one in it, or in one of its folders.
+
+    Args:
+        raw: as the person named it.
+        holds: what the folder should hold, in words.
+        marks: paths of which it has one at least.
+
+    Raises:
+        BadInput: where there is no such folder, where several in it could be meant, or where its parent is.
+    """
     if not raw.is_dir():
-        raise BadInput(f"{raw}: no such folder; name the folder that holds {holds}")
+        raise MissingRaw(f"{raw}: no such folder; name the folder that holds {holds}")
+    level = [raw]
+    for _ in range(3):
+        found = [folder for folder in level if _has(folder, marks)]
+        if len(found) > 1:
+            names = ", ".join(str(folder) for folder in found)
+            raise BadInput(f"{raw}: several folders in it hold {holds} ({names}); name one of them")
+        if found:
+            return found[0]
+        level = [Path(entry.path) for folder in level for entry in _folders_in(folder)]
+    if _has(raw.absolute().parent, marks):
+        raise BadInput(f"{raw}: only a part of the data set; name the folder above it, which holds {holds}")
+    return raw
+
+
+def _has(folder: Path, marks: Sequence[str]) -> bool:
+    return any(located(folder, mark).exists() for mark in marks)
+
+
+def _folders_in(folder: Path) -> list[os.DirEntry[str]]:
+    """Its folders, but for what archives of a Mac bring along; none where it cannot be listed."""
+    try:
+        return [entry for entry in list_folder(folder) if entry.is_dir() and entry.name != "__MACOSX"]
+    except BadInput:
+        return []
+
+
+def located(root: Path, path: str) -> Path:
+    """Return where ``path`` lies below ``root``, upper and lower case alike; as it is written where it does not.
+
+    Raises BadInput where several folders or files fit equally well.
+    """
+    at = root
+    for part in PurePosixPath(path).parts:
+        if not (at / part).exists() and at.is_dir():
+            alike = [entry.name for entry in list_folder(at) if _folded(entry.name) == _folded(part)]
+            if len(alike) > 1:
+                raise BadInput(f"{at}: {part} could be any of {', '.join(alike)}; keep one of them")
+            part = alike[0] if alike else part
+        at = at / part
+    return at
 
 
 def list_folder(folder: Path) -> list[os.DirEntry[str]]:
@@ -100,7 +151,7 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _unlisted(folder: Path, error: OSError) -> BadInput:
-    return BadInput(f"{folder}: cannot list it ({error.strerror}); is the raw folder complete?")
+    return MissingRaw(f"{folder}: cannot list it ({error.strerror}); is the raw folder complete?")
 
 
 def readable_name(entry: os.DirEntry[str]) -> str:
@@ -162,12 +213,12 @@ class Folders:
 
     def find(self, path: str, named: str) -> RawImage:
         """As :meth:`FolderIndex.find`. Raises BadInput for a path that is no image's or leads out of the folder."""
-        plain = PurePosixPath(path)
+        plain = PurePosixPath(path.replace("\\", "/"))  # lists that were made on Windows
         if plain.is_absolute() or ".." in plain.parts or not IMAGE_SUFFIX.search(plain.name):
             raise BadInput(f"{named}: {path!r} is not the path of a .jpg or .png file below the raw folder; mend it")
         folder = str(plain.parent)
         if folder not in self._folders:
-            self._folders[folder] = FolderIndex(self.root, self.root / folder)
+            self._folders[folder] = FolderIndex(self.root, located(self.root, folder))
         return self._folders[folder].find(plain.name, named)
 
 

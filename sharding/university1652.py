@@ -24,7 +24,7 @@ from pathlib import Path
 
 from geostream.errors import BadInput
 from sharding.places import IMAGE_SUFFIX, Place, RawDataset, RawImage, View, assign_keys, sorted_places
-from sharding.raw_files import check_root, list_folder, readable_name
+from sharding.raw_files import find_root, list_folder, located, readable_name
 
 SIZE = (384, 384)
 VIEWS = ("drone", "street")
@@ -36,7 +36,7 @@ def read_places(raw: Path, *, views: str = "drone") -> RawDataset:
 
     Raises BadInput where a folder is missing; what is odd within one is passed over, and told in the notes.
     """
-    check_root(raw, "University-1652's train and test")
+    raw = find_root(raw, "University-1652's train and test", ("train/satellite", "test/gallery_satellite"))
     if views not in VIEWS:
         raise BadInput(f"views {views!r}: University-1652 has {' and '.join(VIEWS)}")
     strays: list[str] = []
@@ -79,8 +79,9 @@ def read_places(raw: Path, *, views: str = "drone") -> RawDataset:
 def _buildings(raw: Path, folder: str, strays: list[str]) -> Buildings:
     """The buildings in ``folder``, also those without images; what is neither building nor image goes to ``strays``."""
     found: Buildings = {}
-    for building in list_folder(raw / folder):
-        inside = f"{folder}/{readable_name(building)}"
+    base = located(raw, folder)
+    for building in list_folder(base):
+        inside = f"{base.relative_to(raw).as_posix()}/{readable_name(building)}"
         if not building.is_dir():
             strays.append(inside)
             continue

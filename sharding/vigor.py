@@ -23,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from geostream.errors import BadInput
+from geostream.errors import BadInput, MissingRaw
 from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats, sorted_places
-from sharding.raw_files import FolderIndex, Lines, check_root, read_lines, read_number, read_position
+from sharding.raw_files import FolderIndex, Lines, find_root, located, read_lines, read_number, read_position
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (384, 768)
@@ -60,12 +60,12 @@ def read_places(
     The gallery of a split is every listed tile of its cities. Raises BadInput, naming file and line, where a folder
     or list is missing or malformed; missing images are only marked, for the writer to count.
     """
-    check_root(raw, "VIGOR's cities and splits")
+    raw = find_root(raw, "VIGOR's cities and splits", ("splits", "splits__corrected"))
     if protocol not in PROTOCOLS:
         raise BadInput(f"protocol {protocol!r}: VIGOR has {' and '.join(PROTOCOLS)}")
     (train_default, train_labels), (test_default, test_labels) = PROTOCOLS[protocol]
-    train = sorted(set(train_default if train_cities is None else train_cities))
-    test = sorted(set(test_default if test_cities is None else test_cities))
+    train = sorted(map(_city, set(train_default if train_cities is None else train_cities)))
+    test = sorted(map(_city, set(test_default if test_cities is None else test_cities)))
     if train_labels == test_labels and (both := sorted(set(train) & set(test))):
         raise BadInput(f"{', '.join(both)}: for training and test at once; {protocol} wants different cities")
     places: list[Place] = []
@@ -87,6 +87,11 @@ def read_places(
         places=sorted_places(places),
         notes=repeats(repeated),
     )
+
+
+def _city(name: str) -> str:
+    """The city as VIGOR spells it, if it is one of its own."""
+    return next((city for city in CITIES if city.casefold() == name.casefold()), name)
 
 
 def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place], int]:
@@ -132,12 +137,12 @@ def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place
 
 def _first(raw: Path, city: str, candidates: tuple[str, ...], what: str) -> Path:
     """The first of the places where ``what`` may lie that exists."""
-    paths = [raw / candidate.format(city=city) for candidate in candidates]
+    paths = [located(raw, candidate.format(city=city)) for candidate in candidates]
     for path in paths:
         if path.exists():
             return path
     tried = ", ".join(path.relative_to(raw).as_posix() for path in paths)
-    raise BadInput(f"{raw}: no {what} of {city} (looked for {tried}); complete the folder, or name other cities")
+    raise MissingRaw(f"{raw}: no {what} of {city} (looked for {tried}); complete the folder, or name other cities")
 
 
 def _tile_list(lines: Lines) -> tuple[dict[str, str], int]:

@@ -44,7 +44,9 @@ LIMIT = 60  # seconds within which a wait must end
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    return tiny_layout(Store.open(tmp_path_factory.mktemp("store")), places=24, places_per_shard=3)
+    made = tiny_layout(Store.open(tmp_path_factory.mktemp("store")), places=24, places_per_shard=3)
+    list(Loader(dataset_of(made), workers=1))  # starts the process that workers come from as quickly as ours do
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -198,9 +200,9 @@ def test_what_cannot_be_handed_over_is_told(layout: Layout, whose: Any, change: 
     [
         (Signal(signal.SIGKILL), "was killed; if memory was short"),
         (Signal(signal.SIGBUS), "/dev/shm"),
-        (Signal(signal.SIGTERM), "SIGTERM"),
-        (Exit("process"), "exit code 3"),
         (Exit("thread"), "exit code 3"),
+        pytest.param(Exit("process"), "exit code 3", marks=pytest.mark.slow),
+        pytest.param(Signal(signal.SIGTERM), "SIGTERM", marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_that_ends_is_told(layout: Layout, change: Any, named: str) -> None:
@@ -235,6 +237,7 @@ def test_a_worker_that_is_stopped_is_given_up(layout: Layout, monkeypatch: pytes
         within(LIMIT, load)
 
 
+@pytest.mark.slow
 def test_leaving_ends_a_worker_that_is_stopped(layout: Layout) -> None:
     def load() -> None:
         with Loader(dataset_of(layout), workers=1) as loader:
@@ -245,7 +248,7 @@ def test_leaving_ends_a_worker_that_is_stopped(layout: Layout) -> None:
     within(LIMIT, load)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_the_process_that_starts_workers_dies_or_stops(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
 ) -> None:
@@ -393,6 +396,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_was_suspended_has_waited_for_nothing(layout: Layout) -> None:
     """Stopped with its worker for longer than any limit, and continued: it goes on."""
     store = layout.store.url.removesuffix("/tiny/layouts/g0")
