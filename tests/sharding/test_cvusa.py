@@ -111,7 +111,7 @@ def test_without_coordinates(raw: Path, tmp_path: Path) -> None:
     places = read_places("cvusa", raw)
     assert places.coordinates == "none"
     [note] = places.notes
-    assert all(name in note for name in LOCATIONS) and "GPS" in note
+    assert LOCATIONS in note and "GPS" in note
     layout = shard(places, Store.open(tmp_path / "store"), "cvusa", options=SMALL, workers=1).layout
     assert layout.coordinates == "none" and np.isnan(layout.position).all()
 
