@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -20,6 +21,10 @@ from geostream.errors import GeostreamError
 Task = TypeVar("Task")
 
 CONNECT_SECONDS = 20
+LOOK_EVERY = 30.0  # seconds without a result, after which one looks whether there are workers
+NO_WORKER = 300.0  # seconds that a scheduler may be without any
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -34,15 +39,39 @@ def connected(url: str | None, tasks: int) -> Iterator[Any]:
 
 def results(futures: Sequence[Any]) -> Iterator[Any]:
     """Results of the futures, as they come. A task that fails raises here, its own error."""
-    from distributed import KilledWorker, as_completed  # a second to import, which only mining should wait for
+    from distributed import KilledWorker, wait  # a second to import, which only mining should wait for
 
-    for future in as_completed(futures):  # type: ignore[no-untyped-call]
-        try:
-            yield future.result()
-        except KilledWorker as error:
-            raise GeostreamError(
-                f"Dask: workers died again and again ({str(error).splitlines()[0]}); give them more memory"
-            ) from error
+    pending, idle = set(futures), 0.0
+    try:
+        while pending:
+            try:
+                done, pending = wait(pending, timeout=LOOK_EVERY, return_when="FIRST_COMPLETED")  # type: ignore[no-untyped-call]
+            except TimeoutError:
+                idle = _check_workers(next(iter(pending)).client, idle)
+                continue
+            idle = 0.0
+            for future in done:
+                yield future.result()
+    except CancelledError as error:
+        raise GeostreamError("Dask: the scheduler is gone, and the work with it; start it again") from error
+    except KilledWorker as error:
+        raise GeostreamError(
+            f"Dask: workers died again and again ({str(error).splitlines()[0]}); give them more memory"
+        ) from error
+
+
+def _check_workers(client: Any, idle: float) -> float:
+    """Seconds that there has been no worker. Raises GeostreamError where that is too long, or the scheduler is gone."""
+    address = client.scheduler.address if client.scheduler else "unknown"
+    if client.status != "running":
+        raise GeostreamError(f"Dask scheduler {address}: the connection is lost; is it up?")
+    if client.scheduler_info(n_workers=-1)["workers"]:
+        return 0.0
+    idle += LOOK_EVERY
+    if idle >= NO_WORKER:
+        raise GeostreamError(f"Dask scheduler {address}: it has had no worker for {idle:.0f} s; start some")
+    logger.warning("Dask scheduler %s: waiting for a worker", address)
+    return idle
 
 
 def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task]) -> Iterator[Any]:
