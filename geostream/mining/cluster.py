@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
+from types import TracebackType
 from typing import Any, TypeVar
 
 from geostream.cores import usable_cores
-from geostream.errors import GeostreamError
+from geostream.errors import GeostreamError, Stalled
 
 Task = TypeVar("Task")
 
 CONNECT_SECONDS = 20
-LOOK_EVERY = 30.0  # seconds without a result, after which one looks whether there are workers
-NO_WORKER = 300.0  # seconds that a scheduler may be without any
+LOOK_EVERY = 5.0  # seconds between two looks at the scheduler, and that it has to answer one
+NO_ANSWER = 120.0  # seconds that a scheduler may be silent
+NO_WORKER = 300.0  # seconds that it may be without any worker
+ALL_PAUSED = 1800.0  # seconds that all may be paused: they finish the task they have, and take no other
+TELL_EVERY = 60.0  # seconds between two lines of the log
+COURTESY = 30.0  # seconds for what workers may do or leave undone
 
 logger = logging.getLogger(__name__)
 
@@ -31,47 +37,87 @@ logger = logging.getLogger(__name__)
 def connected(url: str | None, tasks: int) -> Iterator[Any]:
     """A ``distributed.Client`` of the scheduler at ``url``, or of a cluster of threads for up to ``tasks`` at once.
 
-    Raises GeostreamError where the scheduler cannot be reached.
+    Raises GeostreamError where the scheduler cannot be reached or is lost, or workers die of their task; Stalled where
+    no task can be carried out any more.
     """
+    from distributed import KilledWorker  # a second to import, which only mining should wait for
+    from distributed.comm import CommClosedError
+
     with ExitStack() as stack:
-        yield _connect(stack, url, tasks)
+        client = _connect(stack, url, tasks)
+        watch = stack.enter_context(_Watch(client, url or "in this process"))
+        try:
+            yield client
+        except KilledWorker as error:
+            raise GeostreamError(
+                f"Dask: workers died again and again ({str(error).splitlines()[0]}); give them more memory"
+            ) from error
+        except (CancelledError, CommClosedError) as error:
+            reason = watch.reason or "it is gone, and the work with it; start it again"
+            raise Stalled(f"Dask scheduler {watch.name}: {reason}") from error
+
+
+class _Watch:
+    """Context manager: looks whether tasks can still be carried out; where not, whoever waits for one is told.
+
+    What Dask does by itself: it ends the waiting when the connection breaks. But a scheduler that is stuck keeps its
+    connections, and tasks without a worker wait for one.
+    """
+
+    def __init__(self, client: Any, name: str) -> None:
+        self.name = name
+        self.reason = ""  # why nothing can come any more
+        self._client = client
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="geostream-dask", daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        # Counted, not read from the clock: who was suspended has waited for nothing.
+        waits = {"has not answered": 0.0, "has no worker": 0.0, "has only workers that are paused": 0.0}
+        limits = dict(zip(waits, (NO_ANSWER, NO_WORKER, ALL_PAUSED), strict=True))
+        while not self._done.wait(LOOK_EVERY):
+            state = self._state()
+            for what, waited in waits.items():
+                waits[what] = waited + LOOK_EVERY if what == state else 0.0
+                if waited // TELL_EVERY < waits[what] // TELL_EVERY:
+                    logger.warning("Dask scheduler %s %s for %.0f s", self.name, what, waits[what])
+                if waits[what] >= limits[what]:
+                    self._give_up(f"it {what} for {waits[what]:.0f} s; see to it, and start this again")
+                    return
+
+    def _state(self) -> str | None:
+        client = self._client
+        try:
+            if client.sync(client.scheduler.ncores_running, callback_timeout=LOOK_EVERY):
+                return None
+            some = client.sync(client.scheduler.ncores, callback_timeout=LOOK_EVERY)
+        except Exception:  # of whatever kind: it says that there was no answer
+            return "has not answered"
+        return "has only workers that are paused" if some else "has no worker"
+
+    def _give_up(self, reason: str) -> None:
+        """Close the connection: all that is waited for then fails."""
+        self.reason = reason
+        with suppress(Exception):
+            self._client.sync(self._client._close, fast=True, callback_timeout=CONNECT_SECONDS)
 
 
 def results(futures: Sequence[Any]) -> Iterator[Any]:
     """Results of the futures, as they come. A task that fails raises here, its own error."""
-    from distributed import KilledWorker, wait  # a second to import, which only mining should wait for
+    from distributed import as_completed
 
-    pending, idle = set(futures), 0.0
-    try:
-        while pending:
-            try:
-                done, pending = wait(pending, timeout=LOOK_EVERY, return_when="FIRST_COMPLETED")  # type: ignore[no-untyped-call]
-            except TimeoutError:
-                idle = _check_workers(next(iter(pending)).client, idle)
-                continue
-            idle = 0.0
-            for future in done:
-                yield future.result()
-    except CancelledError as error:
-        raise GeostreamError("Dask: the scheduler is gone, and the work with it; start it again") from error
-    except KilledWorker as error:
-        raise GeostreamError(
-            f"Dask: workers died again and again ({str(error).splitlines()[0]}); give them more memory"
-        ) from error
-
-
-def _check_workers(client: Any, idle: float) -> float:
-    """Seconds that there has been no worker. Raises GeostreamError where that is too long, or the scheduler is gone."""
-    address = client.scheduler.address if client.scheduler else "unknown"
-    if client.status != "running":
-        raise GeostreamError(f"Dask scheduler {address}: the connection is lost; is it up?")
-    if client.scheduler_info(n_workers=-1)["workers"]:
-        return 0.0
-    idle += LOOK_EVERY
-    if idle >= NO_WORKER:
-        raise GeostreamError(f"Dask scheduler {address}: it has had no worker for {idle:.0f} s; start some")
-    logger.warning("Dask scheduler %s: waiting for a worker", address)
-    return idle
+    for future in as_completed(futures):  # type: ignore[no-untyped-call]
+        yield future.result()
 
 
 def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task]) -> Iterator[Any]:
@@ -85,9 +131,9 @@ def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task
 
 
 def everywhere(client: Any, work: Callable[[], Any]) -> None:
-    """``work`` in every worker that can be reached. A scheduler that cannot be reached has told so before."""
-    with suppress(OSError, RuntimeError):
-        client.run(work, on_error="ignore")
+    """``work`` in every worker that can be reached, soon. A scheduler that cannot be reached has told so before."""
+    with suppress(OSError, RuntimeError, AttributeError, CancelledError):
+        client.sync(client._run, work, on_error="ignore", callback_timeout=COURTESY)
 
 
 def give_back() -> None:
@@ -110,7 +156,11 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
         except (OSError, ValueError) as error:
             raise GeostreamError(f"Dask scheduler {url}: cannot connect; is it up, and the URL right?") from error
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection, also to others' handlers
-    stack.enter_context(config.set({"distributed.worker.profile.enabled": False}))  # samples a hundred times a second
+    ours = {
+        "distributed.worker.profile.enabled": False,  # it samples a hundred times a second
+        "distributed.scheduler.worker-ttl": None,  # a program that was suspended would find its only worker removed
+    }
+    stack.enter_context(config.set(ours))
     local = LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=1,  # of which all threads have one queue: none is idle while another has tasks waiting
         threads_per_worker=max(1, min(usable_cores(), tasks)),

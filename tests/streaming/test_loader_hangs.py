@@ -41,6 +41,13 @@ from tests.streaming.plans import SIZES, assert_same, hand_made_plan
 
 LIMIT = 60  # seconds within which a wait must end
 
+# What a thread that was made to fail leaves behind.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
+
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
@@ -182,7 +189,7 @@ def test_shared_memory_that_is_too_small_is_named(layout: Layout, tmp_path: Path
         assert name in told[-1]
 
 
-@pytest.mark.parametrize("whose", [Loader, plain])
+@pytest.mark.parametrize("whose", [Loader, pytest.param(plain, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("change", "named"),
     [(SmallFiles(), "/dev/shm.*too large"), (FewFiles(), "ulimit -n"), (Unspeakable(), "Can't pickle local")],
@@ -210,6 +217,7 @@ def test_a_worker_that_ends_is_told(layout: Layout, change: Any, named: str) -> 
         within(LIMIT, lambda: list(Loader(dataset_of(layout, change), workers=2)))
 
 
+@pytest.mark.slow
 def test_a_workers_own_error_keeps_its_traceback(layout: Layout) -> None:
     with pytest.raises(ZeroDivisionError, match=r"(?s)in DataLoader worker process.*bad_changes\.py.*in a change"):
         list(Loader(dataset_of(layout, Wrong()), workers=1))
@@ -223,6 +231,7 @@ def test_a_worker_that_is_killed_between_two_batches_is_told(layout: Layout) -> 
                 worker.join()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_is_given_up(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP, while what it made ahead waits to be fetched from it."""
     monkeypatch.setattr(workers, "FROZEN", 3.0)
@@ -238,6 +247,7 @@ def test_a_worker_that_is_stopped_is_given_up(layout: Layout, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_leaving_ends_a_worker_that_is_stopped(layout: Layout) -> None:
     def load() -> None:
         with Loader(dataset_of(layout), workers=1) as loader:
@@ -249,6 +259,7 @@ def test_leaving_ends_a_worker_that_is_stopped(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_process_that_starts_workers_dies_or_stops(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
 ) -> None:
@@ -270,6 +281,7 @@ def test_the_process_that_starts_workers_dies_or_stops(
 
 
 @pytest.mark.parametrize("how", [{"workers": 1}, {"threads": 1}, {"threads": 2}])
+@pytest.mark.slow
 def test_a_batch_that_takes_for_ever_is_given_up(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: dict[str, int]
 ) -> None:
@@ -304,6 +316,7 @@ list(loader.Loader(plan_dataset(layout, hand_made_plan(layout), SIZES, change=St
 """
 
 
+@pytest.mark.slow
 def test_a_program_whose_decoding_is_stuck_ends(layout: Layout) -> None:
     store = layout.store.url.removesuffix("/tiny/layouts/g0")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -396,6 +409,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_program_that_was_suspended_has_waited_for_nothing(layout: Layout) -> None:
     """Stopped with its worker for longer than any limit, and continued: it goes on."""
