@@ -12,7 +12,7 @@ import ctypes
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar
@@ -41,7 +41,7 @@ def connected(url: str | None, tasks: int) -> Iterator[Any]:
     no task can be carried out any more.
     """
     from distributed import KilledWorker  # a second to import, which only mining should wait for
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     with ExitStack() as stack:
         client = _connect(stack, url, tasks)
@@ -87,8 +87,9 @@ class _Watch:
         limits = dict(zip(waits, (NO_ANSWER, NO_WORKER, ALL_PAUSED), strict=True))
         while not self._done.wait(LOOK_EVERY):
             state = self._state()
+            passed = 2 * LOOK_EVERY if state == "has not answered" else LOOK_EVERY
             for what, waited in waits.items():
-                waits[what] = waited + LOOK_EVERY if what == state else 0.0
+                waits[what] = waited + passed if what == state else 0.0
                 if waited // TELL_EVERY < waits[what] // TELL_EVERY:
                     logger.warning("Dask scheduler %s %s for %.0f s", self.name, what, waits[what])
                 if waits[what] >= limits[what]:
@@ -146,13 +147,31 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _client(url: str) -> Any:
+    """A client of the scheduler at ``url``. Raises OSError where that does not answer: Dask itself would wait for ever
+    for one that takes the connection and is silent.
+    """
+    from distributed import Client
+
+    made: Future[Any] = Future()
+
+    def connect() -> None:
+        try:
+            made.set_result(Client(url, timeout=CONNECT_SECONDS))  # type: ignore[no-untyped-call]
+        except BaseException as error:  # for whoever waits
+            made.set_exception(error)
+
+    threading.Thread(target=connect, name="geostream-dask", daemon=True).start()
+    return made.result(2 * CONNECT_SECONDS)
+
+
 def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
     from dask import config
     from distributed import Client, LocalCluster
 
     if url is not None:
         try:
-            return stack.enter_context(Client(url, timeout=CONNECT_SECONDS))  # type: ignore[no-untyped-call]
+            return stack.enter_context(_client(url))
         except (OSError, ValueError) as error:
             raise GeostreamError(f"Dask scheduler {url}: cannot connect; is it up, and the URL right?") from error
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection, also to others' handlers

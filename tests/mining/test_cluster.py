@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import signal
+import socket
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from geostream.errors import BadInput, GeostreamError
+from geostream.errors import BadInput, GeostreamError, Stalled
 from geostream.mining import cluster
-from geostream.mining.cluster import run_tasks
+from geostream.mining.cluster import connected, everywhere, run_tasks
 
 
 def square(number: int) -> int:
@@ -51,6 +57,97 @@ def test_a_scheduler_that_ends_in_the_middle_is_told(monkeypatch: pytest.MonkeyP
     with pytest.raises(GeostreamError, match="Dask"):
         next(results)
     assert time.monotonic() - began < 60
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LOOK_EVERY", 0.2)
+    for name in ("NO_ANSWER", "NO_WORKER", "ALL_PAUSED"):
+        monkeypatch.setattr(cluster, name, 1.0)
+    monkeypatch.setattr(cluster, "TELL_EVERY", 0.5)
+    monkeypatch.setattr(cluster, "COURTESY", 1.0)
+
+
+@pytest.fixture
+def scheduler() -> Iterator[subprocess.Popen[bytes]]:
+    """A scheduler as a process of its own, with one worker."""
+    program = (
+        "from distributed import LocalCluster\n"
+        "if __name__ == '__main__':\n"
+        "    here = {'host': '127.0.0.1', 'protocol': 'tcp://', 'dashboard_address': '127.0.0.1:0'}\n"
+        "    local = LocalCluster(n_workers=1, processes=False, **here)\n"
+        "    print(local.scheduler_address, flush=True)\n"
+        "    input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_a_scheduler_that_is_stuck_is_given_up(
+    scheduler: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It keeps its connections, and answers nothing: whatever is waited for then, results, one of them, or a call."""
+    impatient(monkeypatch)
+    assert scheduler.stdout is not None
+    url = scheduler.stdout.readline().decode().strip()
+    with pytest.raises(Stalled, match=url), connected(url, 1) as client:
+        ready = client.submit(math.sqrt, 9, pure=False)
+        assert ready.result() == 3
+        late = client.submit(math.sqrt, 9, pure=False)
+        scheduler.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        everywhere(client, time.time)  # is not worth a wait
+        client.gather([ready, late])
+    assert time.monotonic() - began < 60
+    assert url in caplog.text
+
+
+def test_one_result_is_not_waited_for_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    impatient(monkeypatch)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as local,
+        pytest.raises(Stalled, match=f"{local.scheduler_address}.* no worker"),
+        connected(local.scheduler_address, 1) as client,
+    ):
+        client.submit(slowly, 0.0, pure=False).result()
+
+
+def test_paused_workers_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are for good, where something else holds their memory."""
+    from dask import config
+    from distributed import LocalCluster
+
+    impatient(monkeypatch)
+    full = {f"distributed.worker.memory.{name}": share for name, share in MEMORY.items()}
+    with (
+        config.set(full),
+        LocalCluster(n_workers=1, processes=False, memory_limit="4GB", dashboard_address="127.0.0.1:0") as local,
+        connected(local.scheduler_address, 1) as client,
+    ):
+        while client.sync(client.scheduler.ncores_running):
+            time.sleep(0.05)
+        with pytest.raises(Stalled, match="paused"), connected(local.scheduler_address, 1) as other:
+            other.submit(slowly, 0.0, pure=False).result()
+
+
+MEMORY = {"target": False, "spill": False, "pause": 1e-6, "terminate": False}
+
+
+def test_a_scheduler_that_only_connects_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of another kind at its address, or one that is stuck."""
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(GeostreamError, match=url):
+            list(run_tasks(url, square, [1]))
+        assert time.monotonic() - began < 60
 
 
 def slowly(seconds: float) -> float:
