@@ -28,7 +28,7 @@ def decode_image(data: bytes | memoryview, into: Pixels) -> Pixels:
     if pixels is into:
         return into
     if pixels.shape != into.shape:
-        channels_first = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        channels_first = torch.from_numpy(pixels).permute(2, 0, 1)
         pixels = functional.resize(channels_first, list(into.shape[:2]), antialias=True).permute(1, 2, 0).numpy()
     into[...] = pixels
     return into
