@@ -122,12 +122,12 @@ def embed(
 ) -> None:
     """Embed a split with a checkpoint of the run, into Zarr."""
     from geostream.training import stages
-    from geostream.training.lease import held
+    from geostream.training.lease import Lease
 
     opened, folder = open_run(store, dataset, layout, run)
     split = check_split(split)
     trained = stages.load_trained(folder, checkpoint)
-    with held(folder):
+    with Lease(folder):
         embeddings = stages.embed_split(folder, opened, trained, split)
     print(f"{len(embeddings.pairs)} queries, {len(embeddings.reference_place)} tiles: {folder.url}/{embeddings.name}")
 
@@ -147,19 +147,18 @@ def mine(
     from geostream.mining.neighbours import build_gps_graph
     from geostream.recluster import newest_embeddings
     from geostream.training import stages
-    from geostream.training.lease import held
+    from geostream.training.lease import Lease
 
     opened, folder = open_run(store, dataset, layout, run)
     settings = run_settings(opened, folder, overrides)
-    if kind == "gps":
-        with held(folder):
-            graph = build_gps_graph(folder, opened, settings.neighbours)
-    elif kind == "visual":
-        epoch = newest_embeddings(folder) if epoch is None else epoch
-        with held(folder):
-            graph = stages.mine(folder, opened, settings, epoch, cluster)
-    else:
+    if kind not in ("gps", "visual"):
         raise BadInput(f"--kind {kind}: graphs are gps or visual")
+    with Lease(folder):
+        if kind == "gps":
+            graph = build_gps_graph(folder, opened, settings.neighbours)
+        else:
+            epoch = newest_embeddings(folder) if epoch is None else epoch
+            graph = stages.mine(folder, opened, settings, epoch, cluster)
     how = ", ".join(f"{name} {value}" for name, value in graph.search.items())
     print(f"{len(graph.places)} places, {graph.k} neighbours each ({how}): {folder.url}/{graph.name}")
 
@@ -176,11 +175,11 @@ def plan(
 ) -> None:
     """Plan an epoch from the graph that is due, and show the plan's quality."""
     from geostream.training import stages
-    from geostream.training.lease import held
+    from geostream.training.lease import Lease
 
     opened, folder = open_run(store, dataset, layout, run)
     settings = run_settings(opened, folder, overrides)
-    with held(folder):
+    with Lease(folder):
         made = stages.plan_epoch(folder, opened, settings, epoch, cluster)
     print_table(f"plan of epoch {epoch}", [{"source": made.source, **made.quality}])
     print(f"{folder.url}/plans/epoch-{epoch:04d}.parquet")

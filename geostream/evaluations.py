@@ -22,7 +22,7 @@ from geostream.store import Store
 from geostream.training import stages
 from geostream.training.embed import split_references
 from geostream.training.evaluate import evaluate_embeddings
-from geostream.training.lease import held
+from geostream.training.lease import Lease
 from geostream.training.measures import named_rows
 from geostream.training.protocols import split_pairs
 
@@ -76,7 +76,7 @@ def embedded(run: Store, layout: Layout, trained: stages.Trained, split: str) ->
 
 def _embed(run: Store, layout: Layout, trained: stages.Trained, split: str) -> Embeddings:
     """Embed the split. Raises RunHeld beside a training of the run, which may be writing the same."""
-    with held(run):
+    with Lease(run):
         return stages.embed_split(run, layout, trained, split)
 
 

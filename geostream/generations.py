@@ -17,7 +17,7 @@ from typing import Any
 
 from geostream.errors import BadInput, NotFound, StoreError
 from geostream.layout import layout_infos
-from geostream.layout_files import JOB, TABLES, object_names, read_info
+from geostream.layout_files import JOB, TABLES, object_names, read_info, shard_names
 from geostream.rewrite import GOING, ancestors
 from geostream.store import Store, check_name
 
@@ -141,7 +141,7 @@ def _committed_objects(folder: Store) -> list[str]:
 def _begun_objects(folder: Store) -> list[str]:
     """Names of what a folder without a commit may hold, as its job says, or an earlier removal that was cut off."""
     try:
-        return object_names(int(folder.read_json(JOB)["shards"]))
+        return object_names(shard_names(int(folder.read_json(JOB)["shards"])))
     except NotFound:
         names: list[str] = folder.read_json(GOING).get("objects", [])
         return names

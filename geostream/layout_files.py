@@ -77,14 +77,14 @@ def sidecar_name(shard: str) -> str:
     return f"parts/{shard.removesuffix('.tar')}.json"
 
 
-def object_names(shards: int | Sequence[str]) -> list[str]:
-    """Return the names of all objects that making a layout can write, but for ``parts/job.json``.
+def shard_names(shards: int) -> list[str]:
+    """Return the names of the shards of a layout that is to have so many."""
+    return [shard_name(number) for number in range(shards)]
 
-    Args:
-        shards: names of its shards, or how many there are to be.
-    """
-    names = [shard_name(number) for number in range(shards)] if isinstance(shards, int) else list(shards)
-    return ["layout.json", *TABLES, *names, *map(sidecar_name, names)]
+
+def object_names(shards: Sequence[str]) -> list[str]:
+    """Return the names of all objects that making a layout of these shards can write, but for ``parts/job.json``."""
+    return ["layout.json", *TABLES, *shards, *map(sidecar_name, shards)]
 
 
 def check_info(info: Any) -> None:

@@ -30,7 +30,7 @@ import pyarrow as pa
 from geostream.errors import AlreadyExists, NotFound, StaleArtefact, StoreError
 from geostream.index import HEADER
 from geostream.layout import Int32, Int64, Layout, commit_layout, layout_infos, open_layout
-from geostream.layout_files import JOB, object_names, shard_name
+from geostream.layout_files import JOB, object_names, shard_names
 from geostream.mining.cluster import run_tasks
 from geostream.mining.spreading import shard_of_rows
 from geostream.progress import track
@@ -62,13 +62,14 @@ def rewrite(
     """
     order = order_id(parent, shards)
     layouts = store.child(parent.dataset, "layouts")
+    names = shard_names(len(shards))
     job = {"order": order, "parent": parent.id, "shards": len(shards)}
     name, found = _claim(store, layouts, parent, job)
     folder = layouts.child(name)
     if found:
-        _clean(folder, len(shards))
+        _clean(folder, names)
         return open_layout(store, parent.dataset, name)
-    tasks = [NewShard(shard_name(number), places) for number, places in enumerate(shards)]
+    tasks = [NewShard(new, places) for new, places in zip(names, shards, strict=True)]
     members, sizes = index_of(parent, shards)
     work = partial(write_shard, root=store.url, dataset=parent.dataset, parent=(parent.name, parent.id), folder=folder)
     try:
@@ -99,7 +100,7 @@ def rewrite(
         )
     except AlreadyExists:  # another process was faster, in the same folder and so with the same order
         layout = open_layout(store, parent.dataset, name)
-    _clean(folder, len(shards))
+    _clean(folder, names)
     return layout
 
 
@@ -178,7 +179,7 @@ def _missing(folder: Store, tasks: Sequence[NewShard], sizes: Int64) -> list[New
     return [task for task, size in zip(tasks, sizes, strict=True) if there.get(task.name) != size]
 
 
-def _clean(folder: Store, shards: int) -> None:
+def _clean(folder: Store, shards: Sequence[str]) -> None:
     """Remove what is no part of the layout: the job, and what killed uploads of its shards left."""
     folder.delete_all([JOB])
     folder.delete_unfinished(object_names(shards))

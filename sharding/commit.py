@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from geostream.errors import BadInput, NotFound
 from geostream.layout import MEMBERS, PLACES, Layout, commit_layout, open_layout
-from geostream.layout_files import JOB, object_names, shard_name, sidecar_name
+from geostream.layout_files import JOB, object_names, shard_names, sidecar_name
 from geostream.store import Store, check_name
 from sharding.job import ShardJob, ShardOptions, plan_shards
 from sharding.places import Place, RawDataset
@@ -183,8 +183,8 @@ def _clean(folder: Store, job: ShardJob) -> None:
         claimed = claimed_shards(folder.read_json(JOB))
     except NotFound:
         claimed = 0
-    shards = [shard_name(number) for number in range(max(claimed, len(job.parts)))]
+    shards = shard_names(max(claimed, len(job.parts)))
     sidecars = {sidecar_name(shard) for shard in shards} & {info.path for info in folder.list("parts")}
     folder.delete_all([*sidecars, *shards[len(job.parts) :]])
     folder.delete_all([JOB])  # last: the others' names follow from it
-    folder.delete_unfinished([*object_names(len(shards)), JOB])
+    folder.delete_unfinished([*object_names(shards), JOB])

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from geostream.errors import BadInput, MissingRaw
 from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats, sorted_places
-from sharding.raw_files import FolderIndex, find_root, list_folder, located, readable_name
+from sharding.raw_files import FolderIndex, find_root, first_located, list_folder, located, readable_name
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (140, 768)
@@ -54,8 +54,8 @@ def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
     raw = find_root(raw, "CVACT's ACT_data.mat and ANU_data_small", (TRAINING[0], PROTOCOLS["test"][0]))
     if protocol not in PROTOCOLS:
         raise BadInput(f"protocol {protocol!r}: CVACT has {' and '.join(PROTOCOLS)}")
-    places_of_mat = [located(raw, path) for path in (MAT, *(f"{folder}/{MAT}" for folder, *_ in PROTOCOLS.values()))]
-    mat = _Mat(next((path for path in places_of_mat if path.exists()), raw / MAT))
+    nested = (f"{folder}/{MAT}" for folder, *_ in PROTOCOLS.values())
+    mat = _Mat(first_located(raw, (MAT, *nested)) or raw / MAT)
     train, repeated = mat.named(*TRAINING[1:])
     folder, *indexes = PROTOCOLS[protocol]
     notes: list[str] = []

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from geostream.errors import BadInput
 from sharding.places import Place, RawDataset, RawImage, View, assign_keys, repeats, sorted_places
-from sharding.raw_files import Folders, find_root, located, read_lines, read_position, split_cells
+from sharding.raw_files import Folders, find_root, first_located, read_lines, read_position, split_cells
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (140, 768)
@@ -80,10 +80,10 @@ def read_places(raw: Path) -> RawDataset:
 
 def _locate(raw: Path, tiles: Collection[str]) -> tuple[dict[str, tuple[Position, Position]], list[str]]:
     """Where each tile and its panorama lie, and a note where that is not known of all."""
-    there = [path for path in (located(raw, name) for name in LOCATIONS) if path.exists()]
-    if not there:
+    there = first_located(raw, LOCATIONS)
+    if there is None:
         return {}, [f"no {' nor '.join(LOCATIONS)}: no coordinates, and so no GPS sampling"]
-    rows = read_lines(raw, there[0])
+    rows = read_lines(raw, there)
     found = {}
     for path in tiles:
         number = PurePosixPath(path).stem

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -148,6 +148,11 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise _unlisted(folder, error) from error
+
+
+def first_located(root: Path, paths: Iterable[str]) -> Path | None:
+    """Return the first of the ``paths`` that lies below ``root`` (:func:`located`); None where none does."""
+    return next((path for path in (located(root, one) for one in paths) if path.exists()), None)
 
 
 def _unlisted(folder: Path, error: OSError) -> BadInput:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from geostream.errors import BadInput, MissingRaw
 from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats, sorted_places
-from sharding.raw_files import FolderIndex, Lines, find_root, located, read_lines, read_number, read_position
+from sharding.raw_files import FolderIndex, Lines, find_root, first_located, read_lines, read_number, read_position
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (384, 768)
@@ -137,11 +137,10 @@ def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place
 
 def _first(raw: Path, city: str, candidates: tuple[str, ...], what: str) -> Path:
     """The first of the places where ``what`` may lie that exists."""
-    paths = [located(raw, candidate.format(city=city)) for candidate in candidates]
-    for path in paths:
-        if path.exists():
-            return path
-    tried = ", ".join(path.relative_to(raw).as_posix() for path in paths)
+    paths = [candidate.format(city=city) for candidate in candidates]
+    if found := first_located(raw, paths):
+        return found
+    tried = ", ".join(paths)
     raise MissingRaw(f"{raw}: no {what} of {city} (looked for {tried}); complete the folder, or name other cities")
 
 

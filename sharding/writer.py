@@ -145,7 +145,7 @@ def _claim(job: ShardJob, folder: Store) -> None:
 def foreign_objects(job: ShardJob, folder: Store) -> list[str]:
     """Objects under names that the job would write to, in a folder that nobody has claimed; sorted."""
     there = {info.path for info in folder.list()}
-    found = sorted(there & set(object_names(len(job.parts))))
+    found = sorted(there & set(object_names([part.name for part in job.parts])))
     return [] if not found or folder.exists(JOB) else found  # claimed meanwhile: they are that job's
 
 

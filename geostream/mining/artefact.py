@@ -32,8 +32,9 @@ def new_group(run: Store, name: str, layout: Layout, arrays: Sequence[str]) -> z
     """
     run.delete(f"{name}/zarr.json")
     for array in arrays:
-        run.delete_all(f"{name}/{key}" for key in _chunk_keys(run, name, array))
-        run.delete_all([f"{name}/{array}/zarr.json"])  # last: the chunks' names follow from it
+        if run.exists(f"{name}/{array}/zarr.json"):
+            run.delete_all(f"{name}/{key}" for key in _chunk_keys(run, name, array))
+            run.delete_all([f"{name}/{array}/zarr.json"])  # last: the chunks' names follow from it
     drop_scratch(run, name)
     group = zarr.create_group(run.zarr(name), zarr_format=3)
     group.attrs.update({"layout": layout.id, "places": layout.places_id})
@@ -41,9 +42,7 @@ def new_group(run: Store, name: str, layout: Layout, arrays: Sequence[str]) -> z
 
 
 def _chunk_keys(run: Store, name: str, array: str) -> Iterator[str]:
-    """Yield the name within the group of each object that an array's data may be in; of none where there is none."""
-    if not run.exists(f"{name}/{array}/zarr.json"):
-        return
+    """Yield the name within the group of each object that an array's data may be in."""
     try:
         old = zarr.open_array(run.zarr(f"{name}/{array}", read_only=True), mode="r")
         blocks = [ceil(size / of) for size, of in zip(old.shape, old.shards or old.chunks, strict=True)]
@@ -66,7 +65,8 @@ def claim_scratch(run: Store, name: str, **counts: int) -> None:
 
 def drop_scratch(run: Store, name: str) -> None:
     """Remove the scratch objects of the group ``name`` that were written down."""
-    counts = _scratch(run, name)
+    if not (counts := _scratch(run, name)):
+        return
     run.delete_all(scratch_object(name, kind, number) for kind, count in counts.items() for number in range(count))
     run.delete_all([f"{name}/{MADE}"])
 

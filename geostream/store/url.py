@@ -43,12 +43,12 @@ def read_url(text: str) -> str:
         raise BadInput(f"{text}: stores are {KINDS}")
     rest = rest.removesuffix("/")
     _check_names(text, rest, percent=scheme in ("s3", "http", "https"))
-    return f"{scheme}://{_check_first(text, scheme, rest)}"
+    _check_first(text, scheme, rest.split("/")[0])
+    return f"{scheme}://{rest}"
 
 
-def _check_first(text: str, scheme: str, rest: str) -> str:
-    """``rest`` again, where it begins with a bucket, container or host of the scheme's kind."""
-    first = rest.split("/")[0]
+def _check_first(text: str, scheme: str, first: str) -> None:
+    """Raise BadInput where ``first`` is no bucket, container or host of the scheme's kind."""
     shape, what = {
         "s3": (BUCKET, "a bucket, s3://bucket/prefix"),
         "http": (HOST, "a host, http://host/folder"),
@@ -57,7 +57,6 @@ def _check_first(text: str, scheme: str, rest: str) -> str:
     if not shape.fullmatch(first):
         said = f"{first!r} is none" if first and "@" not in first else "there is none"
         raise BadInput(f"{_without_secret(text)}: the URL of this kind begins with {what}; {said}")
-    return rest
 
 
 def _check_names(text: str, rest: str, *, percent: bool) -> None:

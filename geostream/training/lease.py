@@ -19,8 +19,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -128,13 +127,6 @@ class Lease:
         except NotFound:
             return None
         return said if isinstance(said, dict) else {}
-
-
-@contextmanager
-def held(run: Store) -> Iterator[None]:
-    """Hold the run for one stage that a command carries out alone."""
-    with Lease(run):
-        yield
 
 
 def _name(number: int) -> str:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from geostream.store import Store
 from geostream.training import lease
 from geostream.training.checkpoint import list_checkpoints
-from geostream.training.lease import FOLDER, Lease, RunHeld, held
+from geostream.training.lease import FOLDER, Lease, RunHeld
 from geostream.training.stages import run_store
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
@@ -61,7 +61,7 @@ def test_the_second_names_the_first_and_takes_over_when_it_is_killed(s3_store: S
     second = start(root, tmp_path / "go")
     _, text = second.communicate(timeout=90)
     assert second.returncode == 1 and f"process {first.pid} " in text.splitlines()[-1] and run.url in text
-    with pytest.raises(RunHeld, match=str(first.pid)), held(run):
+    with pytest.raises(RunHeld, match=str(first.pid)), Lease(run):
         pass
     first.send_signal(signal.SIGKILL)
     first.communicate()
