@@ -173,7 +173,8 @@ def test_a_job_that_begins_meanwhile_is_no_stranger(tmp_path: Path, raw: Path, m
         shard(read_places("vigor", raw, **TWO), store, "vigor", options=OPTIONS, workers=1)
 
 
-NAMES = st.text(st.sampled_from("ab#?% .é=+-"), min_size=1, max_size=4)
+# Local stores resolve ``..``, which would lead out of the test's folder; tests/store/test_url.py has those.
+NAMES = st.text(st.sampled_from("ab#?% .é=+-"), min_size=1, max_size=4).filter(lambda name: name not in (".", ".."))
 PREFIXES = st.lists(NAMES, min_size=1, max_size=2).map("/".join)
 SUFFIXES = st.sampled_from(["", "#2", "?x=1", "2", "/vigor", "/tiny/layouts", "/tiny/layouts/base"])
 
@@ -186,9 +187,7 @@ def test_two_stores_never_meet(request: pytest.FixtureRequest, raw: Path, kind: 
     @settings(
         max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
     )
-    @given(
-        PREFIXES, PREFIXES, st.sampled_from(["", "#2", "?x=1", "2", "/vigor", "/tiny/layouts", "/tiny/layouts/base"])
-    )
+    @given(PREFIXES, PREFIXES, SUFFIXES)
     def check(one: str, other: str, suffix: str) -> None:
         with TemporaryDirectory() as folder:
             root = f"{base}/{uuid.uuid4().hex}" if kind == "s3" else folder
