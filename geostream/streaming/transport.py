@@ -12,10 +12,12 @@ a large buffer per read would cost half as much again in page faults, and hold w
 from __future__ import annotations
 
 import asyncio
+import atexit
 import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, suppress
@@ -100,6 +102,7 @@ class Transport:
         self._quiet = 0.0  # seconds that :meth:`check` has seen no sign of life
 
     def __enter__(self) -> Transport:
+        _open.add(self)
         self._thread.start()
         self._loop.call_soon_threadsafe(self._beat)
         return self
@@ -129,7 +132,8 @@ class Transport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if sys.is_finalizing():  # left open until Python ends: the thread no longer runs, and can't be waited for
+        _open.discard(self)
+        if sys.is_finalizing():  # a thread that was stuck: it no longer runs, and can't be waited for
             return
         if self._thread.is_alive():
             with suppress(TimeoutError, CancelledError):
@@ -236,6 +240,16 @@ class Transport:
     def _pause(self, attempt: int) -> float:
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**attempt)
         return self._random.uniform(longest / 2, longest)
+
+
+_open: weakref.WeakSet[Transport] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End what a program has left open. Its threads would be stopped in the middle of obstore's work, which aborts."""
+    for transport in list(_open):
+        transport.__exit__(None, None, None)
 
 
 async def _cancel_all() -> None:

@@ -6,12 +6,16 @@ key-value store that torchrun keeps anyway: whoever waits sleeps, hears signals,
 with an error says so there, the others end with it, and the error is shown once. One rank alone needs none of this:
 then every method gives back what it was given.
 
+A rank that can say nothing any more, because its machine or its network is gone, is missed: each counts up a number of
+its own in the key-value store every five seconds, and where one stands still for five minutes, the others end.
+
 What that costs: waiting ranks look five times a second, so a stage that only the first does ends 0.2 s later for them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -29,8 +33,13 @@ from geostream.errors import BadInput, GeostreamError
 
 IN_A_STEP = timedelta(hours=1)  # that a rank waits for the others' tensors
 LOOK_EVERY = 0.2  # seconds between two looks at the store
+LOOK = 1.0  # seconds between two looks of the thread that watches
+BEAT = 5.0  # seconds between two signs of life of a rank
+SILENT = 300.0  # seconds without one, after which a rank is given up
 GRACE = 20.0  # seconds that a rank has to leave by itself when another has ended
 ENDED = "ended"  # counts the ranks that ended before the run did
+
+logger = logging.getLogger(__name__)
 
 
 class RankLost(GeostreamError):
@@ -87,7 +96,9 @@ class Group:
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
-        threading.Thread(target=self._watch, name="geostream-ranks", daemon=True).start()
+        beats = _Beats(PrefixStore("geostream", made), self.rank, self.ranks)
+        threading.Thread(target=self._watch, args=(beats,), name="geostream-ranks", daemon=True).start()
+        threading.Thread(target=self._guard, args=(beats,), name="geostream-ranks-guard", daemon=True).start()
         return self
 
     def __exit__(
@@ -209,17 +220,59 @@ class Group:
             time.sleep(pause)
             pause = min(2 * pause, LOOK_EVERY)
 
-    def _watch(self) -> None:
+    def _watch(self, beats: _Beats) -> None:
         """End this process where another rank has ended and this one cannot notice, waiting for its tensors."""
         store = cast(Store, self._store)
         try:
             while not store.check([ENDED]):
-                if self._left.wait(1.0):
+                if self._left.wait(LOOK):
                     return
+                if silent := beats.after(LOOK):
+                    logger.error("no sign of life from rank %s for %.0f s", ", ".join(map(str, silent)), SILENT)
+                    self.ends_first()
         except RuntimeError:  # the store is gone, and whoever kept it
             pass
         if not self._left.wait(GRACE):
             os._exit(1)
+
+    def _guard(self, beats: _Beats) -> None:
+        """End this process where the key-value store neither answers nor is gone: its machine, or the way there, is."""
+        seen, quiet = -1, 0.0
+        while quiet <= SILENT:
+            if self._left.wait(LOOK):
+                return
+            seen, quiet = (seen, quiet + LOOK) if beats.given == seen else (beats.given, 0.0)
+        logger.error("no answer for %.0f s from %s, where the ranks meet", SILENT, os.environ["MASTER_ADDR"])
+        os._exit(1)
+
+
+class _Beats:
+    """The ranks' signs of life, as one of them sees them.
+
+    Seconds of watching are counted, not the clock: a rank that was suspended itself has missed nothing.
+    """
+
+    def __init__(self, store: Store, rank: int, ranks: int) -> None:
+        self.given = 0  # by this rank so far
+        self._store, self._rank = store, rank
+        self._seen = dict.fromkeys((other for other in range(ranks) if other != rank), 0)
+        self._quiet = dict.fromkeys(self._seen, 0.0)
+        self._since = BEAT
+
+    def after(self, seconds: float) -> list[int]:
+        """Give and look for signs of life so many seconds after the last call; the ranks to be given up."""
+        self._since += seconds
+        if self._since < BEAT:
+            return []
+        waited, self._since = self._since, 0.0
+        self._store.add(f"beat/{self._rank}", 1)
+        for other, seen in self._seen.items():
+            self._seen[other] = self._store.add(f"beat/{other}", 0)
+            # One that has left a run that is over gives none, and need not.
+            alive = self._seen[other] != seen or self._store.check([f"left/{other}"])
+            self._quiet[other] = 0.0 if alive else self._quiet[other] + waited
+        self.given += 1
+        return [other for other, quiet in self._quiet.items() if quiet > SILENT]
 
 
 def is_loss(error: BaseException) -> bool:

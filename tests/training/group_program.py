@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from geostream.errors import BadInput, GeostreamError
+from geostream.training import group as ranks
 from geostream.training.group import Group
 
 
@@ -55,9 +56,14 @@ def main(folder: str, how: str) -> None:
             if group.rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             group.sum(torch.ones(3))
+        elif how in ("silent, the first", "silent, the other"):  # as a rank whose machine is gone
+            if group.is_first == (how == "silent, the first"):
+                os.kill(os.getpid(), signal.SIGSTOP)
+            group.sum(torch.ones(3))
 
 
 if __name__ == "__main__":
+    ranks.BEAT, ranks.SILENT, ranks.GRACE = 0.5, 4.0, 3.0
     try:
         main(*sys.argv[1:])
     except GeostreamError as error:  # as the command does

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_a_rank_that_ends_without_a_word_ends_all(tmp_path: Path) -> None:
     codes, output = ended(start_ranks([PROGRAM, str(tmp_path), "killed"]))
     assert codes == [1, -9], output
     assert output[0].startswith(f"{TOLD}a rank of this run ended without a word; start the same command again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("silent", "who"), [("the first", "rank 0|where the ranks meet"), ("the other", "rank 1")])
+def test_a_rank_that_falls_silent_ends_the_others(tmp_path: Path, silent: str, who: str) -> None:
+    first, other = start_ranks([PROGRAM, str(tmp_path), f"silent, {silent}"])
+    stopped, left = (first, other) if silent == "the first" else (other, first)
+    try:
+        output, _ = left.communicate(timeout=100)
+    finally:
+        stopped.kill()
+        stopped.communicate()
+    assert left.returncode == 1 and re.search(f"no .*({who})", output), output
 
 
 def test_one_rank_is_given_back_what_it_gave(monkeypatch: pytest.MonkeyPatch) -> None:
