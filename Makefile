@@ -34,11 +34,14 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A process for each core, up to four: the servers that tests start need room as well.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
+
 test: check
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 up: install
 	$(BIN)/python -m infra.stack up

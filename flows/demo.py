@@ -22,14 +22,14 @@ import typer
 from rich.console import Console
 
 from flows.rendered import dataset_name, render, shard_options
-from geostream import report
-from geostream.cli import print_table
+from geostream.cli.options import print_table
 from geostream.errors import BadInput
 from geostream.layout import Layout, open_layout
+from geostream.report import report
+from geostream.runs.log import MetricsLog, RunResult
+from geostream.runs.stages import layout_of, read_settings, run_store
 from geostream.settings import default_settings, parse_settings
 from geostream.store import Store
-from geostream.training.metrics import MetricsLog, RunResult
-from geostream.training.stages import layout_of, read_settings, run_store
 from infra.prefect_server import local_prefect, without_prefect
 from infra.s3 import local_s3, without_aws
 

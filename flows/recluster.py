@@ -11,9 +11,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.common import open_layout, open_store, show, store_failed
 from geostream.layout import Layout
-from geostream.recluster import describe, recluster_by_run
+from geostream.reclustering.recluster import describe, recluster_by_run
+from geostream.runs.stages import run_store, settings_of
 from geostream.store import Store
-from geostream.training.stages import run_store, settings_of
 
 
 @flow(name="recluster", flow_run_name="recluster {run}")

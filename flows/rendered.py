@@ -13,7 +13,7 @@ from typing import Any
 
 from geostream.errors import BadInput
 from sharding.simcity import RenderSummary, render_cities
-from sharding.simcity_layouts import cities_of
+from sharding.simcity.layouts import cities_of
 
 TILE = 48  # pixels
 SHARD_BYTES = 2**19

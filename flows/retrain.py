@@ -13,14 +13,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.common import open_layout, open_store, show, store_failed
-from geostream import report
-from geostream.evaluations import results_by_epoch
 from geostream.layout import Layout
+from geostream.report import report
+from geostream.report.evaluation_page import results_by_epoch
+from geostream.runs import loop as trainer
+from geostream.runs.log import Record, RunResult
+from geostream.runs.stages import layout_of
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
-from geostream.training import trainer
-from geostream.training.metrics import Record, RunResult
-from geostream.training.stages import layout_of
 
 
 @flow(name="retrain", flow_run_name="retrain")

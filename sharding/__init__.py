@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from geostream.errors import BadInput, MissingRaw
-from sharding import cvact, cvusa, university1652, vigor
+from sharding.adapters import cvact, cvusa, university1652, vigor
 from sharding.commit import ShardReport, commit_shards, committed, layout_folder, shard
 from sharding.dry_run import DryRun, dry_run
 from sharding.job import ShardJob, ShardOptions, plan_shards

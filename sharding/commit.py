@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from geostream.errors import BadInput, NotFound
 from geostream.layout import MEMBERS, PLACES, Layout, commit_layout, open_layout
-from geostream.layout_files import JOB, object_names, shard_names, sidecar_name
+from geostream.layout.files import JOB, object_names, shard_names, sidecar_name
 from geostream.store import Store, check_name
 from sharding.job import ShardJob, ShardOptions, plan_shards
 from sharding.places import Place, RawDataset

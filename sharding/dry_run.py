@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from geostream.errors import BadInput, StoreError, Unanswered
-from geostream.layout_files import JOB
+from geostream.layout.files import JOB
 from geostream.store import Store
 from geostream.store.conditional import probe
 from sharding.commit import is_committed, layout_folder

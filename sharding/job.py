@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 
-from geostream.cores import usable_cores
 from geostream.errors import BadInput
-from geostream.layout_files import shard_name, sidecar_name
+from geostream.layout.files import shard_name, sidecar_name
 from sharding.encode import ENCODER, BrokenImage, Encoded, encode
 from sharding.order import cut, storage_order
 from sharding.places import SOURCES, Place, RawDataset, RawImage, Size
@@ -213,7 +213,7 @@ def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]
     means = []
     tiles = [place.tile for place in places]
     views = [view.image for place in places for view in place.views]
-    with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as threads:  # encoding holds no GIL
+    with ThreadPoolExecutor(max_workers=min(8, cpu_count())) as threads:  # encoding holds no GIL
         for kind, is_tile in ((tiles, True), (views, False)):
             rows = np.unique(np.linspace(0, len(kind) - 1, SAMPLE).astype(np.int64))
             seen = threads.map(partial(_look, images, is_tile), [kind[row] for row in rows])

@@ -10,10 +10,9 @@ same-area protocol), a place's test views lie beside its training views, and tra
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
+from geostream.arrays import Float64, Int64
+
 BITS = 16  # of the grid that the curve fills: 65,536 cells a side, under a metre for a city
 
 

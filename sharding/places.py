@@ -3,7 +3,7 @@
 Decides the form between adapters and writer, so that nothing behind an adapter knows which dataset it reads. An
 image is known by its path below the raw folder, and whether it is there was learnt from one listing per folder,
 never from a look at each file; whether it can be decoded shows only when it is encoded. The whole listing is held
-in memory: about 1 kB a place. How raw folders are read is in :mod:`sharding.raw_files`.
+in memory: about 1 kB a place. How raw folders are read is in :mod:`sharding.adapters.raw_files`.
 """
 
 from __future__ import annotations

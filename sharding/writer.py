@@ -21,9 +21,10 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from geostream.cores import usable_cores
+from joblib import cpu_count
+
 from geostream.errors import AlreadyExists, BadInput
-from geostream.layout_files import JOB, object_names
+from geostream.layout.files import JOB, object_names
 from geostream.progress import Bar
 from geostream.store import Store
 from sharding.encode import BrokenImage, Encoded
@@ -106,7 +107,7 @@ def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tu
     total = sum(part.n_images for part in todo)
     with (
         Bar("shards", total) as bar,
-        closing(_write_all(job.images, folder, todo, workers or usable_cores())) as finished,
+        closing(_write_all(job.images, folder, todo, workers or cpu_count())) as finished,
     ):
         for part, made in finished:
             stored[part.name] = made

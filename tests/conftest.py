@@ -19,6 +19,7 @@ os.environ.update(
     DO_NOT_TRACK="1",
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     PREFECT_PLUGINS_ENABLED="false",  # the plugin is for the command line, and tested there
+    OMP_NUM_THREADS="1",  # tiny networks are fastest on one thread, above all while other tests run
 )
 
 from geostream.store import Store
@@ -26,6 +27,14 @@ from infra.prefect_server import without_prefect
 from infra.s3 import S3Server, local_s3, without_aws
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process of pytest-xdist, and all that use the stack, which is started once."""
+    for item in items:
+        together = "stack" if "checkout" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(together))
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from geostream.errors import BadInput
-from geostream.generations import prune
 from geostream.layout import Layout, list_datasets, list_layouts, open_layout
+from geostream.layout.verify import verify_layout
 from geostream.mining.embeddings import create_embeddings
-from geostream.rewrite import rewrite
+from geostream.reclustering.generations import prune
+from geostream.reclustering.rewrite import rewrite
 from geostream.store import Store
-from geostream.verify import verify_layout
 from sharding import ShardOptions, dry_run, read_places, shard
 from sharding.job import ShardJob
 from sharding.writer import foreign_objects

@@ -41,7 +41,7 @@ for package in (geostream, sharding, infra):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 from geostream.store import Store
-from geostream.training.trainer import train
+from geostream.runs.loop import train
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 store = Store.open(sys.argv[1])

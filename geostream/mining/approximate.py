@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from geostream.layout import Csr, Int32, Int64
-from geostream.mining.artefact import claim_scratch, scratch_object
-from geostream.mining.cluster import give_back, results
-from geostream.mining.embeddings import Embeddings, Float32, read_rows
+from geostream.arrays import Csr, Float32, Int32, Int64, take
+from geostream.dask import give_back, results
+from geostream.layout.zarr_groups import claim_scratch, scratch_object
+from geostream.mining.embeddings import Embeddings, read_rows
 from geostream.mining.exact import BLOCK, QUERIES, Job, fold, groups, pieces, read_references, reference_blocks
 from geostream.mining.ivf import TRAINED_ON, Part, Runs, assign, cut, n_lists, nearness, run_order, train, width
-from geostream.mining.ragged import take
 from geostream.mining.topk import Found, References, merge, nearest_of, nothing, of_places
 from geostream.progress import track
 

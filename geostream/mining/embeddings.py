@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from geostream.arrays import Float32, Int32, Int64, Pairs
 from geostream.errors import BadInput, GeostreamError
-from geostream.layout import Int32, Int64, Layout, Pairs
-from geostream.mining.artefact import array_of, being_replaced, commit, new_group, open_committed
+from geostream.layout import Layout
+from geostream.layout.zarr_groups import array_of, being_replaced, commit, new_group, open_committed
 from geostream.store import Store
-
-Float32 = npt.NDArray[np.float32]
 
 SHARD_ROWS = 4096  # rows of a Zarr shard, one object: 16 MiB at 1024 dimensions
 CHUNK_ROWS = 512  # rows that can be read alone

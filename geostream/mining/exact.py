@@ -22,11 +22,10 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from geostream.layout import Csr, Int32
-from geostream.mining.cluster import give_back
-from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, Float32, open_embeddings, read_rows
+from geostream.arrays import Csr, Float32, Int32, take
+from geostream.dask import give_back
+from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, open_embeddings, read_rows
 from geostream.mining.graph import SHARD_ROWS, GraphWriter
-from geostream.mining.ragged import take
 from geostream.mining.topk import SLICE, Found, References, merge, nearest_of, of_places, with_sieve
 from geostream.store import Store
 

@@ -8,15 +8,12 @@ for each of them, because ties go to the smaller key.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from geostream.arrays import Csr, Float64, Int32, Int64, listed, restrict
 from geostream.errors import BadInput
-from geostream.layout import Csr, Int32, Int64, Layout
+from geostream.layout import Layout
 from geostream.mining.graph import GPS_GRAPH, SHARD_ROWS, GraphWriter, NeighbourGraph, open_graph
-from geostream.mining.ragged import listed, restrict
 from geostream.store import Store
-
-Float64 = npt.NDArray[np.float64]
 
 EARTH_RADIUS = 6_371_008.8  # metres, mean
 TREE_BLOCK = 4_000_000  # distances held at once

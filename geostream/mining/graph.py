@@ -15,8 +15,9 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
 
-from geostream.layout import Int32, Layout
-from geostream.mining.artefact import array_of, being_replaced, commit, new_group, open_committed
+from geostream.arrays import Int32
+from geostream.layout import Layout
+from geostream.layout.zarr_groups import array_of, being_replaced, commit, new_group, open_committed
 from geostream.store import Store
 
 Kind = Literal["gps", "visual"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from geostream.layout import Int32
+from geostream.arrays import Int32
 
 Int8 = npt.NDArray[np.int8]
 

@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from joblib import cpu_count
 
-from geostream.cores import usable_cores
-from geostream.layout import Int32, Int64
-from geostream.mining.embeddings import Float32
+from geostream.arrays import Float32, Int32, Int64
 from geostream.mining.topk import References, most_similar
 
 LIST = 256  # references of a list, about; constant, so that the work of a query does not grow with N
@@ -35,7 +34,7 @@ def train(sample: Float32, lists: int) -> Float32:
     """(L, D) unit centroids of ``sample`` (S, D), alike ones next to one another. Takes all cores of the machine."""
     import faiss
 
-    faiss.omp_set_num_threads(usable_cores())
+    faiss.omp_set_num_threads(cpu_count())
     lists = min(lists, len(sample))
     means = faiss.Kmeans(
         sample.shape[1], lists, niter=ROUNDS, seed=1, spherical=True, min_points_per_centroid=1,

@@ -18,10 +18,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from geostream.layout import Int32, Int64
-from geostream.mining.embeddings import Float32
+from geostream.arrays import Float32, Float64, Int32, Int64
 from geostream.mining.int8 import Int8, Product, load
 
 CHUNK = 1024  # references whose scores and vectors a core has in its cache at a time
@@ -30,8 +28,6 @@ TRIED = 64  # queries first: where most of these have too many others, the rest 
 LEFT = 24  # a query may leave one in so many references; with more the full search is quicker
 DIMENSIONS = 256  # with fewer the product takes too little of the time to gain by
 STEPS = 127  # of a vector's largest number
-
-Float64 = npt.NDArray[np.float64]
 
 
 class Whole(NamedTuple):

@@ -19,9 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from geostream.layout import Csr, Int32, Int64
-from geostream.mining.embeddings import Float32
-from geostream.mining.ragged import take
+from geostream.arrays import Csr, Float32, Int32, Int64, take
 from geostream.mining.sieve import Sieve
 
 GPU_MOST = 2048  # what FAISS finds at once on a GPU

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from geostream.arrays import Int32, Pairs, pair_codes
 from geostream.errors import BadInput, GeostreamError, StaleArtefact
-from geostream.layout import Int32, Layout, Pairs, pair_codes
+from geostream.layout import Layout
+from geostream.layout.members import MemberTable
+from geostream.planning.plan import EpochPlan
 from geostream.store.forks import check_process
+from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pipeline, Replacement, n_samples
-from geostream.streaming.plan import EpochPlan
-from geostream.streaming.reading import MemberTable, ReadOptions
 from geostream.streaming.replace import StandIns
 from geostream.streaming.workers import enter_worker
 

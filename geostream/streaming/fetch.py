@@ -15,9 +15,10 @@ from types import TracebackType
 
 import numpy as np
 
-from geostream.layout import Int64
-from geostream.streaming.reading import MemberTable, ReadOptions
-from geostream.streaming.schedule import schedule
+from geostream.arrays import Int64
+from geostream.layout.members import MemberTable
+from geostream.planning.schedule import schedule
+from geostream.streaming.options import ReadOptions
 from geostream.streaming.stats import StreamStats
 from geostream.streaming.transport import Arrived, Transport
 

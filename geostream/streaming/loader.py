@@ -22,9 +22,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from joblib import cpu_count
 from torch.utils.data import DataLoader
 
-from geostream.cores import usable_cores
 from geostream.errors import GeostreamError, Stalled
 from geostream.streaming.dataset import Batches, State, StreamDataset
 from geostream.streaming.pipeline import Batch
@@ -58,7 +58,7 @@ class Loader:
         dataset.check_workers(max(workers, 1))
         self.dataset = dataset = copy(dataset)  # with a position of its own
         self.workers, self.pin = workers, pin
-        cores = usable_cores() // (max(workers, 1) * sharing)
+        cores = cpu_count() // (max(workers, 1) * sharing)
         dataset.threads = min(max(cores, 1), MOST_THREADS) if threads is None else threads
         dataset.pin = pin and not workers
         dataset.errors_as_items = True

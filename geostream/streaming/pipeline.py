@@ -25,11 +25,13 @@ import torch
 import webdataset as wds
 from torch import Tensor
 
+from geostream.arrays import Int64, Pairs, pair_codes
 from geostream.errors import GeostreamError, StoreError
-from geostream.layout import Int64, Pairs, pair_codes
+from geostream.layout.members import MemberTable
+from geostream.settings import TrainSettings
 from geostream.streaming.decode import decode_image
 from geostream.streaming.fetch import Fetcher
-from geostream.streaming.reading import MemberTable, ReadOptions
+from geostream.streaming.options import ReadOptions
 from geostream.streaming.replace import StandIns
 from geostream.streaming.stats import Replaced, StreamStats
 
@@ -46,6 +48,11 @@ class ImageSizes(NamedTuple):
 
     tile: tuple[int, int]
     view: tuple[int, int]
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> ImageSizes:
+        """The sizes that a run's settings ask for."""
+        return cls((settings.tile_size, settings.tile_size), (settings.view_height, settings.view_width))
 
 
 class Batch(NamedTuple):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from geostream.layout import Csr, Int32
+from geostream.arrays import Csr, Int32
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ from typing import Any
 
 import google_crc32c
 
+from geostream.arrays import Int64
 from geostream.errors import NotFound, Refused, Stalled, StoreError, Unanswered
-from geostream.layout import Int64
-from geostream.streaming.reading import MemberTable
-from geostream.streaming.schedule import Extents
+from geostream.layout.members import Extents, MemberTable
 from geostream.streaming.stats import StreamStats
 
 IN_FLIGHT = 16  # requests

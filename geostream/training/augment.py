@@ -26,12 +26,13 @@ import simplejpeg
 import torch
 from torch import Tensor
 
+from geostream.arrays import Float32, Int16
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings
 from geostream.training.colour import colour_jitter
+from geostream.training.dropout import grid, no_holes, occlude, rectangles
 from geostream.training.model import as_float
-from geostream.training.occlude import Int16, grid, no_holes, occlude, rectangles
-from geostream.training.sharpness import WIDTH, Float32, blur_kernel, convolve, sharpen_kernel
+from geostream.training.sharpness import WIDTH, blur_kernel, convolve, sharpen_kernel
 
 Pixels = npt.NDArray[np.uint8]
 KINDS = ("tile", "view")

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from geostream.errors import BadInput, GeostreamError, NotFound, StaleArtefact, StoreError
 from geostream.store import Store
-from geostream.training.learner import Learner
 from geostream.training.model import Encoder
+from geostream.training.step import Learner
 
 FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"

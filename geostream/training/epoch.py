@@ -11,15 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 from geostream.layout import Layout
+from geostream.planning.plan import EpochPlan
 from geostream.streaming.dataset import State, plan_dataset
 from geostream.streaming.loader import Loader
-from geostream.streaming.plan import EpochPlan
+from geostream.streaming.options import ReadOptions
+from geostream.streaming.pipeline import ImageSizes
 from geostream.streaming.stats import StreamStats
 from geostream.training.augment import Augmentation
-from geostream.training.embed import image_sizes, read_options
-from geostream.training.group import Group
-from geostream.training.learner import Learner
-from geostream.training.optimise import EpochOutcome, train_epoch
+from geostream.training.distributed import Group
+from geostream.training.step import Learner
+from geostream.training.steps import EpochOutcome, train_epoch
 
 Save = Callable[[EpochOutcome, State], None]
 
@@ -36,9 +37,9 @@ class Epoch:
         dataset = plan_dataset(
             layout,
             plan,
-            image_sizes(settings),
+            ImageSizes.of(settings),
             change=Augmentation.of(settings, plan.epoch, len(layout.pairs("train"))),
-            options=read_options(settings),
+            options=ReadOptions.of(settings),
             rank=group.rank,
             ranks=group.ranks,
         )

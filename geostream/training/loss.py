@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from geostream.training.group import Group
+from geostream.training.distributed import Group
 
 
 def info_nce(queries: Tensor, references: Tensor, logit_scale: Tensor, label_smoothing: float = 0.0) -> Tensor:

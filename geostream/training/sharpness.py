@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from geostream.arrays import Float32
+
 WIDTH = 7
-Float32 = npt.NDArray[np.float32]
 
 
 def blur_kernel(random: np.random.Generator) -> Float32:

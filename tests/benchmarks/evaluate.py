@@ -29,7 +29,7 @@ HOUR = 3600.0
 
 
 def layout_of(store: Any, n: int) -> Any:
-    from tests.training.galleries import Spot, gallery_of
+    from tests.evaluation.galleries import Spot, gallery_of
 
     return gallery_of(store, [Spot()] * n, ("both-ways",))
 
@@ -57,9 +57,9 @@ def make(folder: Path, n: int) -> dict[str, Any]:
 
 
 def evaluate(folder: Path, n: int) -> dict[str, Any]:
+    from geostream.evaluation.evaluate import evaluate_embeddings
     from geostream.mining.embeddings import open_embeddings
     from geostream.store import Store
-    from geostream.training.evaluate import evaluate_embeddings
 
     store = Store.open(folder)
     layout = layout_of(store, n)

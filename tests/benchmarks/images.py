@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from geostream.layout import Csr, Layout
-from geostream.mining.assembly import assemble
-from geostream.mining.lane import Problem
+from geostream.arrays import Csr
+from geostream.layout import Layout
+from geostream.planning.batches import assemble
+from geostream.planning.lane import Problem
+from geostream.planning.plan import EpochPlan, save_plan
 from geostream.store import Store
-from geostream.streaming.plan import EpochPlan, save_plan
 from tests.benchmarks.pairs import Pairs, write_pairs
 from tests.helpers import TinyPlace, write_layout
 

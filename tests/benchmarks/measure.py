@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from joblib import cpu_count
 from rich.table import Table
-
-from geostream.cores import usable_cores
 
 ROOT = Path(__file__).parents[2]
 LOOK = 0.2  # seconds between two looks at memory
@@ -159,7 +158,7 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
-        "cores": usable_cores(),
+        "cores": cpu_count(),
         "cpu": cpu,
         "memory_bytes": psutil.virtual_memory().total,
         "versions": versions,

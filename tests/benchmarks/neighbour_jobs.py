@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from geostream.cores import usable_cores
+from joblib import cpu_count
 
 K = 128
 EMBEDDINGS = "embeddings/epoch-0001.zarr"
@@ -52,7 +51,7 @@ def make(folder: Path, n: int, dim: int) -> dict[str, Any]:
     """A layout of ``n`` training places (a multiple of 10,000, or a small square) and embeddings of it."""
     from geostream.mining.embeddings import create_embeddings
     from geostream.store import Store
-    from tests.mining.cities import city
+    from tests.cities import city
 
     root = Store.open(folder)
     areas = max(1, n // 10_000)
@@ -78,7 +77,7 @@ def ours(folder: Path, search: Any) -> dict[str, Any]:
     from geostream.layout import open_layout
     from geostream.mining import int8
     from geostream.mining.embeddings import open_embeddings
-    from geostream.mining.neighbours import build_visual_graph
+    from geostream.mining.visual import build_visual_graph
     from geostream.store import Store
 
     if search == "exact":
@@ -100,7 +99,7 @@ def sample4geo(folder: Path) -> dict[str, Any]:
     import torch
     import zarr
 
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(cpu_count())
     begun = time.perf_counter()
     group = zarr.open_group(folder / "run" / EMBEDDINGS, mode="r")
     query, reference = (torch.from_numpy(np.asarray(group[side][:])) for side in ("query", "reference"))  # type: ignore[index]

@@ -19,13 +19,13 @@ import torch
 from obstore.store import S3Store
 
 from geostream.layout import Layout, open_layout
+from geostream.layout.members import MemberTable
+from geostream.planning.plan import EpochPlan, load_plan
 from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.loader import Loader
 from geostream.streaming.pipeline import ImageSizes
-from geostream.streaming.plan import EpochPlan, load_plan
-from geostream.streaming.reading import MemberTable
 from geostream.streaming.stats import StreamStats
 from tests.benchmarks.job import Delivered, Job
 from tests.benchmarks.pairs import Pairs

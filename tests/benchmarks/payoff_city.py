@@ -19,7 +19,7 @@ from typing import Any
 from geostream.store import Store
 from sharding import ShardOptions, read_places, shard
 from sharding.simcity import render_cities
-from sharding.simcity_plan import CitySpec
+from sharding.simcity.plan import CitySpec
 
 DATASET = "simcity"
 TILE, VIEW = (64, 64), (48, 192)  # height and width in pixels

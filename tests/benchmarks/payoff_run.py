@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from geostream.layout import open_layout
+from geostream.runs.log import Record
+from geostream.runs.loop import train
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
-from geostream.training.metrics import Record
-from geostream.training.trainer import train
 from tests.benchmarks.payoff_city import DATASET, SIZES, TILE, VIEW
 
 EVERYTHING = 100_000  # shards: more than there are

@@ -25,12 +25,12 @@ import numpy as np
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
-from geostream.mining.neighbours import build_visual_graph
-from geostream.mining.planning import make_plan
-from geostream.recluster import place_vectors, shards_by_similarity
+from geostream.mining.visual import build_visual_graph
+from geostream.planning.make_plan import make_plan
+from geostream.planning.plan import EpochPlan
+from geostream.reclustering.recluster import place_vectors, shards_by_similarity
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.streaming.plan import EpochPlan
 from tests.benchmarks.index_only import commit_index, members_of
 from tests.benchmarks.measure import figure, machine, run
 from tests.benchmarks.plan_places import Places, many_views, rendered, synthetic, write_embeddings

@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from geostream.layout import Coordinates, Layout, open_layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, embeddings_name, open_embeddings, read_rows
+from geostream.runs.loop import train
 from geostream.settings import default_settings
 from geostream.store import Store
-from geostream.training.trainer import train
 from sharding import ShardOptions, read_places, shard
 from sharding.order import storage_order
 from sharding.simcity import render_cities
-from sharding.simcity_plan import CitySpec
+from sharding.simcity.plan import CitySpec
 from tests.benchmarks.index_only import places_table
 
 Float32 = npt.NDArray[np.float32]

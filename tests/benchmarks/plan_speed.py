@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from geostream.mining.graph import NeighbourGraph
-from geostream.mining.planning import make_plan
+from geostream.planning.make_plan import make_plan
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.benchmarks.index_only import commit_index, members_of, places_table

@@ -23,11 +23,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from joblib import cpu_count
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from geostream.cores import usable_cores
 from tests.benchmarks.measure import Failed, Result, figure, figures_table, machine, ratio, run, summary
 from tests.benchmarks.shard_data import make_raw
 from tests.benchmarks.shard_ours import write_listing
@@ -50,7 +50,7 @@ def main() -> int:
     arguments.add_argument("--json", type=Path, required=True, help="where the result goes")
     arguments.add_argument("--places", type=int, default=PLACES, help="a multiple of 20 (default %(default)s)")
     arguments.add_argument("--repeats", type=int, default=REPEATS, help="of each contestant (default %(default)s)")
-    arguments.add_argument("--workers", type=int, nargs="+", default=[usable_cores()], help="default: one a core")
+    arguments.add_argument("--workers", type=int, nargs="+", default=[cpu_count()], help="default: one a core")
     options = arguments.parse_args()
     console = Console(stderr=True)
     if find_spec("litdata") is None:

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 
 from geostream.layout import open_layout
-from geostream.mining.planning import make_plan
+from geostream.planning.make_plan import make_plan
+from geostream.runs.stages import new_encoder
 from geostream.settings import TrainSettings, default_settings, parse_settings
 from geostream.store import Store
+from geostream.training.distributed import Group
 from geostream.training.epoch import Epoch, measured
-from geostream.training.group import Group
-from geostream.training.learner import Learner
-from geostream.training.optimise import EpochOutcome
-from geostream.training.stages import new_encoder
+from geostream.training.step import Learner
+from geostream.training.steps import EpochOutcome
 from infra.s3 import local_s3
 from sharding import ShardOptions, shard
 from sharding.places import Place, RawDataset, RawImage, View

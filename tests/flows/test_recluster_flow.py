@@ -9,11 +9,11 @@ import pytest
 
 from flows.common import open_store
 from geostream.layout import open_layout
-from geostream.verify import verify_layout
+from geostream.layout.verify import verify_layout
 from infra.stack import FOLDER, Stack
 from tests.conftest import Checkout
-from tests.geostream.test_recluster import embedded
 from tests.helpers import tiny_layout
+from tests.reclustering.test_recluster import embedded
 
 
 def test_the_deployment_writes_the_next_generation_and_shows_it(

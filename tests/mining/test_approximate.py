@@ -14,10 +14,10 @@ from geostream.mining import approximate, ivf
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.ivf import Runs, chain, cut, nearness, width
-from geostream.mining.neighbours import build_visual_graph
+from geostream.mining.visual import build_visual_graph
 from geostream.store import Store
-from tests.mining.cities import city, unit
-from tests.mining.test_neighbours import small_blocks
+from tests.cities import city, unit
+from tests.mining.test_visual import small_blocks
 
 K = 12
 

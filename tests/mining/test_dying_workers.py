@@ -14,9 +14,9 @@ import pytest
 from geostream.errors import NotFound
 from geostream.mining import approximate, exact
 from geostream.mining.graph import open_graph
-from geostream.mining.neighbours import build_visual_graph
+from geostream.mining.visual import build_visual_graph
 from geostream.store import Store
-from tests.mining.cities import city
+from tests.cities import city
 from tests.mining.test_approximate import K, embed, recall, true_neighbours
 
 

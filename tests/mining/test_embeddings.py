@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geostream.arrays import Int32, Pairs
 from geostream.errors import BadInput, GeostreamError, NotFound, StaleArtefact
-from geostream.layout import Int32, Layout, Pairs
+from geostream.layout import Layout
 from geostream.mining import embeddings as module
 from geostream.mining.embeddings import (
     Embeddings,
@@ -21,7 +22,7 @@ from geostream.mining.embeddings import (
     read_rows,
 )
 from geostream.store import Store
-from tests.mining.cities import city
+from tests.cities import city
 
 NAME = embeddings_name(4)
 DIM = 5

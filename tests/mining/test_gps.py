@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geostream.arrays import Csr
 from geostream.errors import BadInput
-from geostream.layout import Csr
 from geostream.mining import gps
 from geostream.mining import graph as graphs
 from geostream.mining.gps import EARTH_RADIUS, build_gps_graph, nearest, points_in_metres
 from geostream.store import Store
-from tests.mining.cities import city, csr
+from tests.cities import city, csr
 
 
 def plain_nearest(

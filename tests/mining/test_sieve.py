@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geostream.layout import Int32
+from geostream.arrays import Float32, Int32
 from geostream.mining import exact, int8, sieve, topk
-from geostream.mining.embeddings import Float32, create_embeddings, open_embeddings
+from geostream.mining.embeddings import create_embeddings, open_embeddings
 from geostream.mining.int8 import Int8
-from geostream.mining.neighbours import build_visual_graph
 from geostream.mining.sieve import Sieve, in_steps, pack, unpack
 from geostream.mining.topk import References, most_similar, with_sieve
+from geostream.mining.visual import build_visual_graph
 from geostream.store import Store
-from tests.mining.cities import city, unit
+from tests.cities import city, unit
 
 DIM, K = 256, 3
 KINDS = ["few directions", "clusters", "twins", "near twins", "spikes", "long", "noise"]

@@ -11,7 +11,7 @@ from geostream.mining import exact
 from geostream.mining.exact import fold, groups, pieces, reference_blocks
 from geostream.mining.graph import SHARD_ROWS
 from geostream.mining.topk import Found, References, in_order, merge, nearest_of, of_places
-from tests.mining.cities import csr, unit
+from tests.cities import csr, unit
 
 
 @settings(deadline=None, max_examples=60)

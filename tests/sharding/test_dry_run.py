@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from geostream.errors import BadInput, StoreError
 from geostream.store import Store
 from sharding import ShardOptions, commit_shards, dry_run, plan_shards, read_places, shard, write_shards
 from sharding.places import RawDataset
+from tests.command import geostream
 from tests.vigor_raw import TWO
 
 SMALL = ShardOptions(tile_size=(20, 20), view_size=(16, 32), shard_bytes=8000)
@@ -77,9 +76,9 @@ def test_on_the_command_line(raw_folder: Path, tmp_path: Path) -> None:
     (raw_folder / "NewYork" / "satellite" / "stray.txt").touch()
     next((raw_folder / "Chicago" / "panorama").iterdir()).unlink()
     store = tmp_path / "store"
-    command = [str(Path(sys.executable).with_name("geostream")), "shard", "vigor", str(raw_folder), str(store)]
+    command = ["shard", "vigor", str(raw_folder), str(store)]
     command += ["--train-cities", "NewYork", "--test-cities", "Chicago", "--view-size", "32x64", "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = geostream(*command)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"layout:          {store}/vigor/layouts/base"
@@ -92,6 +91,6 @@ def test_on_the_command_line(raw_folder: Path, tmp_path: Path) -> None:
         assert line in lines
     assert lines[-2].startswith("It would be refused: 1 of 48 images are broken")
     assert lines[-1] == "Nothing was written." and not store.exists()
-    command[2] = "cvusa"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command[1] = "cvusa"
+    done = geostream(*command)
     assert done.returncode != 0 and "cvusa has no option test_cities, train_cities; it has none" in done.stderr

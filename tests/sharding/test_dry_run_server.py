@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from geostream.store.conditional import PROBE
 from infra.s3 import S3Server
 from sharding import ShardOptions, dry_run, shard
 from sharding.places import RawDataset
+from tests.command import geostream
 from tests.scripted_server import Answer, Bucket, Request, s3_error, scripted_server
 from tests.streaming.test_faults import UserAdministration
 from tests.vigor_raw import TWO
@@ -57,10 +56,9 @@ def test_a_server_without_conditional_puts(
 
 def test_on_the_command_line(raw_folder: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     cities = [word for name, value in TWO.items() for word in (f"--{name.replace('_', '-')}", ",".join(value))]
-    command = [str(Path(sys.executable).with_name("geostream")), "shard", "vigor", str(raw_folder), "s3://bucket/geo"]
     with scripted_server(Alibaba().answer) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        done = subprocess.run([*command, *cities, "--dry-run"], capture_output=True, text=True, timeout=120)
+        done = geostream("shard", "vigor", str(raw_folder), "s3://bucket/geo", *cities, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "NotImplemented" in done.stdout and "Traceback" not in done.stderr
 

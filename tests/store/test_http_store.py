@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,15 +15,18 @@ import pytest
 import zarr
 from obstore.store import HTTPStore
 
-from geostream import cli, cli_evaluate, cli_layouts
+from geostream.cli import evaluate as cli_evaluate
+from geostream.cli import layouts as cli_layouts
+from geostream.cli import train as cli_train
 from geostream.errors import LayoutNotCommitted, NotFound, Refused, StoreError, Unsupported
 from geostream.layout import Layout, open_layout
+from geostream.layout.verify import verify_layout
 from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset
 from geostream.streaming.loader import Loader
-from geostream.verify import verify_layout
 from sharding import ShardOptions, shard
 from sharding.places import RawDataset
+from tests.command import geostream
 from tests.helpers import tiny_layout
 from tests.scripted_server import Answer, Request, ScriptedServer, content, scripted_server
 from tests.streaming.plans import SIZES, assert_as_planned, hand_made_plan
@@ -78,11 +79,6 @@ def plain(folder: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{running.server_port}/a%20store"
     running.shutdown()
     running.server_close()
-
-
-def geostream(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("geostream")), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def refused(ask: Callable[[], Any], kind: type[StoreError]) -> str:
@@ -215,10 +211,10 @@ def test_nothing_is_written(server: ScriptedServer, store: Store, raw_dataset: R
 @pytest.mark.parametrize(
     "command",
     [
-        cli.train,
-        cli.embed,
-        cli.mine,
-        functools.partial(cli.plan, epoch=1),
+        cli_train.train,
+        cli_train.embed,
+        cli_train.mine,
+        functools.partial(cli_train.plan, epoch=1),
         cli_evaluate.evaluate,
         cli_layouts.recluster,
         functools.partial(cli_layouts.prune, dry_run=True),

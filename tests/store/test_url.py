@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from hypothesis import strategies as st
 from geostream.errors import BadInput
 from geostream.store import Store
 from infra.s3 import S3Server
+from tests.command import geostream
 
 
 def keys(server: S3Server) -> dict[str, str]:
@@ -131,7 +129,6 @@ def test_looking_makes_no_folder(tmp_path: Path) -> None:
 def test_a_url_is_refused_before_the_raw_folder_is_read(tmp_path: Path, s3: S3Server) -> None:
     before = keys(s3)
     for url in (f"{s3.url}/exp#2", f"{s3.url}/exp?x=1", f"{s3.url}#x", f"file://{tmp_path}#x"):
-        command = [str(Path(sys.executable).with_name("geostream")), "shard", "vigor", str(tmp_path / "raw"), url]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
+        done = geostream("shard", "vigor", str(tmp_path / "raw"), url)
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and url.split("#")[0] in done.stderr
     assert keys(s3) == before and list(tmp_path.iterdir()) == []

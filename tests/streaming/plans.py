@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from geostream.layout import Layout, pair_codes
+from geostream.arrays import pair_codes
+from geostream.layout import Layout
+from geostream.planning.plan import EpochPlan
 from geostream.streaming.pipeline import Batch, ImageSizes
-from geostream.streaming.plan import EpochPlan
 
 SIZES = ImageSizes(tile=(32, 32), view=(16, 64))
 

@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 
 from geostream.layout import Layout, open_layout
+from geostream.planning.plan import EpochPlan, load_plan
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.dataset import StreamDataset, plan_dataset
 from geostream.streaming.loader import Loader
+from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch
-from geostream.streaming.plan import EpochPlan, load_plan
-from geostream.streaming.reading import ReadOptions
 from geostream.training.augment import Augmentation
 from tests.streaming.plans import SIZES
 

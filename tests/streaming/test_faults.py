@@ -21,13 +21,13 @@ import pytest
 
 from geostream.errors import GeostreamError, StoreError
 from geostream.layout import Layout, open_layout
+from geostream.planning.plan import EpochPlan
 from geostream.store import Store
 from geostream.streaming import transport
 from geostream.streaming.dataset import plan_dataset
 from geostream.streaming.loader import Loader
+from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch
-from geostream.streaming.plan import EpochPlan
-from geostream.streaming.reading import ReadOptions
 from geostream.streaming.stats import StreamStats
 from infra.s3 import DEFAULT_PORTS, S3Server, start_s3, weed_binary
 from tests.fault_proxy import FaultProxy, fault_proxy

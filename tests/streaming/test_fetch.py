@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geostream.arrays import Int64
 from geostream.errors import StoreError
-from geostream.layout import Int64, Layout, open_layout
+from geostream.layout import Layout, open_layout
+from geostream.layout.members import MemberTable
 from geostream.store import Store
 from geostream.streaming.fetch import Fetcher
-from geostream.streaming.reading import MemberTable, ReadOptions
+from geostream.streaming.options import ReadOptions
 from infra.s3 import DEFAULT_PORTS, S3Server
 from tests.helpers import tiny_layout, tiny_places, write_layout
 
@@ -152,7 +154,7 @@ import numpy as np
 from geostream.layout import open_layout
 from geostream.store import Store
 from geostream.streaming.fetch import Fetcher
-from geostream.streaming.reading import MemberTable
+from geostream.streaming.options import MemberTable
 
 def members():
     with Fetcher(MemberTable.of(open_layout(Store.open(sys.argv[1]))), [np.arange(4), np.arange(4, 8)]) as fetcher:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from geostream.arrays import Pairs
 from geostream.errors import BadInput, LayoutNotCommitted, StaleArtefact, StoreError
-from geostream.layout import Layout, Pairs, open_layout
+from geostream.layout import Layout, open_layout
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.dataset import StreamDataset, plan_dataset, scan_dataset

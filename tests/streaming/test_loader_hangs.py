@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from geostream import errors
 from geostream.errors import BadInput, ForkedProcess, GeostreamError, Stalled
 from geostream.layout import Layout
+from geostream.layout.members import MemberTable
 from geostream.store import Store
 from geostream.streaming import loader as loading
 from geostream.streaming import transport, workers
@@ -33,7 +34,6 @@ from geostream.streaming.dataset import StreamDataset, plan_dataset, scan_datase
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.loader import Loader
 from geostream.streaming.pipeline import Batch
-from geostream.streaming.reading import MemberTable
 from tests.conftest import ROOT
 from tests.helpers import tiny_layout, tiny_places, write_layout
 from tests.streaming.bad_changes import Exit, FewFiles, Signal, Slow, SmallFiles, Stuck, Unspeakable, Wrong
@@ -166,7 +166,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("whose", ["ours", pytest.param("plain", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("whose", ["ours", "plain"])
 def test_shared_memory_that_is_too_small_is_named(layout: Layout, tmp_path: Path, whose: str) -> None:
     """A real /dev/shm of 8 MB, as containers have one of 64 MB, for batches of 24."""
     private = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs -o size=8m tmpfs /dev/shm; exec "$@"', "sh"]

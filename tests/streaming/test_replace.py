@@ -17,16 +17,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geostream.arrays import Csr, Int64
 from geostream.errors import StoreError
-from geostream.layout import Csr, Int64, Layout
+from geostream.layout import Layout
+from geostream.planning.plan import EpochPlan
 from geostream.store import Store
 from geostream.streaming import transport
 from geostream.streaming.dataset import plan_dataset
 from geostream.streaming.decode import Pixels, decode_image
 from geostream.streaming.loader import Loader
+from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch
-from geostream.streaming.plan import EpochPlan
-from geostream.streaming.reading import ReadOptions
 from geostream.streaming.replace import StandIns
 from geostream.streaming.stats import LISTED, Replaced, StreamStats
 from tests.helpers import TinyPlace, tiny_places, write_layout

@@ -24,10 +24,10 @@ from torch.distributed import TCPStore
 
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
+from geostream.planning.plan import EpochPlan, save_plan
 from geostream.store import Store
 from geostream.streaming.loader import Loader
 from geostream.streaming.pipeline import Batch
-from geostream.streaming.plan import EpochPlan, save_plan
 from geostream.streaming.stats import StreamStats
 from infra.process import Child, end, spawn
 from tests.conftest import ROOT

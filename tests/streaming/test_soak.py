@@ -25,8 +25,8 @@ from geostream.layout import open_layout
 from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset
 from geostream.streaming.loader import Loader
+from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import ImageSizes
-from geostream.streaming.reading import ReadOptions
 from infra.s3 import S3Server
 from tests.fault_proxy import fault_proxy
 from tests.helpers import tiny_layout
@@ -117,6 +117,7 @@ def test_twenty_epochs(where: Store) -> None:
     soak(where, epochs=20, warm_up=5)
 
 
+@pytest.mark.slow
 def test_epochs_of_worker_processes(where: Store) -> None:
     soak(where, epochs=7, warm_up=3, workers=1)
 

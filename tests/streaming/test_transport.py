@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geostream.streaming.schedule import Extents
+from geostream.layout.members import Extents
 from geostream.streaming.transport import Incoming
 
 

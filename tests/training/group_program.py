@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from geostream.errors import BadInput, GeostreamError
-from geostream.training import group as ranks
-from geostream.training.group import Group
+from geostream.training import distributed as ranks
+from geostream.training.distributed import Group
 
 
 def told(group: Group) -> dict[str, object]:

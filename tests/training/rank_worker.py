@@ -1,4 +1,4 @@
-"""One rank of tests/training/test_learner_ranks.py: ``python -m tests.training.rank_worker FOLDER`` under torchrun's
+"""One rank of tests/training/test_step_ranks.py: ``python -m tests.training.rank_worker FOLDER`` under torchrun's
 environment trains every case, and writes its losses and weights."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from geostream.training.group import Group
+from geostream.training.distributed import Group
 from tests.training.steps import do_steps, new_learner, plain_settings
 
 STEPS = 3

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from geostream.settings import TrainSettings
-from geostream.training.group import Group
-from geostream.training.learner import Learner
+from geostream.training.distributed import Group
 from geostream.training.model import Encoder
+from geostream.training.step import Learner
 
 PLAIN = TrainSettings(
     model="test_convnext",

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 from geostream.settings import TrainSettings
 from geostream.training.augment import Augmentation, augment_on_device
 from geostream.training.colour import colour_jitter
-from geostream.training.occlude import grid, no_holes, occlude, rectangles
+from geostream.training.dropout import grid, no_holes, occlude, rectangles
 from geostream.training.sharpness import WIDTH, blur_kernel, convolve, sharpen_kernel
 
 SIDES = st.integers(8, 60)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geostream.errors import BadInput, StaleArtefact
+from geostream.runs.stages import new_encoder
 from geostream.store import Store
 from geostream.training.checkpoint import (
     FOLDER,
@@ -23,10 +24,9 @@ from geostream.training.checkpoint import (
     restore_newest,
     save_checkpoint,
 )
-from geostream.training.group import Group
-from geostream.training.learner import Learner
+from geostream.training.distributed import Group
 from geostream.training.model import Encoder
-from geostream.training.stages import new_encoder
+from geostream.training.step import Learner
 from tests.training.settings import TINY
 
 SETTINGS = TINY.model_copy(update={"color_jitter": 0.0, "model_options": {"drop_path_rate": 0.3}})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from geostream.training.group import Group
+from geostream.training.distributed import Group
 from geostream.training.loss import info_nce, own_loss, shared_loss
 
 

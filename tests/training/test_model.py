@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from geostream.errors import BadInput
+from geostream.runs.stages import new_encoder
 from geostream.settings import TrainSettings
 from geostream.training.model import Encoder, autocast
-from geostream.training.stages import new_encoder
 from tests.training.settings import TINY
 
 

@@ -1,0 +1,60 @@
+"""The commands that only look: ``inspect`` and ``verify``."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from geostream.cli.options import Dataset, LayoutName, StoreUrl, open_store, print_table
+from geostream.errors import BadInput, StoreError
+from geostream.layout import Layout, list_datasets, list_layouts, open_layout
+from geostream.layout.files import ADVICE
+
+
+def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
+    """Show what is in a store: its datasets and layouts, or one layout in detail."""
+    root = open_store(store, write=False, listed=not (dataset and layout))
+    datasets = [dataset] if dataset else list_datasets(root)
+    names = [(d, n) for d in datasets for n in ([layout] if layout else list_layouts(root, d))]
+    if not names:
+        raise BadInput(f"{root.url}: no committed layout; shard one first: geostream shard vigor RAW {root.url}")
+    layouts = [open_layout(root, d, n) for d, n in names]
+    print_table("layouts", [_layout_row(one) for one in layouts])
+    if len(layouts) != 1:
+        return
+    [one] = layouts
+    images = one.members.group_by("member").aggregate([("size", "count"), ("size", "mean")]).to_pylist()
+    rows = sorted(images, key=lambda row: str(row["member"]))
+    print_table(
+        "members", [{"member": r["member"], "count": r["size_count"], "mean bytes": r["size_mean"]} for r in rows]
+    )
+    for key in ("id", "source", "images", "broken"):
+        Console().print(f"{key}: {one.info[key]}", highlight=False, markup=False)
+
+
+def verify(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
+    """Read every shard of a layout once and compare it with the index; damage is named, and exits with 1."""
+    from geostream.layout.verify import verify_layout
+
+    opened = open_layout(open_store(store, write=False, listed=not (dataset and layout)), dataset, layout)
+    found = verify_layout(opened)
+    for line in found.problems:
+        print(line)
+    if found.count > len(found.problems):
+        print(f"… and {found.count - len(found.problems)} more")
+    if found.count:
+        raise StoreError(f"{opened.store.url}: {found.count} problems; {ADVICE}")
+    print(f"{found.shards} shards, {found.members} members, {found.bytes} bytes: all as committed")
+
+
+def _layout_row(layout: Layout) -> dict[str, object]:
+    return {
+        "dataset": layout.dataset,
+        "layout": layout.name,
+        "generation": layout.generation,
+        "places": layout.n_places,
+        "train pairs": layout.info["pairs"].get("train", 0),
+        "test pairs": layout.info["pairs"].get("test", 0),
+        "shards": len(layout.shard_names),
+        "MB": f"{layout.shard_sizes.sum() / 1e6:,.1f}",
+        "broken": len(layout.info["broken"]),
+    }

@@ -1,0 +1,79 @@
+"""The commands on a layout's generations: ``recluster`` makes the next, ``layouts`` lists them and removes old ones."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from geostream.cli.options import (
+    Cluster,
+    Dataset,
+    LayoutName,
+    Overrides,
+    Run,
+    StoreUrl,
+    open_store,
+    print_table,
+    run_settings,
+)
+from geostream.layout import open_layout
+
+layouts = typer.Typer(help="List the generations of a dataset's layouts, or remove those nobody needs.")
+
+
+def recluster(
+    store: StoreUrl,
+    run: Run = "base",
+    dataset: Dataset = None,
+    layout: LayoutName = None,
+    epoch: Annotated[int | None, typer.Option(help="Epoch of the embeddings; default: the newest.")] = None,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+) -> None:
+    """Rewrite a layout in the order of similarity, as its next generation. One that was cut off goes on."""
+    from geostream.reclustering.recluster import describe, recluster_by_run
+    from geostream.runs.stages import run_store
+
+    root = open_store(store)
+    before = open_layout(root, dataset, layout)
+    settings = run_settings(before, run_store(root, before.dataset, run), overrides)
+    after = recluster_by_run(root, before, run, settings, epoch, cluster)
+    print_table("generations", describe(before, after))
+    print(after.store.url)
+
+
+@layouts.command("list")
+def list_(store: StoreUrl, dataset: Dataset = None) -> None:
+    """Show every generation, the runs that need it, and why it stays."""
+    from geostream.reclustering.generations import check_dataset, list_generations
+
+    root = open_store(store)
+    rows = [
+        {
+            "layout": one.name,
+            "generation": one.number,
+            "parent": one.parent or None,
+            "MB": f"{one.bytes / 1e6:,.1f}",
+            "needed by runs": ", ".join(one.runs) or None,
+            "stays because": one.keep or None,
+        }
+        for one in list_generations(root, check_dataset(root, dataset))
+    ]
+    print_table("layouts", rows)
+
+
+@layouts.command()
+def prune(
+    store: StoreUrl,
+    dataset: Dataset = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove the generations that have a committed descendant and that no run needs."""
+    from geostream.reclustering.generations import check_dataset
+    from geostream.reclustering.generations import prune as prune_layouts
+
+    root = open_store(store)
+    for one in prune_layouts(root, check_dataset(root, dataset), dry_run=dry_run):
+        gone = "would be removed" if dry_run else "removed"
+        print(f"{one.name}: {f'kept, {one.keep}' if one.keep else f'{gone}, {one.bytes} bytes'}")

@@ -1,0 +1,110 @@
+"""Embedding a split: every tile and every view once, in the order in which they lie on disk.
+
+Decides that embedding reads shards in physical order whatever the split, so each is fetched once and one or two are
+held; rows reach the Zarr writer in that order and it puts them in theirs. Several ranks take a part of the shards each,
+and the first writes for all: two writers would meet in one Zarr shard. No augmentation, no dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geostream.arrays import Int32
+from geostream.evaluation.protocols import split_pairs
+from geostream.layout import Layout
+from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
+from geostream.progress import track
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from geostream.streaming.dataset import scan_dataset
+from geostream.streaming.loader import Loader
+from geostream.streaming.options import ReadOptions
+from geostream.streaming.pipeline import ImageSizes
+from geostream.training.distributed import Group
+from geostream.training.model import Encoder, autocast, device_of
+
+
+def split_references(layout: Layout, split: str) -> Int32:
+    """Sorted place ids to embed as references: those with pairs for training, else the gallery with its distractors."""
+    return np.unique(layout.pairs(split).place) if split == "train" else layout.references(split)
+
+
+def embed(
+    run: Store,
+    name: str,
+    layout: Layout,
+    split: str,
+    encoder: Encoder,
+    checkpoint: str,
+    settings: TrainSettings,
+    group: Group | None = None,
+) -> Embeddings:
+    """Embed a split of the layout with ``encoder``, write it to the run at ``name``, and open what was written.
+
+    ``checkpoint``: name of the checkpoint that the weights are from, kept with the embeddings. ``group``: ranks that
+    call this together; None: this one alone. Raises BadInput for a split without pairs, and what the loader raises.
+    """
+    group = group or Group()
+    pairs, references = split_pairs(layout, split), split_references(layout, split)
+    writer = None
+    if group.is_first:
+        writer = create_embeddings(
+            run,
+            name,
+            layout=layout,
+            checkpoint=checkpoint,
+            split=split,
+            pairs=pairs,
+            reference_place=references,
+            dim=encoder.dim,
+        )
+    sizes, options = ImageSizes.of(settings), ReadOptions.of(settings)
+    dataset = scan_dataset(
+        layout, references, pairs, sizes, settings.batch_size, options=options, rank=group.rank, ranks=group.ranks
+    )
+    pin = device_of(encoder).type == "cuda"
+    encoder.eval()
+    rounds: Iterable[int] = range(-(-len(dataset.steps) // group.ranks))  # as many as the largest part has batches
+    if group.is_first:
+        rounds = track(rounds, f"embed {split}")
+    with Loader(dataset, settings.workers, settings.decode_threads, pin, group.local_ranks) as loader:
+        batches = iter(loader)
+        for _ in rounds:
+            batch = next(batches, None)
+            tensors = {} if batch is None else batch.tensors
+            numbers, vectors = map(group.collect, _embedded(encoder, tensors, settings, len(references)))
+            if writer is not None and numbers is not None and vectors is not None:
+                tiles, views = (numbers >= 0) & (numbers < len(references)), numbers >= len(references)
+                writer.write_reference(numbers[tiles].numpy(), vectors[tiles].numpy())
+                writer.write_query(numbers[views].numpy() - len(references), vectors[views].numpy())
+    if writer is not None:
+        writer.commit()
+    group.barrier()
+    return open_embeddings(run, name, layout)
+
+
+@torch.inference_mode()
+def _embedded(
+    encoder: Encoder, tensors: dict[str, Tensor], settings: TrainSettings, references: int
+) -> tuple[Tensor, Tensor]:
+    """Numbers (batch size,) and vectors (batch size, D) of a scan's batch, on the CPU; of the same shape for any batch.
+
+    A tile's number is its row among the ``references``, a view's its row among the pairs behind them, and that of a row
+    without an image -1.
+    """
+    device = device_of(encoder)
+    numbers = torch.full((settings.batch_size,), -1)
+    vectors = torch.zeros(settings.batch_size, encoder.dim)
+    at = 0
+    for kind, row, first in (("tile", "reference", 0), ("view", "query", references)):
+        if kind in tensors:
+            here = slice(at, at + len(tensors[kind]))
+            with autocast(device, settings.precision):
+                vectors[here] = encoder.encode(tensors[kind].to(device, non_blocking=True)).float().cpu()
+            numbers[here] = tensors[row] + first
+            at = here.stop
+    return numbers, vectors

@@ -1,0 +1,132 @@
+"""What a dataset's field counts as right: queries, gallery and right answers of each protocol.
+
+Decides how the rules of four datasets become one question: for each query a list of right candidates. "paired": the
+tile of the query's own place. "within-5m": every tile within 5 metres of the query, too. "both-ways": views look for
+their tile, then tiles for all their views, distractors' views among the candidates.
+
+Sources: VIGOR (Zhu et al., CVPR 2021, section 5) for the semi-positives; ``RecallGeo.m`` of CVACT's authors (Liu and
+Li, CVPR 2019) for the 5 metres, the limit included; University-1652 (Zheng et al., ACM MM 2020) for both ways.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from geostream.arrays import Csr, Float64, Int32, Int64, Pairs, pair_codes
+from geostream.errors import BadInput, StaleArtefact
+from geostream.layout import Layout
+from geostream.mining.gps import points_in_metres
+
+PAIRED, NEAR, BOTH_WAYS = "paired", "within-5m", "both-ways"
+TO_TILE, TO_VIEW = "view→tile", "tile→view"
+METRES = 5.0
+
+
+@dataclass(frozen=True)
+class Search:
+    """Queries of one side looking for their right answers on the other."""
+
+    direction: str  # TO_TILE: queries are views, the gallery tiles; TO_VIEW the other way round
+    queries: Int64  # (n,) rows of the embedded queries, sorted
+    truths: Csr  # n lists of gallery rows, none empty
+    allowed: Csr  # n lists of gallery rows that may stand before the right ones without harm to the hit rate
+    gallery: int  # how many candidates
+
+
+def split_pairs(layout: Layout, split: str) -> Pairs:
+    """The views to embed for a split, sorted: its pairs; for the test also those that are only candidates."""
+    pairs = layout.pairs(split)
+    if split == "test" and len(extra := layout.pairs("gallery")):
+        both = Pairs(np.append(pairs.place, extra.place), np.append(pairs.view, extra.view))
+        order = np.argsort(pair_codes(*both))
+        pairs = Pairs(both.place[order], both.view[order])
+    return pairs
+
+
+def searches(layout: Layout, split: str, pairs: Pairs, reference_place: Int32) -> list[tuple[str, Search]]:
+    """(protocol, search) of each row of the split's results, the headline first; the layout's protocols decide.
+
+    ``pairs``, ``reference_place``: what is embedded, row by row. Raises StaleArtefact where that is not the split,
+    BadInput where there are no queries, where a query's own tile is not in the gallery, or where a protocol asks for
+    coordinates and there are none.
+    """
+    embedded, wanted = pair_codes(*pairs), pair_codes(*split_pairs(layout, split))
+    if not np.array_equal(embedded, wanted):
+        raise StaleArtefact(f"the embeddings' queries are not the {split} pairs of layout {layout.name}; embed again")
+    own = layout.pairs(split)
+    if not len(own) or not len(reference_place):
+        raise BadInput(f"layout {layout.name}: nothing to evaluate, split {split} has no pairs or no gallery")
+    queries = np.searchsorted(embedded, pair_codes(*own))
+    row = np.full(layout.n_places, -1, dtype=np.int64)
+    row[reference_place] = np.arange(len(reference_place))
+    tile = row[own.place]
+    if (tile < 0).any():
+        key = layout.keys[int(own.place[tile < 0][0])]
+        raise BadInput(f"layout {layout.name}: the true tile of {key} is not in the gallery of split {split}")
+    allowed = _gallery_rows(layout.semi_positives(split), row)
+    paired = Search(TO_TILE, queries, _one_each(tile), allowed, len(reference_place))
+    found: list[tuple[str, Search]] = []
+    for protocol in layout.protocols:
+        if protocol == NEAR:
+            truths = _with_near(tile, *_points(layout, split, reference_place))
+            found.append((NEAR, Search(TO_TILE, queries, truths, allowed, len(reference_place))))
+        else:
+            found.append((protocol, paired))
+        if protocol == BOTH_WAYS:
+            found.append((BOTH_WAYS, _to_views(own, pairs, row)))
+    return found
+
+
+def _to_views(own: Pairs, pairs: Pairs, row: Int64) -> Search:
+    """Each place that a query shows looks for all its views among those embedded."""
+    places = np.unique(own.place)
+    first, last = np.searchsorted(pairs.place, places), np.searchsorted(pairs.place, places, side="right")
+    indptr = np.concatenate([[0], np.cumsum(last - first)])
+    views = np.arange(indptr[-1]) + np.repeat(first - indptr[:-1], last - first)
+    return Search(TO_VIEW, row[places], Csr(indptr, views.astype(np.int32)), _none(len(places)), len(pairs))
+
+
+def _points(layout: Layout, split: str, reference_place: Int32) -> tuple[Float64, Float64]:
+    """The queries of a split and the tiles of its gallery as points in metres; NaN where the dataset has none."""
+    if layout.coordinates == "none":
+        raise BadInput(f"layout {layout.name}: protocol {NEAR} needs coordinates, and the layout has none")
+    views = layout.places["views"].combine_chunks().flatten()
+    views = views.filter(pc.equal(views.field("split"), pa.scalar(split)))
+    at = np.stack([views.field(axis).to_numpy(zero_copy_only=False) for axis in ("north", "east")], axis=1)
+    return tuple(points_in_metres(p, layout.coordinates) for p in (at, layout.position[reference_place]))  # type: ignore[return-value]
+
+
+def _with_near(tile: Int64, view_point: Float64, tile_point: Float64) -> Csr:
+    """The own tile (n,) of each query and all tiles within 5 metres of it, the limit included."""
+    from sklearn.neighbors import KDTree  # a tenth of a gigabyte with SciPy, which no other protocol should hold
+
+    known, placed = (np.flatnonzero(np.isfinite(points).all(axis=1)) for points in (view_point, tile_point))
+    own = np.stack([np.arange(len(tile)), tile], axis=1)
+    if not len(known) or not len(placed):
+        return _one_each(tile)
+    found = KDTree(tile_point[placed]).query_radius(view_point[known], METRES * 1.001)
+    near = np.stack([np.repeat(known, [len(some) for some in found]), placed[np.concatenate(found)]], axis=1)
+    step = view_point[near[:, 0]] - tile_point[near[:, 1]]
+    near = near[np.sqrt((step**2).sum(axis=1)) <= METRES]  # the tree's rounding must not decide at the limit
+    both = np.unique(np.concatenate([own, near]), axis=0)
+    counts = np.bincount(both[:, 0], minlength=len(tile))
+    return Csr(np.concatenate([[0], np.cumsum(counts)]), both[:, 1].astype(np.int32))
+
+
+def _one_each(tile: Int64) -> Csr:
+    return Csr(np.arange(len(tile) + 1), tile.astype(np.int32))
+
+
+def _none(n: int) -> Csr:
+    return Csr(np.zeros(n + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+
+
+def _gallery_rows(places: Csr, row: Int64) -> Csr:
+    """The ragged place ids as gallery rows; places outside of the gallery fall away."""
+    rows = row[places.indices]
+    kept_before = np.concatenate([[0], np.cumsum(rows >= 0)])
+    return Csr(kept_before[places.indptr].astype(np.int64), rows[rows >= 0].astype(np.int32))

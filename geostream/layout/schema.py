@@ -1,0 +1,218 @@
+"""What a layout's index holds, and what must hold in it: the schema of its two tables, and the invariants.
+
+Decides what a reader may rely on without looking again: every member lies in its shard behind its header and in front
+of the next one's, every place has one tile, its views and its facts in one shard, and every name can be a file's name
+in any folder. So a damaged index is refused at its opening, not in the middle of an epoch or, worse, by an image that
+belongs to another place. Whether the shards hold what the index says is :mod:`geostream.layout.verify`'s to find. The
+cost: columns are looked at as arrays, about 0.3 s for a million members, at every commit and every opening.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from geostream.arrays import Bools, Int32, Int64
+
+Coordinates = Literal["latlon", "utm", "none"]
+# Of a query, what counts as found: the tile of its own place; or any tile within 5 metres of it, too; or, of several
+# true candidates, the first, and how early all come, from view to tile and from tile to view.
+Protocol = Literal["paired", "within-5m", "both-ways"]
+
+HEADER = 512  # bytes of a tar header, in front of each member's data
+KEY = "^[A-Za-z0-9_-]+$"  # neither a dot (where the key ends) nor a slash
+MEMBER = "^(tile|view-[0-9]{2,5})[.][A-Za-z0-9]+$|^json$"
+MOST_VIEWS = 2**15 - 1  # of a place: view numbers are int16
+SPLITS = ("train", "test")  # of tiles
+VIEW_SPLITS = (*SPLITS, "gallery")
+
+VIEW = pa.struct(
+    [
+        ("name", pa.string()),  # "view-00"
+        ("split", pa.string()),  # which pairs this view belongs to; "gallery": no query, only a candidate
+        ("source", pa.string()),  # the raw file's name
+        ("north", pa.float64()),
+        ("east", pa.float64()),
+        ("semi_positives", pa.list_(pa.int32())),  # place ids whose tile also shows this view
+    ]
+)
+PLACES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("area", pa.string()),
+        ("splits", pa.list_(pa.string())),  # the splits whose gallery holds this tile
+        ("north", pa.float64()),  # degrees (latlon), metres (utm) or NaN (none)
+        ("east", pa.float64()),
+        ("source", pa.string()),
+        ("views", pa.list_(VIEW)),
+    ]
+)
+MEMBERS = pa.schema(
+    [
+        ("place", pa.int32()),
+        ("member", pa.string()),  # "tile.jpg", "view-00.jpg", "json"
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),  # of the data in the tar, behind its header
+        ("size", pa.int64()),
+        ("crc32c", pa.uint32()),
+    ]
+)
+TABLES = {"places.parquet": PLACES, "members.parquet": MEMBERS}
+
+
+class IndexDamage(Exception):
+    """What is wrong with an index, in words; whoever reads or commits it says where, and what to do."""
+
+
+def check_schema(file: str, table: pa.Table) -> None:
+    """Raise IndexDamage where a table of the index has other columns or types than it was committed with."""
+    schema = TABLES[file]
+    if table.column_names != schema.names:
+        have = ", ".join(table.column_names)
+        raise IndexDamage(f"{file}: has the columns {have[:200]!r}, not {', '.join(schema.names)!r}")
+    for have, wanted in zip(table.schema, schema, strict=True):
+        if have.type != wanted.type:
+            raise IndexDamage(f"{file}: column {have.name!r} is of type {have.type}, not {wanted.type}")
+
+
+def content_id(places: pa.Table, members: pa.Table) -> str:
+    """Hash of the index's values: the same whatever wrote the Parquet files."""
+    digest = hashlib.sha256()
+    for table in (places, members):
+        for column in table.column_names:
+            digest.update(column.encode())
+            for value in table[column].to_pylist():
+                digest.update(repr(value).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_index(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int]]) -> None:
+    """Raise IndexDamage where the tables, of the right schema, break an invariant that every reader relies on.
+
+    ``shards``: (name, bytes) in order of their number.
+    """
+    for file, table in (("places.parquet", places), ("members.parquet", members)):
+        for name in table.column_names:
+            if _has_nulls(table[name].combine_chunks()):
+                raise IndexDamage(f"{file}: column {name!r} has empty values")
+    _check_places(places)
+    _Members(places, members, shards).check()
+
+
+def _has_nulls(values: pa.Array) -> bool:
+    if values.null_count:
+        return True
+    if pa.types.is_list(values.type):
+        return _has_nulls(values.flatten())
+    return pa.types.is_struct(values.type) and any(_has_nulls(part) for part in values.flatten())
+
+
+def _check_places(places: pa.Table) -> None:
+    keys = places["key"]
+    if not len(keys):
+        raise IndexDamage("places.parquet: a layout needs at least one place")
+    if (row := _first(~pc.match_substring_regex(keys, KEY).to_numpy())) >= 0:
+        key = keys[row].as_py()[:100]
+        raise IndexDamage(f"places.parquet: key {key!r} of place {row}: keys are letters, digits, '-' and '_' only")
+    if pc.count_distinct(keys).as_py() < len(keys):
+        counts = pc.value_counts(keys)
+        [key] = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[:1].to_pylist()
+        raise IndexDamage(f"places.parquet: two places have the same key {key}")
+    views = places["views"].combine_chunks()
+    if (row := _first(pc.list_value_length(views).to_numpy() > MOST_VIEWS)) >= 0:
+        raise IndexDamage(f"places.parquet: place {keys[row]} has more than {MOST_VIEWS} views")
+    _check_splits(keys, places["splits"].combine_chunks(), SPLITS, "a split")
+    _check_splits(keys, views, VIEW_SPLITS, "a view of split")
+    semi = views.flatten().field("semi_positives")
+    named = semi.flatten().to_numpy()
+    if (row := _first((named < 0) | (named >= len(keys)))) >= 0:
+        view = pc.list_parent_indices(semi)[row].as_py()
+        place = pc.list_parent_indices(views)[view].as_py()
+        raise IndexDamage(
+            f"places.parquet: a view of place {keys[place]} has place number {named[row]} as semi-positive, "
+            f"but there are {len(keys)} places"
+        )
+
+
+def _check_splits(keys: pa.ChunkedArray, lists: pa.Array, known: Sequence[str], what: str) -> None:
+    """``lists``: of each place its splits, or its views."""
+    splits = lists.flatten()
+    splits = splits.field("split") if pa.types.is_struct(splits.type) else splits
+    if (row := _first(~pc.is_in(splits, pa.array(known)).to_numpy(zero_copy_only=False))) >= 0:
+        key, split = keys[pc.list_parent_indices(lists)[row].as_py()], splits[row].as_py()[:100]
+        raise IndexDamage(f"places.parquet: place {key} has {what} {split!r}; there are {', '.join(known)}")
+
+
+class _Members:
+    """The columns of ``members.parquet`` as arrays, and what must hold between them."""
+
+    def __init__(self, places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int]]) -> None:
+        self.keys, self.shards = places["key"], shards
+        self.place: Int32 = members["place"].to_numpy()
+        self.shard: Int32 = members["shard"].to_numpy()
+        self.offset: Int64 = members["offset"].to_numpy()
+        self.size: Int64 = members["size"].to_numpy()
+        self.member: pa.DictionaryArray = members["member"].combine_chunks().dictionary_encode()
+        self.views: Int64 = pc.list_value_length(places["views"].combine_chunks()).to_numpy().astype(np.int64)
+
+    def check(self) -> None:
+        """Raise IndexDamage for the first member that is wrong."""
+        place, shard, offset, size = self.place, self.shard, self.offset, self.size
+        self._refuse((place < 0) | (place >= len(self.keys)), "names a place that places.parquet lacks")
+        self._refuse((shard < 0) | (shard >= len(self.shards)), "names a shard that layout.json lacks")
+        self._refuse(offset < HEADER, f"begins in front of byte {HEADER}, where no tar header fits before it")
+        self._refuse(size < 0, "has a negative size")
+        ends = np.array([n for _, n in self.shards], dtype=np.int64)
+        self._refuse(size > ends[shard] - offset, "reaches past the end of its shard")  # a sum could overflow
+        same = shard[1:] == shard[:-1]
+        sorted_ = (shard[1:] > shard[:-1]) | (same & (offset[1:] >= offset[:-1]))
+        self._refuse(~sorted_, "is not in the order of shards and offsets", row=1)
+        overlap = same & (offset[1:] - HEADER < offset[:-1] + size[:-1])
+        self._refuse(overlap, "overlaps the member in front of it", row=1)
+        home = np.full(len(self.keys), -1, dtype=np.int64)
+        home[place] = shard
+        self._refuse(home[place] != shard, "is in one shard, and others of its place in another")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Every place has its tile, its views and its facts, once each."""
+        names, code = self.member.dictionary, self.member.indices.to_numpy()
+        known = pc.match_substring_regex(names, MEMBER).to_numpy(zero_copy_only=False)
+        self._refuse(~known[code], "is neither tile.jpg (or another suffix), nor view-00.jpg and so on, nor json")
+        number = pc.struct_field(pc.extract_regex(names, "^view-(?P<number>[0-9]+)"), "number").cast(pa.int64())
+        view = pc.fill_null(number, -1).to_numpy()[code]
+        views = self.views[self.place]
+        self._refuse(view >= views, "is of a view that places.parquet lacks")
+        # Of each place: a slot for the tile, one for each view, one for the facts.
+        facts = pc.equal(names, "json").to_numpy(zero_copy_only=False)[code]
+        first = np.concatenate([[0], np.cumsum(self.views + 2)])
+        slot = first[self.place] + np.where(facts, views + 1, view + 1)
+        count = np.bincount(slot, minlength=first[-1])
+        if (wrong := _first(count != 1)) >= 0:
+            place = int(np.searchsorted(first, wrong, side="right")) - 1
+            at = wrong - int(first[place])
+            name = "tile" if at == 0 else "json" if at > self.views[place] else f"view-{at - 1:02d}"
+            raise IndexDamage(f"members.parquet: place {self.keys[place]} has {count[wrong]} members {name}, not one")
+
+    def _refuse(self, wrong: Bools, what: str, row: int = 0) -> None:
+        """Raise IndexDamage where a member is wrong; ``wrong`` begins with the member number ``row``."""
+        if (found := _first(wrong)) >= 0:
+            raise IndexDamage(f"members.parquet: {self._describe(found + row)} {what}")
+
+    def _describe(self, row: int) -> str:
+        place, shard = int(self.place[row]), int(self.shard[row])
+        key = self.keys[place] if 0 <= place < len(self.keys) else f"number {place}"
+        name = self.shards[shard][0] if 0 <= shard < len(self.shards) else f"shard number {shard}"
+        member = self.member[row].as_py()[:100]
+        where = f"offset {self.offset[row]}, {self.size[row]} bytes"
+        return f"{member!r} of place {key} in {name} ({where})"
+
+
+def _first(wrong: Bools) -> int:
+    """The first row where ``wrong`` holds; -1 where none does."""
+    return int(wrong.argmax()) if wrong.any() else -1

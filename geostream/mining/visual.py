@@ -1,0 +1,72 @@
+"""Neighbour graphs: for each training place the K others that are hardest to tell from it.
+
+``gps``: the K nearest on the ground (:mod:`geostream.mining.gps`). ``visual``: the K most similar by embedding, as Dask
+tasks that hold a few blocks of vectors each, whatever N is; exact (:mod:`geostream.mining.exact`) up to EXACT_UP_TO
+references, whose time grows with N², and above by inverted lists (:mod:`geostream.mining.approximate`), which search as
+wide as the wanted recall takes, and give way to the exact search where that is wide.
+A place itself and its semi-positives never appear among its neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from geostream.dask import connected, everywhere, results
+from geostream.errors import StaleArtefact
+from geostream.layout import Layout
+from geostream.layout.zarr_groups import drop_scratch
+from geostream.mining import exact
+from geostream.mining.approximate import Approximate
+from geostream.mining.embeddings import Embeddings
+from geostream.mining.gps import build_gps_graph as build_gps_graph
+from geostream.mining.gps import points_in_metres as points_in_metres
+from geostream.mining.graph import GraphWriter, NeighbourGraph, open_graph
+from geostream.progress import track
+from geostream.store import Store
+
+#: References. Up to here the exact search takes a minute or two, and nothing is missed: VIGOR, CVUSA and CVACT are
+#: searched exactly.
+EXACT_UP_TO = 100_000
+RECALL = 0.99  # of the approximate search
+
+
+def build_visual_graph(
+    run: Store,
+    name: str,
+    layout: Layout,
+    embeddings: Embeddings,
+    k: int,
+    cluster: str | None = None,
+    search: Literal["exact", "approximate"] | None = None,
+    recall: float = RECALL,
+) -> NeighbourGraph:
+    """The graph of the training places' K most similar, written to the run at ``name``.
+
+    ``cluster``: URL of a Dask scheduler whose workers reach the store; None starts one within this process.
+    ``search``: None decides by size; ``recall``: wanted of an approximate search, measured on a sample of queries.
+    A place's similarity to another is that of its most similar view. Raises StaleArtefact for embeddings of other
+    places, GeostreamError where the scheduler cannot be reached.
+    """
+    if embeddings.places_id != layout.places_id:
+        raise StaleArtefact(f"{embeddings.name}: made from other places than those of {layout.name}; embed again")
+    places, references = np.unique(embeddings.pairs.place), len(embeddings.reference_place)
+    excluded = layout.excluded(embeddings.split)
+    writer = GraphWriter.create(run, name, kind="visual", layout=layout, embeddings=embeddings.name, places=places, k=k)
+    job = exact.Job(run, embeddings.name, name, k)
+    how: dict[str, Any] = {"mode": "exact"}
+    blocks = len(exact.groups(len(places), len(embeddings.pairs))) * len(exact.reference_blocks(references))
+    with connected(cluster, blocks) as client:
+        try:
+            if search == "approximate" or (search is None and references > EXACT_UP_TO):
+                lists = Approximate(client, job, embeddings, excluded)
+                how = lists.prepare(recall)
+            writes = lists.search() if how["mode"] == "approximate" else exact.search(client, job, embeddings, excluded)
+            for _ in track(results(writes), "neighbour graph", len(writes)):
+                pass
+        finally:
+            everywhere(client, exact.Held.let_go)
+    drop_scratch(run, name)
+    writer.commit(how)
+    return open_graph(run, name, layout)

@@ -1,0 +1,155 @@
+"""The epoch plan: the ordered batches of one epoch for one layout, as an object on the store.
+
+It is the single source of truth for what is trained when: every reader derives its schedule from it, a checkpoint is a
+plan and a cursor into it. So it is stored whole (12 bytes a pair before compression) rather than made again from its
+seed, it names the layout and the graph it came from, and a reader refuses one that was changed or is of another layout.
+``epoch-0005.json`` is written last: without it there is no plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from geostream.arrays import Int32, pair_codes
+from geostream.errors import GeostreamError, NotFound, StaleArtefact
+from geostream.layout import Layout
+from geostream.store import Store
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Batches in global order: step s is batch s // lanes of lane s % lanes; every lane has equally many."""
+
+    layout_id: str
+    epoch: int
+    seed: int
+    strategy: str
+    source: str  # "gps", "visual" or "random": the kind of graph it came from
+    graph: str  # path of that graph within the run, "" where there is none
+    lanes: int
+    batch_size: int
+    place: Int32  # (B, batch size) place ids
+    view: npt.NDArray[np.int16]  # (B, batch size) numbers of the views within their places
+    left_out_place: Int32  # the pairs that no batch holds
+    left_out_view: npt.NDArray[np.int16]
+    quality: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_batches(self) -> int:
+        return len(self.place)
+
+    @property
+    def lane(self) -> Int32:
+        """(B,) lane of each batch."""
+        return np.arange(self.n_batches, dtype=np.int32) % np.int32(self.lanes)
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of all that decides what is trained when; the measured quality does not."""
+        names = [self.layout_id, self.strategy, self.source, self.graph]
+        numbers = [int(number) for number in (self.epoch, self.seed, self.lanes, self.batch_size)]
+        digest = hashlib.sha256(json.dumps([names, numbers]).encode())
+        for array, kind in (
+            (self.place, "<i4"),
+            (self.view, "<i2"),
+            (self.left_out_place, "<i4"),
+            (self.left_out_view, "<i2"),
+        ):
+            digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+        return digest.hexdigest()
+
+    def validate(self, layout: Layout) -> None:
+        """Raise StaleArtefact for a plan of another layout, GeostreamError for one that breaks the rules of a plan."""
+        name = f"plan of epoch {self.epoch}"
+        if self.layout_id != layout.id:
+            raise StaleArtefact(f"{name} was made for another layout than {layout.name}; plan the epoch again")
+        if self.place.shape != (self.n_batches, self.batch_size) or self.n_batches % self.lanes:
+            raise GeostreamError(f"{name}: its batches are not full or its lanes not equally long; plan again")
+        ids = pair_codes(np.concatenate([self.place.ravel(), self.left_out_place]),
+                        np.concatenate([self.view.ravel(), self.left_out_view]))  # fmt: skip
+        pairs = layout.pairs("train")
+        if not np.array_equal(np.sort(ids), pair_codes(pairs.place, pairs.view)):
+            raise GeostreamError(f"{name}: it does not hold every training pair exactly once; plan again")
+        excluded = layout.excluded("train")
+        for step, batch in enumerate(self.place):
+            members = set(batch.tolist())
+            if len(members) < self.batch_size:
+                raise GeostreamError(f"{name}, step {step}: a place is twice in the batch; plan again")
+            if any(not members.isdisjoint(excluded.row(place).tolist()) for place in members):
+                raise GeostreamError(f"{name}, step {step}: a query meets its semi-positive; plan again")
+
+
+def plan_name(epoch: int) -> str:
+    """Path of an epoch's plan within its run, without the suffix."""
+    return f"plans/epoch-{epoch:04d}"
+
+
+def save_plan(run: Store, plan: EpochPlan) -> None:
+    """Write ``plans/epoch-….parquet`` and then, as the commit, its ``.json``. A plan already there is replaced."""
+    name = plan_name(plan.epoch)
+    run.delete(f"{name}.json")
+    step = np.repeat(np.arange(plan.n_batches, dtype=np.int32), plan.batch_size)
+    rows = {
+        "batch": _with(step, plan.left_out_place, -1),
+        "lane": _with(plan.lane[step], plan.left_out_place, -1),
+        "place": np.concatenate([plan.place.ravel(), plan.left_out_place]),
+        "view": np.concatenate([plan.view.ravel(), plan.left_out_view]),
+    }
+    run.write_table(f"{name}.parquet", pa.table(rows))
+    arrays = {"place", "view", "left_out_place", "left_out_view"}
+    facts = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in arrays}
+    run.write_json(f"{name}.json", {"format": FORMAT, "hash": plan.hash, **facts, "quality": dict(plan.quality)})
+
+
+def _with(column: Int32, left_out: Int32, mark: int) -> Int32:
+    """The column, continued by ``mark`` for the pairs left out."""
+    return np.concatenate([column, np.full(len(left_out), mark, dtype=np.int32)])
+
+
+def load_plan(run: Store, epoch: int, layout: Layout | None) -> EpochPlan:
+    """The stored plan of an epoch.
+
+    Raises NotFound where there is none, StaleArtefact where it was made for another layout than ``layout`` (None: any
+    will do, to look at it), GeostreamError where it was changed since.
+    """
+    name = plan_name(epoch)
+    where = f"{run.url}/{name}"
+    try:
+        facts = run.read_json(f"{name}.json")
+    except NotFound as error:
+        raise NotFound(f"{where}.json: no plan of epoch {epoch}; make it with: geostream plan") from error
+    damaged = f"{where}: the plan was changed or damaged since it was made; plan the epoch again"
+    try:
+        if facts.pop("format") != FORMAT:
+            raise GeostreamError(f"{where}.json: a plan of another format than {FORMAT}; plan the epoch again")
+        digest = facts.pop("hash")
+        table = run.read_table(f"{name}.parquet")
+        batch = table["batch"].to_numpy()
+        place, view = table["place"].to_numpy().astype(np.int32), table["view"].to_numpy().astype(np.int16)
+        in_batch = batch >= 0
+        shape = (-1, facts["batch_size"])
+        plan = EpochPlan(
+            **facts,
+            place=place[in_batch].reshape(shape),
+            view=view[in_batch].reshape(shape),
+            left_out_place=place[~in_batch],
+            left_out_view=view[~in_batch],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise GeostreamError(damaged) from error
+    if plan.hash != digest:
+        raise GeostreamError(damaged)
+    if layout is not None and plan.layout_id != layout.id:
+        raise StaleArtefact(f"{where}: made for another layout than {layout.name}; plan the epoch again")
+    return plan

@@ -1,0 +1,76 @@
+"""What a run is begun with: its settings, made whole for its ranks, and which of them may be others when it goes on.
+
+Decides that batches belong to steps and lanes once and for all when the run begins: ``step_batches`` as many as there
+are ranks then, ``lanes`` enough for these ranks and their loader workers. So every plan suits them, and a run that goes
+on with other ranks trains the same steps. What that costs: only a number of ranks that divides ``step_batches`` fits.
+"""
+
+from __future__ import annotations
+
+from math import lcm
+
+from geostream.errors import AlreadyExists, BadInput
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from geostream.runs import stages
+
+# Settings that do not change what is trained.
+READING = {"look_ahead", "prefetch", "buffer_mib", "gap_kib", "replaced_limit"}
+MAY_CHANGE = READING | {"workers", "threads", "decode_threads", "checkpoint_every", "keep_checkpoints"}
+
+
+def begin(run: Store, settings: TrainSettings, ranks: int) -> TrainSettings:
+    """The settings to train with on so many ranks: stored with a new run, compared with those of one that exists.
+
+    Raises BadInput where the run was begun with other settings, or its steps cannot be shared by the ranks.
+    """
+    wanted = resolve(settings, ranks)
+    check_ranks(wanted, ranks)
+    try:
+        run.write_json(stages.SETTINGS, wanted.model_dump(), if_absent=True)
+    except AlreadyExists:
+        begun = stages.read_settings(run)
+        wanted = settings.model_copy(update=_as_begun(settings, begun))
+        changed = [name for name, value in wanted if value != getattr(begun, name) and name not in MAY_CHANGE]
+        if changed:
+            names = ", ".join(f"{name} {getattr(begun, name)} → {getattr(wanted, name)}" for name in changed)
+            raise BadInput(f"{run.url}: begun with other settings ({names}); choose another run name") from None
+        check_ranks(wanted, ranks)
+    return wanted
+
+
+def resolve(settings: TrainSettings, ranks: int) -> TrainSettings:
+    """The settings with ``step_batches`` and ``lanes`` as a run begins with them on so many ranks."""
+    step_batches = settings.step_batches or ranks
+    lanes = lcm(settings.lanes, step_batches, ranks * max(settings.workers, 1))
+    return settings.model_copy(update={"step_batches": step_batches, "lanes": lanes})
+
+
+def _as_begun(settings: TrainSettings, begun: TrainSettings) -> dict[str, int]:
+    """The numbers that were made whole when the run began, where they still are what ``settings`` ask for."""
+    same = {}
+    if settings.step_batches in (0, begun.step_batches):
+        same["step_batches"] = begun.step_batches
+    if begun.lanes % settings.lanes == 0:
+        same["lanes"] = begun.lanes
+    return same
+
+
+def check_ranks(settings: TrainSettings, ranks: int) -> None:
+    """Raise BadInput where so many ranks cannot share the steps, or they and their workers the lanes."""
+    steps, lanes = settings.step_batches, settings.lanes
+    if steps % ranks:
+        fit = _said([n for n in range(1, steps + 1) if steps % n == 0])
+        raise BadInput(f"{ranks} ranks cannot share the {steps} batches of a step (step_batches); start {fit} of them")
+    workers = max(settings.workers, 1)
+    if lanes % (ranks * workers):
+        fit = _said([n for n in range(1, lanes // ranks + 1) if lanes % (ranks * n) == 0])
+        raise BadInput(
+            f"{ranks} ranks with {workers} loader workers each cannot share {lanes} lanes evenly; set workers={fit}"
+        )
+
+
+def _said(numbers: list[int]) -> str:
+    """``1, 2 or 4``."""
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -1,0 +1,162 @@
+"""One epoch of optimisation: a plan's batches in, updated weights and what it cost out.
+
+Decides when anybody looks. The loss stays on the device between two updates of the progress bar or two points of the
+curve: reading it at every step would make a GPU wait for the CPU. A request to stop is honoured after the step under
+way, with a checkpoint, so that nothing that was trained is lost.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geostream.errors import BadInput, GeostreamError, Interrupted
+from geostream.progress import Bar
+from geostream.settings import TrainSettings
+from geostream.streaming.loader import Loader
+from geostream.streaming.stats import StreamStats
+from geostream.training.model import device_of
+from geostream.training.optimizer import learning_rate
+from geostream.training.step import Learner
+
+SHOW_EVERY = 10  # steps between two looks at the loss
+CURVE_POINTS = 50  # of an epoch, at most
+
+
+@dataclass(frozen=True)
+class EpochOutcome:
+    """What an epoch of training came to so far, over all the sessions that it took and all ranks together."""
+
+    steps: int = 0  # of the optimizer
+    batches: int = 0  # of the plan
+    pairs: int = 0
+    loss_sum: float = 0.0  # over the steps
+    seconds: float = 0.0
+    stream: StreamStats = field(default_factory=StreamStats)  # of this rank's reader
+    # (step of the run, mean loss since the point before, learning rate, and with fp16 the scale of gradients)
+    curve: list[list[float]] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the steps."""
+        return self.loss_sum / max(self.steps, 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"stream": self.stream.as_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EpochOutcome:
+        return cls(**{**values, "stream": StreamStats.from_dict(values["stream"])})
+
+
+def train_epoch(
+    learner: Learner,
+    loader: Loader,
+    settings: TrainSettings,
+    epoch: int,
+    before: EpochOutcome,
+    save: Callable[[EpochOutcome], None],
+    stopping: Callable[[], bool] = lambda: False,
+) -> EpochOutcome:
+    """Train on every batch that the loader has before it, once; all ranks call this together.
+
+    ``before``: what the epoch came to in earlier sessions. ``save`` is called with what it came to so far every
+    ``checkpoint_every`` steps, and once ``stopping``, which is asked after each step but the last and says the same on
+    all ranks, is true: then Interrupted is raised. Raises GeostreamError where the loss is no longer a number.
+    """
+    if len(loader) % learner.own_batches:
+        raise BadInput(
+            f"step_batches={learner.step_batches} does not divide the batches of the plan; it must divide lanes"
+        )
+    learner.encoder.train()
+    steps = before.steps + len(loader) // learner.own_batches
+    count = _Count(learner, loader, before, max(1, math.ceil(steps / CURVE_POINTS)))
+    bar = Bar(f"epoch {epoch}/{settings.epochs}", steps) if learner.group.is_first else None
+    with loader, bar or nullcontext():
+        taken: list[dict[str, Tensor]] = []
+        for batch in loader:
+            taken.append(batch.tensors)
+            if len(taken) < learner.own_batches:
+                continue
+            rate = learning_rate((epoch - 1 + (count.steps + 0.5) / steps) / settings.epochs, settings)
+            count.add(learner.step(taken, rate), rate, len(taken[0]["pair"]))
+            taken = []
+            last = count.steps == steps
+            if count.steps % SHOW_EVERY == 0 or last:
+                outcome = count.outcome()
+                if bar is not None:
+                    shown = _rates(outcome.pairs - before.pairs, count.started, loader.stats)
+                    bar.advance(count.steps - bar.done, loss=outcome.loss, **shown)
+            stop = not last and stopping()
+            if stop or (count.steps % settings.checkpoint_every == 0 and not last):
+                save(count.outcome())
+            if stop:
+                raise Interrupted(f"epoch {epoch}: stopped after step {count.steps} of {steps}")
+    return count.outcome()
+
+
+class _Count:
+    """What an epoch comes to, as it goes; what is said of the losses stays on the device until somebody looks."""
+
+    def __init__(self, learner: Learner, loader: Loader, before: EpochOutcome, point_every: int) -> None:
+        self.learner, self.loader, self.before, self.point_every = learner, loader, before, point_every
+        self.steps, self.pairs, self.curve = before.steps, before.pairs, list(before.curve)
+        self.losses = torch.tensor(before.loss_sum, dtype=torch.float64, device=device_of(learner.encoder))
+        self._of_point = torch.zeros_like(self.losses)
+        self._steps_of_point = 0
+        self.started = time.perf_counter()
+
+    def add(self, loss: Tensor, rate: float, batch_size: int) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.pairs += self.learner.step_batches * batch_size
+        self.losses += loss
+        self._of_point += loss
+        self._steps_of_point += 1
+        if self.steps % self.point_every == 0:
+            point = [self.learner.steps, float(self._of_point) / self._steps_of_point, rate]
+            self.curve.append([*point, *self.learner.gradient_scale()])
+            self._of_point.zero_()
+            self._steps_of_point = 0
+
+    def outcome(self) -> EpochOutcome:
+        """So far. Raises GeostreamError where the loss is no longer a number."""
+        stream = StreamStats.total([self.before.stream, self.loader.stats])
+        stream.peak_resident_bytes = max(self.before.stream.peak_resident_bytes, self.loader.stats.peak_resident_bytes)
+        outcome = EpochOutcome(
+            steps=self.steps,
+            batches=self.steps * self.learner.step_batches,
+            pairs=self.pairs,
+            loss_sum=float(self.losses),
+            seconds=self.before.seconds + time.perf_counter() - self.started,
+            stream=stream,
+            curve=list(self.curve),
+        )
+        if not math.isfinite(outcome.loss):
+            raise GeostreamError(
+                f"the loss is {outcome.loss} after {self.learner.steps} steps; lower learning_rate (now "
+                f"{self.learner.settings.learning_rate}) and start another run"
+            )
+        return outcome
+
+
+def _rates(pairs: int, started: float, stats: StreamStats) -> dict[str, object]:
+    """What the bar says of this session's stream; retries and replacements only where there are any."""
+    seconds = time.perf_counter() - started
+    shown: dict[str, object] = {
+        "pairs/s": pairs / seconds,
+        "MB/s": stats.bytes_fetched / 1e6 / seconds,
+        "reads": f"{stats.requests} of {stats.merged_read_bytes / 1e6:.2g} MB",
+        "held": f"{stats.resident_bytes / 1e6:.3g} MB",
+        "waiting": f"{stats.stall_seconds / seconds:.0%}",
+    }
+    troubles = {"retries": stats.retries.total(), "replaced": stats.replaced_pairs}
+    return shown | {name: count for name, count in troubles.items() if count}

@@ -1,0 +1,111 @@
+"""University-1652's raw folder as places: a building's satellite image with its drone, or its street views.
+
+::
+
+    train/satellite/<building>/*         one image each
+    train/drone/<building>/*             54 views each; street: a few, or none
+    test/gallery_satellite/<building>/*  951 buildings: those that are asked for, and 250 distractors
+    test/query_drone/<building>/*        the views that ask, of 701 buildings
+    test/gallery_drone/<building>/*      the same views again, and those of the distractors
+    test/query_satellite/…               the same images as in gallery_satellite: not read
+
+The same with ``street`` in the place of ``drone``. Source of the layout: Zheng, Wei, Yang, University-1652, ACM
+Multimedia 2020 (code: University1652-Baseline). Sizes and protocol (both directions) as Sample4Geo has them.
+
+Decides that a query view is a candidate, too, when views are searched: gallery_drone is read for what query_drone
+lacks, and an image of the same name counts as the same. There are no coordinates and no lists; what lies in a folder is
+what belongs to the building. Training and test are areas of their own, so that a number may be in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from geostream.errors import BadInput
+from sharding.adapters.raw_files import find_root, list_folder, located, readable_name
+from sharding.places import IMAGE_SUFFIX, Place, RawDataset, RawImage, View, assign_keys, sorted_places
+
+SIZE = (384, 384)
+VIEWS = ("drone", "street")
+Buildings = dict[str, list[RawImage]]  # each building's images, sorted by name
+
+
+def read_places(raw: Path, *, views: str = "drone") -> RawDataset:
+    """Read a University-1652 folder with its "drone" or its "street" ``views``.
+
+    Raises BadInput where a folder is missing; what is odd within one is passed over, and told in the notes.
+    """
+    raw = find_root(raw, "University-1652's train and test", ("train/satellite", "test/gallery_satellite"))
+    if views not in VIEWS:
+        raise BadInput(f"views {views!r}: University-1652 has {' and '.join(VIEWS)}")
+    strays: list[str] = []
+    bare: list[str] = []
+    several: list[str] = []
+    places: list[Place] = []
+    for area, gallery, searched in (
+        ("train", "satellite", {"train": views}),
+        ("test", "gallery_satellite", {"test": f"query_{views}", "gallery": f"gallery_{views}"}),
+    ):
+        tiles = _buildings(raw, f"{area}/{gallery}", strays)
+        shown = {split: _buildings(raw, f"{area}/{folder}", strays) for split, folder in searched.items()}
+        keys = assign_keys((area, building) for building in tiles)
+        bare += [
+            f"{area}/{name}"
+            for name in sorted({*tiles, *(one for of in shown.values() for one in of)})
+            if not tiles.get(name)
+        ]
+        for name, images in tiles.items():
+            if images:
+                several += [f"{area}/{name}"] * (len(images) > 1)
+                places.append(Place(keys[area, name], area, (area,), images[0], views=_views(shown, name)))
+    return RawDataset(
+        adapter="university1652",
+        root=raw,
+        options={"views": views},
+        coordinates="none",
+        tile_size=SIZE,
+        view_size=SIZE,
+        places=sorted_places(places),
+        notes=(
+            *_note(strays, "files or folders are no .jpg or .png of a building and were passed over"),
+            *_note(bare, "buildings have no satellite image and were left out, with their views"),
+            *_note(several, "buildings have several satellite images, of which the first by name was taken"),
+        ),
+        protocols=("both-ways",),
+    )
+
+
+def _buildings(raw: Path, folder: str, strays: list[str]) -> Buildings:
+    """The buildings in ``folder``, also those without images; what is neither building nor image goes to ``strays``."""
+    found: Buildings = {}
+    base = located(raw, folder)
+    for building in list_folder(base):
+        inside = f"{base.relative_to(raw).as_posix()}/{readable_name(building)}"
+        if not building.is_dir():
+            strays.append(inside)
+            continue
+        found[building.name] = []
+        for entry in list_folder(raw / inside):
+            path = f"{inside}/{readable_name(entry)}"
+            if IMAGE_SUFFIX.search(entry.name) and entry.is_file():
+                found[building.name].append(RawImage(path, inside))
+            else:
+                strays.append(path)
+    return found
+
+
+def _views(shown: dict[str, Buildings], building: str) -> tuple[View, ...]:
+    """The views of a building; of those with one name, that of the first split."""
+    views: dict[str, View] = {}
+    for split, buildings in shown.items():
+        earlier = set(views)
+        for image in buildings.get(building, []):
+            name = image.path.rpartition("/")[2]
+            if name not in earlier:
+                views[name] = View(image, split)
+    return tuple(views.values())
+
+
+def _note(names: Sequence[str], what: str) -> list[str]:
+    return [f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"] if names else []

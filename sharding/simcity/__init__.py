@@ -1,0 +1,6 @@
+"""Cities rendered as the raw folders that the datasets publish, for whoever has none of these at hand."""
+
+from sharding.simcity.city import RenderSummary, main, render_cities
+from sharding.simcity.plan import CitySpec
+
+__all__ = ["CitySpec", "RenderSummary", "main", "render_cities"]

@@ -1,0 +1,69 @@
+"""The raw layouts that a rendered city can be written in, and cities of two sizes for each.
+
+"small" is to see something run; "demo" is to train on for some minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from geostream.errors import BadInput
+from sharding.simcity.pairs import plan_cvact, plan_cvusa
+from sharding.simcity.plan import CitySpec, RawPlan
+from sharding.simcity.university import plan_university
+from sharding.simcity.vigor import plan_vigor
+
+
+@dataclass(frozen=True)
+class RawLayout:
+    """plan: what is written where. view_size: height and width of its views, by default and about as in the real one.
+
+    sizes: the cities of each size, and the options of `plan` that go with them.
+    """
+
+    plan: Callable[..., RawPlan]
+    view_size: tuple[int, int]
+    sizes: dict[str, tuple[list[CitySpec], dict[str, Any]]]
+
+
+def _vigor(rows: int, columns: int, test_rows: int, test_columns: int) -> tuple[list[CitySpec], dict[str, Any]]:
+    """VIGOR's four cities, two for training and two for testing."""
+    train = [CitySpec(name, rows, columns) for name in ("NewYork", "Seattle")]
+    return train + [CitySpec(name, test_rows, test_columns) for name in ("Chicago", "SanFrancisco")], {}
+
+
+def _square(names: tuple[str, ...], side: int, **options: Any) -> tuple[list[CitySpec], dict[str, Any]]:
+    return [CitySpec(name, side, side) for name in names], options
+
+
+AMERICAN = ("Austin", "Denver", "Phoenix", "Portland")
+CAMPUSES = ("Kyoto", "Leiden", "Sydney", "Toronto")
+LAYOUTS = {
+    "vigor": RawLayout(plan_vigor, (48, 192), {"small": _vigor(6, 8, 6, 6), "demo": _vigor(60, 60, 22, 22)}),
+    "cvusa": RawLayout(plan_cvusa, (32, 176), {"small": _square(AMERICAN, 6), "demo": _square(AMERICAN, 40)}),
+    "cvact": RawLayout(
+        plan_cvact, (64, 128), {"small": _square(("Canberra",), 12), "demo": _square(("Canberra",), 80)}
+    ),
+    "university1652": RawLayout(
+        plan_university,
+        (64, 64),
+        {"small": _square(CAMPUSES, 10, drone_views=3), "demo": _square(CAMPUSES, 22, drone_views=12)},
+    ),
+}
+
+
+def raw_layout(adapter: str) -> RawLayout:
+    """The layout of the adapter's name. Raises BadInput for one that nothing can be rendered for."""
+    if adapter not in LAYOUTS:
+        raise BadInput(f"no city can be rendered for {adapter!r}: choose one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[adapter]
+
+
+def cities_of(adapter: str, size: str) -> tuple[list[CitySpec], dict[str, Any]]:
+    """The cities of a size, and the planner's options that go with them. Raises BadInput for names that it lacks."""
+    sizes = raw_layout(adapter).sizes
+    if size not in sizes:
+        raise BadInput(f"no size {size!r}: choose one of {', '.join(sizes)}")
+    return sizes[size]

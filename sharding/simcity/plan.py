@@ -1,0 +1,102 @@
+"""What the planners of all raw layouts share: where a rendered city lies on Earth, and what is to be written of it.
+
+A planner (`sharding.simcity.vigor`, `simcity_pairs`, `simcity_university`) looks at city maps and decides which
+pictures are taken where, which files each goes to, and what the dataset's own lists say of them. It writes nothing:
+whatever is wrong shows before the first file.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.simcity.map import City
+from sharding.simcity.shots import PITCH, Scene
+
+METRES_PER_DEGREE = 111_320.0  # of latitude; of longitude: times the cosine of the city's latitude
+ORIGINS = {  # latitude and longitude of the first tile, where VIGOR has the city
+    "Chicago": (41.8510, -87.6500),
+    "NewYork": (40.7030, -74.0160),
+    "SanFrancisco": (37.7510, -122.4480),
+    "Seattle": (47.5583, -122.3385),
+}
+CLEARANCE = 1.5  # metres between a camera on the street and any building
+TRIES = 24  # places looked at for a tile's panoramas before it goes without
+ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+@dataclass(frozen=True)
+class CitySpec:
+    """A city of `rows` x `columns` tiles, half-overlapping. The four names of VIGOR stand where the cities do."""
+
+    name: str
+    rows: int
+    columns: int
+
+    @property
+    def origin(self) -> tuple[float, float]:
+        """Latitude and longitude of the south-western tile's centre."""
+        fallback = zlib.crc32(self.name.encode())
+        return ORIGINS.get(self.name, (25.0 + fallback % 2000 / 100, -120.0 + fallback // 2000 % 4500 / 100))
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Metres from the first tile's centre to the last one's, east and north."""
+        return (self.columns - 1) * PITCH, (self.rows - 1) * PITCH
+
+    def degrees(self, x: float, y: float) -> tuple[float, float]:
+        """Latitude and longitude of a point `x` metres east and `y` metres north of the origin."""
+        latitude, longitude = self.origin
+        shrink = math.cos(math.radians(latitude))
+        return latitude + y / METRES_PER_DEGREE, longitude + x / (METRES_PER_DEGREE * shrink)
+
+    def metres(self, latitude: float, longitude: float) -> tuple[float, float]:
+        """The inverse of `degrees`."""
+        south, west = self.origin
+        shrink = math.cos(math.radians(south))
+        return (longitude - west) * METRES_PER_DEGREE * shrink, (latitude - south) * METRES_PER_DEGREE
+
+
+@dataclass(frozen=True)
+class Town:
+    """A city and its map; `rng` is its own: what is drawn from it depends on no other city."""
+
+    spec: CitySpec
+    city: City
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
+class RawPlan:
+    """A raw folder to be: the scenes of each town, and the lists and tables by their path in the folder.
+
+    tiles, empty_tiles (those without a view) and views count places and pictures, not files.
+    """
+
+    scenes: list[list[Scene]]
+    files: dict[str, bytes]
+    tiles: int
+    empty_tiles: int
+    views: int
+
+
+def standing_room(city: City, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points (n,), in metres, lie clear of all buildings and trees."""
+    reach = CLEARANCE
+    near = city.window((x.min() - reach, y.min() - reach, x.max() + reach, y.max() + reach))
+    west, south, east, north = near.buildings.T
+    inside = (x[:, None] > west - reach) & (x[:, None] < east + reach)
+    inside &= (y[:, None] > south - reach) & (y[:, None] < north + reach)
+    tree_x, tree_y, radius = near.trees.T
+    under = np.hypot(x[:, None] - tree_x, y[:, None] - tree_y) < radius + 0.5
+    room: NDArray[np.bool_] = ~inside.any(axis=1) & ~under.any(axis=1)
+    return room
+
+
+def panorama_id(rng: np.random.Generator) -> str:
+    """22 characters as street view services name their panoramas; some begin with a hyphen."""
+    return "".join(ID_LETTERS[n] for n in rng.integers(len(ID_LETTERS), size=22))

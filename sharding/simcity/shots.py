@@ -1,0 +1,184 @@
+"""Pictures to take of a rendered city: by which camera, from where, and into which files.
+
+Decision: whatever a raw layout wants is a list of shots, each a camera with the files that get its picture, gathered
+in scenes. Neighbouring scenes make a block, one task: the map around them is drawn once for all their shots, and tasks
+need nothing but themselves, so any number of processes gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from sharding.simcity.drone import look_down
+from sharding.simcity.map import Bytes, City
+from sharding.simcity.raster import Raster, rasterise
+from sharding.simcity.view import FAR, Rays, cut_tile, look_around
+
+TILE_METRES = 70.4  # 640 pixels of 0.11 m, about VIGOR's
+PITCH = TILE_METRES / 2  # from tile centre to tile centre on a city's grid
+COARSEST = 0.6  # metres a pixel of the map, at most
+BLOCK = 12 * PITCH  # metres: side of what one task renders; in smaller ones the edges that they share weigh more
+STREET_FIELD = math.radians(90)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The sizes that every image is rendered at."""
+
+    tile_size: int
+    view_size: tuple[int, int]
+    jpeg_quality: int
+
+    @property
+    def metres(self) -> float:
+        """Side of the map's pixels: a whole fraction of the tile's, an even number of them a tile."""
+        fold = max(1, math.ceil(TILE_METRES / self.tile_size / COARSEST))
+        return TILE_METRES / (self.tile_size * (fold + self.tile_size * fold % 2))
+
+    @property
+    def fold(self) -> int:
+        """Rays a pixel, each way: small pictures flicker with one."""
+        return 2 if self.view_size[0] < 128 else 1
+
+    def rays(self, heading: float, field: float) -> Rays:
+        return _rays(self.view_size[0] * self.fold, self.view_size[1] * self.fold, self.metres, heading, field)
+
+
+@lru_cache(1)  # the panorama's, again and again
+def _rays(height: int, width: int, metres: float, heading: float, field: float) -> Rays:
+    return Rays.of(height, width, metres, heading, field)
+
+
+class Camera(Protocol):
+    """Takes one picture of the city as the raster shows it."""
+
+    def take(self, raster: Raster, look: Look) -> Bytes: ...
+
+
+@dataclass(frozen=True)
+class TileCamera:
+    """The tile around (x, y) from straight above, north up."""
+
+    x: float
+    y: float
+
+    def take(self, raster: Raster, look: Look) -> Bytes:
+        return cut_tile(raster, self.x, self.y, TILE_METRES, look.tile_size)
+
+
+@dataclass(frozen=True)
+class Panorama:
+    """All around from the street at (x, y), north in the middle, `light` times as bright as usual."""
+
+    x: float
+    y: float
+    light: float
+
+    def take(self, raster: Raster, look: Look) -> Bytes:
+        return look_around(raster, self.x, self.y, look.rays(0.0, 2 * np.pi), self.light, look.fold)
+
+
+@dataclass(frozen=True)
+class StreetCamera:
+    """A quarter of the panorama at (x, y), its middle `heading` radians clockwise from north."""
+
+    x: float
+    y: float
+    heading: float
+    light: float
+
+    def take(self, raster: Raster, look: Look) -> Bytes:
+        return look_around(raster, self.x, self.y, look.rays(self.heading, STREET_FIELD), self.light, look.fold)
+
+
+@dataclass(frozen=True)
+class DroneCamera:
+    """From the air, `distance` metres away from the ground at (x, y) that it looks at, in the way of `heading`."""
+
+    x: float
+    y: float
+    heading: float
+    distance: float
+    light: float
+
+    def take(self, raster: Raster, look: Look) -> Bytes:
+        return look_down(
+            raster, self.x, self.y, self.heading, self.distance, look.view_size, self.light, look.fold
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture and the files, below the raw folder, that hold it: PNG or JPEG, by their suffix."""
+
+    camera: Camera
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Shots within sight of (x, y): cameras on the street within half a tile's side of it."""
+
+    x: float
+    y: float
+    shots: tuple[Shot, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One task: a window of the city (west, south, east, north) and the scenes to render from it."""
+
+    raw: Path
+    city: City
+    area: tuple[float, float, float, float]
+    scenes: list[Scene]
+    look: Look
+
+
+def blocks(raw: Path, city: City, scenes: list[Scene], look: Look) -> Iterator[Block]:
+    """The scenes of one city in squares of `BLOCK` metres."""
+    squares: dict[tuple[int, int], list[Scene]] = {}
+    for scene in scenes:
+        square = math.floor((scene.y + PITCH / 2) / BLOCK), math.floor((scene.x + PITCH / 2) / BLOCK)
+        squares.setdefault(square, []).append(scene)
+    margin = PITCH + FAR + 2
+    for members in squares.values():
+        xs, ys = [scene.x for scene in members], [scene.y for scene in members]
+        area = (min(xs) - margin, min(ys) - margin, max(xs) + margin, max(ys) + margin)
+        yield Block(raw, city.window(area), area, members, look)
+
+
+def render_block(block: Block) -> int:
+    """Take the shots and write their files, whose folders are there; returns the number of shots."""
+    metres = block.look.metres
+    west, south = (math.floor(edge / metres) for edge in block.area[:2])
+    east, north = (math.ceil(edge / metres) for edge in block.area[2:])
+    raster = rasterise(block.city, west, south, north - south, east - west, metres)
+    shots = [shot for scene in block.scenes for shot in scene.shots]
+    for shot in shots:
+        picture = np.ascontiguousarray(shot.camera.take(raster, block.look))
+        encoded: dict[str, bytes] = {}
+        for file in shot.files:
+            suffix = file[file.rindex(".") :]
+            if suffix not in encoded:
+                encoded[suffix] = _encode(picture, suffix, block.look.jpeg_quality)
+            (block.raw / file).write_bytes(encoded[suffix])
+    return len(shots)
+
+
+def _encode(picture: Bytes, suffix: str, quality: int) -> bytes:
+    if suffix != ".png":
+        return bytes(simplejpeg.encode_jpeg(picture, quality=quality))
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,204 @@
+"""Layout, graph and settings become a valid plan that says how good it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from geostream.arrays import Int32
+from geostream.dask import run_tasks
+from geostream.errors import BadInput, StaleArtefact
+from geostream.layout import Layout
+from geostream.mining.embeddings import read_rows
+from geostream.mining.gps import build_gps_graph
+from geostream.mining.visual import build_visual_graph
+from geostream.planning import make_plan as planning
+from geostream.planning import quality
+from geostream.planning.batches import HARDER
+from geostream.planning.make_plan import make_plan, reachable_by_shards
+from geostream.planning.spreading import shard_of_rows
+from geostream.reclustering.order import similarity_order
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from tests.cities import city
+from tests.mining.test_visual import embed
+
+SETTINGS = TrainSettings(batch_size=16, neighbours=16, resident_shards=4)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Store:
+    return Store.open(tmp_path)
+
+
+@pytest.fixture
+def layout(root: Store) -> Layout:
+    return city(root, side=24, areas=2, views=2, per_shard=24)
+
+
+def test_gps_plan(root: Store, layout: Layout) -> None:
+    graph = build_gps_graph(root, layout, 16)
+    first = make_plan(layout, graph, SETTINGS, 0, seed=3)
+    plan = make_plan(layout, graph, SETTINGS, 1, seed=3, previous=[first])
+    plan.validate(layout)
+    assert (plan.source, plan.graph, plan.strategy) == ("gps", "neighbours/gps.zarr", "patchwork")
+    quality = plan.quality
+    n = len(layout.pairs("train"))
+    assert quality["pairs"] == n
+    assert quality["batches"] * 16 + quality["left_out"] == n
+    assert quality["left_out"] == n % 16
+    assert 0.8 < quality["hardness_score"] < 1.5
+    assert first.quality["overlap"] is None
+    assert 1 / 16 <= quality["overlap"] < 0.6
+    assert 2 / 48 < quality["resident_share"] < 0.2  # of four resident shards, half is used up on average
+    # Nearly whole shards: tar headers and the json members between images are fetched, too.
+    assert quality["amplification"] == pytest.approx(layout.shard_sizes[:-1].sum() / used_bytes(layout), rel=0.05)
+    assert quality["requests_per_gib"] > 0
+    again = make_plan(layout, graph, SETTINGS, 1, seed=3, previous=[first])
+    assert again.hash == plan.hash
+    assert again.quality == plan.quality
+
+
+def used_bytes(layout: Layout) -> int:
+    members = layout.members
+    images = np.char.endswith(members["member"].to_numpy(zero_copy_only=False).astype(str), ".jpg")
+    return int(members["size"].to_numpy()[images].sum())
+
+
+def test_random_plan_scores_nothing(root: Store, layout: Layout) -> None:
+    graph = build_gps_graph(root, layout, 16)
+    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"strategy": "random"}), 0, seed=3)
+    assert abs(plan.quality["hardness_score"]) < 0.1
+    assert plan.quality["resident_share"] > 0.3  # and says honestly how much it holds
+    assert (plan.source, plan.graph) == ("random", "")
+
+
+def test_random_access_is_the_reference(root: Store, layout: Layout) -> None:
+    graph = build_gps_graph(root, layout, 16)
+    plan = make_plan(
+        layout, graph, SETTINGS.model_copy(update={"resident_shards": 1000, "strategy": "sample4geo"}), 0, seed=3
+    )
+    assert plan.quality["hardness_score"] == pytest.approx(1, abs=1e-9)
+
+
+def test_visual_plan(root: Store, layout: Layout) -> None:
+    embeddings = embed(root, layout)
+    graph = build_visual_graph(root, "neighbours/visual-epoch-0004.zarr", layout, embeddings, 16)
+    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"lanes": 3}), 5, seed=0, embeddings=embeddings)
+    plan.validate(layout)
+    assert (plan.source, plan.graph, plan.lanes) == ("visual", graph.name, 3)
+    assert plan.lane[:4].tolist() == [0, 1, 2, 0]
+    assert 0 < plan.quality["hardness_score"] < 1.2
+    without = make_plan(layout, graph, SETTINGS, 5, seed=0)
+    assert without.quality["hardness_score"] is None
+    assert "embeddings" in without.quality["hardness_note"]
+    with pytest.raises(StaleArtefact, match="came from embeddings/epoch-0004.zarr, not from other"):
+        make_plan(layout, graph, SETTINGS, 5, seed=0, embeddings=replace(embeddings, name="other"))
+
+
+def test_as_mixed_as_hardness_allows(root: Store, layout: Layout) -> None:
+    """The most mixed way that is hard enough; where none is, the hardest of all."""
+    graph = build_gps_graph(root, layout, 16)
+
+    def planned(hard_enough: float) -> tuple[str, float]:
+        quality = make_plan(layout, graph, SETTINGS.model_copy(update={"hardness": hard_enough}), 1, seed=3).quality
+        return quality["assembly"], quality["hardness_score"]
+
+    mixed, hardest = planned(0.0), planned(9.0)
+    assert mixed[0] == "patchwork" != hardest[0]
+    assert 0 < mixed[1] < hardest[1]
+    assert planned(mixed[1] - planning.MARGIN - 1e-6) == mixed  # just hard enough
+    assert planned(mixed[1] - planning.MARGIN + 1e-6)[0] != "patchwork"
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_the_score_that_other_shards_would_allow(root: Store, layout: Layout, lanes: int) -> None:
+    """In the shards that are there it is the plan's own; in shards of places that are alike, more."""
+    embeddings = embed(root, layout)
+    graph = build_visual_graph(root, "neighbours/visual-epoch-0004.zarr", layout, embeddings, 16)
+    settings = SETTINGS.model_copy(update={"lanes": lanes, "hardness": 9.0})
+    here = layout.shard_of_place[graph.places]
+    reachable = reachable_by_shards(layout, graph, embeddings, settings)
+    plan = make_plan(layout, graph, settings, 1, seed=settings.seed, embeddings=embeddings)
+    assert reachable(here) == pytest.approx(plan.quality["reachable_score"], abs=1e-9)
+    vectors = read_rows(embeddings.reference)[np.searchsorted(embeddings.reference_place, graph.places)]
+    order = similarity_order(vectors, np.ones(len(vectors), dtype=np.int64), len(vectors) / len(np.unique(here)))
+    alike = reachable(shard_of_rows(order))
+    assert alike is not None and alike > 1.1 * plan.quality["reachable_score"]  # these embeddings know of no place
+    one = reachable(np.zeros_like(here))
+    assert one is None if lanes > 1 else one is not None  # a lane needs a shard of its own
+    too_large = settings.model_copy(update={"batch_size": 4096})
+    assert reachable_by_shards(layout, graph, embeddings, too_large)(here) is None
+
+
+def test_ways_that_drift_only_where_no_other_is_hard_enough(
+    root: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = build_gps_graph(root, layout, 16)
+
+    def planned(hard_enough: float) -> dict[str, Any]:
+        return make_plan(layout, graph, SETTINGS.model_copy(update={"hardness": hard_enough}), 1, seed=3).quality
+
+    monkeypatch.setitem(HARDER, "patchwork", ("patchwork", "patchwork-unmixed"))  # of which only the second drifts
+    drifting = planned(9.0)
+    assert drifting["assembly"] == "patchwork-unmixed"
+    assert 0 < drifting["reachable_score"] < drifting["hardness_score"]
+    spread = planned(drifting["reachable_score"])  # just hard enough, without a margin
+    assert spread["assembly"] == "patchwork"
+    assert spread["hardness_score"] == spread["reachable_score"] == drifting["reachable_score"]
+    assert planned(drifting["reachable_score"] + 1e-6)["assembly"] == "patchwork-unmixed"
+
+
+def test_each_plan_is_measured_once(root: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two that the others are scored by, and each way that is tried."""
+    graph = build_gps_graph(root, layout, 16)
+    measured = []
+
+    def hardness(batches: Int32, similarity: quality.Similarity) -> float:
+        measured.append(batches.tobytes())
+        return before(batches, similarity)
+
+    before = quality.hardness
+    monkeypatch.setattr(quality, "hardness", hardness)
+    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"hardness": 9.0}), 1, seed=3)
+    assert len(measured) == len(set(measured)) == 2 + len(HARDER["patchwork"]) > 3
+    assert plan.quality["hardness_score"] > 0
+
+
+def test_no_coordinates_no_graph(root: Store) -> None:
+    """University-1652 begins so."""
+    layout = city(root, side=4, areas=2, views=9, coordinates="none")
+    settings = SETTINGS.model_copy(update={"strategy": "random", "batch_size": 4})
+    plan = make_plan(layout, None, settings, 0, seed=0)
+    plan.validate(layout)
+    assert plan.quality["hardness_score"] is None
+    with pytest.raises(BadInput, match="needs a neighbour graph; mine first, or set strategy=random"):
+        make_plan(layout, None, SETTINGS, 0, seed=0)
+
+
+def test_refusals(root: Store, layout: Layout) -> None:
+    other = city(root, side=5, name="g1")
+    with pytest.raises(StaleArtefact, match="made from other places than those of g1; mine again"):
+        make_plan(other, build_gps_graph(root, layout, 4), SETTINGS, 0, seed=0)
+    with pytest.raises(BadInput, match="too few for 1 lanes with batches of 512; set a smaller batch_size"):
+        make_plan(other, None, SETTINGS.model_copy(update={"batch_size": 512, "strategy": "random"}), 0, seed=0)
+
+
+def test_lanes_on_a_dask_cluster(root: Store, layout: Layout) -> None:
+    """Each lane is a task of its own, and the plan is the one that this process makes."""
+    from distributed import LocalCluster
+
+    graph = build_gps_graph(root, layout, 16)
+    settings = SETTINGS.model_copy(update={"lanes": 4})
+    before = make_plan(layout, graph, settings, 0, seed=1)
+    here = make_plan(layout, graph, settings, 1, seed=1, previous=[before])
+    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        carry_out = partial(run_tasks, cluster.scheduler_address)
+        there = make_plan(layout, graph, settings, 1, seed=1, previous=[before], carry_out=carry_out)
+    assert there.hash == here.hash and there.quality == here.quality
+    assert np.bincount(there.lane).tolist() == [there.n_batches // 4] * 4

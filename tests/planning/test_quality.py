@@ -1,0 +1,62 @@
+"""The figures of a plan against their definitions, written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geostream.planning import quality
+from tests.cities import unit
+
+
+def test_hardness_is_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    query, reference = unit(rng.normal(size=(20, 8))), unit(rng.normal(size=(10, 8)))
+    place = np.arange(20) // 2
+    batches = np.array([[0, 4, 7], [19, 3, 10]], dtype=np.int32)
+    expected = []
+    for batch in batches.tolist():
+        for i in batch:
+            others = [math.exp(float(query[i] @ reference[place[j]]) / 0.05) for j in batch if j != i]
+            expected.append(0.05 * math.log(sum(others) / len(others)))
+    similarity = quality.cosine(query, reference, np.arange(20, dtype=np.int32), place.astype(np.int32))
+    assert quality.hardness(batches, similarity) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_proximity_falls_with_distance() -> None:
+    points = np.array([[0.0, 0.0], [3.0, 4.0], [1e9, 0.0]])
+    similarity = quality.proximity(points, np.array([0, 1, 2, 1], dtype=np.int32), scale=5.0)
+    found = similarity(np.array([0, 3, 2], dtype=np.int32))
+    assert found[0] == pytest.approx([1, math.exp(-1), 0])
+
+
+def test_score() -> None:
+    assert quality.score(0.3, 0.4, 0.2) == (pytest.approx(0.5), "")
+    assert quality.score(0.3, 0.2, 0.2)[0] is None
+    assert "no harder than random" in quality.score(0.3, 0.2, 0.2)[1]
+    assert quality.score(float("nan"), 0.4, 0.2) == (None, "the similarities are not finite numbers")
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 2**32), batches=st.integers(1, 8), size=st.integers(1, 6), before=st.integers(1, 5))
+def test_overlap_is_its_definition(seed: int, batches: int, size: int, before: int) -> None:
+    rng = np.random.default_rng(seed)
+    previous = rng.integers(-1, before, batches * size + 3).astype(np.int32)
+    now = rng.permutation(len(previous))[: batches * size].reshape(batches, size).astype(np.int32)
+    shares = []
+    for batch in now:
+        came_from = [number for number in previous[batch].tolist() if number >= 0]
+        shares.append(max((came_from.count(number) for number in came_from), default=0) / size)
+    assert quality.overlap(now, previous) == pytest.approx(np.mean(shares))
+
+
+def test_a_sample_is_the_same_each_time() -> None:
+    batches = np.arange(1000, dtype=np.int32).reshape(500, 2)
+    sampled = quality.sample(batches, 100)
+    assert sampled.shape == (100, 2)
+    assert np.array_equal(sampled, quality.sample(batches, 100))
+    assert np.array_equal(quality.sample(batches, 500), batches)

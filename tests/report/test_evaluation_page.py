@@ -1,0 +1,158 @@
+"""What evaluating leaves in a run: embeddings made once, the field's table, and pictures both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from geostream.evaluation.protocols import split_pairs
+from geostream.layout import PLACES, Layout, commit_layout
+from geostream.report.evaluation_page import embedded, evaluation_name, results_table, write_evaluation
+from geostream.report.retrievals import retrieval_section, retrievals
+from geostream.runs.stages import Trained, new_encoder
+from geostream.store import Store
+from tests.evaluation.galleries import embedded_as
+from tests.helpers import tiny_layout
+from tests.training.settings import TINY
+
+PROTOCOLS = ("paired", "within-5m", "both-ways")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """Eight test places with three views each, of which the last is only a candidate; two tiles without a view."""
+    store = Store.open(tmp_path)
+    plain = tiny_layout(store, places=4, test_places=8, views=3, view_size=(32, 64))
+    folder = store.child("tiny", "layouts", "both")
+    for name in plain.shard_names:
+        folder.write(name, plain.store.read(name))
+    rows = plain.places.to_pylist()
+    for row in rows:
+        for view in row["views"][2:]:
+            view["split"] = "gallery" if view["split"] == "test" else "train"
+    shards = list(zip(plain.shard_names, plain.shard_sizes.tolist(), strict=True))
+    return commit_layout(
+        folder, dataset="tiny", name="both", generation=0, coordinates="latlon",
+        places=pa.Table.from_pylist(rows, schema=PLACES), members=plain.members, shards=shards, source={}, images={},
+        broken=[], protocols=PROTOCOLS,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def trained() -> Trained:
+    return Trained(new_encoder(TINY), TINY, "step-00000007", 3)
+
+
+def stamps(run: Store) -> dict[str, int]:
+    """When each file of the test embeddings was written."""
+    folder = Path(run.url) / "embeddings" / "test-epoch-0003.zarr"
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_embeddings_of_the_checkpoint_are_made_once(tmp_path: Path, layout: Layout, trained: Trained) -> None:
+    run = Store.open(tmp_path).child("run")
+    first = embedded(run, layout, trained, "test")
+    assert (len(first.pairs), len(first.reference_place)) == (24, 10)
+    assert np.array_equal(first.pairs.view, np.tile([0, 1, 2], 8))
+    once = stamps(run)
+    assert embedded(run, layout, trained, "test").checkpoint == "step-00000007"
+    assert stamps(run) == once
+    later = Trained(trained.encoder, trained.settings, "step-00000009", 3)
+    assert embedded(run, layout, later, "test").checkpoint == "step-00000009"
+    again = stamps(run)
+    assert again.keys() == once.keys() and all(again[path] > once[path] for path in once)
+    mark = Path(run.url) / "embeddings" / "test-epoch-0003.zarr" / "zarr.json"
+    mark.write_text(mark.read_text().replace('"committed": true', '"committed": false'))
+    embedded(run, layout, later, "test")
+    assert stamps(run)[str(mark)] > again[str(mark)] and '"committed": true' in mark.read_text()
+
+
+def test_an_evaluation_leaves_json_and_a_page(tmp_path: Path, layout: Layout, trained: Trained) -> None:
+    run = Store.open(tmp_path).child("run")
+    record = write_evaluation(run, layout, trained, embedded(run, layout, trained, "test"))
+    name = evaluation_name("test", 3)
+    assert run.read_json(f"{name}.json") == record
+    assert (record["epoch"], record["checkpoint"], record["split"]) == (3, "step-00000007", "test")
+    assert (record["queries"], record["gallery"]) == (16, 10)
+    assert [(row["protocol"], row["direction"], row["queries"], row["gallery"]) for row in record["others"]] == [
+        ("within-5m", "view→tile", 16, 10),
+        ("both-ways", "view→tile", 16, 10),
+        ("both-ways", "tile→view", 8, 24),
+    ]
+    page = run.read(f"{name}.html").decode()
+    assert page.count("<td>within-5m</td>") == 1 and page.count("<td>tile→view</td>") == 1
+    assert page.count("data:image/jpeg;base64,") == (12 + 8) * (1 + 5)
+    assert "src='http" not in page and "<script" not in page
+
+
+def test_the_table_is_the_fields(layout: Layout) -> None:
+    shares = {"r1": 0.77864, "r5": 0.9566, "r10": 1.0, "r1pct": 0.0}
+    head = {**shares, "hit_rate": 0.89815, "queries": 52605, "gallery": 90618, "protocol": "paired"}
+    back = {"protocol": "both-ways", "direction": "tile→view", **shares, "ap": 0.9139, "queries": 701, "gallery": 51355}
+    rows = results_table(layout, {"epoch": 3, "split": "test", **head, "others": [back]})
+    percent = {"R@1": "77.86", "R@5": "95.66", "R@10": "100.00", "R@1%": "0.00"}
+    assert rows == [
+        {"protocol": "paired", "direction": "view→tile", **percent, "hit rate": "89.81", "AP": "–",
+         "queries": "52,605", "gallery": "90,618"},
+        {"protocol": "both-ways", "direction": "tile→view", **percent, "hit rate": "–", "AP": "91.39",
+         "queries": "701", "gallery": "51,355"},
+    ]  # fmt: skip
+    assert "AP" not in results_table(layout, {"epoch": 3, "split": "test", **head, "others": []})[0]
+    plain = pa.Table.from_pylist(
+        [r | {"views": [v | {"semi_positives": []} for v in r["views"]]} for r in layout.places.to_pylist()],
+        schema=PLACES,
+    )
+    without = Layout(layout.store, layout.info, plain, layout.members)
+    assert "hit rate" not in results_table(without, {"epoch": 3, "split": "test", **head, "others": []})[0]
+
+
+def test_pictures_frame_all_that_is_right(tmp_path: Path, layout: Layout) -> None:
+    """Every tile is an axis of its own; each view is its tile's, and half of its semi-positive's."""
+    pairs = split_pairs(layout, "test")
+    at = np.searchsorted(layout.references("test"), pairs.place)
+    reference = np.eye(10, dtype=np.float32)
+    query = reference[at] + reference[at + 1] / 2
+    query[pairs.view == 1] = reference[9]  # these look like a tile that no view is of
+    embeddings = embedded_as(Store.open(tmp_path).child("run"), layout, query, reference)
+    found = retrievals(layout, embeddings, count=4, best=3)
+    assert [one.direction for one in found] == ["view→tile"] * 4 + ["tile→view"] * 4
+    to_tile, to_view = found[:4], found[4:]
+    assert {len(one.candidates) for one in found} == {3}
+    assert to_tile[0].kinds == ["truth", "semi", "wrong"] and to_tile[0].similarities == [1, 0.5, 0]
+    assert (to_tile[0].rank, to_tile[-1].kinds[0], to_tile[-1].rank) == (1, "wrong", 10)
+    assert to_view[0].kinds == ["truth", "truth", "wrong"] and to_view[0].rank == 1
+    assert to_view[1].similarities == [1, 1, 0.5]
+    section = retrieval_section(found)
+    assert section.count("true tile: rank 1<") == 2 and section.count("best true view: rank 1<") == 4
+    assert section.count("class=truth>") == 2 + sum(one.kinds.count("truth") for one in found)
+
+
+def test_queries_with_a_damaged_picture_are_not_shown(tmp_path: Path, layout: Layout) -> None:
+    axes = np.eye(10, dtype=np.float32)
+    pairs = split_pairs(layout, "test")
+    query = axes[np.searchsorted(layout.references("test"), pairs.place)]
+    embeddings = embedded_as(Store.open(tmp_path).child("run"), layout, query, axes)
+    row = layout.members.slice(int(layout.member_rows(pairs.place[:1], pairs.view[:1])[0]), 1).to_pylist()[0]
+    shard = Path(layout.store.url) / layout.shard_names[row["shard"]]
+    data = bytearray(shard.read_bytes())
+    data[row["offset"] : row["offset"] + row["size"]] = bytes(row["size"])
+    shard.write_bytes(data)
+    found = retrievals(layout, embeddings, count=4, best=1)
+    assert [one.direction for one in found] == ["view→tile"] * 3 + ["tile→view"] * 3
+
+
+def test_within_five_metres_is_amber(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    plain = tiny_layout(store, places=4, test_places=4, distractors=0)
+    rows = plain.places.to_pylist()
+    for row in rows:
+        row["north"] = row["views"][0]["north"] = 40.0  # all at one point
+        row["views"][0]["semi_positives"] = []
+    info = plain.info | {"protocols": ["paired", "within-5m"]}
+    layout = Layout(plain.store, info, pa.Table.from_pylist(rows, schema=PLACES), plain.members)
+    axes = np.eye(4, dtype=np.float32)
+    [one, *_] = retrievals(layout, embedded_as(store.child("run"), layout, axes, axes), count=2, best=4)
+    assert one.kinds == ["truth", "semi", "semi", "semi"]

@@ -1,0 +1,97 @@
+"""The report: every row of results under its protocol's name, the loss of steps, the sheet of pairs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geostream.layout import Layout
+from geostream.report import report
+from geostream.report.curves import curves_svg, loss_by_step
+from geostream.runs.log import MetricsLog, RunResult
+from geostream.runs.stages import SETTINGS
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from geostream.streaming.stats import StreamStats
+from tests.helpers import tiny_layout
+
+SHARES = {"r1": 0.5, "r5": 0.75, "r10": 0.875, "r1pct": 0.5}
+PAIRED = SHARES | {"hit_rate": 0.625, "gallery": 6, "queries": 4}
+NEAR = {"protocol": "within-5m", "direction": "view→tile"} | PAIRED | {"r1": 0.6125}
+BOTH = [
+    {"protocol": "both-ways", "direction": d, "ap": ap, "queries": 4, "gallery": 6} | SHARES
+    for d, ap in (("view→tile", 0.7125), ("tile→view", 0.8125))
+]
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return tiny_layout(Store.open(tmp_path_factory.mktemp("store")), places=20)
+
+
+def training(epoch: int, **more: Any) -> dict[str, Any]:
+    measured = {"loss": 2.0 / epoch, "pairs": 20, "pairs_per_second": 100.0, "wait_share": 0.01}
+    return measured | {"stream": StreamStats(bytes_fetched=2000, bytes_used=1000).as_dict()} | more
+
+
+def result_of(run: Store, *evaluations: dict[str, Any]) -> RunResult:
+    log = MetricsLog(run)
+    for epoch in (1, 2):
+        log.append("train", epoch, 3.0, **training(epoch, step=4 * epoch, curve=[[4 * epoch - 2, 1.5, 1e-3]]))
+    for epoch, measured in enumerate(evaluations, 1):
+        log.append("evaluate", epoch, 1.0, **measured)
+    return RunResult.of(run, log, False)
+
+
+def page_of(layout: Layout, result: RunResult) -> str:
+    return report.render_report("title", report.summarise("store", layout, result), result.training, [], [])
+
+
+def test_one_protocol_has_its_table_by_epoch_and_no_heading(layout: Layout, tmp_path: Path) -> None:
+    page = page_of(layout, result_of(Store.open(tmp_path), PAIRED, PAIRED | {"r1": 0.5625}))
+    recall = page[page.index("Recall on the test gallery") : page.index("Epoch plans")]
+    assert "<h3>" not in recall and recall.count("<table>") == 1
+    assert re.findall(r"<th>(.*?)</th>", recall)[:6] == ["epoch", "R@1", "R@5", "R@10", "R@1%", "hit rate"]
+    assert "<td>50.0%</td>" in recall and "<td>56.2%</td>" in recall and "<td>62.5%</td>" in recall
+
+
+def test_further_rows_stand_under_the_names_of_their_protocols(layout: Layout, tmp_path: Path) -> None:
+    page = page_of(layout, result_of(Store.open(tmp_path), PAIRED | {"others": [NEAR]}, PAIRED | {"others": [NEAR]}))
+    assert re.findall("<h3>(.*?)</h3>", page) == ["paired, view→tile", "within-5m, view→tile"]
+    assert page.count("<td>61.3%</td>") + page.count("<td>61.2%</td>") == 2, "by epoch"
+    assert "within 5 m of where the query was taken" in page
+
+
+def test_both_ways_have_average_precision_and_no_hit_rate(layout: Layout, tmp_path: Path) -> None:
+    page = page_of(layout, result_of(Store.open(tmp_path), PAIRED | {"protocol": "both-ways", "others": BOTH}))
+    assert re.findall("<h3>(.*?)</h3>", page) == ["both-ways, view→tile", "both-ways, tile→view"]
+    recall = page[page.index("<h3>both-ways, tile→view") : page.index("Epoch plans")]
+    assert "<th>AP</th>" in recall and "hit rate" not in recall and "<td>81.2%</td>" in recall
+
+
+def test_the_loss_of_steps_lies_around_that_of_their_epoch() -> None:
+    epochs = [
+        {"epoch": 1, "loss": 2.0, "step": 10, "curve": [[5, 3.0, 0.1], [10, 2.5, 0.1]]},
+        {"epoch": 2, "loss": 1.5, "step": 20},
+        {"epoch": 3, "loss": 1.0, "step": 30, "curve": [[25, 1.25, 0.1]]},
+    ]
+    assert loss_by_step(epochs) == ([1.0, 1.5, 3.0], [3.0, 2.5, 1.25])
+    assert loss_by_step([{"epoch": 1, "loss": 2.0}]) == ([], [])
+    assert curves_svg(epochs, [], [], []).startswith("<svg")
+    assert curves_svg([], [], [], []).startswith("<svg"), "a run that has not begun"
+
+
+def test_a_run_without_evaluation_has_a_report_with_the_sheet_of_its_pairs(layout: Layout, tmp_path: Path) -> None:
+    run = Store.open(tmp_path)
+    settings = TrainSettings(tile_size=32, view_height=16, view_width=64)
+    run.write_json(SETTINGS, settings.model_dump())
+    result = result_of(run)
+    page = report.publish(run, layout, result, report.summarise("a <store>", layout, result))
+    assert run.read("report.html").decode() == page
+    assert "Not evaluated yet" in page and "<p>None.</p>" in page and "a &lt;store&gt;" in page
+    sheet = page[page.index("What the network is given") :]
+    assert sheet.count("<image") == 12 * 4 and "alpha-0019 view-00" in sheet
+    assert "{" not in sheet.split("<svg")[0] and ".row { display: flex" in page

@@ -1,0 +1,58 @@
+"""The run's log: survives being opened again, replaces what is done twice, and adds up to the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geostream.errors import StoreError
+from geostream.store import Store
+from geostream.streaming.stats import Replaced, StreamStats
+from geostream.runs.log import MetricsLog, RunResult
+
+
+def stream(fetched: int, peak: int) -> dict[str, Any]:
+    stats = StreamStats(bytes_fetched=fetched, bytes_used=fetched // 2, requests=3, peak_resident_bytes=peak)
+    stats.retries["busy"] = 2
+    stats.count_replaced(Replaced(step=4, pair="a view-00.jpg", member="tile.jpg", reason="torn", stand_in="b"))
+    return stats.as_dict()
+
+
+def test_a_stage_done_again_replaces_its_record(tmp_path: Path) -> None:
+    run = Store.open(tmp_path)
+    MetricsLog(run).append("train", 1, 2.0, loss=3.0)
+    log = MetricsLog(run)
+    log.append("plan", 2, 0.5)
+    log.append("train", 1, 4.0, loss=2.5)
+    assert (
+        MetricsLog(run).records
+        == log.records
+        == [
+            {"stage": "plan", "epoch": 2, "seconds": 0.5},
+            {"stage": "train", "epoch": 1, "seconds": 4.0, "loss": 2.5},
+        ]
+    )
+    assert log.has("plan", 2) and not log.has("plan", 1) and not log.has("mine", 2)
+    assert len(run.read("metrics.jsonl").splitlines()) == 2
+
+
+def test_the_result_adds_up(tmp_path: Path) -> None:
+    log = MetricsLog(Store.open(tmp_path))
+    log.append("train", 2, 5.0, loss=1.0, stream=stream(200, 70))
+    log.append("train", 1, 4.0, loss=2.0, stream=stream(100, 90))
+    log.append("evaluate", 2, 1.0, r1=0.5)
+    result = RunResult.of(Store.open(tmp_path), log, already_finished=False)
+    assert result.epochs == 2 and [row["loss"] for row in result.training] == [2.0, 1.0]
+    whole = {"bytes_fetched": 300, "bytes_used": 150, "requests": 6, "peak_resident_bytes": 90, "replaced_pairs": 2}
+    assert whole.items() <= result.stream.items() and result.stream["merged_read_bytes"] == 50
+    assert result.stream["retries"] == {"busy": 4} and result.stream["replaced"][1]["pair"] == "a view-00.jpg"
+    assert result.seconds == {"plan": 0, "train": 9.0, "embed": 0, "mine": 0, "recluster": 0, "evaluate": 1.0}
+    assert result.evaluations == [{"epoch": 2, "seconds": 1.0, "r1": 0.5}]
+
+
+def test_a_damaged_log_is_told(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "train"')
+    with pytest.raises(StoreError, match=r"metrics.jsonl: damaged"):
+        MetricsLog(Store.open(tmp_path))

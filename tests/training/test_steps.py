@@ -1,0 +1,188 @@
+"""The learning rate as a function, what decays, and the loop of an epoch: its points, its checkpoints and its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
+
+from geostream.errors import BadInput, GeostreamError, Interrupted
+from geostream.layout import Layout
+from geostream.planning.plan import EpochPlan
+from geostream.runs.stages import new_encoder, plan_epoch
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from geostream.streaming.dataset import plan_dataset
+from geostream.streaming.loader import Loader
+from geostream.streaming.pipeline import ImageSizes
+from geostream.training.augment import Augmentation
+from geostream.training.distributed import Group
+from geostream.training.model import Encoder
+from geostream.training.optimizer import learning_rate, make_optimizer
+from geostream.training.step import Learner
+from geostream.training.steps import CURVE_POINTS, EpochOutcome, train_epoch
+from tests.helpers import tiny_layout
+from tests.training.settings import TINY
+
+EIGHT = TINY.model_copy(update={"epochs": 8, "batch_size": 8, "checkpoint_every": 2})
+
+
+def new_learner(settings: TrainSettings) -> Learner:
+    return Learner(new_encoder(settings), settings, Group())
+
+
+def loader_of(layout: Layout, plan: EpochPlan, settings: TrainSettings, epoch: int = 1) -> Loader:
+    change = Augmentation.of(settings, epoch, len(layout.pairs("train")))
+    return Loader(plan_dataset(layout, plan, ImageSizes.of(settings), change=change))
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return tiny_layout(Store.open(tmp_path_factory.mktemp("layout")), places=32, view_size=(32, 64))
+
+
+def one_epoch(
+    layout: Layout, settings: TrainSettings, run: Path, stopping: Callable[[], bool] = lambda: False, **arguments: Any
+) -> tuple[EpochOutcome | Interrupted, list[EpochOutcome], Learner]:
+    """What an epoch of four batches came to, what it saved, and the learner behind it."""
+    plan = plan_epoch(Store.open(run), layout, settings, 1)
+    learner, saved = arguments.get("learner") or new_learner(settings), []
+    loader = loader_of(layout, plan, settings)
+    before = arguments.get("before", EpochOutcome())
+    loader.load_state_dict({"plan": plan.hash, "cursor": before.batches})
+    try:
+        outcome: EpochOutcome | Interrupted
+        outcome = train_epoch(learner, loader, settings, 1, before, saved.append, stopping)
+    except Interrupted as error:
+        outcome = error
+    assert loader.state_dict()["cursor"] == (saved[-1].batches if isinstance(outcome, Interrupted) else plan.n_batches)
+    return outcome, saved, learner
+
+
+def test_one_cycle_is_torchs() -> None:
+    settings = TrainSettings(learning_rate=2e-3, schedule="one-cycle")
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = OneCycleLR(optimizer, 2e-3, total_steps=1001)
+    for step in range(1001):
+        assert learning_rate(min(step / 1000, 1), settings) == pytest.approx(
+            schedule.get_last_lr()[0], rel=0.02, abs=1e-5
+        )
+        optimizer.step()
+        if step < 1000:
+            schedule.step()
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 5e-4), ("linear", 5e-4)])
+def test_rates_warm_up_and_end_at_nothing(schedule: str, middle: float) -> None:
+    settings = TrainSettings(learning_rate=1e-3, epochs=40, warmup_epochs=1, schedule=schedule)  # type: ignore[arg-type]
+    rates = [learning_rate(done, settings) for done in np.linspace(0, 1, 401)]
+    assert rates[0] == 0 and rates[5] == pytest.approx(5e-4) and rates[10] == pytest.approx(1e-3)
+    assert max(rates) == pytest.approx(1e-3) and rates[-1] == pytest.approx(0)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert learning_rate(10 / 400 + 195 / 400, settings) == pytest.approx(middle)
+    quarter = learning_rate(10 / 400 + 390 / 1600, settings)
+    assert quarter == pytest.approx(7.5e-4 if schedule == "linear" else 1e-3 * (1 + 0.5**0.5) / 2)
+
+
+def test_constant_and_a_warm_up_as_long_as_the_run() -> None:
+    assert learning_rate(0.7, TrainSettings(schedule="constant", learning_rate=0.5)) == 0.5
+    assert learning_rate(0.5, TrainSettings(epochs=1, warmup_epochs=3, learning_rate=0.5)) == 0.25
+    assert learning_rate(1.0, TrainSettings(epochs=1, warmup_epochs=3, learning_rate=0.5)) == 0.5
+
+
+def test_what_decays() -> None:
+    encoder = Encoder("test_vit")
+    everything = make_optimizer(encoder, TrainSettings(weight_decay=0.1))
+    assert {group["weight_decay"] for group in everything.param_groups} == {0.1}
+    chosen = make_optimizer(encoder, TrainSettings(weight_decay=0.1, decay_all=False))
+    decay = {id(p): group["weight_decay"] for group in chosen.param_groups for p in group["params"]}
+    decayed = {name for name, p in encoder.named_parameters() if decay[id(p)]}
+    assert len(decay) == len(list(encoder.parameters()))
+    assert decayed == {
+        name for name, p in encoder.named_parameters() if name.endswith("weight") and "norm" not in name and p.ndim > 1
+    }
+    assert "network.pos_embed" not in decayed and "logit_scale" not in decayed and len(decayed) > 10
+
+
+def test_a_few_epochs_lower_the_loss(layout: Layout, tmp_path: Path) -> None:
+    settings = EIGHT.model_copy(update={"blur_probability": 0.0, "dropout_probability": 0.0})
+    plan = plan_epoch(Store.open(tmp_path), layout, settings, 1)
+    learner = new_learner(settings)
+    losses = []
+    for epoch in range(1, 9):
+        saved: list[EpochOutcome] = []
+        loader = loader_of(layout, plan, settings, epoch)
+        outcome = train_epoch(learner, loader, settings, epoch, EpochOutcome(), saved.append)
+        losses.append(outcome.loss)
+        assert outcome.pairs == plan.place.size and 0 <= outcome.stream.stall_seconds <= outcome.seconds
+        assert [(one.steps, one.batches, one.pairs) for one in saved] == [(2, 2, 16)]  # every second of four
+        assert EpochOutcome.from_dict(json.loads(json.dumps(outcome.as_dict()))) == outcome
+        assert outcome.stream.bytes_used <= outcome.stream.bytes_fetched
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_curve(layout: Layout, tmp_path: Path) -> None:
+    outcome, _, learner = one_epoch(layout, EIGHT.model_copy(update={"precision": "fp16"}), tmp_path)
+    assert isinstance(outcome, EpochOutcome)
+    assert [point[0] for point in outcome.curve] == [1, 2, 3, 4] and learner.steps == 4
+    assert np.mean([point[1] for point in outcome.curve]) == pytest.approx(outcome.loss, rel=1e-6)
+    rates = [learning_rate((step + 0.5) / 4 / 8, EIGHT) for step in range(4)]
+    assert [point[2] for point in outcome.curve] == pytest.approx(rates)
+    assert [point[3] for point in outcome.curve] == [1024.0] * 4
+
+
+def test_a_long_epochs_curve_has_few_points(layout: Layout, tmp_path: Path) -> None:
+    before = EpochOutcome(steps=60, batches=0, loss_sum=60.0)  # as if it had 64 steps, four of them still to do
+    outcome, _, _ = one_epoch(layout, EIGHT, tmp_path, before=before)
+    assert isinstance(outcome, EpochOutcome) and outcome.steps == 64
+    assert [point[0] for point in outcome.curve] == [2, 4] and len(outcome.curve) * 16 <= CURVE_POINTS
+    before = EpochOutcome(steps=60, batches=0, loss_sum=60.0, curve=[[60, 1.0, 0.1]])
+    outcome, _, _ = one_epoch(layout, EIGHT, tmp_path, before=before)
+    assert isinstance(outcome, EpochOutcome) and [point[0] for point in outcome.curve] == [60, 2, 4]
+
+
+def test_a_step_of_several_batches(layout: Layout, tmp_path: Path) -> None:
+    settings = TINY.model_copy(update={"step_batches": 2, "lanes": 2, "checkpoint_every": 1})
+    outcome, saved, learner = one_epoch(layout, settings, tmp_path)
+    assert isinstance(outcome, EpochOutcome) and outcome.steps > 2
+    assert outcome.batches == 2 * outcome.steps and outcome.pairs == 4 * outcome.batches
+    assert learner.steps == outcome.steps
+    assert [(one.steps, one.batches) for one in saved] == [(step, 2 * step) for step in range(1, outcome.steps)]
+    with pytest.raises(BadInput, match="does not divide the batches of the plan; it must divide lanes"):
+        one_epoch(layout, settings.model_copy(update={"step_batches": outcome.batches + 1}), tmp_path)
+
+
+def test_a_request_to_stop_saves_and_what_is_left_ends_as_if_there_was_none(layout: Layout, tmp_path: Path) -> None:
+    settings = EIGHT.model_copy(update={"checkpoint_every": 100})
+    whole, _, wanted = one_epoch(layout, settings, tmp_path)
+    answers = iter([False, True])
+    stopped, saved, learner = one_epoch(layout, settings, tmp_path, stopping=lambda: next(answers))
+    assert isinstance(stopped, Interrupted) and "stopped after step 2 of 4" in str(stopped)
+    assert isinstance(whole, EpochOutcome) and [one.steps for one in saved] == [2]
+    rest, saved, _ = one_epoch(layout, settings, tmp_path, before=saved[0], learner=learner)
+    assert isinstance(rest, EpochOutcome) and saved == []
+    assert (rest.steps, rest.pairs, rest.loss_sum, rest.curve) == (4, 32, whole.loss_sum, whole.curve)
+    for name, tensor in learner.encoder.state_dict().items():
+        assert torch.equal(tensor, wanted.encoder.state_dict()[name])
+
+
+def test_a_request_to_stop_at_the_last_step_is_not_asked_for(layout: Layout, tmp_path: Path) -> None:
+    asked = []
+    outcome, saved, _ = one_epoch(layout, EIGHT, tmp_path, stopping=lambda: bool(asked.append(1)))
+    assert isinstance(outcome, EpochOutcome) and len(asked) == 3 and [one.steps for one in saved] == [2]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_unsaved(layout: Layout, tmp_path: Path) -> None:
+    learner = new_learner(EIGHT)
+    with torch.no_grad():
+        learner.encoder.logit_scale.fill_(float("nan"))
+    with pytest.raises(GeostreamError, match="the loss is nan after 2 steps; lower learning_rate"):
+        one_epoch(layout, EIGHT, tmp_path, learner=learner)
