@@ -63,7 +63,7 @@ def _demo(out: Path, seed: int, city: str, overrides: list[str]) -> None:
         result = RunResult.of(folder, MetricsLog(folder), already_finished=True)
         layout = layout_of(Store.open(store_url), layout, RUN)
         summary = report.summarise(store_url, layout, result)
-        summary |= {"flow_runs": flow_runs, "settings": read_settings(folder).model_dump()}
+        summary |= {"flow_runs": flow_runs, "settings": read_settings(folder).flat()}
         summary["seconds"] |= {name: round(value, 1) for name, value in seconds.items()}
         summary["seconds"]["total"] = round(time.monotonic() - started, 1)
         page = report.publish(folder, layout, result, summary)
@@ -153,9 +153,9 @@ def _run_flows(
     layout = open_layout(store, DATASET, LAYOUT)
     console.print(
         f"{layout.n_places:,} places in {len(layout.shard_names)} shards at {layout.store.url}; "
-        f"training {settings.model} for {settings.epochs} epochs"
+        f"training {settings.model.name} for {settings.optim.epochs} epochs"
     )
-    retrain(store=store_url, dataset=DATASET, run=RUN, settings=settings.model_dump())
+    retrain(store=store_url, dataset=DATASET, run=RUN, settings=settings.flat())
     with get_client(sync_client=True) as client:
         runs = sorted(client.read_flow_runs(), key=lambda run: str(run.start_time))
         flow_runs = [

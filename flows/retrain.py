@@ -44,7 +44,7 @@ def retrain(
     """
     target = open_store(store)
     opened = open_layout(target, dataset, layout)
-    numbers = make_settings(default_settings(opened.dataset).model_dump() | (settings or {}))
+    numbers = make_settings(default_settings(opened.dataset).flat() | (settings or {}))
     name = run or f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}"
     result = train(target, opened, name, numbers, cluster)
     write_report(target, opened, name, result)

@@ -1,8 +1,9 @@
-"""Every number that shapes a training run, in one frozen object that is stored whole with the run.
+"""Hold every number that shapes a training run, in groups, in one frozen object that is stored with the run.
 
-The defaults are Sample4Geo's (Deuser et al., ICCV 2023, section 4, and the authors' code), but that weights begin from
-scratch: nothing here needs a download. What a dataset is trained with stands in the recipe of its name, and anything
-is overridden by name: ``--set batch_size=32`` on the command line, ``settings`` in a flow's parameters.
+The defaults are Sample4Geo's (Deuser et al., ICCV 2023, section 4, and the authors' code), except that weights begin
+from scratch, so that nothing needs a download. What a data set is trained with stands in the recipe of its name
+(``geostream/recipes``). Any setting is overridden by its own name: ``--set batch_size=32`` on the command line,
+``settings`` in a flow's parameters. ``geostream settings`` lists all of them.
 """
 
 from __future__ import annotations
@@ -11,115 +12,206 @@ import json
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from geostream.errors import BadInput
 
+FROZEN = ConfigDict(frozen=True, extra="forbid")
 
-class TrainSettings(BaseModel):
-    """Settings of one training run. Sizes in pixels, rates per step, times in epochs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ModelSettings(BaseModel):
+    """The encoder that both views share, and how it computes."""
 
-    # encoder, shared by both views
-    model: str = Field("convnext_base.fb_in22k_ft_in1k_384", description="any timm model")
+    model_config = FROZEN
+
+    name: str = Field("convnext_base.fb_in22k_ft_in1k_384", description="name of a timm model")
     weights: str = Field(
         "scratch",
-        description="to begin with: scratch, timm (of the model's name, from its hub), or a local "
-        ".safetensors, .pth, .pt or .bin file",
+        description="initial weights: scratch, timm (the model's own, from its hub), or a local .safetensors, .pth, "
+        ".pt or .bin file",
     )
-    model_options: dict[str, bool | int | float | str] = Field({}, description="keyword arguments of timm's model")
-    tile_size: int = Field(384, ge=8, description="side of the tile given to the model")
-    view_height: int = Field(384, ge=8)
-    view_width: int = Field(768, ge=8)
-
-    # optimisation
-    epochs: int = Field(40, ge=1)
-    batch_size: int = Field(128, ge=2, description="pairs in a batch")
-    learning_rate: float = Field(1e-3, gt=0)
-    schedule: Literal["cosine", "linear", "one-cycle", "constant"] = "cosine"
-    warmup_epochs: float = Field(1.0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    decay_all: bool = Field(True, description="decay norms, biases and the temperature, too")
-    clip_value: float = Field(100.0, gt=0, description="gradient values are clipped here")
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    initial_temperature: float = Field(0.07, gt=0)
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="evaluate and mine with averaged weights; 0: with the last")
+    options: dict[str, bool | int | float | str] = Field({}, description="keyword arguments for timm's model")
+    tile_size: int = Field(384, ge=8, description="pixels; side of the tiles given to the model")
+    view_height: int = Field(384, ge=8, description="pixels; height of the views given to the model")
+    view_width: int = Field(768, ge=8, description="pixels; width of the views given to the model")
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on a GPU, else float32"
+        "auto", description="number format of the network; auto: bf16 on a GPU, else float32"
     )
+    gradient_checkpointing: bool = Field(False, description="compute activations twice: a third slower, less memory")
+    channels_last: bool = Field(False, description="memory format that convolutions on a GPU are fastest with")
+    compile: bool = Field(False, description="compile the network with torch.compile")
+
+
+class OptimSettings(BaseModel):
+    """The optimization: steps, loss, learning rate."""
+
+    model_config = FROZEN
+
+    epochs: int = Field(40, ge=1, description="epochs to train")
+    batch_size: int = Field(128, ge=2, description="pairs in a batch")
     micro_batch: int | None = Field(
-        None, ge=1, description="pairs that go through the network at once; the loss is of the whole batch all the same"
+        None, ge=1, description="pairs that go through the network at once; the loss stays that of the whole batch"
     )
-    gradient_checkpointing: bool = Field(False, description="a third more time, far less memory")
-    channels_last: bool = Field(False, description="the memory format that convolutions on a GPU like best")
-    compile: bool = Field(False, description="torch.compile the network")
-
-    # several GPUs
     step_batches: int = Field(
-        0, ge=0, description="batches, each of another lane, that make one step; ranks must divide it; 0: one a rank"
+        0, ge=0, description="batches of one optimizer step, each from another lane; 0: as many as there are ranks"
     )
-    negatives: Literal["own", "all"] = Field("all", description="within each batch, or within all batches of a step")
+    negatives: Literal["own", "all"] = Field(
+        "all", description="where a pair's negatives come from: its own batch, or all batches of the step"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="per step; the highest of the schedule")
+    schedule: Literal["cosine", "linear", "one-cycle", "constant"] = Field(
+        "cosine", description="how the learning rate falls after the warm-up"
+    )
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs over which the learning rate rises")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's, per step, times the learning rate")
+    decay_all: bool = Field(True, description="decay norms, biases and the temperature as well")
+    clip_value: float = Field(100.0, gt=0, description="largest absolute value of a gradient's elements")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over the negatives")
+    initial_temperature: float = Field(0.07, gt=0, description="temperature of the InfoNCE loss, learned from there")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the EMA weights used to evaluate and mine; 0: no EMA"
+    )
 
-    # augmentation
-    flip_probability: float = Field(0.5, ge=0, le=1)
-    rotate_probability: float = Field(0.75, ge=0, le=1, description="turn the tile and roll the view by the same angle")
+
+class AugmentSettings(BaseModel):
+    """How often, and how far, images are changed in training."""
+
+    model_config = FROZEN
+
+    flip_probability: float = Field(0.5, ge=0, le=1, description="share of pairs whose tile and view are mirrored")
+    rotate_probability: float = Field(
+        0.75, ge=0, le=1, description="share of pairs whose tile is turned by 90, 180 or 270 degrees, and view with it"
+    )
     view_kind: Literal["panorama", "picture"] = Field(
         "panorama", description="a panorama is rolled as its tile turns; a picture (drone, street) stays as it is"
     )
-    color_probability: float = Field(0.5, ge=0, le=1, description="change the colour of a view, or of a tile")
-    color_jitter: float = Field(0.15, ge=0, description="brightness, contrast, saturation then; 0: no colour changes")
-    hue_jitter: float = Field(0.15, ge=0, le=0.5, description="share of a whole turn of the hue then; 0 is far cheaper")
-    jpeg_probability: float = Field(0.5, ge=0, le=1, description="compress again, at quality 90 to 100")
-    blur_probability: float = Field(0.3, ge=0, le=1, description="blur or sharpen")
-    dropout_probability: float = Field(0.3, ge=0, le=1, description="black out a grid, or some rectangles")
+    color_probability: float = Field(0.5, ge=0, le=1, description="share of images whose colors change")
+    color_jitter: float = Field(0.15, ge=0, description="largest change of brightness, contrast, saturation; 0: none")
+    hue_jitter: float = Field(0.15, ge=0, le=0.5, description="largest change of hue, in turns; 0: none, far cheaper")
+    jpeg_probability: float = Field(0.5, ge=0, le=1, description="share of images compressed again, quality 90 to 100")
+    blur_probability: float = Field(0.3, ge=0, le=1, description="share of images blurred or sharpened")
+    dropout_probability: float = Field(0.3, ge=0, le=1, description="share of images with a grid or rectangles blacked")
 
-    # plan
-    strategy: Literal["patchwork", "sample4geo", "random"] = "patchwork"
-    neighbours: int = Field(128, ge=1, description="K of the neighbour graphs")
-    first_mining: int = Field(4, ge=1, description="epochs on GPS neighbours before the first mining")
-    mine_every: int = Field(4, ge=1, description="epochs between minings")
-    lanes: int = Field(
-        1,
-        ge=1,
-        description="independent streams of batches, at least; a run raises it to a multiple of ranks times workers",
+
+class PlanSettings(BaseModel):
+    """Which pairs share a batch: the strategy, the neighbour graphs, the order of the shards."""
+
+    model_config = FROZEN
+
+    strategy: Literal["patchwork", "sample4geo", "random"] = Field(
+        "patchwork", description="patchwork: hard batches from few shards at a time; sample4geo: the authors' way"
     )
-    resident_shards: int = Field(8, ge=1, description="W: shards of a lane held at once")
+    neighbours: int = Field(128, ge=1, description="K, neighbours of each place in the graphs")
+    first_mining: int = Field(4, ge=1, description="epochs planned by geographic neighbours, before the first mining")
+    mine_every: int = Field(4, ge=1, description="epochs between two minings")
+    lanes: int = Field(
+        1, ge=1, description="independent streams of batches; raised to a multiple of ranks times workers"
+    )
+    resident_shards: int = Field(8, ge=1, description="W, shards of a lane that are held at once")
     hardness: float = Field(
-        1.0, ge=0, description="score that plans reach where they can (1: random access); beyond, they rather vary"
+        1.0,
+        ge=0,
+        description="target hardness of a plan: 0 is random batches, 1 is Sample4Geo with random access; among "
+        "strategies that reach it, the most varied is used",
     )
     recluster_below: float = Field(
-        0.95,
-        ge=0,
-        description="shards are rewritten by similarity where plans that mix all of them score less; 0: never",
+        0.95, ge=0, description="hardness below which the shards are rewritten in the order of similarity; 0: never"
     )
 
-    # running
-    evaluate_every: int = Field(4, ge=1)
-    checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints within an epoch")
-    keep_checkpoints: int = Field(3, ge=1, description="newest ones kept, beside the best")
-    workers: int = Field(0, ge=0, description="loader processes; 0 loads in the trainer's own")
-    decode_threads: int | None = Field(None, ge=1, description="of each loader process; None: as there are cores")
+
+class ReadSettings(BaseModel):
+    """What reading may cost. Nothing here changes what is trained."""
+
+    model_config = FROZEN
+
+    workers: int = Field(0, ge=0, description="loader processes; 0: load in the trainer's own")
+    decode_threads: int | None = Field(None, ge=1, description="threads of each loader process; none: by its cores")
     look_ahead: int = Field(128, ge=0, description="batches of a lane whose needs are merged into one read")
     prefetch: int = Field(8, ge=0, description="batches that a read may start before its need")
-    buffer_mib: int = Field(2048, ge=1, description="most MiB of shards held at once, by each rank")
-    gap_kib: int = Field(1024, ge=0, description="unneeded KiB read through rather than skipped by another request")
-    replaced_limit: float = Field(0.01, ge=0, le=1, description="share of an epoch's pairs that may be replaced")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: torch's own choice")
-    seed: int = Field(0, ge=0)
+    buffer_mib: int = Field(2048, ge=1, description="MiB of shards that each rank holds at most")
+    gap_kib: int = Field(1024, ge=0, description="KiB not needed that are read through, rather than skipped")
+    replaced_limit: float = Field(
+        0.01, ge=0, le=1, description="share of an epoch's pairs that may be replaced because they cannot be read"
+    )
+
+
+class TrainSettings(BaseModel):
+    """All settings of a training run. Where they are given, a setting's own name is enough: ``batch_size=64``."""
+
+    model_config = FROZEN
+
+    model: ModelSettings = ModelSettings()
+    optim: OptimSettings = OptimSettings()
+    augment: AugmentSettings = AugmentSettings()
+    plan: PlanSettings = PlanSettings()
+    read: ReadSettings = ReadSettings()
+    evaluate_every: int = Field(4, ge=1, description="epochs between two evaluations")
+    checkpoint_every: int = Field(250, ge=1, description="steps between two checkpoints within an epoch")
+    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints that are kept, beside the best")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _into_groups(cls, values: Any) -> Any:
+        """Put settings that are given by their own names into their groups. Runs before version 2 stored them so."""
+        if not isinstance(values, Mapping):
+            return values
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            group, field = SETTINGS.get(name, ("", name))
+            if isinstance(value, Mapping) and name in GROUPS:
+                found[name] = {**found.get(name, {}), **value}
+            elif group:
+                found[group] = {**found.get(group, {}), field: value}
+            else:
+                found[name] = value
+        return found
+
+    def flat(self) -> dict[str, Any]:
+        """Return the value of each setting by its own name."""
+        values = self.model_dump()
+        return {name: values[group][field] if group else values[field] for name, (group, field) in SETTINGS.items()}
+
+    def changed(self, **values: Any) -> TrainSettings:
+        """Return these settings with others in place of some, given by their own names.
+
+        Raises:
+            BadInput: A setting is unknown, or its value is not allowed.
+        """
+        return make_settings(self.flat() | values)
+
+
+GROUPS: dict[str, type[BaseModel]] = {
+    "model": ModelSettings,
+    "optim": OptimSettings,
+    "augment": AugmentSettings,
+    "plan": PlanSettings,
+    "read": ReadSettings,
+}
+#: Settings by their own names, as (group, field); "" is no group. A field's name is its setting's, but for two.
+SETTINGS: dict[str, tuple[str, str]] = {
+    {"name": "model", "options": "model_options"}.get(field, field): (group, field)
+    for group, kind in GROUPS.items()
+    for field in kind.model_fields
+} | {name: ("", name) for name in TrainSettings.model_fields if name not in GROUPS}
 
 
 def default_settings(dataset: str) -> TrainSettings:
-    """The settings to begin with on a dataset: its recipe (``recipes/<dataset>.toml``) where there is one."""
+    """Return the settings to begin with on a data set: its recipe where there is one, else Sample4Geo's."""
     recipe = files("geostream").joinpath("recipes", f"{dataset}.toml")
     return make_settings(tomllib.loads(recipe.read_text())) if recipe.is_file() else TrainSettings()
 
 
 def parse_settings(overrides: list[str], base: TrainSettings) -> TrainSettings:
-    """Settings from ``name=value`` texts on top of ``base``. Raises BadInput by name."""
-    values = base.model_dump()
+    """Return ``base`` with the settings that were typed as ``name=value``.
+
+    Raises:
+        BadInput: A text is no ``name=value``, a setting is unknown, or its value is not allowed.
+    """
+    values = base.flat()
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals:
@@ -132,10 +224,13 @@ def parse_settings(overrides: list[str], base: TrainSettings) -> TrainSettings:
 
 
 def make_settings(values: Mapping[str, object]) -> TrainSettings:
-    """Settings from a mapping. Raises BadInput with one line naming each wrong setting."""
+    """Return settings from a mapping of their own names, or of groups.
+
+    Raises:
+        BadInput: With one line that names each wrong setting.
+    """
     try:
         return TrainSettings.model_validate(values)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        known = ", ".join(TrainSettings.model_fields)
-        raise BadInput(f"settings: {wrong}. Known settings: {known}") from error
+        raise BadInput(f"settings: {wrong}. Known settings: {', '.join(SETTINGS)}") from error

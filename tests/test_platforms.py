@@ -45,7 +45,7 @@ from geostream.runs.loop import train
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 store = Store.open(sys.argv[1])
-result = train(store, tiny_layout(store, places=16), "one", TINY.model_copy(update={"epochs": 2}))
+result = train(store, tiny_layout(store, places=16), "one", TINY.changed(epochs=2))
 print(result.epochs, "epochs")
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from geostream.errors import BadInput
-from geostream.settings import TrainSettings, default_settings, make_settings, parse_settings
+from geostream.settings import GROUPS, SETTINGS, TrainSettings, default_settings, make_settings, parse_settings
 
 # Read in the authors' train_vigor.py, train_cvusa.py, train_cvact.py, train_university.py and transforms.py.
 SAMPLE4GEO: dict[str, Any] = {
@@ -56,7 +56,7 @@ OF_DATASET: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("dataset", OF_DATASET)
 def test_recipes_are_sample4geos(dataset: str) -> None:
-    settings = default_settings(dataset).model_dump()
+    settings = default_settings(dataset).flat()
     wanted = SAMPLE4GEO | OF_DATASET[dataset]
     assert {name: settings[name] for name in wanted} == wanted
 
@@ -69,26 +69,31 @@ def test_recipes_say_what_the_numbers_are_for(dataset: str) -> None:
 
 
 def test_defaults_differ_from_vigors_recipe_in_the_weights_alone() -> None:
-    assert default_settings("vigor").model_copy(update={"weights": "scratch"}) == TrainSettings()
+    assert default_settings("vigor").changed(weights="scratch") == TrainSettings()
     assert default_settings("a-dataset-of-ones-own") == TrainSettings()
 
 
 def test_recipe_of_the_rendered_cities() -> None:
-    assert default_settings("simcity").model == "test_convnext"
+    assert default_settings("simcity").model.name == "test_convnext"
 
 
 def test_overrides_by_name() -> None:
     texts = ["batch_size=64", "model=resnet18", "threads=null", "seed=3", 'model_options={"drop_path_rate": 0.1}']
     settings = parse_settings(texts, TrainSettings())
-    assert (settings.batch_size, settings.model, settings.threads, settings.seed) == (64, "resnet18", None, 3)
-    assert settings.model_options == {"drop_path_rate": 0.1}
+    assert (settings.optim.batch_size, settings.model.name, settings.threads, settings.seed) == (
+        64,
+        "resnet18",
+        None,
+        3,
+    )
+    assert settings.model.options == {"drop_path_rate": 0.1}
 
 
 @pytest.mark.parametrize("dataset", OF_DATASET)
 def test_every_value_of_a_recipe_can_be_overridden(dataset: str) -> None:
     settings = default_settings(dataset)
-    plain = TrainSettings(model="test_convnext", seed=7)
-    texts = [f"{name}={json.dumps(value)}" for name, value in plain.model_dump().items()]
+    plain = TrainSettings().changed(model="test_convnext", seed=7)
+    texts = [f"{name}={json.dumps(value)}" for name, value in plain.flat().items()]
     assert parse_settings(texts, settings) == plain
 
 
@@ -110,5 +115,16 @@ def test_wrong_settings_are_named(text: str, message: str) -> None:
 
 
 def test_stored_settings_come_back() -> None:
-    settings = TrainSettings(seed=5, lanes=4)
+    settings = TrainSettings().changed(seed=5, lanes=4)
     assert make_settings(settings.model_dump()) == settings
+
+
+def test_what_runs_stored_before_the_groups_loads() -> None:
+    settings = TrainSettings().changed(model="resnet18", model_options={"drop_path_rate": 0.1}, batch_size=64, seed=5)
+    assert make_settings(json.loads(json.dumps(settings.flat()))) == settings
+    assert make_settings({"model": {"name": "resnet18"}, "batch_size": 64}).optim.batch_size == 64
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for name, (group, field) in SETTINGS.items():
+        assert (GROUPS[group] if group else TrainSettings).model_fields[field].description, name

@@ -100,7 +100,7 @@ def mine(
         raise BadInput(f"--kind {kind}: graphs are gps or visual")
     with Lease(folder):
         if kind == "gps":
-            graph = build_gps_graph(folder, opened, settings.neighbours)
+            graph = build_gps_graph(folder, opened, settings.plan.neighbours)
         else:
             epoch = newest_embeddings(folder) if epoch is None else epoch
             graph = stages.mine(folder, opened, settings, epoch, cluster)

@@ -64,14 +64,14 @@ def embed(
         )
     sizes, options = ImageSizes.of(settings), ReadOptions.of(settings)
     dataset = scan_dataset(
-        layout, references, pairs, sizes, settings.batch_size, options=options, rank=group.rank, ranks=group.ranks
+        layout, references, pairs, sizes, settings.optim.batch_size, options=options, rank=group.rank, ranks=group.ranks
     )
     pin = device_of(encoder).type == "cuda"
     encoder.eval()
     rounds: Iterable[int] = range(-(-len(dataset.steps) // group.ranks))  # as many as the largest part has batches
     if group.is_first:
         rounds = track(rounds, f"embed {split}")
-    with Loader(dataset, settings.workers, settings.decode_threads, pin, group.local_ranks) as loader:
+    with Loader(dataset, settings.read.workers, settings.read.decode_threads, pin, group.local_ranks) as loader:
         batches = iter(loader)
         for _ in rounds:
             batch = next(batches, None)
@@ -97,13 +97,13 @@ def _embedded(
     without an image -1.
     """
     device = device_of(encoder)
-    numbers = torch.full((settings.batch_size,), -1)
-    vectors = torch.zeros(settings.batch_size, encoder.dim)
+    numbers = torch.full((settings.optim.batch_size,), -1)
+    vectors = torch.zeros(settings.optim.batch_size, encoder.dim)
     at = 0
     for kind, row, first in (("tile", "reference", 0), ("view", "query", references)):
         if kind in tensors:
             here = slice(at, at + len(tensors[kind]))
-            with autocast(device, settings.precision):
+            with autocast(device, settings.model.precision):
                 vectors[here] = encoder.encode(tensors[kind].to(device, non_blocking=True)).float().cpu()
             numbers[here] = tensors[row] + first
             at = here.stop

@@ -44,42 +44,42 @@ def make_plan(
 ) -> EpochPlan:
     """The plan of ``epoch`` for the layout's training pairs.
 
-    ``graph`` may be None with ``settings.strategy`` "random" only. ``previous``: the plans of the epochs before, newest
-    first, of any generation: what the strategy is not to repeat, and the overlap is measured by. ``embeddings``: those
+    ``graph`` may be None with strategy "random" only. ``previous``: the plans of the epochs before, newest first, of
+    any generation: what the strategy is not to repeat, and the overlap is measured by. ``embeddings``: those
     that a visual graph came from; without them a visual plan has no hardness score. ``carry_out``: how the lanes are
     put together (:func:`assemble`). ``quality`` holds pairs, batches, left_out, hardness_score, assembly (which of the
     strategy's ways it is), reachable_score (the best of ways that do not drift), overlap, resident_share, amplification
     and requests_per_gib; where a score cannot be had it is None, and hardness_note says why.
     """
     pairs = layout.pairs("train")
-    if len(pairs) < settings.batch_size * settings.lanes:
+    if len(pairs) < settings.optim.batch_size * settings.plan.lanes:
         raise BadInput(
-            f"layout {layout.name} has {len(pairs)} training pairs, too few for {settings.lanes} lanes with batches "
-            f"of {settings.batch_size}; set a smaller batch_size"
+            f"layout {layout.name} has {len(pairs)} training pairs, too few for {settings.plan.lanes} lanes with "
+            f"batches of {settings.optim.batch_size}; set a smaller batch_size"
         )
-    problem = _problem(layout, pairs, graph, settings.strategy)
-    common: dict[str, Any] = {"batch_size": settings.batch_size, "seed": seed, "epoch": epoch}
+    problem = _problem(layout, pairs, graph, settings.plan.strategy)
+    common: dict[str, Any] = {"batch_size": settings.optim.batch_size, "seed": seed, "epoch": epoch}
     scale = Scale.of(problem, layout, graph, embeddings, **common)
     history = tuple(_batch_of_pair(pairs, plan) for plan in previous)
     tried: list[tuple[float, str, Assembled, str]] = []
-    for name in HARDER.get(settings.strategy, (settings.strategy,)):
-        if name in DRIFTING and max(one[0] for one in tried) >= settings.hardness:
+    for name in HARDER.get(settings.plan.strategy, (settings.plan.strategy,)):
+        if name in DRIFTING and max(one[0] for one in tried) >= settings.plan.hardness:
             break  # hard enough, if not by the margin
         assembled = assemble(
             problem._replace(history=history),
             strategy=name,
-            lanes=settings.lanes,
-            resident=settings.resident_shards,
+            lanes=settings.plan.lanes,
+            resident=settings.plan.resident_shards,
             carry_out=carry_out,
             **common,
         )
         if not len(assembled.batches):
             raise BadInput(
-                f"layout {layout.name}: no batch of {settings.batch_size} places can be filled; set a smaller one"
+                f"layout {layout.name}: no batch of {settings.optim.batch_size} places can be filled; set a smaller one"
             )
         score, note = scale.score(assembled)
         tried.append((np.inf if score is None else score, name, assembled, note))
-        if score is None or score >= settings.hardness + MARGIN:
+        if score is None or score >= settings.plan.hardness + MARGIN:
             break
     best, assembly, assembled, note = max(tried, key=lambda one: one[0])
     score = best if np.isfinite(best) else None
@@ -90,20 +90,20 @@ def make_plan(
         list(_members(layout, place, view)),
         members.extents,
         members.shard_sizes,
-        look_ahead=settings.look_ahead * settings.lanes,
+        look_ahead=settings.read.look_ahead * settings.plan.lanes,
         prefetch=0,  # what the plan needs, not what a reader holds to be quick
         budget_bytes=int(layout.shard_sizes.sum()),
-        gap_bytes=settings.gap_kib * 2**10,
+        gap_bytes=settings.read.gap_kib * 2**10,
     )
     return EpochPlan(
         layout_id=layout.id,
         epoch=epoch,
         seed=seed,
-        strategy=settings.strategy,
-        source=graph.kind if graph is not None and settings.strategy != "random" else "random",
-        graph=graph.name if graph is not None and settings.strategy != "random" else "",
-        lanes=settings.lanes,
-        batch_size=settings.batch_size,
+        strategy=settings.plan.strategy,
+        source=graph.kind if graph is not None and settings.plan.strategy != "random" else "random",
+        graph=graph.name if graph is not None and settings.plan.strategy != "random" else "",
+        lanes=settings.plan.lanes,
+        batch_size=settings.optim.batch_size,
         place=place,
         view=view,
         left_out_place=pairs.place[assembled.left_out],
@@ -132,20 +132,20 @@ def reachable_by_shards(
     It takes the number of a shard for each of ``graph.places``. None: there is no score.
     """
     pairs = layout.pairs("train")
-    problem = _problem(layout, pairs, graph, settings.strategy)
-    common: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed, "epoch": 1}
+    problem = _problem(layout, pairs, graph, settings.plan.strategy)
+    common: dict[str, Any] = {"batch_size": settings.optim.batch_size, "seed": settings.seed, "epoch": 1}
     scale = Scale.of(problem, layout, graph, embeddings, **common)
-    ways = HARDER.get(settings.strategy, (settings.strategy,))
+    ways = HARDER.get(settings.plan.strategy, (settings.plan.strategy,))
     hardest = [name for name in ways if name not in DRIFTING][-1]
 
     def reachable(shard: Int32) -> float | None:
-        if len(pairs) < settings.batch_size * settings.lanes or len(np.unique(shard)) < settings.lanes:
+        if len(pairs) < settings.optim.batch_size * settings.plan.lanes or len(np.unique(shard)) < settings.plan.lanes:
             return None
         plan = assemble(
             problem._replace(shard=shard),
             strategy=hardest,
-            lanes=settings.lanes,
-            resident=settings.resident_shards,
+            lanes=settings.plan.lanes,
+            resident=settings.plan.resident_shards,
             **common,
         )
         return scale.score(plan)[0] if len(plan.batches) else None

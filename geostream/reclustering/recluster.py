@@ -128,7 +128,7 @@ def shards_by_similarity(
     sizes = weight[graph.places].astype(np.int64)
     ordered = similarity_order(smoothed(vectors, graph.rows(NEAR)), sizes, float(in_shard.mean()), run)
     reachable = reachable_by_shards(layout, graph, embeddings, settings)
-    return spread_out(ordered, sizes, reachable, settings.hardness + SPARE)
+    return spread_out(ordered, sizes, reachable, settings.plan.hardness + SPARE)
 
 
 def place_vectors(embeddings: Embeddings, places: Int32) -> Float32:

@@ -78,7 +78,7 @@ def sheet_pair(name: str, tile: Pixels, view: Pixels, pair: int, drawn: Augmenta
         name=name,
         plain={"tile": tile, "view": view},
         changed={"tile": _pixels(tiles), "view": _pixels(views)},
-        marks=compass(bool(drawn.flip[pair]), int(drawn.turns[pair]), drawn.settings.view_kind == "panorama"),
+        marks=compass(bool(drawn.flip[pair]), int(drawn.turns[pair]), drawn.settings.augment.view_kind == "panorama"),
         changes={"pair": _moves(drawn, pair)} | {kind: _changes(drawn, pair, k) for k, kind in enumerate(KINDS)},
     )
 

@@ -30,10 +30,10 @@ def begin(run: Store, settings: TrainSettings, ranks: int) -> TrainSettings:
         run.write_json(stages.SETTINGS, wanted.model_dump(), if_absent=True)
     except AlreadyExists:
         begun = stages.read_settings(run)
-        wanted = settings.model_copy(update=_as_begun(settings, begun))
-        changed = [name for name, value in wanted if value != getattr(begun, name) and name not in MAY_CHANGE]
-        if changed:
-            names = ", ".join(f"{name} {getattr(begun, name)} → {getattr(wanted, name)}" for name in changed)
+        wanted = settings.changed(**_as_begun(settings, begun))
+        was, now = begun.flat(), wanted.flat()
+        if changed := [name for name in now if now[name] != was[name] and name not in MAY_CHANGE]:
+            names = ", ".join(f"{name} {was[name]} → {now[name]}" for name in changed)
             raise BadInput(f"{run.url}: begun with other settings ({names}); choose another run name") from None
         check_ranks(wanted, ranks)
     return wanted
@@ -41,28 +41,28 @@ def begin(run: Store, settings: TrainSettings, ranks: int) -> TrainSettings:
 
 def resolve(settings: TrainSettings, ranks: int) -> TrainSettings:
     """The settings with ``step_batches`` and ``lanes`` as a run begins with them on so many ranks."""
-    step_batches = settings.step_batches or ranks
-    lanes = lcm(settings.lanes, step_batches, ranks * max(settings.workers, 1))
-    return settings.model_copy(update={"step_batches": step_batches, "lanes": lanes})
+    step_batches = settings.optim.step_batches or ranks
+    lanes = lcm(settings.plan.lanes, step_batches, ranks * max(settings.read.workers, 1))
+    return settings.changed(step_batches=step_batches, lanes=lanes)
 
 
 def _as_begun(settings: TrainSettings, begun: TrainSettings) -> dict[str, int]:
     """The numbers that were made whole when the run began, where they still are what ``settings`` ask for."""
     same = {}
-    if settings.step_batches in (0, begun.step_batches):
-        same["step_batches"] = begun.step_batches
-    if begun.lanes % settings.lanes == 0:
-        same["lanes"] = begun.lanes
+    if settings.optim.step_batches in (0, begun.optim.step_batches):
+        same["step_batches"] = begun.optim.step_batches
+    if begun.plan.lanes % settings.plan.lanes == 0:
+        same["lanes"] = begun.plan.lanes
     return same
 
 
 def check_ranks(settings: TrainSettings, ranks: int) -> None:
     """Raise BadInput where so many ranks cannot share the steps, or they and their workers the lanes."""
-    steps, lanes = settings.step_batches, settings.lanes
+    steps, lanes = settings.optim.step_batches, settings.plan.lanes
     if steps % ranks:
         fit = _said([n for n in range(1, steps + 1) if steps % n == 0])
         raise BadInput(f"{ranks} ranks cannot share the {steps} batches of a step (step_batches); start {fit} of them")
-    workers = max(settings.workers, 1)
+    workers = max(settings.read.workers, 1)
     if lanes % (ranks * workers):
         fit = _said([n for n in range(1, lanes // ranks + 1) if lanes % (ranks * n) == 0])
         raise BadInput(

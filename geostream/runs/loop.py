@@ -86,7 +86,7 @@ def train(
         layout = stages.layout_of(store, layout, run)
         encoder = stages.new_encoder(settings, group.device)
         if not list_checkpoints(folder):
-            begin_with(encoder, settings.weights)
+            begin_with(encoder, settings.model.weights)
         values = None
         if group.is_first:
             values = begin(folder, settings, group.ranks).model_dump()
@@ -153,7 +153,7 @@ class _Run:
         elif self.epoch:
             self.say("goes on from epoch %d", self.epoch)
             self.follow_up()
-        while self.epoch < self.settings.epochs:
+        while self.epoch < self.settings.optim.epochs:
             self.train()
             self.follow_up()
         already_finished = bool(self.group.broadcast_object(self.log.records == begun_with))
@@ -291,7 +291,7 @@ class _Run:
 
     def evaluation_due(self) -> bool:
         """Every so many epochs and after the last, where the layout has test pairs."""
-        due = self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.epochs
+        due = self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.optim.epochs
         return due and len(self.layout.pairs("test")) > 0
 
     def embed(self, split: str) -> Embeddings:

@@ -65,13 +65,13 @@ def new_encoder(settings: TrainSettings, device: torch.device | None = None) -> 
 def _check_sizes(encoder: Encoder, settings: TrainSettings, device: torch.device) -> None:
     """Raise BadInput where the network cannot take images of the settings' sizes."""
     encoder.eval()
-    for height, width in ((settings.tile_size, settings.tile_size), (settings.view_height, settings.view_width)):
+    for height, width in ((settings.model.tile_size, settings.model.tile_size), (settings.model.view_height, settings.model.view_width)):
         try:
             with torch.inference_mode():
                 encoder.encode(torch.zeros(1, 3, height, width, device=device))
         except (RuntimeError, AssertionError) as error:
             raise BadInput(
-                f"model {settings.model} cannot take images of {height}×{width}: {str(error).splitlines()[0]}; "
+                f"model {settings.model.name} cannot take images of {height}×{width}: {str(error).splitlines()[0]}; "
                 "choose larger tile_size, view_height and view_width, or another model"
             ) from error
     encoder.train()
@@ -178,21 +178,21 @@ def embed_split(run: Store, layout: Layout, trained: Trained, split: str, group:
 
 def mining_due(epoch: int, settings: TrainSettings) -> bool:
     """Whether the training set is mined after ``epoch``: a later epoch is planned from it."""
-    after_first = epoch - settings.first_mining
-    in_time = settings.strategy != "random" and epoch < settings.epochs
-    return in_time and after_first >= 0 and after_first % settings.mine_every == 0
+    after_first = epoch - settings.plan.first_mining
+    in_time = settings.plan.strategy != "random" and epoch < settings.optim.epochs
+    return in_time and after_first >= 0 and after_first % settings.plan.mine_every == 0
 
 
 def mining_for(epoch: int, settings: TrainSettings) -> int:
     """The epoch after which the graph for ``epoch`` was mined; 0: the geographic one."""
-    since_first = epoch - 1 - settings.first_mining
-    return 0 if since_first < 0 else settings.first_mining + since_first // settings.mine_every * settings.mine_every
+    since_first = epoch - 1 - settings.plan.first_mining
+    return 0 if since_first < 0 else settings.plan.first_mining + since_first // settings.plan.mine_every * settings.plan.mine_every
 
 
 def mine(run: Store, layout: Layout, settings: TrainSettings, epoch: int, cluster: str | None = None) -> NeighbourGraph:
     """Build the visual graph from the embeddings of the training set after ``epoch``."""
     embeddings = open_embeddings(run, embeddings_name(epoch), layout)
-    return build_visual_graph(run, visual_graph_name(epoch), layout, embeddings, settings.neighbours, cluster)
+    return build_visual_graph(run, visual_graph_name(epoch), layout, embeddings, settings.plan.neighbours, cluster)
 
 
 def plan_epoch(
@@ -205,14 +205,14 @@ def plan_epoch(
     """
     graph, embeddings = None, None
     mining = mining_for(epoch, settings)
-    if settings.strategy != "random":
+    if settings.plan.strategy != "random":
         if mining:
             graph = open_graph(run, visual_graph_name(mining), layout)
             embeddings = open_embeddings(run, embeddings_name(mining), layout)
         elif layout.coordinates != "none":
             graph = _gps_graph(run, layout, settings)
         else:
-            settings = settings.model_copy(update={"strategy": "random"})
+            settings = settings.changed(strategy="random")
     plan = make_plan(
         layout,
         graph,
@@ -235,7 +235,7 @@ def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
     """
     score = plan.quality.get("reachable_score")
     new = plan.source == "visual" and mining_for(plan.epoch, settings) == plan.epoch - 1
-    wanted = min(settings.recluster_below, settings.hardness)
+    wanted = min(settings.plan.recluster_below, settings.plan.hardness)
     return new and score is not None and wanted > 0 and score < wanted  # a score may be negative
 
 
@@ -244,7 +244,7 @@ def _gps_graph(run: Store, layout: Layout, settings: TrainSettings) -> Neighbour
     try:
         return open_graph(run, GPS_GRAPH, layout)
     except NotFound:
-        return build_gps_graph(run, layout, settings.neighbours)
+        return build_gps_graph(run, layout, settings.plan.neighbours)
 
 
 def _plans_before(run: Store, epoch: int) -> list[EpochPlan]:

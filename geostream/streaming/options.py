@@ -26,11 +26,11 @@ class ReadOptions:
     def of(cls, settings: TrainSettings) -> ReadOptions:
         """What a run's settings let a reader spend."""
         return cls(
-            look_ahead=settings.look_ahead,
-            prefetch=settings.prefetch,
-            budget_bytes=settings.buffer_mib * 2**20,
-            gap_bytes=settings.gap_kib * 2**10,
-            replaced_limit=settings.replaced_limit,
+            look_ahead=settings.read.look_ahead,
+            prefetch=settings.read.prefetch,
+            budget_bytes=settings.read.buffer_mib * 2**20,
+            gap_bytes=settings.read.gap_kib * 2**10,
+            replaced_limit=settings.read.replaced_limit,
         )
 
     def share(self, lanes: int, workers: int) -> ReadOptions:

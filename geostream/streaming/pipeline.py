@@ -52,7 +52,8 @@ class ImageSizes(NamedTuple):
     @classmethod
     def of(cls, settings: TrainSettings) -> ImageSizes:
         """The sizes that a run's settings ask for."""
-        return cls((settings.tile_size, settings.tile_size), (settings.view_height, settings.view_width))
+        sizes = settings.model
+        return cls((sizes.tile_size, sizes.tile_size), (sizes.view_height, sizes.view_width))
 
 
 class Batch(NamedTuple):

@@ -60,30 +60,31 @@ class Augmentation:
         Row p depends on seed, epoch and p alone: it holds draws 9p to 9p + 8 of the epoch's generator, and 12p to
         12p + 11 of its second one.
         """
-        if settings.view_kind == "panorama" and settings.rotate_probability > 0 and settings.view_width % 4:
+        wanted = settings.augment
+        if wanted.view_kind == "panorama" and wanted.rotate_probability > 0 and settings.model.view_width % 4:
             raise BadInput(
-                f"view_width {settings.view_width}: quarter turns need a width that 4 divides; "
+                f"view_width {settings.model.view_width}: quarter turns need a width that 4 divides; "
                 "change it, or set rotate_probability=0"
             )
         uniform = _generator(settings, epoch).random((pairs, 9))
-        turned = uniform[:, 1] < settings.rotate_probability
+        turned = uniform[:, 1] < wanted.rotate_probability
         more = _generator(settings, epoch, stream=1).random((pairs, 6, 2))
-        lowest, highest = max(0.0, 1 - settings.color_jitter), 1 + settings.color_jitter
+        lowest, highest = max(0.0, 1 - wanted.color_jitter), 1 + wanted.color_jitter
         colour = np.empty((pairs, 2, 4), dtype=np.float32)
         colour[..., :3] = (lowest + (highest - lowest) * uniform[:, 3:]).reshape(-1, 2, 3)
-        colour[..., 3] = (2 * more[:, 5] - 1) * settings.hue_jitter
-        chance = settings.color_probability if settings.color_jitter > 0 else 0.0
+        colour[..., 3] = (2 * more[:, 5] - 1) * wanted.hue_jitter
+        chance = wanted.color_probability if wanted.color_jitter > 0 else 0.0
         colour[more[:, 4] >= chance] = 1, 1, 1, 0
-        compressed = more[:, 0] < settings.jpeg_probability
+        compressed = more[:, 0] < wanted.jpeg_probability
         return cls(
             settings=settings,
             epoch=epoch,
-            flip=uniform[:, 0] < settings.flip_probability,
+            flip=uniform[:, 0] < wanted.flip_probability,
             turns=np.where(turned, 1 + (uniform[:, 2] * 3).astype(np.int64), 0),
             colour=colour,
             quality=np.where(compressed, LOWEST_QUALITY + (more[:, 1] * 11).astype(np.uint8), 0).astype(np.uint8),
-            focus=_either(more[:, 2], settings.blur_probability),
-            holes=_either(more[:, 3], settings.dropout_probability),
+            focus=_either(more[:, 2], wanted.blur_probability),
+            holes=_either(more[:, 3], wanted.dropout_probability),
         )
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
@@ -94,18 +95,18 @@ class Augmentation:
         """
         pair, settings = int(sample["pair"]), self.settings
         tile, view = (_compressed(sample[kind], int(self.quality[pair, k])) for k, kind in enumerate(KINDS))
-        panorama = settings.view_kind == "panorama"
+        panorama = settings.augment.view_kind == "panorama"
         tile, view = turn(tile, view, bool(self.flip[pair]), int(self.turns[pair]), panorama)
         changed = sample | {"tile": tile, "view": view}
         for k, kind in enumerate(KINDS):
             random = None
             if self.focus[pair, k] or self.holes[pair, k]:
                 random = _generator(settings, self.epoch, pair, stream=2 + k)
-            if settings.color_jitter > 0:
-                changed[f"{kind}_colour"] = self.colour[pair, k, : 4 if settings.hue_jitter > 0 else 3]
-            if settings.blur_probability > 0:
+            if settings.augment.color_jitter > 0:
+                changed[f"{kind}_colour"] = self.colour[pair, k, : 4 if settings.augment.hue_jitter > 0 else 3]
+            if settings.augment.blur_probability > 0:
                 changed[f"{kind}_kernel"] = self._kernel(pair, k, random)
-            if settings.dropout_probability > 0:
+            if settings.augment.dropout_probability > 0:
                 changed[f"{kind}_holes"] = self._holes(pair, k, random, changed[kind].shape)
         return changed
 
@@ -121,7 +122,7 @@ class Augmentation:
             return no_holes()
         if self.holes[pair, k] == 2:
             return rectangles(random, *shape[:2])
-        is_panorama = KINDS[k] == "view" and self.settings.view_kind == "panorama"
+        is_panorama = KINDS[k] == "view" and self.settings.augment.view_kind == "panorama"
         return grid(shape[1], GRID_OF_PANORAMAS if is_panorama else GRID_OF_TILES)
 
 
@@ -155,15 +156,15 @@ def augment_on_device(tensors: dict[str, Tensor], settings: TrainSettings) -> tu
 
 def _on_device(kind: str, tensors: dict[str, Tensor], settings: TrainSettings) -> Tensor:
     images = as_float(tensors[kind])
-    if settings.color_jitter > 0:
+    if settings.augment.color_jitter > 0:
         colour = tensors[f"{kind}_colour"]
         images = _on_some(
             colour_jitter, images, colour, (colour != colour.new_tensor([1, 1, 1, 0][: colour.shape[1]])).any(1)
         )
-    if settings.blur_probability > 0:
+    if settings.augment.blur_probability > 0:
         kernel = tensors[f"{kind}_kernel"]
         images = _on_some(convolve, images, kernel, (kernel != 0).flatten(1).any(1))
-    if settings.dropout_probability > 0:
+    if settings.augment.dropout_probability > 0:
         holes = tensors[f"{kind}_holes"]
         images = _on_some(occlude, images, holes, holes[:, 0, 1] > 0)
     return images

@@ -44,7 +44,7 @@ class Epoch:
             ranks=group.ranks,
         )
         pin = group.device.type == "cuda"
-        self.loader = Loader(dataset, settings.workers, settings.decode_threads, pin, group.local_ranks)
+        self.loader = Loader(dataset, settings.read.workers, settings.read.decode_threads, pin, group.local_ranks)
         if state is not None:
             self.loader.load_state_dict(state)
 

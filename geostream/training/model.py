@@ -59,24 +59,25 @@ class Encoder(nn.Module):
         Raises BadInput for an unknown model or option, and where the network cannot do what the settings want.
         """
         encoder = cls._sized(settings)
-        if settings.gradient_checkpointing:
+        if settings.model.gradient_checkpointing:
             try:
                 encoder.network.set_grad_checkpointing(True)
             except (AttributeError, AssertionError, NotImplementedError) as error:
                 raise BadInput(
-                    f"model {settings.model} has no gradient checkpointing; set gradient_checkpointing=false, and "
+                    f"model {settings.model.name} has no gradient checkpointing; set gradient_checkpointing=false, and "
                     "micro_batch to save memory"
                 ) from error
-        return encoder.to(memory_format=torch.channels_last) if settings.channels_last else encoder
+        return encoder.to(memory_format=torch.channels_last) if settings.model.channels_last else encoder
 
     @classmethod
     def _sized(cls, settings: TrainSettings) -> Encoder:
         """The encoder that takes tiles and views of the settings' sizes, where the network is built for one size."""
-        name, temperature, options = settings.model, settings.initial_temperature, settings.model_options
+        name, temperature, options = settings.model.name, settings.optim.initial_temperature, settings.model.options
         config = timm.get_pretrained_cfg(name)
         if config is None or not config.fixed_input_size or "img_size" in options:
             return cls(name, temperature, options)
-        tile, view = (settings.tile_size, settings.tile_size), (settings.view_height, settings.view_width)
+        model = settings.model
+        tile, view = (model.tile_size, model.tile_size), (model.view_height, model.view_width)
         if tile == view:
             return cls(name, temperature, {**options, "img_size": tile})
         for flexible in FLEXIBLE:

@@ -29,18 +29,18 @@ def learning_rate(done: float, settings: TrainSettings) -> float:
     one-cycle: half a cosine up from a 25th over the first 30 %, half a cosine down to almost nothing. constant: the
     rate, after the warm-up.
     """
-    top = settings.learning_rate
-    if settings.schedule == "one-cycle":
+    top = settings.optim.learning_rate
+    if settings.optim.schedule == "one-cycle":
         if done < 0.3:
             return _half_cosine(top / 25, top, done / 0.3)
         return _half_cosine(top, top / 250_000, (done - 0.3) / 0.7)
-    warmup = min(settings.warmup_epochs / settings.epochs, 1.0)
+    warmup = min(settings.optim.warmup_epochs / settings.optim.epochs, 1.0)
     if done < warmup:
         return top * done / warmup
-    if settings.schedule == "constant" or warmup == 1.0:
+    if settings.optim.schedule == "constant" or warmup == 1.0:
         return top
     part = (done - warmup) / (1 - warmup)
-    return top * (1 - part) if settings.schedule == "linear" else _half_cosine(top, 0.0, part)
+    return top * (1 - part) if settings.optim.schedule == "linear" else _half_cosine(top, 0.0, part)
 
 
 def _half_cosine(start: float, end: float, part: float) -> float:
@@ -53,15 +53,16 @@ def make_optimizer(encoder: Encoder, settings: TrainSettings) -> AdamW:
     Without ``decay_all``, vectors and scalars do not decay (norms, biases, layer scales, the temperature), and neither
     does what timm exempts (position embeddings, class tokens).
     """
-    if settings.decay_all:
-        return AdamW(encoder.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optim = settings.optim
+    if optim.decay_all:
+        return AdamW(encoder.parameters(), optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
     exempt = {f"network.{name}" for name in getattr(encoder.network, "no_weight_decay", frozenset)()}
     decayed: list[Tensor] = []
     undecayed: list[Tensor] = []
     for name, parameter in encoder.named_parameters():
         (undecayed if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
-    return AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    return AdamW(groups, optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
 
 
 def optimizer_tensors(encoder: Encoder, optimizer: AdamW) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class Learner:
         """
         self.encoder, self.settings, self.group = encoder, settings, group
         self.steps = 0
-        self.step_batches = settings.step_batches or group.ranks
+        self.step_batches = settings.optim.step_batches or group.ranks
         if self.step_batches % group.ranks:
             raise BadInput(
                 f"step_batches={self.step_batches}: {group.ranks} ranks cannot share so many batches of a step evenly"
@@ -60,9 +60,9 @@ class Learner:
         self.own_batches = self.step_batches // group.ranks
         self.optimizer = make_optimizer(encoder, settings)
         self.scaler = torch.amp.GradScaler(
-            device_of(encoder).type, init_scale=FIRST_SCALE, enabled=settings.precision == "fp16"
+            device_of(encoder).type, init_scale=FIRST_SCALE, enabled=settings.model.precision == "fp16"
         )
-        if settings.compile:
+        if settings.model.compile:
             encoder.network.compile()
         self._pairs = _Pairs(encoder)
         self._parallel = None
@@ -73,7 +73,7 @@ class Learner:
                 # It warns of the argument that torch advises to give.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._parallel = DistributedDataParallel(self._pairs, broadcast_buffers=False)
-        self.average = WeightAverage(encoder, settings.ema_decay) if settings.ema_decay else None
+        self.average = WeightAverage(encoder, settings.optim.ema_decay) if settings.optim.ema_decay else None
 
     def step(self, batches: list[dict[str, Tensor]], rate: float) -> Tensor:
         """One step of the optimizer with learning rate ``rate``; the loss, detached, on the device, on all ranks.
@@ -85,11 +85,11 @@ class Learner:
             group["lr"] = rate
         self.optimizer.zero_grad()
         chunks = list(self._chunks(batches))
-        limit = self.settings.micro_batch
+        limit = self.settings.optim.micro_batch
         fit = limit is None or sum(len(chunk.tensors["pair"]) for chunk in chunks) <= limit
         loss = self._one_pass(chunks) if fit else self._two_passes(chunks)
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_value_(self.encoder.parameters(), self.settings.clip_value)
+        nn.utils.clip_grad_value_(self.encoder.parameters(), self.settings.optim.clip_value)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._share_statistics()
@@ -145,7 +145,7 @@ class Learner:
         """The batches, cut to ``micro_batch`` pairs; a batch's seeds depend on its place in the whole step alone."""
         for i, tensors in enumerate(batches):
             pairs, at = len(tensors["pair"]), i * self.group.ranks + self.group.rank
-            size = self.settings.micro_batch or pairs
+            size = self.settings.optim.micro_batch or pairs
             for start in range(0, pairs, size):
                 key = np.random.SeedSequence([self.settings.seed, self.steps, at, start])
                 part = {name: tensor[start : start + size] for name, tensor in tensors.items()}
@@ -158,7 +158,7 @@ class Learner:
         views, tiles = augment_on_device(chunk.tensors | images, self.settings)
         network = self._parallel if self._parallel is not None and torch.is_grad_enabled() else self._pairs
         torch.manual_seed(chunk.seed)
-        with autocast(device, self.settings.precision):
+        with autocast(device, self.settings.model.precision):
             embedded: tuple[Tensor, Tensor] = network(views, tiles)
         return embedded
 
@@ -191,14 +191,14 @@ class Learner:
         """
         settings, scale = self.settings, self.encoder.logit_scale
         queries, references = (torch.cat(part).detach().requires_grad_() for part in zip(*embedded, strict=True))
-        if settings.negatives == "own":
-            loss = own_loss(queries, references, scale, settings.label_smoothing, self.own_batches)
+        if settings.optim.negatives == "own":
+            loss = own_loss(queries, references, scale, settings.optim.label_smoothing, self.own_batches)
         else:
-            loss = shared_loss(queries, references, scale, settings.label_smoothing, self.group)
+            loss = shared_loss(queries, references, scale, settings.optim.label_smoothing, self.group)
         *gradients, of_scale = torch.autograd.grad(loss, (queries, references, scale))
         same = self.group.mean(torch.stack([loss.detach(), of_scale]))
         scale.grad = self.scaler.scale(same[1].clone())
-        whole = 1 if settings.negatives == "own" else self.group.ranks
+        whole = 1 if settings.optim.negatives == "own" else self.group.ranks
         sizes = [len(one) for one, _ in embedded]
         split = [torch.split(self.scaler.scale(gradient) * whole, sizes) for gradient in gradients]
         return same[0], list(zip(*split, strict=True))

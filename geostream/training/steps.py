@@ -79,14 +79,14 @@ def train_epoch(
     learner.encoder.train()
     steps = before.steps + len(loader) // learner.own_batches
     count = _Count(learner, loader, before, max(1, math.ceil(steps / CURVE_POINTS)))
-    bar = Bar(f"epoch {epoch}/{settings.epochs}", steps) if learner.group.is_first else None
+    bar = Bar(f"epoch {epoch}/{settings.optim.epochs}", steps) if learner.group.is_first else None
     with loader, bar or nullcontext():
         taken: list[dict[str, Tensor]] = []
         for batch in loader:
             taken.append(batch.tensors)
             if len(taken) < learner.own_batches:
                 continue
-            rate = learning_rate((epoch - 1 + (count.steps + 0.5) / steps) / settings.epochs, settings)
+            rate = learning_rate((epoch - 1 + (count.steps + 0.5) / steps) / settings.optim.epochs, settings)
             count.add(learner.step(taken, rate), rate, len(taken[0]["pair"]))
             taken = []
             last = count.steps == steps
@@ -143,7 +143,7 @@ class _Count:
         if not math.isfinite(outcome.loss):
             raise GeostreamError(
                 f"the loss is {outcome.loss} after {self.learner.steps} steps; lower learning_rate (now "
-                f"{self.learner.settings.learning_rate}) and start another run"
+                f"{self.learner.settings.optim.learning_rate}) and start another run"
             )
         return outcome
 

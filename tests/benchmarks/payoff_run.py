@@ -66,7 +66,7 @@ class Job:
     def settings(self) -> TrainSettings:
         streamed = {"resident_shards": SIZES[self.size].resident_shards}
         own = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
-        recipe = default_settings(DATASET).model_dump()
+        recipe = default_settings(DATASET).flat()
         return make_settings(recipe | REGIME | streamed | CONTESTANTS[self.contestant] | own)
 
 

@@ -91,7 +91,7 @@ def table(case: Case, batch_size: int, windows: list[int], epochs: int = EPOCHS)
     }
     for generation, layout in (("geographic", case.first), ("similarity", case.clustered)):
         for strategy, resident in choices[generation]:
-            settings = TrainSettings(
+            settings = TrainSettings().changed(
                 batch_size=batch_size, strategy=strategy, resident_shards=resident, look_ahead=10**6
             )
             plans = case.plans(layout, settings, epochs)
@@ -157,13 +157,13 @@ def main() -> None:
             cases["rendered_128"] = (city, len(city.views) / 100, 128, [4, 8], 4)
         for name, (places, per_shard, batch_size, windows, judged) in cases.items():
             print(f"{name}: {len(places.views)} places")
-            settings = TrainSettings(batch_size=batch_size, resident_shards=judged)
+            settings = TrainSettings().changed(batch_size=batch_size, resident_shards=judged)
             case = Case(Store.open(root / name), places, per_shard, settings, arguments.seed)
             rows = table(case, batch_size, windows)
             result["tables"][name] = rows
             result["figures"] |= figures(name, rows, judged)
         print("many_views: 701 places, 54 views each")
-        settings = TrainSettings(batch_size=128, resident_shards=8)
+        settings = TrainSettings().changed(batch_size=128, resident_shards=8)
         case = Case(Store.open(root / "many"), many_views(arguments.seed), 12, settings, arguments.seed)
         result["tables"]["many_views"] = table(case, 128, [8, 16], epochs=3)
     speeds = [speed(n // scale) for n in (250_000, 500_000, 1_000_000)]

@@ -91,7 +91,7 @@ def rendered(folder: Path, seed: int, side: int = 23, cities: int = 13) -> Place
     shard(read_places("vigor", folder / "raw", **names), store, "simcity", options=options)
     changed = {"epochs": EPOCH + 1, "first_mining": EPOCH, "evaluate_every": EPOCH + 1, "seed": seed}
     layout = open_layout(store)
-    train(store, layout, "plan", default_settings("simcity").model_copy(update=changed))
+    train(store, layout, "plan", default_settings("simcity").changed(**changed))
     embeddings = open_embeddings(store.child("simcity", "runs", "plan"), embeddings_name(EPOCH), layout)
     return _training_places(layout, embeddings)
 

@@ -86,7 +86,7 @@ def test_every_stage_but_evaluation_is_on_the_clock() -> None:
 
 
 def test_contestants_differ_in_their_plans_only() -> None:
-    made = [Job(name, 3, "full", 18, 32, "", "").settings.model_dump() for name in CONTESTANTS]
+    made = [Job(name, 3, "full", 18, 32, "", "").settings.flat() for name in CONTESTANTS]
     differing = {name for name, value in made[0].items() if any(other[name] != value for other in made)}
     assert differing == {"strategy", "hardness", "resident_shards", "recluster_below"}
 

@@ -72,7 +72,7 @@ def main() -> int:
 def settings_of(tiny: bool, overrides: list[str]) -> TrainSettings:
     """VIGOR's recipe, but from scratch and in random batches: neither changes what a step costs."""
     changed = {"weights": "scratch", "strategy": "random", "gradient_checkpointing": True, "channels_last": True}
-    return parse_settings(overrides, default_settings("vigor").model_copy(update=changed | (TINY if tiny else {})))
+    return parse_settings(overrides, default_settings("vigor").changed(**changed | (TINY if tiny else {})))
 
 
 def benchmark(settings: TrainSettings, options: argparse.Namespace) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def write_layout(raw: Path, store: Store, pairs: int, settings: TrainSettings) -
             Place(f"place-{number:05d}", "noise", ("train", "test"), named[0], views=(View(named[1], "train"),))
         )
     dataset = RawDataset("noise", raw, {}, "none", TILE, VIEW, tuple(places))
-    sizes = (settings.tile_size,) * 2, (settings.view_height, settings.view_width)
+    sizes = (settings.model.tile_size,) * 2, (settings.model.view_height, settings.model.view_width)
     shard_bytes = 64 * 2**20 if sizes == (TILE, VIEW) else 2**14
     shard(dataset, store, DATASET, options=ShardOptions(*sizes, shard_bytes=shard_bytes))
 

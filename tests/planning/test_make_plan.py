@@ -28,7 +28,7 @@ from geostream.store import Store
 from tests.cities import city
 from tests.mining.test_visual import embed
 
-SETTINGS = TrainSettings(batch_size=16, neighbours=16, resident_shards=4)
+SETTINGS = TrainSettings().changed(batch_size=16, neighbours=16, resident_shards=4)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def used_bytes(layout: Layout) -> int:
 
 def test_random_plan_scores_nothing(root: Store, layout: Layout) -> None:
     graph = build_gps_graph(root, layout, 16)
-    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"strategy": "random"}), 0, seed=3)
+    plan = make_plan(layout, graph, SETTINGS.changed(strategy="random"), 0, seed=3)
     assert abs(plan.quality["hardness_score"]) < 0.1
     assert plan.quality["resident_share"] > 0.3  # and says honestly how much it holds
     assert (plan.source, plan.graph) == ("random", "")
@@ -80,16 +80,14 @@ def test_random_plan_scores_nothing(root: Store, layout: Layout) -> None:
 
 def test_random_access_is_the_reference(root: Store, layout: Layout) -> None:
     graph = build_gps_graph(root, layout, 16)
-    plan = make_plan(
-        layout, graph, SETTINGS.model_copy(update={"resident_shards": 1000, "strategy": "sample4geo"}), 0, seed=3
-    )
+    plan = make_plan(layout, graph, SETTINGS.changed(resident_shards=1000, strategy="sample4geo"), 0, seed=3)
     assert plan.quality["hardness_score"] == pytest.approx(1, abs=1e-9)
 
 
 def test_visual_plan(root: Store, layout: Layout) -> None:
     embeddings = embed(root, layout)
     graph = build_visual_graph(root, "neighbours/visual-epoch-0004.zarr", layout, embeddings, 16)
-    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"lanes": 3}), 5, seed=0, embeddings=embeddings)
+    plan = make_plan(layout, graph, SETTINGS.changed(lanes=3), 5, seed=0, embeddings=embeddings)
     plan.validate(layout)
     assert (plan.source, plan.graph, plan.lanes) == ("visual", graph.name, 3)
     assert plan.lane[:4].tolist() == [0, 1, 2, 0]
@@ -106,7 +104,7 @@ def test_as_mixed_as_hardness_allows(root: Store, layout: Layout) -> None:
     graph = build_gps_graph(root, layout, 16)
 
     def planned(hard_enough: float) -> tuple[str, float]:
-        quality = make_plan(layout, graph, SETTINGS.model_copy(update={"hardness": hard_enough}), 1, seed=3).quality
+        quality = make_plan(layout, graph, SETTINGS.changed(hardness=hard_enough), 1, seed=3).quality
         return quality["assembly"], quality["hardness_score"]
 
     mixed, hardest = planned(0.0), planned(9.0)
@@ -121,7 +119,7 @@ def test_the_score_that_other_shards_would_allow(root: Store, layout: Layout, la
     """In the shards that are there it is the plan's own; in shards of places that are alike, more."""
     embeddings = embed(root, layout)
     graph = build_visual_graph(root, "neighbours/visual-epoch-0004.zarr", layout, embeddings, 16)
-    settings = SETTINGS.model_copy(update={"lanes": lanes, "hardness": 9.0})
+    settings = SETTINGS.changed(lanes=lanes, hardness=9.0)
     here = layout.shard_of_place[graph.places]
     reachable = reachable_by_shards(layout, graph, embeddings, settings)
     plan = make_plan(layout, graph, settings, 1, seed=settings.seed, embeddings=embeddings)
@@ -132,7 +130,7 @@ def test_the_score_that_other_shards_would_allow(root: Store, layout: Layout, la
     assert alike is not None and alike > 1.1 * plan.quality["reachable_score"]  # these embeddings know of no place
     one = reachable(np.zeros_like(here))
     assert one is None if lanes > 1 else one is not None  # a lane needs a shard of its own
-    too_large = settings.model_copy(update={"batch_size": 4096})
+    too_large = settings.changed(batch_size=4096)
     assert reachable_by_shards(layout, graph, embeddings, too_large)(here) is None
 
 
@@ -142,7 +140,7 @@ def test_ways_that_drift_only_where_no_other_is_hard_enough(
     graph = build_gps_graph(root, layout, 16)
 
     def planned(hard_enough: float) -> dict[str, Any]:
-        return make_plan(layout, graph, SETTINGS.model_copy(update={"hardness": hard_enough}), 1, seed=3).quality
+        return make_plan(layout, graph, SETTINGS.changed(hardness=hard_enough), 1, seed=3).quality
 
     monkeypatch.setitem(HARDER, "patchwork", ("patchwork", "patchwork-unmixed"))  # of which only the second drifts
     drifting = planned(9.0)
@@ -165,7 +163,7 @@ def test_each_plan_is_measured_once(root: Store, layout: Layout, monkeypatch: py
 
     before = quality.hardness
     monkeypatch.setattr(quality, "hardness", hardness)
-    plan = make_plan(layout, graph, SETTINGS.model_copy(update={"hardness": 9.0}), 1, seed=3)
+    plan = make_plan(layout, graph, SETTINGS.changed(hardness=9.0), 1, seed=3)
     assert len(measured) == len(set(measured)) == 2 + len(HARDER["patchwork"]) > 3
     assert plan.quality["hardness_score"] > 0
 
@@ -173,7 +171,7 @@ def test_each_plan_is_measured_once(root: Store, layout: Layout, monkeypatch: py
 def test_no_coordinates_no_graph(root: Store) -> None:
     """University-1652 begins so."""
     layout = city(root, side=4, areas=2, views=9, coordinates="none")
-    settings = SETTINGS.model_copy(update={"strategy": "random", "batch_size": 4})
+    settings = SETTINGS.changed(strategy="random", batch_size=4)
     plan = make_plan(layout, None, settings, 0, seed=0)
     plan.validate(layout)
     assert plan.quality["hardness_score"] is None
@@ -186,7 +184,7 @@ def test_refusals(root: Store, layout: Layout) -> None:
     with pytest.raises(StaleArtefact, match="made from other places than those of g1; mine again"):
         make_plan(other, build_gps_graph(root, layout, 4), SETTINGS, 0, seed=0)
     with pytest.raises(BadInput, match="too few for 1 lanes with batches of 512; set a smaller batch_size"):
-        make_plan(other, None, SETTINGS.model_copy(update={"batch_size": 512, "strategy": "random"}), 0, seed=0)
+        make_plan(other, None, SETTINGS.changed(batch_size=512, strategy="random"), 0, seed=0)
 
 
 def test_lanes_on_a_dask_cluster(root: Store, layout: Layout) -> None:
@@ -194,7 +192,7 @@ def test_lanes_on_a_dask_cluster(root: Store, layout: Layout) -> None:
     from distributed import LocalCluster
 
     graph = build_gps_graph(root, layout, 16)
-    settings = SETTINGS.model_copy(update={"lanes": 4})
+    settings = SETTINGS.changed(lanes=4)
     before = make_plan(layout, graph, settings, 0, seed=1)
     here = make_plan(layout, graph, settings, 1, seed=1, previous=[before])
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:

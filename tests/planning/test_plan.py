@@ -16,7 +16,7 @@ from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.cities import city
 
-SETTINGS = TrainSettings(batch_size=8, strategy="random", lanes=2)
+SETTINGS = TrainSettings().changed(batch_size=8, strategy="random", lanes=2)
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_shards_are_spread_over_the_order_as_far_as_plans_stay_hard_enough(tmp_p
 
     def corners(hardness: float) -> list[int]:
         """Clusters in each shard."""
-        settings = TrainSettings(batch_size=4, resident_shards=1, hardness=hardness)
+        settings = TrainSettings().changed(batch_size=4, resident_shards=1, hardness=hardness)
         after = reclustered(root, before, embeddings, settings)
         assert members(after) == members(before) and verify_layout(after).count == 0
         assert reclustered(root, before, embeddings, settings).id == after.id

@@ -15,7 +15,7 @@ from geostream.training.augment import Augmentation, Pixels, turn
 from tests.helpers import tiny_layout
 
 OFF = {"color_jitter": 0, "jpeg_probability": 0, "blur_probability": 0, "dropout_probability": 0}
-PLAIN = TrainSettings(tile_size=33, view_height=16, view_width=64, **OFF)  # type: ignore[arg-type]
+PLAIN = TrainSettings().changed(tile_size=33, view_height=16, view_width=64, **OFF)  # type: ignore[arg-type]
 
 
 def marked(east: bool) -> tuple[Pixels, Pixels]:
@@ -61,7 +61,7 @@ def test_the_pictures_are_those_of_training() -> None:
 
 
 def test_what_is_done_to_a_picture_stands_below_it() -> None:
-    wild = TrainSettings(jpeg_probability=1, blur_probability=1, dropout_probability=1)
+    wild = TrainSettings().changed(jpeg_probability=1, blur_probability=1, dropout_probability=1)
     drawn = Augmentation.of(wild, 1, 40)
     ones = [sheet_pair("name", *marked(False), pair, drawn) for pair in range(40)]
     for kind in ("tile", "view"):
@@ -95,6 +95,6 @@ def test_the_section_draws_four_pictures_a_pair_and_the_compass_on_each() -> Non
     assert all(drawing.count("<image") == 4 and drawing.count("<line") == 8 for drawing in drawings)
     assert all(drawing.count(f">{point}</text>") == 4 for drawing in drawings for point in COLOURS)
     assert "nan" not in section
-    picture = PLAIN.model_copy(update={"view_kind": "picture"})
+    picture = PLAIN.changed(view_kind="picture")
     other = sheet_section([sheet_pair("name", *marked(False), 0, Augmentation.of(picture, 1, 1))])
     assert "the tile is turned alone" in other and other.count("<line") == 4

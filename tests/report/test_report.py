@@ -86,7 +86,7 @@ def test_the_loss_of_steps_lies_around_that_of_their_epoch() -> None:
 
 def test_a_run_without_evaluation_has_a_report_with_the_sheet_of_its_pairs(layout: Layout, tmp_path: Path) -> None:
     run = Store.open(tmp_path)
-    settings = TrainSettings(tile_size=32, view_height=16, view_width=64)
+    settings = TrainSettings().changed(tile_size=32, view_height=16, view_width=64)
     run.write_json(SETTINGS, settings.model_dump())
     result = result_of(run)
     page = report.publish(run, layout, result, report.summarise("a <store>", layout, result))

@@ -20,7 +20,7 @@ from geostream.runs.loop import train
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 
-ALWAYS = TINY.model_copy(update={"recluster_below": 100.0, "hardness": 100.0, "epochs": 4})
+ALWAYS = TINY.changed(recluster_below=100.0, hardness=100.0, epochs=4)
 
 
 def run_in(folder: Path, settings: TrainSettings = ALWAYS) -> tuple[Store, Store, Any]:
@@ -59,7 +59,7 @@ def test_every_mining_may_lead_to_a_generation(whole: tuple[Store, Store, Any]) 
 
 
 def test_a_threshold_of_nothing_is_never_undercut(tmp_path: Path) -> None:
-    store, _, result = run_in(tmp_path, ALWAYS.model_copy(update={"recluster_below": 0.0, "epochs": 2}))
+    store, _, result = run_in(tmp_path, ALWAYS.changed(recluster_below=0.0, epochs=2))
     assert list_layouts(store, "tiny") == ["base"] and result.reclusterings == []
 
 
@@ -108,12 +108,12 @@ def test_cut_off_in_between(
 
 def test_a_run_stays_on_its_own_generation(tmp_path: Path) -> None:
     """Whatever generation it is given when it goes on; and says so where that one is gone."""
-    store, run, _ = run_in(tmp_path, ALWAYS.model_copy(update={"epochs": 2}))
+    store, run, _ = run_in(tmp_path, ALWAYS.changed(epochs=2))
     base = open_layout(store, "tiny", "base")
     assert stages.layout_of(store, base, "one").name == "base-g1"
     assert stages.layout_of(store, base, "another").name == "base"
-    train(store, base, "one", ALWAYS.model_copy(update={"epochs": 2}))
+    train(store, base, "one", ALWAYS.changed(epochs=2))
     assert run.read_json("layout.json")["layout"] == "base-g1"
     store.delete("tiny/layouts/base-g1/layout.json")
     with pytest.raises(LayoutNotCommitted, match="base-g1: not committed"):
-        train(store, base, "one", ALWAYS.model_copy(update={"epochs": 2}))
+        train(store, base, "one", ALWAYS.changed(epochs=2))

@@ -24,7 +24,7 @@ from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = TINY.model_copy(update={"epochs": 2, "checkpoint_every": 2})
+SETTINGS = TINY.changed(epochs=2, checkpoint_every=2)
 
 
 def start(store: Store, go: Path, hold: int = 10**6) -> subprocess.Popen[str]:

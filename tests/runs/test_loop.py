@@ -44,7 +44,7 @@ def weights_hash(run: Store) -> str:
 def test_a_run_on_s3_from_end_to_end(s3_store: Store) -> None:
     layout = layout_in(s3_store)
     seen: list[Record] = []
-    settings = TINY.model_copy(update={"recluster_below": 0.0})  # that has its own tests
+    settings = TINY.changed(recluster_below=0.0)  # that has its own tests
     result = train(s3_store, layout, "one", settings, on_record=seen.append)
     stages = [(record["stage"], record["epoch"]) for record in seen]
     assert stages == [
@@ -55,7 +55,7 @@ def test_a_run_on_s3_from_end_to_end(s3_store: Store) -> None:
     ]
     assert [plan["source"] for plan in result.plans] == ["gps", "visual", "visual", "visual"]
     for plan in result.plans:
-        assert plan["pairs"] == 48 and plan["left_out"] < TINY.batch_size
+        assert plan["pairs"] == 48 and plan["left_out"] < TINY.optim.batch_size
         assert {"batches", "hardness_score", "overlap", "resident_share"} <= plan.keys()
     assert [evaluation["epoch"] for evaluation in result.evaluations] == [2, 4]
     assert result.evaluations[-1]["gallery"] == 10 and result.evaluations[-1]["queries"] == 16
@@ -71,7 +71,7 @@ def test_a_run_on_s3_from_end_to_end(s3_store: Store) -> None:
     assert again.seconds == result.seconds | {"recluster": 0}
 
     trained = load_trained(run)
-    assert trained.epoch == 4 and trained.settings == settings.model_copy(update={"step_batches": 1})
+    assert trained.epoch == 4 and trained.settings == settings.changed(step_batches=1)
     found = evaluate_embeddings(layout, embed_split(run, layout, trained, "test"))
     assert found.r1 == result.evaluations[-1]["r1"]
 
@@ -79,7 +79,7 @@ def test_a_run_on_s3_from_end_to_end(s3_store: Store) -> None:
 def test_embeddings_are_those_of_the_encoder_in_the_order_of_ids(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     layout = layout_in(store)
-    train(store, layout, "one", TINY.model_copy(update={"epochs": 2}))
+    train(store, layout, "one", TINY.changed(epochs=2))
     run = run_store(store, "tiny", "one")
     embeddings = open_embeddings(run, "embeddings/epoch-0001.zarr", layout)
     assert np.array_equal(embeddings.pairs.place, layout.pairs("train").place)
@@ -91,7 +91,7 @@ def test_embeddings_are_those_of_the_encoder_in_the_order_of_ids(tmp_path: Path)
         np.testing.assert_allclose(np.linalg.norm(query, axis=1), 1, rtol=1e-5)
         # Batches of another size meet other neighbours, and must not mix up rows.
         other = type(trained)(
-            trained.encoder, trained.settings.model_copy(update={"batch_size": 7}), trained.checkpoint, 99
+            trained.encoder, trained.settings.changed(batch_size=7), trained.checkpoint, 99
         )
         once_more = embed_split(run, layout, other, split)
         np.testing.assert_allclose(np.asarray(once_more.query[:]), query, atol=1e-5)
@@ -103,7 +103,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     hashes = []
     for workers in (0, 2):
         store = Store.open(tmp_path / str(workers))
-        settings = TINY.model_copy(update={"workers": workers, "lanes": 2, "epochs": 2})
+        settings = TINY.changed(workers=workers, lanes=2, epochs=2)
         train(store, layout_in(store), "one", settings)
         hashes.append(weights_hash(run_store(store, "tiny", "one")))
     assert hashes[0] == hashes[1]
@@ -123,7 +123,7 @@ train(store, open_layout(store), "one", make_settings(json.loads(sys.argv[2])))
 
 @pytest.mark.slow
 def test_killed_and_started_again_ends_with_the_same_weights(tmp_path: Path) -> None:
-    settings = TINY.model_copy(update={"epochs": 5})
+    settings = TINY.changed(epochs=5)
     store = Store.open(tmp_path / "killed")
     layout_in(store)
     killed_run, whole_run = (run_store(Store.open(tmp_path / name), "tiny", "one") for name in ("killed", "whole"))
@@ -134,7 +134,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(tmp_path: Path) -> 
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors.decode()
-    assert 2 <= len(list_checkpoints(killed_run)) < settings.epochs
+    assert 2 <= len(list_checkpoints(killed_run)) < settings.optim.epochs
     result = train(store, open_layout(store), "one", settings)
     whole = Store.open(tmp_path / "whole")
     train(whole, layout_in(whole), "one", settings)
@@ -147,10 +147,10 @@ def test_killed_and_started_again_ends_with_the_same_weights(tmp_path: Path) -> 
 
 def test_other_settings_or_layout_are_refused(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    settings = TINY.model_copy(update={"epochs": 1})
+    settings = TINY.changed(epochs=1)
     train(store, layout_in(store), "one", settings)
     with pytest.raises(BadInput, match=r"begun with other settings \(epochs 1 → 2, seed 0 → 3\)"):
-        train(store, open_layout(store), "one", settings.model_copy(update={"epochs": 2, "seed": 3, "threads": 2}))
+        train(store, open_layout(store), "one", settings.changed(epochs=2, seed=3, threads=2))
     other = tiny_layout(store, name="g1", places=20, view_size=(32, 64))
     with pytest.raises(StaleArtefact, match="begun on layout g0, other places than g1's"):
         train(store, other, "one", settings)
@@ -159,28 +159,28 @@ def test_other_settings_or_layout_are_refused(tmp_path: Path) -> None:
 def test_random_batches_need_no_mining_and_no_coordinates(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     layout = layout_in(store)
-    settings = TINY.model_copy(update={"strategy": "random", "epochs": 3})
+    settings = TINY.changed(strategy="random", epochs=3)
     result = train(store, layout, "one", settings)
     assert {plan["source"] for plan in result.plans} == {"random"} and result.seconds["mine"] == 0
     layout.info["coordinates"] = "none"
-    result = train(store, layout, "two", TINY.model_copy(update={"epochs": 2}))
+    result = train(store, layout, "two", TINY.changed(epochs=2))
     assert [plan["source"] for plan in result.plans] == ["random", "visual"]
 
 
 def test_an_epoch_under_way_can_be_watched(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    settings = TINY.model_copy(update={"epochs": 1, "checkpoint_every": 2})
+    settings = TINY.changed(epochs=1, checkpoint_every=2)
     layout = layout_in(store)
     train(store, layout, "one", settings)
     log = MetricsLog(run_store(store, "tiny", "one"))
     [progress], [whole] = log.of("progress"), log.of("train")
-    assert 0 < progress["batches"] < 48 // settings.batch_size and progress["batches"] % 2 == 0
+    assert 0 < progress["batches"] < 48 // settings.optim.batch_size and progress["batches"] % 2 == 0
     assert 0 < progress["pairs"] < whole["pairs"] and progress["stream"].keys() == whole["stream"].keys()
     assert log.records.index(progress) < log.records.index(whole)
 
 
 def test_which_mining_serves_which_epoch() -> None:
-    settings = TrainSettings(epochs=14, first_mining=4, mine_every=4)
+    settings = TrainSettings().changed(epochs=14, first_mining=4, mine_every=4)
     assert [epoch for epoch in range(1, 15) if mining_due(epoch, settings)] == [4, 8, 12]
     assert [mining_for(epoch, settings) for epoch in (1, 4, 5, 8, 9, 12, 13, 14)] == [0, 0, 4, 4, 8, 8, 12, 12]
     for epoch in range(1, 15):

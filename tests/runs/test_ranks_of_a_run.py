@@ -29,18 +29,16 @@ from tests.helpers import tiny_layout
 from tests.training.ranks import RUN_PROGRAM, TOLD, TORCHRUN, ended, environment, start_ranks, torchrun, wait_for
 from tests.training.settings import TINY
 
-SETTINGS = TINY.model_copy(
-    update={
-        "epochs": 3,
-        "batch_size": 4,
-        "checkpoint_every": 2,
-        "step_batches": 2,
-        "ema_decay": 0.5,
-        "model_options": {"drop_path_rate": 0.3},
-        "recluster_below": 100.0,
-        "hardness": 100.0,
-    }
-)
+SETTINGS = TINY.changed(
+        epochs=3,
+        batch_size=4,
+        checkpoint_every=2,
+        step_batches=2,
+        ema_decay=0.5,
+        model_options={"drop_path_rate": 0.3},
+        recluster_below=100.0,
+        hardness=100.0,
+    )
 PIPE: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 STEPS = 6  # of an epoch: 48 pairs, 4 in a batch, 2 batches in a step
 
@@ -81,7 +79,7 @@ def assert_same_run(store: Store, other: Store, embedded: tuple[str, ...]) -> No
 
 def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
     """Without torchrun and without mining, because it is the quick test of all this."""
-    settings = SETTINGS.model_copy(update={"epochs": 1, "strategy": "random"})
+    settings = SETTINGS.changed(epochs=1, strategy="random")
     stores = [store_in(tmp_path / name) for name in ("two", "one")]
     codes, output = ended(start_ranks(program(stores[0], settings)))
     assert codes == [0, 0], output
@@ -111,7 +109,8 @@ def test_the_command_under_torchrun(tmp_path: Path, alone: Store) -> None:
     Without the ``--`` torchrun takes ``--run`` for the beginning of an option of its own.
     """
     store = store_in(tmp_path)
-    changed = {name: value for name, value in SETTINGS if value != getattr(TrainSettings(), name)}
+    plain = TrainSettings().flat()
+    changed = {name: value for name, value in SETTINGS.flat().items() if value != plain[name]}
     changed["step_batches"] = 0  # as many as there are ranks
     overrides = [word for name, value in changed.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     command = ["-m", "--", "geostream", "train", store.url, "--run", "one", *overrides]
@@ -184,7 +183,7 @@ def test_what_one_rank_cannot_read_ends_all_with_one_line(tmp_path: Path) -> Non
     layout = open_layout(store)
     shard = layout.shard_names[int(layout.shard_of_place[layout.pairs("train").place[-1]])]  # of the other rank's lane
     layout.store.write(shard, bytes(layout.store.size(shard)))
-    done = torchrun(*program(store, SETTINGS.model_copy(update={"strategy": "random"})))
+    done = torchrun(*program(store, SETTINGS.changed(strategy="random")))
     assert done.returncode == 1
     [line] = [line for line in done.stdout.splitlines() if TOLD in line]
     assert shard in line, done.stdout
@@ -196,7 +195,7 @@ def test_what_the_first_rank_refuses_is_told_once(tmp_path: Path) -> None:
     done = torchrun("-m", "geostream", "train", str(tmp_path / "nothing"))
     assert done.returncode == 1 and done.stdout.count(TOLD) == 1 and "no such folder" in done.stdout
     store = store_in(tmp_path)
-    done = torchrun(*program(store, SETTINGS.model_copy(update={"step_batches": 3})))
+    done = torchrun(*program(store, SETTINGS.changed(step_batches=3)))
     assert done.returncode == 1 and done.stdout.count("2 ranks cannot share the 3 batches of a step") == 1, done.stdout
     assert not run_of(store).exists("settings.json")
 
@@ -215,21 +214,21 @@ def test_what_the_first_rank_refuses_is_told_once(tmp_path: Path) -> None:
 def test_steps_and_lanes_are_made_whole(
     tmp_path: Path, lanes: int, step_batches: int, workers: int, ranks: int, made: tuple[int, int]
 ) -> None:
-    asked = TINY.model_copy(update={"lanes": lanes, "step_batches": step_batches, "workers": workers})
+    asked = TINY.changed(lanes=lanes, step_batches=step_batches, workers=workers)
     run = Store.open(tmp_path)
     found = begin(run, asked, ranks)
-    assert (found.step_batches, found.lanes) == made and found == resolve(asked, ranks) == read_settings(run)
+    assert (found.optim.step_batches, found.plan.lanes) == made and found == resolve(asked, ranks) == read_settings(run)
     # What was asked for, and what was made of it, both go on, on every number of ranks that divides a step.
     for other in (one for one in range(1, made[0] + 1) if made[0] % one == 0):
         for words in (asked, found):
-            again = begin(run, words.model_copy(update={"workers": 0, "keep_checkpoints": 9}), other)
-            assert (again.step_batches, again.lanes, again.keep_checkpoints) == (*made, 9)
+            again = begin(run, words.changed(workers=0, keep_checkpoints=9), other)
+            assert (again.optim.step_batches, again.plan.lanes, again.keep_checkpoints) == (*made, 9)
     assert read_settings(run) == found
 
 
 def test_ranks_that_do_not_fit_are_told_which_would(tmp_path: Path) -> None:
     run = Store.open(tmp_path)
-    asked = TINY.model_copy(update={"step_batches": 4, "lanes": 4})
+    asked = TINY.changed(step_batches=4, lanes=4)
     with pytest.raises(BadInput, match=r"3 ranks cannot share the 4 batches of a step .*; start 1, 2 or 4 of them"):
         begin(run, asked, 3)
     assert not run.exists("settings.json")
@@ -237,7 +236,7 @@ def test_ranks_that_do_not_fit_are_told_which_would(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"8 ranks cannot share the 4 batches"):
         begin(run, asked, 8)
     with pytest.raises(BadInput, match=r"2 ranks with 3 loader workers each cannot share 4 lanes .* workers=1 or 2"):
-        begin(run, asked.model_copy(update={"workers": 3}), 2)
+        begin(run, asked.changed(workers=3), 2)
     for name, value in (("step_batches", 2), ("lanes", 3)):
         with pytest.raises(BadInput, match=rf"begun with other settings \({name} 4 → {value}\)"):
-            begin(run, asked.model_copy(update={name: value}), 2)
+            begin(run, asked.changed(**{name: value}), 2)

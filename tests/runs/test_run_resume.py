@@ -39,7 +39,7 @@ from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 
 # drop_path: the network draws from torch's generator in every step.
-SETTINGS = TINY.model_copy(update={"epochs": 3, "checkpoint_every": 2, "model_options": {"drop_path_rate": 0.3}})
+SETTINGS = TINY.changed(epochs=3, checkpoint_every=2, model_options={"drop_path_rate": 0.3})
 BATCHES = 12  # of an epoch: 48 pairs, 4 in each
 
 
@@ -62,7 +62,7 @@ class Run:
 
     def train(self, **settings: Any) -> list[Record]:
         """To the end; the records of the epochs' training."""
-        made = self.settings.model_copy(update=settings)
+        made = self.settings.changed(**settings)
         return train(self.store, open_layout(self.store), "one", made).training
 
     def checkpoints(self) -> list[tuple[str, Position]]:
@@ -87,12 +87,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Record]]:
 def assert_same_end(run: Run, records: list[Record], whole: tuple[Run, list[Record]]) -> None:
     """The same weights and optimizer after every epoch, the same losses, every pair counted once, nothing left over."""
     expected, expected_records = whole
-    assert [position.finished for _, position in run.checkpoints()] == [True] * SETTINGS.epochs
+    assert [position.finished for _, position in run.checkpoints()] == [True] * SETTINGS.optim.epochs
     assert run.tensors() == expected.tensors()
     for record, expected_record in zip(records, expected_records, strict=True):
         for name in ("epoch", "step", "loss", "pairs", "temperature"):
             assert record[name] == expected_record[name], (record["epoch"], name)
-        assert record["pairs"] == BATCHES * SETTINGS.batch_size
+        assert record["pairs"] == BATCHES * SETTINGS.optim.batch_size
     assert run.r1() == expected.r1()
 
 
@@ -114,7 +114,7 @@ def test_killed_within_an_epoch(
     run = Run.on(tmp_path / "store")
     before = (epoch - 1) * BATCHES
     first = before + random.Random(epoch).choice([2, 4, 6])  # of the epoch's checkpoints
-    settings = run.settings.model_copy(update={"workers": workers})
+    settings = run.settings.changed(workers=workers)
     program = [sys.executable, str(Path(__file__).with_name("run_program.py"))]
     command = [*program, run.store.url, settings.model_dump_json(), str(first + 3), str(tmp_path / "never")]
     child = spawn(command, environment={**os.environ, "PYTHONPATH": str(ROOT)}, log=tmp_path / "log")
@@ -128,7 +128,7 @@ def test_killed_within_an_epoch(
 
     name, cut = run.checkpoints()[-1]
     assert first <= cut.step <= first + 3 and (cut.epoch, cut.cursor, cut.finished) == (epoch, cut.step - before, False)
-    assert cut.outcome is not None and cut.outcome["pairs"] == cut.cursor * SETTINGS.batch_size
+    assert cut.outcome is not None and cut.outcome["pairs"] == cut.cursor * SETTINGS.optim.batch_size
     if epoch == 1:
         with pytest.raises(BadInput, match="no checkpoint of a whole epoch yet"):
             load_trained(run.folder)
@@ -273,9 +273,7 @@ def test_what_is_damaged_is_passed_over(
 
 @pytest.mark.slow
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    settings = SETTINGS.model_copy(
-        update={"epochs": 5, "keep_checkpoints": 1, "evaluate_every": 1, "checkpoint_every": 5}
-    )
+    settings = SETTINGS.changed(epochs=5, keep_checkpoints=1, evaluate_every=1, checkpoint_every=5)
     run = Run.on(tmp_path, settings)
     seen: list[list[str]] = []
     train(

@@ -121,7 +121,7 @@ def test_an_error_beside_it_stays_what_it_is() -> None:
         raise ZeroDivisionError
 
 
-SETTINGS = TINY.model_copy(update={"epochs": 2, "checkpoint_every": 4, "lanes": 2})
+SETTINGS = TINY.changed(epochs=2, checkpoint_every=4, lanes=2)
 HELD = 17  # the step within which the signal comes: number 5 of the second epoch, right behind a checkpoint
 
 
@@ -145,7 +145,7 @@ def stopped_and_gone_on(folder: Path, number: signal.Signals, settings: TrainSet
     [*_, newest] = list_checkpoints(run)
     position = read_position(run, newest)
     assert (position.step, position.cursor, position.finished) == (HELD, HELD - 12, False)
-    train(store, open_layout(store), "one", settings.model_copy(update={"workers": 0}))
+    train(store, open_layout(store), "one", settings.changed(workers=0))
     return output, run
 
 
@@ -153,7 +153,7 @@ def stopped_and_gone_on(folder: Path, number: signal.Signals, settings: TrainSet
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 0)])
 def test_a_process_is_stopped_in_mid_epoch(tmp_path: Path, number: signal.Signals, workers: int) -> None:
     """Its loader's processes hear it, too."""
-    output, run = stopped_and_gone_on(tmp_path, number, SETTINGS.model_copy(update={"workers": workers}))
+    output, run = stopped_and_gone_on(tmp_path, number, SETTINGS.changed(workers=workers))
     told = f"{run.url}: stopped by {number.name}; start the same command again to go on (saved: epoch 2, batch 5)"
     assert output.splitlines()[-1] == told and "Traceback" not in output
     whole = Store.open(tmp_path / "whole")
@@ -173,7 +173,7 @@ def test_a_run_is_stopped_at_once_outside_of_an_epoch(
     """While it mines, say; and what was being done is done when it goes on."""
     store = Store.open(tmp_path)
     layout = tiny_layout(store, places=12, test_places=4, view_size=(32, 64))
-    settings = TINY.model_copy(update={"epochs": 2, "batch_size": 2})
+    settings = TINY.changed(epochs=2, batch_size=2)
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO), pytest.raises(Stopped):
         patch.setattr(stages, "mine", lambda *_: signal.raise_signal(signal.SIGTERM))
         train(store, layout, "one", settings)

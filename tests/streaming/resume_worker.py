@@ -56,7 +56,7 @@ class Job:
 
 def dataset_of(layout: Layout, plan: EpochPlan, rank: int = 0, ranks: int = 1, **options: Any) -> StreamDataset:
     """A reader's share of the plan, augmented."""
-    settings = TrainSettings(tile_size=32, view_height=16, view_width=64, seed=7)
+    settings = TrainSettings().changed(tile_size=32, view_height=16, view_width=64, seed=7)
     change = Augmentation.of(settings, plan.epoch, len(layout.pairs("train")))
     return plan_dataset(layout, plan, SIZES, change=change, options=ReadOptions(**options), rank=rank, ranks=ranks)
 

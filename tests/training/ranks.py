@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from infra.process import LOOPBACK
 from tests.conftest import ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-RUN_PROGRAM = str(Path(__file__).with_name("run_program.py"))
+RUN_PROGRAM = str(ROOT / "tests" / "runs" / "run_program.py")
 TOLD = "geostream: "  # how a command begins the line of an error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from geostream.settings import TrainSettings
 
-TINY = TrainSettings(
+TINY = TrainSettings().changed(
     model="test_convnext",
     tile_size=32,
     view_height=32,

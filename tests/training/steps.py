@@ -12,7 +12,7 @@ from geostream.training.distributed import Group
 from geostream.training.model import Encoder
 from geostream.training.step import Learner
 
-PLAIN = TrainSettings(
+PLAIN = TrainSettings().changed(
     model="test_convnext",
     model_options={"ls_init_value": 1.0},  # timm's own of 1e-6 makes every block an identity
     tile_size=32,
@@ -28,7 +28,7 @@ PLAIN = TrainSettings(
 
 def plain_settings(**changes: Any) -> TrainSettings:
     """Settings without augmentation, changed by name."""
-    return PLAIN.model_copy(update=changes)
+    return PLAIN.changed(**changes)
 
 
 def noise_batch(step: int, number: int, size: int = 6) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def test_a_picture_is_flipped_with_its_tile_but_not_turned() -> None:
         turned, same = turn(tile, view, False, turns, panorama=False)
         assert same is view and apart(tile_heading(turned), 30 - 90 * turns) < 3
         assert np.array_equal(turn(tile, view, True, turns, panorama=False)[1], view[:, ::-1])
-    wanted = TrainSettings(
+    wanted = TrainSettings().changed(
         view_kind="picture", view_width=190, flip_probability=0, jpeg_probability=0
     )  # 4 need not divide
     drawn = Augmentation.of(wanted, 1, 50)
@@ -105,11 +105,11 @@ def test_probabilities_hold_over_many_pairs() -> None:
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 2**31), epoch=st.integers(1, 1000), pairs=st.integers(1, 50), more=st.integers(0, 50))
 def test_a_row_depends_on_seed_epoch_and_pair_alone(seed: int, epoch: int, pairs: int, more: int) -> None:
-    settings = TrainSettings(seed=seed)
+    settings = TrainSettings().changed(seed=seed)
     one, longer = Augmentation.of(settings, epoch, pairs), Augmentation.of(settings, epoch, pairs + more)
     for name in ("flip", "turns", "colour", "quality", "focus", "holes"):
         assert np.array_equal(getattr(one, name), getattr(longer, name)[:pairs])
-    wild = TrainSettings(seed=seed, jpeg_probability=1, blur_probability=1, dropout_probability=1)
+    wild = TrainSettings().changed(seed=seed, jpeg_probability=1, blur_probability=1, dropout_probability=1)
     tile, view = marked(30)
     seen = []
     for drawn in (Augmentation.of(wild, epoch, pairs), Augmentation.of(wild, epoch, pairs + more)):
@@ -121,7 +121,7 @@ def test_another_epoch_another_seed_and_another_pair_draw_otherwise() -> None:
     tile, view = marked(30)
     kernels = []
     for seed, epoch in ((0, 1), (0, 2), (1, 1)):
-        drawn = Augmentation.of(TrainSettings(seed=seed, blur_probability=1), epoch, 30)
+        drawn = Augmentation.of(TrainSettings().changed(seed=seed, blur_probability=1), epoch, 30)
         for pair in range(30):
             changed = drawn({"tile": tile, "view": view, "pair": pair})
             kernels += [changed["tile_kernel"], changed["view_kernel"]]
@@ -149,7 +149,7 @@ def test_a_sample_is_changed_as_its_row_says() -> None:
 
 
 def test_without_hue_every_image_has_its_three_factors() -> None:
-    wanted = TrainSettings(color_probability=1, hue_jitter=0)
+    wanted = TrainSettings().changed(color_probability=1, hue_jitter=0)
     drawn = Augmentation.of(wanted, 1, 200)
     assert (drawn.colour[..., 3] == 0).all() and (drawn.colour[..., :3] != 1).any(axis=2).all()
     tile, view = marked(30)
@@ -158,12 +158,12 @@ def test_without_hue_every_image_has_its_three_factors() -> None:
 
 def test_nothing_happens_at_probability_zero() -> None:
     off = {"color_jitter": 0, "jpeg_probability": 0, "blur_probability": 0, "dropout_probability": 0}
-    drawn = Augmentation.of(TrainSettings(flip_probability=0, rotate_probability=0, **off), 1, 100)  # type: ignore[arg-type]
+    drawn = Augmentation.of(TrainSettings().changed(flip_probability=0, rotate_probability=0, **off), 1, 100)  # type: ignore[arg-type]
     assert not drawn.flip.any() and not drawn.turns.any() and (drawn.colour == (1, 1, 1, 0)).all()
     assert not drawn.quality.any() and not drawn.focus.any() and not drawn.holes.any()
 
 
 def test_views_that_cannot_be_turned_by_a_quarter_are_refused() -> None:
     with pytest.raises(BadInput, match="view_width 190"):
-        Augmentation.of(TrainSettings(view_width=190), 1, 10)
-    assert Augmentation.of(TrainSettings(view_width=190, rotate_probability=0), 1, 10)
+        Augmentation.of(TrainSettings().changed(view_width=190), 1, 10)
+    assert Augmentation.of(TrainSettings().changed(view_width=190, rotate_probability=0), 1, 10)

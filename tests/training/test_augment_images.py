@@ -162,7 +162,7 @@ def batch_of(drawn: Augmentation, pairs: int, sizes: tuple[int, int, int]) -> di
 @given(seed=SEEDS, side=SIDES, height=SIDES, quarter=st.integers(2, 20), kind=st.sampled_from(["panorama", "picture"]))
 def test_a_batch_stays_in_range_whatever_its_sizes(seed: int, side: int, height: int, quarter: int, kind: str) -> None:
     always = {"jpeg_probability": 1, "blur_probability": 1, "dropout_probability": 1, "color_jitter": 0.5}
-    wanted = TrainSettings(seed=seed, view_kind=kind, view_width=4 * quarter, **always)  # type: ignore[arg-type]
+    wanted = TrainSettings().changed(seed=seed, view_kind=kind, view_width=4 * quarter, **always)  # type: ignore[arg-type]
     tensors = batch_of(Augmentation.of(wanted, 1, 5), 5, (side, height, 4 * quarter))
     views, tiles = augment_on_device(tensors, wanted)
     assert views.shape == (5, 3, height, 4 * quarter) and tiles.shape == (5, 3, side, side)
@@ -172,7 +172,7 @@ def test_a_batch_stays_in_range_whatever_its_sizes(seed: int, side: int, height:
 
 
 def test_a_pair_comes_out_the_same_in_whichever_batch() -> None:
-    wanted = TrainSettings(seed=4)
+    wanted = TrainSettings().changed(seed=4)
     tensors = batch_of(Augmentation.of(wanted, 2, 40), 40, (32, 24, 64))
     whole = augment_on_device(tensors, wanted)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
@@ -182,7 +182,7 @@ def test_a_pair_comes_out_the_same_in_whichever_batch() -> None:
 
 
 def test_only_what_was_drawn_is_changed() -> None:
-    wanted = TrainSettings(jpeg_probability=0)
+    wanted = TrainSettings().changed(jpeg_probability=0)
     drawn = Augmentation.of(wanted, 1, 200)
     tensors = batch_of(drawn, 200, (16, 16, 32))
     for k, (kind, images) in enumerate(zip(("view", "tile"), augment_on_device(tensors, wanted), strict=True)):
@@ -197,7 +197,7 @@ def test_only_what_was_drawn_is_changed() -> None:
 
 def test_what_is_switched_off_costs_no_column_and_changes_no_byte() -> None:
     off = {"color_jitter": 0, "jpeg_probability": 0, "blur_probability": 0, "dropout_probability": 0}
-    wanted = TrainSettings(flip_probability=0, rotate_probability=0, **off)  # type: ignore[arg-type]
+    wanted = TrainSettings().changed(flip_probability=0, rotate_probability=0, **off)  # type: ignore[arg-type]
     random = np.random.default_rng(0)
     tile, view = random.integers(0, 256, (8, 8, 3), np.uint8), random.integers(0, 256, (8, 16, 3), np.uint8)
     sample = Augmentation.of(wanted, 1, 1)({"tile": tile, "view": view, "pair": 0})
@@ -208,7 +208,7 @@ def test_what_is_switched_off_costs_no_column_and_changes_no_byte() -> None:
 
 
 def test_the_trainers_autocast_does_not_reach_the_images() -> None:
-    wanted = TrainSettings(blur_probability=1, dropout_probability=1)
+    wanted = TrainSettings().changed(blur_probability=1, dropout_probability=1)
     tensors = batch_of(Augmentation.of(wanted, 1, 4), 4, (16, 16, 32))
     plain = augment_on_device(tensors, wanted)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -29,7 +29,7 @@ from geostream.training.model import Encoder
 from geostream.training.step import Learner
 from tests.training.settings import TINY
 
-SETTINGS = TINY.model_copy(update={"color_jitter": 0.0, "model_options": {"drop_path_rate": 0.3}})
+SETTINGS = TINY.changed(color_jitter=0.0, model_options={"drop_path_rate": 0.3})
 POSITION = Position("layout", "places", epoch=3, plan="hash", cursor=10, step=30, finished=True)
 NAME = "step-00000030"
 
@@ -45,7 +45,7 @@ def some_steps(learner: Learner, steps: int = 2) -> None:
 
 
 def trained(seed: int = 0, **settings: object) -> Learner:
-    made = SETTINGS.model_copy(update={"seed": seed, **settings})
+    made = SETTINGS.changed(seed=seed, **settings)
     learner = Learner(new_encoder(made), made, Group())
     some_steps(learner)
     return learner
@@ -70,7 +70,7 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path, ema_decay: 
     load_weights(run, NAME, fresh)
     assert_equal(dict(fresh.state_dict()), to_use)
     some_steps(learner)
-    other = Learner(new_encoder(SETTINGS.model_copy(update={"seed": 9})), learner.settings, Group())
+    other = Learner(new_encoder(SETTINGS.changed(seed=9)), learner.settings, Group())
     assert restore(run, NAME, other, "places") == POSITION
     some_steps(other)
     assert_equal(weights(learner), weights(other))

@@ -39,7 +39,7 @@ def test_the_temperature_is_learnt_from_where_it_is_set() -> None:
 
 
 def test_the_seed_decides_the_weights() -> None:
-    one, same, other = (new_encoder(TINY.model_copy(update={"seed": seed})).state_dict() for seed in (1, 1, 2))
+    one, same, other = (new_encoder(TINY.changed(seed=seed)).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
@@ -50,7 +50,7 @@ def test_an_unknown_model_is_one_line() -> None:
     with pytest.raises(BadInput, match="model 'convnext_base.no_such_tag'"):
         Encoder("convnext_base.no_such_tag")
     with pytest.raises(BadInput, match="model 'hf-hub:nobody/nothing'.*HF_HUB_OFFLINE=0 allows downloads"):
-        Encoder.of(TrainSettings(model="hf-hub:nobody/nothing"))
+        Encoder.of(TrainSettings().changed(model="hf-hub:nobody/nothing"))
 
 
 def test_options_reach_timm() -> None:
@@ -62,7 +62,7 @@ def test_options_reach_timm() -> None:
 
 def test_images_too_small_for_the_network() -> None:
     with pytest.raises(BadInput, match="cannot take images of 16×64"):
-        new_encoder(TrainSettings(model="test_convnext", tile_size=32, view_height=16, view_width=64))
+        new_encoder(TrainSettings().changed(model="test_convnext", tile_size=32, view_height=16, view_width=64))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_images_too_small_for_the_network() -> None:
     ],
 )
 def test_networks_of_a_fixed_size_get_the_settings_size(model: str, width: int, options: dict[str, object]) -> None:
-    encoder = Encoder.of(TrainSettings(model=model, tile_size=64, view_height=64, view_width=width)).eval()
+    encoder = Encoder.of(TrainSettings().changed(model=model, tile_size=64, view_height=64, view_width=width)).eval()
     assert options is None or encoder.options == options
     with torch.no_grad():
         queries, references = encoder(torch.zeros(1, 3, 64, width), torch.zeros(1, 3, 64, 64))
@@ -83,7 +83,7 @@ def test_networks_of_a_fixed_size_get_the_settings_size(model: str, width: int, 
 
 
 def test_a_size_given_by_hand_stays() -> None:
-    settings = TrainSettings(
+    settings = TrainSettings().changed(
         model="test_vit", tile_size=64, view_height=64, view_width=64, model_options={"img_size": 96}
     )
     assert Encoder.of(settings).options == {"img_size": 96}
@@ -91,19 +91,19 @@ def test_a_size_given_by_hand_stays() -> None:
 
 def test_a_network_that_takes_one_size_only() -> None:
     with pytest.raises(BadInput, match="cannot take images of 64×128"):
-        new_encoder(TrainSettings(model="mixer_s32_224", tile_size=64, view_height=64, view_width=128))
-    new_encoder(TrainSettings(model="mixer_s32_224", tile_size=64, view_height=64, view_width=64))
+        new_encoder(TrainSettings().changed(model="mixer_s32_224", tile_size=64, view_height=64, view_width=128))
+    new_encoder(TrainSettings().changed(model="mixer_s32_224", tile_size=64, view_height=64, view_width=64))
 
 
 def test_a_network_without_gradient_checkpointing() -> None:
     with pytest.raises(
         BadInput, match="model selecsls42b has no gradient checkpointing; set gradient_checkpointing=false"
     ):
-        Encoder.of(TrainSettings(model="selecsls42b", gradient_checkpointing=True))
+        Encoder.of(TrainSettings().changed(model="selecsls42b", gradient_checkpointing=True))
 
 
 def test_channels_last() -> None:
-    encoder = Encoder.of(TrainSettings(model="test_convnext", channels_last=True))
+    encoder = Encoder.of(TrainSettings().changed(model="test_convnext", channels_last=True))
     weight = encoder.network.stem[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 

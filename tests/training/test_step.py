@@ -139,7 +139,7 @@ def test_a_stored_learner_goes_on_as_if_never_stopped() -> None:
     do_steps(part, range(2))
     stored = save({name: tensor.clone() for name, tensor in part.tensors().items()})
     weights = part.encoder.state_dict()
-    later = new_learner(settings.model_copy(update={"seed": settings.seed}))
+    later = new_learner(settings.changed(seed=settings.seed))
     later.encoder.load_state_dict(weights)
     later.load_tensors(load(stored))
     assert later.steps == 2

@@ -32,7 +32,7 @@ from geostream.training.steps import CURVE_POINTS, EpochOutcome, train_epoch
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 
-EIGHT = TINY.model_copy(update={"epochs": 8, "batch_size": 8, "checkpoint_every": 2})
+EIGHT = TINY.changed(epochs=8, batch_size=8, checkpoint_every=2)
 
 
 def new_learner(settings: TrainSettings) -> Learner:
@@ -68,7 +68,7 @@ def one_epoch(
 
 
 def test_one_cycle_is_torchs() -> None:
-    settings = TrainSettings(learning_rate=2e-3, schedule="one-cycle")
+    settings = TrainSettings().changed(learning_rate=2e-3, schedule="one-cycle")
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     schedule = OneCycleLR(optimizer, 2e-3, total_steps=1001)
     for step in range(1001):
@@ -82,7 +82,7 @@ def test_one_cycle_is_torchs() -> None:
 
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 5e-4), ("linear", 5e-4)])
 def test_rates_warm_up_and_end_at_nothing(schedule: str, middle: float) -> None:
-    settings = TrainSettings(learning_rate=1e-3, epochs=40, warmup_epochs=1, schedule=schedule)  # type: ignore[arg-type]
+    settings = TrainSettings().changed(learning_rate=1e-3, epochs=40, warmup_epochs=1, schedule=schedule)  # type: ignore[arg-type]
     rates = [learning_rate(done, settings) for done in np.linspace(0, 1, 401)]
     assert rates[0] == 0 and rates[5] == pytest.approx(5e-4) and rates[10] == pytest.approx(1e-3)
     assert max(rates) == pytest.approx(1e-3) and rates[-1] == pytest.approx(0)
@@ -93,16 +93,16 @@ def test_rates_warm_up_and_end_at_nothing(schedule: str, middle: float) -> None:
 
 
 def test_constant_and_a_warm_up_as_long_as_the_run() -> None:
-    assert learning_rate(0.7, TrainSettings(schedule="constant", learning_rate=0.5)) == 0.5
-    assert learning_rate(0.5, TrainSettings(epochs=1, warmup_epochs=3, learning_rate=0.5)) == 0.25
-    assert learning_rate(1.0, TrainSettings(epochs=1, warmup_epochs=3, learning_rate=0.5)) == 0.5
+    assert learning_rate(0.7, TrainSettings().changed(schedule="constant", learning_rate=0.5)) == 0.5
+    assert learning_rate(0.5, TrainSettings().changed(epochs=1, warmup_epochs=3, learning_rate=0.5)) == 0.25
+    assert learning_rate(1.0, TrainSettings().changed(epochs=1, warmup_epochs=3, learning_rate=0.5)) == 0.5
 
 
 def test_what_decays() -> None:
     encoder = Encoder("test_vit")
-    everything = make_optimizer(encoder, TrainSettings(weight_decay=0.1))
+    everything = make_optimizer(encoder, TrainSettings().changed(weight_decay=0.1))
     assert {group["weight_decay"] for group in everything.param_groups} == {0.1}
-    chosen = make_optimizer(encoder, TrainSettings(weight_decay=0.1, decay_all=False))
+    chosen = make_optimizer(encoder, TrainSettings().changed(weight_decay=0.1, decay_all=False))
     decay = {id(p): group["weight_decay"] for group in chosen.param_groups for p in group["params"]}
     decayed = {name for name, p in encoder.named_parameters() if decay[id(p)]}
     assert len(decay) == len(list(encoder.parameters()))
@@ -113,7 +113,7 @@ def test_what_decays() -> None:
 
 
 def test_a_few_epochs_lower_the_loss(layout: Layout, tmp_path: Path) -> None:
-    settings = EIGHT.model_copy(update={"blur_probability": 0.0, "dropout_probability": 0.0})
+    settings = EIGHT.changed(blur_probability=0.0, dropout_probability=0.0)
     plan = plan_epoch(Store.open(tmp_path), layout, settings, 1)
     learner = new_learner(settings)
     losses = []
@@ -130,7 +130,7 @@ def test_a_few_epochs_lower_the_loss(layout: Layout, tmp_path: Path) -> None:
 
 
 def test_the_curve(layout: Layout, tmp_path: Path) -> None:
-    outcome, _, learner = one_epoch(layout, EIGHT.model_copy(update={"precision": "fp16"}), tmp_path)
+    outcome, _, learner = one_epoch(layout, EIGHT.changed(precision="fp16"), tmp_path)
     assert isinstance(outcome, EpochOutcome)
     assert [point[0] for point in outcome.curve] == [1, 2, 3, 4] and learner.steps == 4
     assert np.mean([point[1] for point in outcome.curve]) == pytest.approx(outcome.loss, rel=1e-6)
@@ -150,18 +150,18 @@ def test_a_long_epochs_curve_has_few_points(layout: Layout, tmp_path: Path) -> N
 
 
 def test_a_step_of_several_batches(layout: Layout, tmp_path: Path) -> None:
-    settings = TINY.model_copy(update={"step_batches": 2, "lanes": 2, "checkpoint_every": 1})
+    settings = TINY.changed(step_batches=2, lanes=2, checkpoint_every=1)
     outcome, saved, learner = one_epoch(layout, settings, tmp_path)
     assert isinstance(outcome, EpochOutcome) and outcome.steps > 2
     assert outcome.batches == 2 * outcome.steps and outcome.pairs == 4 * outcome.batches
     assert learner.steps == outcome.steps
     assert [(one.steps, one.batches) for one in saved] == [(step, 2 * step) for step in range(1, outcome.steps)]
     with pytest.raises(BadInput, match="does not divide the batches of the plan; it must divide lanes"):
-        one_epoch(layout, settings.model_copy(update={"step_batches": outcome.batches + 1}), tmp_path)
+        one_epoch(layout, settings.changed(step_batches=outcome.batches + 1), tmp_path)
 
 
 def test_a_request_to_stop_saves_and_what_is_left_ends_as_if_there_was_none(layout: Layout, tmp_path: Path) -> None:
-    settings = EIGHT.model_copy(update={"checkpoint_every": 100})
+    settings = EIGHT.changed(checkpoint_every=100)
     whole, _, wanted = one_epoch(layout, settings, tmp_path)
     answers = iter([False, True])
     stopped, saved, learner = one_epoch(layout, settings, tmp_path, stopping=lambda: next(answers))

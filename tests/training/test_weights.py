@@ -121,7 +121,7 @@ def test_halved_weights_become_float32(tmp_path: Path) -> None:
 def test_position_embeddings_are_resampled_by_timm(tmp_path: Path) -> None:
     torch.manual_seed(3)
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
-    settings = TrainSettings(model="test_vit", tile_size=64, view_height=64, view_width=128)
+    settings = TrainSettings().changed(model="test_vit", tile_size=64, view_height=64, view_width=128)
     encoder = Encoder.of(settings)
     begin_with(encoder, str(tmp_path / "w.safetensors"))
     overlay = {"file": str(tmp_path / "w.safetensors")}
