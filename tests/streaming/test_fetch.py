@@ -154,7 +154,7 @@ import numpy as np
 from geostream.layout import open_layout
 from geostream.store import Store
 from geostream.streaming.fetch import Fetcher
-from geostream.streaming.options import MemberTable
+from geostream.layout.members import MemberTable
 
 def members():
     with Fetcher(MemberTable.of(open_layout(Store.open(sys.argv[1]))), [np.arange(4), np.arange(4, 8)]) as fetcher:
