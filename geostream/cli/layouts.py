@@ -17,7 +17,6 @@ from geostream.cli.options import (
     print_table,
     run_settings,
 )
-from geostream.layout import open_layout
 
 layouts = typer.Typer(help="List the generations of a dataset's layouts, or remove those nobody needs.")
 
@@ -32,6 +31,7 @@ def recluster(
     cluster: Cluster = None,
 ) -> None:
     """Rewrite a layout in the order of similarity, as its next generation. One that was cut off goes on."""
+    from geostream.layout import open_layout
     from geostream.reclustering.recluster import describe, recluster_by_run
     from geostream.runs.stages import run_store
 

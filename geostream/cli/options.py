@@ -1,19 +1,22 @@
-"""Arguments that several commands take, and what they open: a store, a layout, a run."""
+"""Arguments that several commands take, and what they open: a store, a layout, a run.
+
+The modules of the commands import the library inside their functions, so that ``--help`` need not wait for it.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from geostream.errors import BadInput
-from geostream.layout import Layout, open_layout
-from geostream.settings import TrainSettings, parse_settings
-from geostream.store import Store
+
+if TYPE_CHECKING:
+    from geostream.layout import Layout
+    from geostream.settings import TrainSettings
+    from geostream.store import Store
 
 StoreUrl = Annotated[str, typer.Argument(help="s3://bucket/prefix or a local folder.")]
 Dataset = Annotated[str | None, typer.Option(help="Which dataset of the store; default: the only one.")]
@@ -33,6 +36,8 @@ def open_store(url: str, *, write: bool = True, listed: bool = True) -> Store:
         write: whether the command writes, which not every kind of store can do.
         listed: whether names are to be found by listing, which not every store allows.
     """
+    from geostream.store import Store
+
     store = Store.open(url)
     if listed or store.is_local:
         store.check(write=write)
@@ -40,7 +45,8 @@ def open_store(url: str, *, write: bool = True, listed: bool = True) -> Store:
 
 
 def open_run(url: str, dataset: str | None, layout: str | None, run: str) -> tuple[Layout, Store]:
-    """The layout (if none is named, the generation that the run reads) and the run's folder."""
+    """Open the layout (if none is named, the generation that the run reads) and the run's folder."""
+    from geostream.layout import open_layout
     from geostream.runs import stages
 
     root = open_store(url)
@@ -51,21 +57,25 @@ def open_run(url: str, dataset: str | None, layout: str | None, run: str) -> tup
 
 
 def run_settings(layout: Layout, run: Store, overrides: list[str] | None) -> TrainSettings:
-    """The settings of the run where there is one, else the dataset's, with the overrides on top."""
+    """Return the settings of the run where there is one, else the dataset's, with the overrides on top."""
     from geostream.runs import stages
+    from geostream.settings import parse_settings
 
     return parse_settings(overrides or [], stages.settings_of(run, layout.dataset))
 
 
 def check_split(split: str) -> str:
-    """The split as it was typed, if there is one of that name."""
+    """Return the split as it was typed, if there is one of that name."""
     if split not in ("train", "test"):
         raise BadInput(f"--split {split}: train or test")
     return split
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal columns as a table on stdout; shares between 0 and 1 with three decimals."""
+    """Print rows of equal columns as a table on stdout; shares between 0 and 1 with three decimals."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for name in rows[0] if rows else []:
         table.add_column(name, justify="right")
