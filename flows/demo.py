@@ -16,24 +16,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from flows.rendered import dataset_name, render, shard_options
 from geostream.cli.options import print_table
 from geostream.errors import BadInput
-from geostream.layout import open_layout
-from geostream.report import report
-from geostream.runs.log import RunResult
-from geostream.runs.run import Run
-from geostream.settings import default_settings, parse_settings
-from geostream.store import Store
-from infra.prefect_server import local_prefect, without_prefect
-from infra.s3 import local_s3, without_aws
 
-DATASET = dataset_name("vigor")
+if TYPE_CHECKING:
+    from geostream.runs.run import Run
+    from rich.console import Console
+
 LAYOUT = "base"
 RUN = "demo"
 MARK = ".geostream-demo"  # in a demo's folder: the names in it that are the demo's, which the next one may remove
@@ -54,6 +47,11 @@ def demo(
 
 
 def _demo(out: Path, seed: int, city: str, overrides: list[str]) -> None:
+    from rich.console import Console
+
+    from geostream.report import report
+    from geostream.runs.log import RunResult
+
     console = Console(soft_wrap=True, highlight=False)
     started = time.monotonic()
     seconds: dict[str, float] = {}
@@ -113,6 +111,10 @@ def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[st
     The cities are rendered while Prefect creates its database. This thread starts the servers, because Linux ends
     them with the thread that started them.
     """
+    from flows.rendered import render
+    from infra.prefect_server import local_prefect, without_prefect
+    from infra.s3 import local_s3, without_aws
+
     console.print("starting an S3 server and a Prefect server on loopback, rendering cities")
     started = time.monotonic()
     pool = servers.enter_context(ThreadPoolExecutor(1))
@@ -139,22 +141,28 @@ def _run_flows(
 ) -> tuple[Run, list[dict[str, str]]]:
     """Shard and train by the flows; returns the run, and the flow runs as Prefect knows them."""
     # Only now: Prefect learns where its server is when it is imported.
+    from geostream.runs.run import Run
     from prefect.client.orchestration import get_client
 
+    from flows.rendered import dataset_name, shard_options
     from flows.retrain import retrain
     from flows.shard import shard
+    from geostream.layout import open_layout
+    from geostream.settings import default_settings, parse_settings
+    from geostream.store import Store
 
-    settings = parse_settings([*overrides, f"seed={seed}"], default_settings(DATASET))
+    dataset = dataset_name("vigor")
+    settings = parse_settings([*overrides, f"seed={seed}"], default_settings(dataset))
     started = time.monotonic()
-    shard(raw=str(raw), store=store_url, dataset=DATASET, layout=LAYOUT, options=shard_options("vigor"))
+    shard(raw=str(raw), store=store_url, dataset=dataset, layout=LAYOUT, options=shard_options("vigor"))
     seconds["shard"] = time.monotonic() - started
     store = Store.open(store_url)
-    layout = open_layout(store, DATASET, LAYOUT)
+    layout = open_layout(store, dataset, LAYOUT)
     console.print(
         f"{layout.n_places:,} places in {len(layout.shard_names)} shards at {layout.store.url}; "
         f"training {settings.model.name} for {settings.optim.epochs} epochs"
     )
-    retrain(store=store_url, dataset=DATASET, run=RUN, settings=settings.flat())
+    retrain(store=store_url, dataset=dataset, run=RUN, settings=settings.flat())
     with get_client(sync_client=True) as client:
         runs = sorted(client.read_flow_runs(), key=lambda run: str(run.start_time))
         flow_runs = [

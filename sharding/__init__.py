@@ -5,22 +5,20 @@ same for all: order and cut (:mod:`sharding.order`, :mod:`sharding.job`), encodi
 
 >>> raw = read_places("vigor", "/data/VIGOR", protocol="same-area")
 >>> shard(raw, Store.open("s3://bucket/geo"), dataset="vigor")
+
+The names are imported when they are first used, so that ``geostream shard --help`` need not wait for them.
 """
 
-from __future__ import annotations
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-import inspect
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-from geostream.errors import BadInput, MissingRaw
-from sharding.adapters import cvact, cvusa, university1652, vigor
-from sharding.commit import ShardReport, commit_shards, committed, layout_folder, shard
-from sharding.dry_run import DryRun, dry_run
-from sharding.job import ShardJob, ShardOptions, plan_shards
-from sharding.places import SOURCES, Place, RawDataset, RawImage, View
-from sharding.writer import write_shards
+if TYPE_CHECKING:
+    from sharding.adapters import ADAPTERS, read_places
+    from sharding.commit import ShardReport, commit_shards, committed, layout_folder, shard
+    from sharding.job import ShardJob, ShardOptions, plan_shards
+    from sharding.places import Place, RawDataset, RawImage, View
+    from sharding.preview import DryRun, dry_run
+    from sharding.writer import write_shards
 
 __all__ = [
     "ADAPTERS",
@@ -42,26 +40,24 @@ __all__ = [
     "write_shards",
 ]
 
-ADAPTERS: dict[str, Callable[..., RawDataset]] = {
-    "vigor": vigor.read_places,
-    "cvusa": cvusa.read_places,
-    "cvact": cvact.read_places,
-    "university1652": university1652.read_places,
+_NAMES = {
+    "adapters": ("ADAPTERS", "read_places"),
+    "commit": ("ShardReport", "commit_shards", "committed", "layout_folder", "shard"),
+    "job": ("ShardJob", "ShardOptions", "plan_shards"),
+    "places": ("Place", "RawDataset", "RawImage", "View"),
+    "preview": ("DryRun", "dry_run"),
+    "writer": ("write_shards",),
 }
+_MODULES = {name: f"sharding.{module}" for module, names in _NAMES.items() for name in names}
 
 
-def read_places(adapter: str, raw: str | Path, **options: Any) -> RawDataset:
-    """The places of the raw folder ``raw``, read by ``adapter`` with its own options (see its ``read_places``).
+def __getattr__(name: str) -> object:
+    """Import a public name from its module, once."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
 
-    Raises BadInput for an unknown adapter or option, and whatever is wrong with the folder.
-    """
-    if adapter not in ADAPTERS:
-        raise BadInput(f"no adapter for {adapter!r}; there is one for {', '.join(ADAPTERS)}")
-    read = ADAPTERS[adapter]
-    known = [name for name in inspect.signature(read).parameters if name != "raw"]
-    if unknown := sorted(set(options) - set(known)):
-        raise BadInput(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-    try:
-        return read(Path(raw), **options)
-    except MissingRaw as error:
-        raise MissingRaw(f"{error} The data set is to be had at {SOURCES[adapter]}") from error
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,30 +1,29 @@
-"""``geostream shard``: one command from a raw folder to a committed layout, or to what it would be.
+"""The command ``geostream shard``: from a raw folder to a committed layout, or to what it would be.
 
-Decides that there is one command for all datasets: an adapter's own options are given by name, and one that the adapter
-does not have is refused by it, not here.
+There is one command for all datasets. An adapter's own options are given by name, and the adapter refuses one that it
+does not have. The work is imported when it begins, so that ``--help`` need not wait for it.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from geostream.errors import BadInput
-from geostream.store import Store
-from sharding import ADAPTERS, DryRun, ShardOptions, ShardReport, read_places
-from sharding import dry_run as preview
-from sharding import shard as write_layout
-from sharding.places import Size
 
+if TYPE_CHECKING:
+    from sharding import DryRun, ShardReport
+    from sharding.places import Size
+
+NAMES = "vigor, cvusa, cvact, university1652"  # of sharding.ADAPTERS
 PREVIEW = "Only say what would be done, and what is missing. On S3 a small object of our own is written and removed."
 
 
 def shard(
-    adapter: Annotated[str, typer.Argument(help=f"What the raw folder holds: {', '.join(ADAPTERS)}.")],
+    adapter: Annotated[str, typer.Argument(help=f"What the raw folder holds: {NAMES}.")],
     raw: Annotated[Path, typer.Argument(help="The raw folder, as it was downloaded.")],
     store: Annotated[str, typer.Argument(help="s3://bucket/prefix or a local folder.")],
     dataset: Annotated[str | None, typer.Option(help="Name in the store; default: the adapter's.")] = None,
@@ -45,6 +44,9 @@ def shard(
     dry_run: Annotated[bool, typer.Option(help=PREVIEW)] = False,
 ) -> None:
     """Shard a raw dataset into a store. Cut off, it goes on when run again; a finished one is found, not redone."""
+    import sharding
+    from geostream.store import Store
+
     target = Store.open(store)  # first: a URL that is none is refused before the raw folder is read
     given = {
         "protocol": protocol,
@@ -52,7 +54,7 @@ def shard(
         "train_cities": _names(train_cities),
         "test_cities": _names(test_cities),
     }
-    options = ShardOptions(
+    options = sharding.ShardOptions(
         tile_size=_size(tile_size),
         view_size=_size(view_size),
         original=original,
@@ -60,11 +62,11 @@ def shard(
         shard_bytes=round(shard_mib * 2**20),
         max_broken=max_broken,
     )
-    places = read_places(adapter, raw, **{name: value for name, value in given.items() if value is not None})
+    places = sharding.read_places(adapter, raw, **{name: value for name, value in given.items() if value is not None})
     if dry_run:
-        _show_plan(preview(places, target, dataset or adapter, layout, options))
+        _show_plan(sharding.dry_run(places, target, dataset or adapter, layout, options))
     else:
-        _show_report(write_layout(places, target, dataset or adapter, layout, options, workers))
+        _show_report(sharding.shard(places, target, dataset or adapter, layout, options, workers))
 
 
 def _show_plan(plan: DryRun) -> None:
@@ -89,6 +91,8 @@ def _show_report(report: ShardReport) -> None:
 
 
 def _print(*lines: str) -> None:
+    from rich.console import Console
+
     console = Console()
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from geostream.cli.options import Dataset, LayoutName, StoreUrl, open_store, print_table
 from geostream.errors import BadInput, StoreError
-from geostream.layout import Layout, list_datasets, list_layouts, open_layout
-from geostream.layout.files import ADVICE
+
+if TYPE_CHECKING:
+    from geostream.layout import Layout
 
 
 def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
     """Show what is in a store: its datasets and layouts, or one layout in detail."""
+    from rich.console import Console
+
+    from geostream.layout import list_datasets, list_layouts, open_layout
+
     root = open_store(store, write=False, listed=not (dataset and layout))
     datasets = [dataset] if dataset else list_datasets(root)
     names = [(d, n) for d in datasets for n in ([layout] if layout else list_layouts(root, d))]
@@ -33,6 +38,8 @@ def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None)
 
 def verify(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
     """Read every shard of a layout once and compare it with the index; damage is named, and exits with 1."""
+    from geostream.layout import open_layout
+    from geostream.layout.files import ADVICE
     from geostream.layout.verify import verify_layout
 
     opened = open_layout(open_store(store, write=False, listed=not (dataset and layout)), dataset, layout)

@@ -16,8 +16,6 @@ from geostream.cli.options import (
     open_store,
     print_table,
 )
-from geostream.layout import open_layout
-from geostream.settings import parse_settings
 
 layouts = typer.Typer(help="List the generations of a dataset's layouts, or remove those nobody needs.")
 
@@ -32,9 +30,11 @@ def recluster(
     cluster: Cluster = None,
 ) -> None:
     """Rewrite a layout in the order of similarity, as its next generation. One that was cut off goes on."""
+    from geostream.layout import open_layout
     from geostream.reclustering.recluster import describe
     from geostream.runs import stages
     from geostream.runs.run import Run
+    from geostream.settings import parse_settings
 
     root = open_store(store)
     opened = Run(root, open_layout(root, dataset, layout), run, cluster)

@@ -1,8 +1,9 @@
 """The command line: each stage of the loop alone, on a store's URL.
 
-Decides nothing that the library doesn't: every command opens what it needs, calls the function that flows and trainer
-call, and prints what came out. Commands of the packages above this one (``shard``, ``demo``) join by the entry point
-group ``geostream.commands``. An error meant for a person is one line on stderr and exit code 1.
+A command opens what it needs, calls the function that flows and trainer call, and prints what came out. Commands of the
+packages above this one (``shard``, ``demo``) join by the entry point group ``geostream.commands``. Modules of commands
+import the library inside their functions, so that ``--help`` takes a fraction of a second. An error meant for a person
+is one line on stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import logging
 import os
 import sys
 from importlib.metadata import entry_points
+from typing import Annotated
 
 import typer
 
+from geostream import __version__
 from geostream.cli import evaluate, inspect, layouts, train
 from geostream.errors import GeostreamError
 
@@ -36,19 +39,31 @@ for command in (
 app.add_typer(layouts.layouts, name="layouts")
 
 
-def _join_commands(wanted: str) -> None:
-    """Add our own from other files, and of the other packages' only the one wanted, or all for the list of commands.
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"geostream {__version__}")
+        raise typer.Exit
 
-    Loading one imports what it needs (Prefect, image formats), which no other command should wait for.
-    """
-    points = {point.name: point for point in entry_points(group="geostream.commands")}
-    ours = {command.callback.__name__ for command in app.registered_commands if command.callback} | {"layouts"}
-    for name in [wanted] if wanted in points else () if wanted in ours else points:
-        app.command(name)(points[name].load())
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def _join_commands() -> None:
+    """Add the commands of other packages, which are not known before."""
+    ours = {command.name for command in app.registered_commands}
+    for point in entry_points(group="geostream.commands"):
+        if point.name not in ours:
+            app.command(point.name)(point.load())
 
 
 def _log_to_stderr() -> None:
-    """Our own log lines; not the root logger's, where every library's would come along."""
+    """Show our own log lines; not the root logger's, where every library's would come along."""
     for package in ("geostream", "sharding", "flows"):
         logger = logging.getLogger(package)
         logger.addHandler(logging.StreamHandler(sys.stderr))
@@ -61,7 +76,7 @@ def main() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     _log_to_stderr()
-    _join_commands(sys.argv[1] if len(sys.argv) > 1 else "--help")
+    _join_commands()
     try:
         app()
     except GeostreamError as error:

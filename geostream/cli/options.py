@@ -1,4 +1,7 @@
-"""Arguments that several commands take, and what they open: a store, a layout, a run."""
+"""Arguments that several commands take, and what they open: a store, a layout, a run.
+
+The modules of the commands import the library inside their functions, so that ``--help`` need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from geostream.errors import BadInput
-from geostream.layout import open_layout
-from geostream.settings import parse_settings
-from geostream.store import Store
 
 if TYPE_CHECKING:
     from geostream.runs.run import Run
+    from geostream.store import Store
 
 StoreUrl = Annotated[str, typer.Argument(help="s3://bucket/prefix or a local folder.")]
 Dataset = Annotated[str | None, typer.Option(help="Which dataset of the store; default: the only one.")]
@@ -36,6 +35,8 @@ def open_store(url: str, *, write: bool = True, listed: bool = True) -> Store:
         write: whether the command writes, which not every kind of store can do.
         listed: whether names are to be found by listing, which not every store allows.
     """
+    from geostream.store import Store
+
     store = Store.open(url)
     if listed or store.is_local:
         store.check(write=write)
@@ -54,7 +55,9 @@ def open_run(
 
     ``overrides``: settings that this command is to use in place of the run's own, as they were typed.
     """
+    from geostream.layout import open_layout
     from geostream.runs.run import Run
+    from geostream.settings import parse_settings
 
     root = open_store(url)
     opened = open_layout(root, dataset, layout)
@@ -65,14 +68,17 @@ def open_run(
 
 
 def check_split(split: str) -> str:
-    """The split as it was typed, if there is one of that name."""
+    """Return the split as it was typed, if there is one of that name."""
     if split not in ("train", "test"):
         raise BadInput(f"--split {split}: train or test")
     return split
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal columns as a table on stdout; shares between 0 and 1 with three decimals."""
+    """Print rows of equal columns as a table on stdout; shares between 0 and 1 with three decimals."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for name in rows[0] if rows else []:
         table.add_column(name, justify="right")

@@ -21,8 +21,6 @@ from geostream.cli.options import (
     print_table,
 )
 from geostream.errors import BadInput
-from geostream.layout import open_layout
-from geostream.settings import default_settings, parse_settings
 
 
 def train(
@@ -37,10 +35,12 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node N -m -- geostream train …
     """
+    from geostream.layout import open_layout
     from geostream.report import report
     from geostream.report.evaluation_page import results_by_epoch
     from geostream.runs.loop import train as train_run
     from geostream.runs.run import Run
+    from geostream.settings import default_settings, parse_settings
     from geostream.training.distributed import Group
 
     with Group.current() as group:

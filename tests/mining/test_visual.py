@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from geostream.runs.run import GPS_GRAPH, Run
 
 from geostream.errors import GeostreamError, NotFound, StaleArtefact
 from geostream.layout import Layout
@@ -16,7 +17,6 @@ from geostream.mining.embeddings import Embeddings, create_embeddings, open_embe
 from geostream.mining.gps import build_gps_graph
 from geostream.mining.graph import GraphWriter, open_graph
 from geostream.mining.visual import build_visual_graph
-from geostream.runs.run import GPS_GRAPH, Run
 from geostream.store import Store
 from tests.cities import city, unit
 

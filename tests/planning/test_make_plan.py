@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from geostream.runs.run import GPS_GRAPH
 
 from geostream.arrays import Int32
 from geostream.dask import run_tasks
@@ -23,7 +24,6 @@ from geostream.planning.batches import HARDER
 from geostream.planning.make_plan import make_plan, reachable_by_shards
 from geostream.planning.spreading import shard_of_rows
 from geostream.reclustering.order import similarity_order
-from geostream.runs.run import GPS_GRAPH
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.cities import city

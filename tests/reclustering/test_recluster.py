@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
+from geostream.runs.run import Run
 from webdataset.gopen import gopen_schemes
 
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
@@ -29,7 +30,6 @@ from geostream.mining.graph import GraphWriter, open_graph
 from geostream.reclustering import rewrite as module
 from geostream.reclustering.recluster import place_vectors, recluster
 from geostream.runs import stages
-from geostream.runs.run import Run
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from geostream.runs.run import Run
 
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import PLACES, Layout, commit_layout
 from geostream.report.evaluation_page import embedded, results_table, write_evaluation
 from geostream.report.retrievals import retrieval_section, retrievals
-from geostream.runs.run import Run
 from geostream.runs.stages import Trained, new_encoder
 from geostream.store import Store
 from tests.evaluation.galleries import embedded_as

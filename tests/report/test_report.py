@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from geostream.runs.run import LOG, Run
 
 from geostream.layout import Layout
 from geostream.report import report
 from geostream.report.curves import curves_svg, loss_by_step
 from geostream.runs.log import RunLog, RunResult
-from geostream.runs.run import LOG, Run
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.stats import StreamStats
