@@ -24,8 +24,9 @@ from geostream.cli.options import print_table
 from geostream.errors import BadInput
 
 if TYPE_CHECKING:
-    from geostream.runs.run import Run
     from rich.console import Console
+
+    from geostream.runs.run import Run
 
 LAYOUT = "base"
 RUN = "demo"
@@ -141,13 +142,13 @@ def _run_flows(
 ) -> tuple[Run, list[dict[str, str]]]:
     """Shard and train by the flows; returns the run, and the flow runs as Prefect knows them."""
     # Only now: Prefect learns where its server is when it is imported.
-    from geostream.runs.run import Run
     from prefect.client.orchestration import get_client
 
     from flows.rendered import dataset_name, shard_options
     from flows.retrain import retrain
     from flows.shard import shard
     from geostream.layout import open_layout
+    from geostream.runs.run import Run
     from geostream.settings import default_settings, parse_settings
     from geostream.store import Store
 

@@ -1,7 +1,6 @@
-"""The report's curves: loss and recall, and how hard the batches were, over the epochs, as one SVG.
+"""Draw the report's curves as one SVG: loss, recall and hardness of the batches, over the epochs.
 
-Decides that all three share the epoch as their axis: the loss of single steps, where the log has it, lies thin behind
-the means of the epochs.
+The loss of single steps, where the run log has it, lies thin behind the mean of each epoch.
 """
 
 from __future__ import annotations
@@ -10,10 +9,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # a report is written on machines without a screen
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,12 +18,30 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def curves_svg(epochs: Rows, evaluations: Rows, plans: Rows, moves: Rows) -> str:
-    """From the records of training, evaluation, planning and reclustering."""
+    """Draw loss, recall and hardness side by side.
+
+    Args:
+        epochs: Records of training: ``epoch``, ``loss``, and where known ``step`` and ``curve``.
+        evaluations: Records of evaluation: ``epoch``, ``r1``, ``r5``, ``hit_rate``.
+        plans: Records of planning: ``epoch``, ``source``, and where known ``hardness_score`` and ``overlap``.
+        moves: Records of reclustering: ``epoch``, ``score_before``.
+
+    Returns:
+        An ``<svg>`` element. Lists may be empty; their curves are then missing.
+    """
     return _svg(_curves(epochs, evaluations, plans, moves))
 
 
 def loss_by_step(epochs: Rows) -> tuple[list[float], list[float]]:
-    """Where in the epochs each step of the records' curves is, and its loss; epoch 2 reaches from 1.5 to 2.5."""
+    """Return the position on the epoch axis, and the loss, of every logged step.
+
+    Args:
+        epochs: Records of training in order. ``curve`` lists ``[step, loss, …]``; ``step`` is the last step of the
+            epoch. Steps are counted from the begin of the run.
+
+    Returns:
+        Two lists of equal length. Epoch n covers n − 0.5 to n + 0.5, so that its mean lies in the middle.
+    """
     where, losses, begun = [], [], 0
     for record in epochs:
         points = record.get("curve") or []
@@ -40,13 +53,9 @@ def loss_by_step(epochs: Rows) -> tuple[list[float], list[float]]:
     return where, losses
 
 
-def _curves(
-    epochs: Rows,
-    evaluations: Rows,
-    plans: Rows,
-    moves: Rows,
-) -> Figure:
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
+def _curves(epochs: Rows, evaluations: Rows, plans: Rows, moves: Rows) -> Figure:
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     left.plot(*loss_by_step(epochs), color=BLUE, linewidth=0.6, alpha=0.5)
     left.plot([e["epoch"] for e in epochs], [e["loss"] for e in epochs], color=BLUE, marker="o", markersize=3)
     left.set(title="training loss", xlabel="epoch", ylim=(0, None))
@@ -83,6 +92,5 @@ def _plan_curves(axes: Axes, plans: Rows, moves: Rows) -> None:
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
-    plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -1,13 +1,12 @@
-"""Evaluating a checkpoint of a run, and what that leaves there: the results as JSON, and a page with pictures.
+"""Evaluate a checkpoint of a run, and write the results there as JSON and as an HTML page with pictures.
 
-Decides that what the field prints is made in one place: a row for each protocol and direction, percent with two
-decimals, the columns that the dataset's papers have. Embeddings of the checkpoint that are there already are used, so
-that evaluating again, or on another machine, takes no network and no images.
+The table has a row for each protocol and direction, and the columns that the dataset's papers print: percent with two
+decimals. Embeddings of the checkpoint that are in the run already are used again, so that a second evaluation runs no
+network and reads only the images that the page shows.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,7 +21,8 @@ from geostream.evaluation.metrics import named_rows
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings
-from geostream.report.retrievals import STYLE, retrieval_section, retrievals
+from geostream.report.pages import render
+from geostream.report.retrievals import retrievals
 from geostream.runs import stages
 from geostream.runs.run import Run
 
@@ -30,29 +30,59 @@ COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r1pct": "R@1%", "hit_rate":
 
 
 def evaluate_checkpoint(run: Run, split: str = "test", checkpoint: str | None = None) -> dict[str, Any]:
-    """Evaluate a checkpoint (None: the newest of a whole epoch) on a split; returns the record that was written.
+    """Evaluate a checkpoint on a split and write ``evaluation-<split>-epoch-NNNN.json`` and ``.html`` into the run.
 
-    Leaves ``evaluation-<split>-epoch-NNNN.json`` and ``.html`` in the run.
+    Args:
+        run: The run.
+        split: Name of the split.
+        checkpoint: Name of the checkpoint, or "best" for that of the best evaluation. None: the newest at the end of an
+            epoch.
+
+    Returns:
+        The record that was written: epoch, checkpoint, split, layout and the metrics.
+
+    Raises:
+        BadInput: There is no such run, or it has no such checkpoint yet.
+        RunHeld: The split must be embedded first, and a training of this run is at work.
     """
     trained = stages.load_trained(run, checkpoint)
     return write_evaluation(run, trained, embedded(run, trained, split))
 
 
 def write_evaluation(run: Run, trained: stages.Trained, embeddings: Embeddings) -> dict[str, Any]:
-    """Evaluate the embeddings and write both files; returns the record."""
+    """Evaluate embeddings and write the JSON and the page.
+
+    Args:
+        run: The run.
+        trained: Checkpoint that the embeddings were made with.
+        embeddings: Embeddings of the split.
+
+    Returns:
+        The record that was written to the JSON file.
+    """
     layout, split = run.layout, embeddings.split
     record = {"epoch": trained.epoch, "checkpoint": trained.checkpoint, "split": split, "layout": layout.name}
     record |= asdict(evaluate_embeddings(layout, embeddings, run.cluster))
     name = run.evaluation_name(split, trained.epoch)
     run.folder.write_json(f"{name}.json", record)
     title = f"{layout.dataset} {layout.name}: {split} after epoch {trained.epoch}"
-    section = retrieval_section(retrievals(layout, embeddings))
-    run.folder.write(f"{name}.html", _page(title, results_table(layout, record), section).encode())
+    rows = results_table(layout, record)
+    page = render("evaluation.html", title=title, rows=rows, retrievals=retrievals(layout, embeddings))
+    run.folder.write(f"{name}.html", page.encode())
     return record
 
 
 def embedded(run: Run, trained: stages.Trained, split: str) -> Embeddings:
-    """The embeddings of the split by this checkpoint: those in the run where they are whole, else made now."""
+    """Return the embeddings of a split by a checkpoint: those in the run if they are complete, else new ones.
+
+    Args:
+        run: The run.
+        trained: Checkpoint to embed with.
+        split: Name of the split.
+
+    Raises:
+        RunHeld: New embeddings are needed, and a training of this run is at work, which may write the same.
+    """
     try:
         found = run.embeddings(split, trained.epoch)
     except (NotFound, StaleArtefact):
@@ -67,20 +97,30 @@ def embedded(run: Run, trained: stages.Trained, split: str) -> Embeddings:
 
 
 def _embed(run: Run, trained: stages.Trained, split: str) -> Embeddings:
-    """Embed the split. Raises RunHeld beside a training of the run, which may be writing the same."""
     with run.hold():
         return stages.embed_split(run, trained, split)
 
 
 def results_by_epoch(layout: Layout, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tables of a run's evaluations as one, with the epoch before each row."""
+    """Join the tables of several evaluations, with the epoch as the first column.
+
+    Args:
+        layout: Layout that was evaluated on.
+        records: Records of evaluations, as in the run log.
+    """
     return [{"epoch": record["epoch"], **row} for record in records for row in results_table(layout, record)]
 
 
 def results_table(layout: Layout, record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """An evaluation's record as the field's table, rows of equal columns.
+    """Format an evaluation's record as a table of the kind that papers print.
 
-    Hit rate where the dataset has semi-positives, AP where a protocol asks for it; – where a row has no such number.
+    Args:
+        layout: Layout that was evaluated on.
+        record: Record of :func:`write_evaluation` or of the run log.
+
+    Returns:
+        A row for each protocol and direction, all with the same columns, formatted. There is a column for the hit rate
+        if the dataset has semi-positives, and one for AP if a protocol has it. A missing number is "–".
     """
     rows = named_rows(record)
     with_hit_rate = len(layout.semi_positives(str(record.get("split", "test"))).indices) > 0
@@ -91,20 +131,3 @@ def results_table(layout: Layout, record: Mapping[str, Any]) -> list[dict[str, s
         | {name: f"{row[name]:,}" for name in ("queries", "gallery")}
         for row in rows
     ]
-
-
-def _page(title: str, rows: Sequence[Mapping[str, str]], section: str) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
-    title = html.escape(title)
-    return f"""<!doctype html>
-<html lang=en><head><meta charset=utf-8><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-td, th {{ padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid #eee }}
-{STYLE}</style></head><body>
-<h1>{title}</h1><p>Shares of queries in percent. Ties count against the model.</p>
-<table><tr>{head}</tr>{body}</table>
-{section}
-</body></html>
-"""

@@ -1,23 +1,22 @@
-"""The report of a run: one HTML file with its curves, its tables and what the model retrieves.
+"""Write the report of a run: one HTML file with its curves, its tables and pictures.
 
-Decides what a person sees first: the recall on unseen places, then how loss, recall and the hardness of the batches
-went over the epochs, then test queries beside their five best tiles, the right one framed, and what training pairs look
-like to the network. The file holds its pictures itself, so that it can be sent around; they cost about a megabyte.
+The order is that of a reader's questions: the recall on unseen places, how training went, what the model retrieves,
+what the network was given, and what it cost. The file holds its pictures itself, so that it can be sent around.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from geostream.evaluation.metrics import named_rows
 from geostream.evaluation.protocols import BOTH_WAYS, NEAR, PAIRED
 from geostream.layout import Layout
-from geostream.report.augmentations import SheetPair, sheet_pairs, sheet_section
+from geostream.report.augmentations import PreviewPair, preview_pairs, preview_rows
 from geostream.report.curves import Rows, curves_svg
 from geostream.report.evaluation_page import COLUMNS
-from geostream.report.retrievals import STYLE, Retrieval, retrieval_section, retrievals
+from geostream.report.pages import render
+from geostream.report.retrievals import Retrieval, retrievals
 from geostream.runs.log import RunResult
 from geostream.runs.run import Run
 
@@ -29,7 +28,16 @@ PROTOCOLS = {
 
 
 def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
-    """A finished run in numbers: what was trained on, how it went, what was read and where the time went."""
+    """Return a run in numbers: what was trained on, how it went, what was read and where the time went.
+
+    Args:
+        store: URL of the store, as shown to people.
+        layout: Layout that the run ended with.
+        result: The run, read from its log.
+
+    Returns:
+        Plain values that can be written as JSON.
+    """
     facts = ("pairs", "batches", "left_out", "hardness_score", "overlap", "resident_share")
     recalls = ("epoch", "r1", "r5", "r10", "r1pct", "hit_rate", "gallery")
     return {
@@ -56,16 +64,24 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
 
 
 def publish(run: Run, result: RunResult, summary: Mapping[str, Any]) -> str:
-    """Write ``report.html`` into the run, with what the last evaluated weights retrieve, and return it.
+    """Write ``report.html`` into the run.
 
-    Raises BadInput where the run's settings are missing.
+    Args:
+        run: The run, on the layout that it ended with.
+        result: The run, read from its log.
+        summary: The dict that :func:`summarise` returns.
+
+    Returns:
+        The page as HTML. It shows what the last evaluated weights retrieve.
+
+    Raises:
+        BadInput: The run has no settings.
     """
     layout, pictures = run.layout, list[Retrieval]()
     if result.evaluations:
-        embeddings = run.embeddings("test", int(result.evaluations[-1]["epoch"]))
-        pictures = retrievals(layout, embeddings)
-    sheet = sheet_pairs(layout, run.settings)
-    page = render_report(f"geostream: {layout.dataset} {layout.name}", summary, result.training, pictures, sheet)
+        pictures = retrievals(layout, run.embeddings("test", int(result.evaluations[-1]["epoch"])))
+    preview = preview_pairs(layout, run.settings)
+    page = render_report(f"geostream: {layout.dataset} {layout.name}", summary, result.training, pictures, preview)
     run.write_report(page)
     return page
 
@@ -75,117 +91,58 @@ def render_report(
     summary: Mapping[str, Any],
     epochs: Rows,
     pictures: Sequence[Retrieval],
-    sheet: Sequence[SheetPair],
+    preview: Sequence[PreviewPair],
 ) -> str:
-    """The report as HTML. ``summary``: of :func:`summarise`; ``epochs``: the run's training records."""
+    """Return the report as HTML.
+
+    Args:
+        title: Title of the page.
+        summary: The dict that :func:`summarise` returns.
+        epochs: The run's records of training.
+        pictures: Queries with their best candidates. The section is left out if there are none.
+        preview: Training pairs, plain and augmented. The section is left out if there are none.
+    """
     evaluations, plans, moves = summary["evaluations"], summary["plans"], summary["reclusterings"]
-    last = evaluations[-1] if evaluations else None
-    # Without semi-positives it is R@1 again.
-    hit = f", hit rate {last['hit_rate']:.1%}" if last and last["hit_rate"] != last["r1"] else ""
-    head = (
-        f"<p class=lead>R@1 <b>{last['r1']:.1%}</b> on a gallery of {last['gallery']:,} tiles of unseen places "
-        f"(chance {1 / last['gallery']:.2%}){hit}, after {last['epoch']} epochs.</p>"
-        if last
-        else "<p class=lead>Not evaluated yet.</p>"
+    return render(
+        "report.html",
+        title=title,
+        summary=summary,
+        last=evaluations[-1] if evaluations else None,
+        curves=curves_svg(epochs, evaluations, plans, moves),
+        recall=_recall(summary["protocols"]),
+        percent={*COLUMNS.values(), "resident_share", "waiting"},
+        retrievals=pictures,
+        preview=preview_rows(preview),
+        stages=[{"stage": stage, "seconds": round(value, 1)} for stage, value in summary["seconds"].items()],
+        reads=[_reads(epoch) for epoch in epochs],
     )
-    dataset = summary["dataset"]
-    sections = [
-        f"<h1>{html.escape(title)}</h1>{head}",
-        f"<p>{dataset['places']:,} places, {dataset['pairs']:,} pairs, {dataset['bytes'] / 1e6:,.1f} MB in "
-        f"{dataset['shards']} shards at <code>{html.escape(str(summary['store']))}</code>.</p>",
-        "<h2>Training</h2>" + curves_svg(epochs, evaluations, plans, moves),
-        "<h2>Recall on the test gallery</h2>" + _recall(summary["protocols"]),
-        "<h2>Epoch plans</h2><p>Hardness score: 0 = random batches, 1 = Sample4Geo's assembly with random access to "
-        "everything, on the same graph. Overlap: the largest share of a batch that came from one batch of the epoch "
-        "before. Resident share: the most bytes held at once, of all.</p>" + _table(plans, ["resident_share"]),
-        "<h2>Generations of the layout</h2><p>In geographic order look-alikes lie far apart, so that few of them are "
-        "resident together, and a plan from a visual graph scores low. Then the shards are rewritten in the order of "
-        "similarity, and training goes on from these. Before: what the old order allowed.</p>" + _table(moves, []),
-    ]
-    if pictures:
-        sections.append(retrieval_section(pictures))
-    if sheet:
-        sections.append(sheet_section(sheet))
-    seconds = [{"stage": stage, "seconds": round(value, 1)} for stage, value in summary["seconds"].items()]
-    sections.append("<h2>Where the time went</h2>" + _table(seconds, []))
-    sections.append(_reading(summary["stream"], epochs))
-    return _PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(sections))
 
 
-def _recall(rows: Rows) -> str:
-    """A table by epoch for each protocol and direction, under its name where there are several."""
-    named: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+def _recall(rows: Rows) -> list[dict[str, Any]]:
+    """Group the rows of all epochs by protocol and direction."""
+    labels = {"epoch": "epoch", **COLUMNS, "queries": "queries", "gallery": "gallery"}
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        named.setdefault((row["protocol"], row["direction"]), []).append(row)
-    parts = []
-    for (protocol, direction), of_one in named.items():
-        shares = [label for name, label in COLUMNS.items() if name in of_one[0]]
-        names = {"epoch": "epoch", **COLUMNS, "queries": "queries", "gallery": "gallery"}
-        if len(named) > 1:
-            parts.append(f"<h3>{html.escape(protocol)}, {html.escape(direction)}</h3>")
-        parts.append(f"<p>{html.escape(PROTOCOLS.get(protocol, ''))}</p>")
-        parts.append(_table([{names[n]: row[n] for n in names if n in row} for row in of_one], shares))
-    return "".join(parts) or _table([], [])
-
-
-def _reading(stream: Mapping[str, Any], epochs: Rows) -> str:
-    """What streaming cost, by epoch, and which pairs were replaced."""
-    rows = [
-        {
-            "epoch": row["epoch"],
-            "pairs/s": round(row["pairs_per_second"]),
-            "waiting": row["wait_share"],
-            "MB read": row["stream"]["bytes_fetched"] / 1e6,
-            "read / used": row["stream"]["bytes_fetched"] / max(row["stream"]["bytes_used"], 1),
-            "requests": row["stream"]["requests"],
-            "MB a request": row["stream"]["merged_read_bytes"] / 1e6,
-            "most MB held": row["stream"]["peak_resident_bytes"] / 1e6,
-            "retries": sum(row["stream"]["retries"].values()),
-            "replaced": row["stream"]["replaced_pairs"],
-        }
-        for row in epochs
+        shown = {label: row[name] for name, label in labels.items() if name in row}
+        grouped.setdefault((row["protocol"], row["direction"]), []).append(shown)
+    return [
+        {"protocol": protocol, "direction": direction, "rule": PROTOCOLS.get(protocol, ""), "rows": shown}
+        for (protocol, direction), shown in grouped.items()
     ]
-    parts = [
-        "<h2>What was read</h2><p>Waiting: the share of the time that training stood still for want of a batch. Read / "
-        "used: bytes fetched over bytes of the images in the batches.</p>" + _table(rows, ["waiting"])
-    ]
-    if stream["retries"]:
-        reasons = ", ".join(f"{html.escape(reason)} {count:,}" for reason, count in stream["retries"].items())
-        parts.append(f"<p>Reads repeated, by reason: {reasons}.</p>")
-    if stream["replaced"]:
-        parts.append("<p>Pairs with a damaged image, and those that were trained in their place:</p>")
-        parts.append(_table(stream["replaced"], []))
-    return "".join(parts)
 
 
-def _table(rows: Rows, percent: Sequence[str]) -> str:
-    if not rows:
-        return "<p>None.</p>"
-    names = list(rows[0])
-    head = "".join(f"<th>{html.escape(n)}</th>" for n in names)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row.get(n), n in percent)}</td>" for n in names) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _cell(value: object, percent: bool) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.1%}" if percent else f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else html.escape(str(value))
-
-
-_PAGE = """<!doctype html>
-<html lang=en><head><meta charset=utf-8><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-h1 {{ margin-bottom: 0 }} h2 {{ margin-top: 2.2rem }} .lead {{ font-size: 1.25rem }}
-svg {{ max-width: 100%; height: auto }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-td, th {{ padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid #eee }}
-td:first-child, th:first-child {{ text-align: left }}
-{style}</style></head><body>
-{body}
-</body></html>
-"""
+def _reads(epoch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what streaming cost in an epoch, by the column that shows it."""
+    stream = epoch["stream"]
+    return {
+        "epoch": epoch["epoch"],
+        "pairs/s": round(epoch["pairs_per_second"]),
+        "waiting": epoch["wait_share"],
+        "MB read": stream["bytes_fetched"] / 1e6,
+        "read / used": stream["bytes_fetched"] / max(stream["bytes_used"], 1),
+        "requests": stream["requests"],
+        "MB a request": stream["merged_read_bytes"] / 1e6,
+        "most MB held": stream["peak_resident_bytes"] / 1e6,
+        "retries": sum(stream["retries"].values()),
+        "replaced": stream["replaced_pairs"],
+    }

@@ -1,12 +1,11 @@
-"""What a model retrieves, as pictures: queries beside their best candidates, the right ones framed.
+"""Pick queries and their best candidates, as small pictures for the report and the evaluation page.
 
-Decides which queries are shown: a dozen of each direction, spread evenly over the split, so that successes and failures
-appear in their own proportion. Each costs one read a picture; the gallery is read once, block by block.
+The queries are spread evenly over the split, so that successes and failures appear in their own proportion. Each
+picture costs one read from the store. The embeddings of the gallery are read twice, block by block.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,43 +19,42 @@ from geostream.evaluation.ranks import count_before
 from geostream.layout import Layout
 from geostream.mining.embeddings import SHARD_ROWS, Embeddings, pick_rows, read_rows
 
-THUMBNAIL = 192  # pixels of a picture's longer side
-
-#: What a page that shows a :func:`retrieval_section` needs in its style sheet.
-STYLE = """
-.row { display: flex; gap: 10px; align-items: flex-start; margin-bottom: 14px }
-figure { margin: 0; text-align: center } figcaption { font-size: 12px; color: #666 }
-figure img { height: 96px; border: 4px solid transparent; image-rendering: auto }
-figure.query { width: 410px } figure.query img { max-width: 400px; width: auto }
-figure.truth img, span.truth { border-color: #2f8f5b } figure.semi img { border-color: #d69a1e }
-span.truth { color: #2f8f5b } span.semi { color: #b07a10 }
-"""
-
-_INTRODUCTIONS = {
-    TO_TILE: "Test queries of unseen places, and their five best tiles of the whole gallery. "
-    "<span class=truth>Green: the true tile.</span> <span class=semi>Amber: another tile that shows the spot, a "
-    "semi-positive or one within 5 metres.</span>",
-}
-_INTRODUCTION = (
-    "The other way round: tiles of the test places, and their five best views of all those in the gallery. "
-    "<span class=truth>Green: a view of the same place.</span>"
-)
+THUMBNAIL = 192  # pixels of the longer side of a picture
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One query with its best candidates: pictures as JPEG bytes."""
+    """Hold one query and its best candidates, the most similar first.
 
-    direction: str  # "view→tile" or "tile→view"
+    Attributes:
+        direction: ``"view→tile"`` or ``"tile→view"``.
+        query: Picture of the query, JPEG.
+        candidates: Pictures of the candidates, JPEG.
+        similarities: Cosine similarity of each candidate to the query.
+        kinds: ``"positive"``, ``"semi-positive"`` (shows the spot, too) or ``"negative"`` for each candidate.
+        rank: Rank of the best positive in the whole gallery, from 1. Ties count against the model.
+    """
+
+    direction: str
     query: bytes
     candidates: list[bytes]
     similarities: list[float]
-    kinds: list[str]  # "truth", "semi" or "wrong", a candidate each
-    rank: int  # of the best right candidate, 1 = best; ties count against the model
+    kinds: list[str]
+    rank: int
 
 
 def retrievals(layout: Layout, embeddings: Embeddings, *, count: int = 12, best: int = 5) -> list[Retrieval]:
-    """``count`` queries of each direction, spread evenly over the embedded split, with their ``best`` candidates."""
+    """Return queries of the embedded split with their best candidates.
+
+    Args:
+        layout: Layout that the embeddings were made from.
+        embeddings: Embeddings of one split.
+        count: Number of queries for each direction of search.
+        best: Number of candidates for each query.
+
+    Returns:
+        The queries, direction by direction. A query is left out if it or one of its candidates cannot be decoded.
+    """
     told = searches(layout, embeddings.split, embeddings.pairs, embeddings.reference_place)
     found: list[Retrieval] = []
     for direction in dict.fromkeys(search.direction for _, search in told):
@@ -68,7 +66,10 @@ def retrievals(layout: Layout, embeddings: Embeddings, *, count: int = 12, best:
 def _of_search(
     layout: Layout, embeddings: Embeddings, search: Search, others: Sequence[Search], count: int, best: int
 ) -> list[Retrieval]:
-    """``others``: searches of the same queries by other rules; what is right by these, only, is "semi"."""
+    """Return the queries of one search.
+
+    ``others`` are searches of the same queries by other protocols: what is right only there is a semi-positive.
+    """
     n = len(search.queries)
     shown = np.unique(np.linspace(0, n - 1, min(count, n)).astype(np.int64))
     to_tile = search.direction == TO_TILE
@@ -93,7 +94,7 @@ def _of_search(
         try:
             [asked] = _pictures(layout, embeddings, search.queries[[number]], tiles=not to_tile)
             candidates = _pictures(layout, embeddings, order, tiles=to_tile)
-        except (OSError, SyntaxError, ValueError):  # what Pillow says to damaged images: the others are shown
+        except (OSError, SyntaxError, ValueError):  # raised by Pillow for damaged images
             continue
         found.append(
             Retrieval(
@@ -101,38 +102,15 @@ def _of_search(
                 query=asked,
                 candidates=candidates,
                 similarities=[float(s) for s in similarity[i, order]],
-                kinds=["truth" if is_own[row] else "semi" if row in near else "wrong" for row in order],
+                kinds=["positive" if is_own[row] else "semi-positive" if row in near else "negative" for row in order],
                 rank=int(before[truths.indptr[i] : truths.indptr[i + 1]].min()) + 1,
             )
         )
     return found
 
 
-def retrieval_section(pictures: Sequence[Retrieval]) -> str:
-    """The pictures as a section of an HTML page whose style sheet holds STYLE."""
-    parts = ["<h2>What it retrieves</h2>"]
-    for direction in dict.fromkeys(one.direction for one in pictures):
-        rows = "".join(_retrieval(one) for one in pictures if one.direction == direction)
-        parts.append(f"<p>{_INTRODUCTIONS.get(direction, _INTRODUCTION)}</p><div class=grid>{rows}</div>")
-    return "".join(parts)
-
-
-def _retrieval(one: Retrieval) -> str:
-    candidates = "".join(
-        f"<figure class={kind}><img src='{_data(candidate)}'><figcaption>{similarity:.2f}</figcaption></figure>"
-        for candidate, kind, similarity in zip(one.candidates, one.kinds, one.similarities, strict=True)
-    )
-    what = "true tile" if one.direction == TO_TILE else "best true view"
-    query = f"<img src='{_data(one.query)}'><figcaption>{what}: rank {one.rank}</figcaption>"
-    return f"<div class=row><figure class=query>{query}</figure>{candidates}</div>"
-
-
-def _data(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-
-
 def _pictures(layout: Layout, embeddings: Embeddings, rows: Int64, *, tiles: bool) -> list[bytes]:
-    """Of the embedded tiles, or views, in these rows."""
+    """Return pictures of the embedded tiles, or views, in these rows."""
     if tiles:
         members = layout.member_rows(embeddings.reference_place[rows])
     else:

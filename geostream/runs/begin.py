@@ -10,8 +10,8 @@ from __future__ import annotations
 from math import lcm
 
 from geostream.errors import AlreadyExists, BadInput
-from geostream.settings import TrainSettings
 from geostream.runs.run import Run
+from geostream.settings import TrainSettings
 
 # Settings that do not change what is trained.
 READING = {"look_ahead", "prefetch", "buffer_mib", "gap_kib", "replaced_limit"}
@@ -19,7 +19,7 @@ MAY_CHANGE = READING | {"workers", "threads", "decode_threads", "checkpoint_ever
 
 
 def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:
-    """Return the settings to train with on so many ranks: stored with a new run, compared with those of one that exists.
+    """Return the settings to train with on so many ranks: stored with a new run, compared with those of an old one.
 
     Raises:
         BadInput: The run was begun with other settings, or its steps cannot be shared by the ranks.

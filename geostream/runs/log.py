@@ -68,6 +68,7 @@ class RunResult:
     @classmethod
     def of(cls, url: str, log: RunLog, already_finished: bool) -> RunResult:
         """Return what the log of the run at ``url`` tells."""
+
         def rows(stage: str) -> list[dict[str, Any]]:
             return [{name: value for name, value in r.items() if name != "stage"} for r in log.of(stage)]
 

@@ -56,7 +56,10 @@ def new_encoder(settings: TrainSettings, device: torch.device | None = None) -> 
 def _check_sizes(encoder: Encoder, settings: TrainSettings, device: torch.device) -> None:
     """Raise BadInput where the network cannot take images of the settings' sizes."""
     encoder.eval()
-    for height, width in ((settings.model.tile_size, settings.model.tile_size), (settings.model.view_height, settings.model.view_width)):
+    for height, width in (
+        (settings.model.tile_size, settings.model.tile_size),
+        (settings.model.view_height, settings.model.view_width),
+    ):
         try:
             with torch.inference_mode():
                 encoder.encode(torch.zeros(1, 3, height, width, device=device))
@@ -152,7 +155,11 @@ def mining_due(epoch: int, settings: TrainSettings) -> bool:
 def mining_for(epoch: int, settings: TrainSettings) -> int:
     """The epoch after which the graph for ``epoch`` was mined; 0: the geographic one."""
     since_first = epoch - 1 - settings.plan.first_mining
-    return 0 if since_first < 0 else settings.plan.first_mining + since_first // settings.plan.mine_every * settings.plan.mine_every
+    return (
+        0
+        if since_first < 0
+        else settings.plan.first_mining + since_first // settings.plan.mine_every * settings.plan.mine_every
+    )
 
 
 def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:

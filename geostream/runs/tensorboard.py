@@ -17,8 +17,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from geostream.store import Store
 from geostream.evaluation.metrics import named_rows
+from geostream.store import Store
 
 EVENTS = "tensorboard/events.out.tfevents.0.geostream"
 

@@ -58,7 +58,7 @@ def test_demo_leaves_summary_and_report_and_nothing_running(tmp_path: Path) -> N
     ]
     assert (out / "notes.txt").read_text() == "mine"
     page = (out / "report.html").read_text()
-    assert page.count("<figure class=query>") == 12
+    assert page.count('<figure class="query">') == 12
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
     written = [path.read_bytes() for path in out.rglob("*") if path.suffix in (".log", ".json", ".html", ".jsonl")]
     assert len(written) >= 4

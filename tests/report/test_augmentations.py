@@ -1,4 +1,4 @@
-"""The picture sheet: its compass is where the pictures' own marks are, and its pictures are training's."""
+"""The augmentation preview: its compass is where the pictures' own marks are, and its pictures are training's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geostream.report.augmentations import COLOURS, compass, sheet_pair, sheet_pairs, sheet_section
+from geostream.report.augmentations import compass, preview_pair, preview_pairs, preview_rows
+from geostream.report.pages import render
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.training.augment import Augmentation, Pixels, turn
@@ -51,7 +52,7 @@ def test_the_pictures_are_those_of_training() -> None:
     tile, view = marked(False)
     drawn = Augmentation.of(PLAIN, 1, 30)
     for pair in range(30):
-        one = sheet_pair("name", tile, view, pair, drawn)
+        one = preview_pair("name", tile, view, pair, drawn)
         expected = turn(tile, view, bool(drawn.flip[pair]), int(drawn.turns[pair]))
         assert np.array_equal(one.changed["tile"], expected[0]) and np.array_equal(one.changed["view"], expected[1])
         assert np.array_equal(one.plain["tile"], tile) and np.array_equal(one.plain["view"], view)
@@ -63,7 +64,7 @@ def test_the_pictures_are_those_of_training() -> None:
 def test_what_is_done_to_a_picture_stands_below_it() -> None:
     wild = TrainSettings().changed(jpeg_probability=1, blur_probability=1, dropout_probability=1)
     drawn = Augmentation.of(wild, 1, 40)
-    ones = [sheet_pair("name", *marked(False), pair, drawn) for pair in range(40)]
+    ones = [preview_pair("name", *marked(False), pair, drawn) for pair in range(40)]
     for kind in ("tile", "view"):
         words = [one.changes[kind] for one in ones]
         for word in ("JPEG 9", "JPEG 100", "colour", "blurred", "sharpened", "grid", "rectangles"):
@@ -74,27 +75,36 @@ def test_what_is_done_to_a_picture_stands_below_it() -> None:
 
 def test_a_dozen_pairs_spread_over_the_split_without_damaged_ones(tmp_path: Path) -> None:
     layout = tiny_layout(Store.open(tmp_path), places=40)
-    ones = sheet_pairs(layout, PLAIN)
+    ones = preview_pairs(layout, PLAIN)
     assert len(ones) == 12 and ones[0].name == "alpha-0000 view-00" and ones[-1].name == "alpha-0039 view-00"
     row = layout.members.slice(int(layout.member_rows(layout.pairs("train").place[:1])[0]), 1).to_pylist()[0]
     shard = tmp_path / "tiny" / "layouts" / "g0" / layout.shard_names[row["shard"]]
     data = bytearray(shard.read_bytes())
     data[row["offset"] : row["offset"] + row["size"]] = b"x" * row["size"]
     shard.write_bytes(data)
-    left = sheet_pairs(layout, PLAIN)
+    left = preview_pairs(layout, PLAIN)
     assert [one.name for one in left] == [one.name for one in ones[1:]]
     assert all(np.array_equal(a.changed["view"], b.changed["view"]) for a, b in zip(left, ones[1:], strict=True))
 
 
+def section_of(settings: TrainSettings, name: str, count: int) -> str:
+    drawn = Augmentation.of(settings, 1, count)
+    pairs = [preview_pair(name, *marked(False), pair, drawn) for pair in range(count)]
+    return render("augmentations.html", preview=preview_rows(pairs))
+
+
 def test_the_section_draws_four_pictures_a_pair_and_the_compass_on_each() -> None:
-    drawn = Augmentation.of(PLAIN, 1, 30)
-    section = sheet_section([sheet_pair("a <b> & c", *marked(False), pair, drawn) for pair in (0, 1)])
-    assert "a &lt;b&gt; &amp; c" in section and "Tile and panorama are mirrored and turned together" in section
-    drawings = re.findall(r"<svg.*?</svg>", section)
-    assert len(drawings) == 2
-    assert all(drawing.count("<image") == 4 and drawing.count("<line") == 8 for drawing in drawings)
-    assert all(drawing.count(f">{point}</text>") == 4 for drawing in drawings for point in COLOURS)
-    assert "nan" not in section
-    picture = PLAIN.changed(view_kind="picture")
-    other = sheet_section([sheet_pair("name", *marked(False), 0, Augmentation.of(picture, 1, 1))])
-    assert "the tile is turned alone" in other and other.count("<line") == 4
+    section = section_of(PLAIN, "a <b> & c", 2)
+    assert section.count("a &lt;b&gt; &amp; c") == 2
+    drawings = re.findall(r"<svg.*?</svg>", section, re.DOTALL)
+    assert len(drawings) == 2 * 4
+    for drawing in drawings:
+        assert drawing.count("<image") == 1 and re.findall(">([A-Z])</text>", drawing) == ["N", "E"]
+    assert 'x1="50.0%" y1="0" x2="50.0%" y2="100%"' in drawings[1], "north is in the middle of the plain panorama"
+
+
+def test_a_view_that_is_no_panorama_has_no_compass() -> None:
+    section = section_of(PLAIN.changed(view_kind="picture"), "name", 1)
+    tile, view, changed_tile, changed_view = re.findall(r"<svg.*?</svg>", section, re.DOTALL)
+    assert tile.count("<line") == changed_tile.count("<line") == 2
+    assert view.count("<line") == changed_view.count("<line") == 0

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from geostream.runs.run import Run
 
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import PLACES, Layout, commit_layout
 from geostream.report.evaluation_page import embedded, results_table, write_evaluation
-from geostream.report.retrievals import retrieval_section, retrievals
+from geostream.report.pages import render
+from geostream.report.retrievals import retrievals
+from geostream.runs.run import Run
 from geostream.runs.stages import Trained, new_encoder
 from geostream.store import Store
 from tests.evaluation.galleries import embedded_as
 from tests.helpers import tiny_layout
+from tests.report.self_contained import needs_nothing_else
 from tests.training.settings import TINY
 
 PROTOCOLS = ("paired", "within-5m", "both-ways")
@@ -86,7 +89,7 @@ def test_an_evaluation_leaves_json_and_a_page(tmp_path: Path, layout: Layout, tr
     page = run.folder.read(f"{name}.html").decode()
     assert page.count("<td>within-5m</td>") == 1 and page.count("<td>tile→view</td>") == 1
     assert page.count("data:image/jpeg;base64,") == (12 + 8) * (1 + 5)
-    assert "src='http" not in page and "<script" not in page
+    needs_nothing_else(page)
 
 
 def test_the_table_is_the_fields(layout: Layout) -> None:
@@ -122,13 +125,15 @@ def test_pictures_frame_all_that_is_right(tmp_path: Path, layout: Layout) -> Non
     assert [one.direction for one in found] == ["view→tile"] * 4 + ["tile→view"] * 4
     to_tile, to_view = found[:4], found[4:]
     assert {len(one.candidates) for one in found} == {3}
-    assert to_tile[0].kinds == ["truth", "semi", "wrong"] and to_tile[0].similarities == [1, 0.5, 0]
-    assert (to_tile[0].rank, to_tile[-1].kinds[0], to_tile[-1].rank) == (1, "wrong", 10)
-    assert to_view[0].kinds == ["truth", "truth", "wrong"] and to_view[0].rank == 1
+    assert to_tile[0].kinds == ["positive", "semi-positive", "negative"] and to_tile[0].similarities == [1, 0.5, 0]
+    assert (to_tile[0].rank, to_tile[-1].kinds[0], to_tile[-1].rank) == (1, "negative", 10)
+    assert to_view[0].kinds == ["positive", "positive", "negative"] and to_view[0].rank == 1
     assert to_view[1].similarities == [1, 1, 0.5]
-    section = retrieval_section(found)
-    assert section.count("true tile: rank 1<") == 2 and section.count("best true view: rank 1<") == 4
-    assert section.count("class=truth>") == 2 + sum(one.kinds.count("truth") for one in found)
+    section = render("retrievals.html", retrievals=found)
+    assert re.findall(r"rank (\d+)<", section) == [str(one.rank) for one in found]
+    for kind in ("positive", "semi-positive", "negative"):
+        framed = section.count(f'<figure class="{kind}">')
+        assert framed == sum(one.kinds.count(kind) for one in found) > 0
 
 
 def test_queries_with_a_damaged_picture_are_not_shown(tmp_path: Path, layout: Layout) -> None:
@@ -156,4 +161,4 @@ def test_within_five_metres_is_amber(tmp_path: Path) -> None:
     layout = Layout(plain.store, info, pa.Table.from_pylist(rows, schema=PLACES), plain.members)
     axes = np.eye(4, dtype=np.float32)
     [one, *_] = retrievals(layout, embedded_as(store.child("run"), layout, axes, axes), count=2, best=4)
-    assert one.kinds == ["truth", "semi", "semi", "semi"]
+    assert one.kinds == ["positive", "semi-positive", "semi-positive", "semi-positive"]

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from geostream.errors import GeostreamError
 from geostream.layout import open_layout
+from geostream.runs.loop import train
 from geostream.settings import make_settings
 from geostream.store import Store
 from geostream.training.step import Learner
-from geostream.runs.loop import train
 
 PACE = 0.02  # seconds a step
 

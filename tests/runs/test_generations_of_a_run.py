@@ -1,7 +1,6 @@
 """A run changes generation where its plans are too easy, stays on its own, and a kill in between changes nothing."""
 
 from __future__ import annotations
-from geostream.runs.run import Run, run_folder
 
 import hashlib
 from pathlib import Path
@@ -11,12 +10,13 @@ import pytest
 
 from geostream.errors import LayoutNotCommitted
 from geostream.layout import list_layouts, open_layout
-from geostream.settings import TrainSettings
-from geostream.store import Store
 from geostream.planning.plan import load_plan
 from geostream.runs import loop as trainer
-from geostream.training.checkpoint import list_checkpoints, read_position
 from geostream.runs.loop import train
+from geostream.runs.run import Run, run_folder
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from geostream.training.checkpoint import list_checkpoints, read_position
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 

@@ -1,7 +1,6 @@
 """One trainer a run: the second is refused by name, and takes over once the first is dead."""
 
 from __future__ import annotations
-from geostream.runs.run import run_folder
 
 import json
 import os
@@ -16,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from geostream.store import Store
 from geostream.runs import lease
-from geostream.training.checkpoint import list_checkpoints
 from geostream.runs.lease import FOLDER, Lease, RunHeld
+from geostream.runs.run import run_folder
+from geostream.store import Store
+from geostream.training.checkpoint import list_checkpoints
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 

@@ -1,7 +1,6 @@
 """The run's log: survives being opened again, replaces what is done twice, and adds up to the result."""
 
 from __future__ import annotations
-from geostream.runs.run import LOG
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ from typing import Any
 import pytest
 
 from geostream.errors import StoreError
+from geostream.runs.log import RunLog, RunResult
+from geostream.runs.run import LOG
 from geostream.store import Store
 from geostream.streaming.stats import Replaced, StreamStats
-from geostream.runs.log import RunLog, RunResult
 
 
 def stream(fetched: int, peak: int) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """The run as a whole: its stages, its artefacts, its log; and that a kill changes nothing."""
 
 from __future__ import annotations
-from geostream.runs.run import LOG, Run
-from geostream.runs.run import run_folder
 
 import hashlib
 import signal
@@ -16,12 +14,10 @@ import pytest
 
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout, open_layout
-from geostream.mining.embeddings import open_embeddings
-from geostream.settings import TrainSettings
-from geostream.store import Store
 from geostream.planning.plan import load_plan
-from geostream.training.checkpoint import list_checkpoints
-from geostream.runs.log import RunLog, Record
+from geostream.runs.log import Record, RunLog
+from geostream.runs.loop import train
+from geostream.runs.run import LOG, Run, run_folder
 from geostream.runs.stages import (
     embed_split,
     evaluate_embeddings,
@@ -29,7 +25,9 @@ from geostream.runs.stages import (
     mining_due,
     mining_for,
 )
-from geostream.runs.loop import train
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from geostream.training.checkpoint import list_checkpoints
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 
@@ -92,9 +90,7 @@ def test_embeddings_are_those_of_the_encoder_in_the_order_of_ids(tmp_path: Path)
         query, reference = np.asarray(again.query[:]), np.asarray(again.reference[:])
         np.testing.assert_allclose(np.linalg.norm(query, axis=1), 1, rtol=1e-5)
         # Batches of another size meet other neighbours, and must not mix up rows.
-        other = type(trained)(
-            trained.encoder, trained.settings.changed(batch_size=7), trained.checkpoint, 99
-        )
+        other = type(trained)(trained.encoder, trained.settings.changed(batch_size=7), trained.checkpoint, 99)
         once_more = embed_split(run, other, split)
         np.testing.assert_allclose(np.asarray(once_more.query[:]), query, atol=1e-5)
         np.testing.assert_allclose(np.asarray(once_more.reference[:]), reference, atol=1e-5)
@@ -143,7 +139,10 @@ def test_killed_and_started_again_ends_with_the_same_weights(tmp_path: Path) -> 
     assert weights_hash(killed_run) == weights_hash(whole_run)
     assert [row["epoch"] for row in result.training] == [1, 2, 3, 4, 5]
     for epoch in range(1, 6):
-        assert load_plan(killed_run.child("plans"), epoch, None).hash == load_plan(whole_run.child("plans"), epoch, None).hash
+        assert (
+            load_plan(killed_run.child("plans"), epoch, None).hash
+            == load_plan(whole_run.child("plans"), epoch, None).hash
+        )
     assert killed_run.read_json("evaluation.json")[-1]["r1"] == whole_run.read_json("evaluation.json")[-1]["r1"]
 
 

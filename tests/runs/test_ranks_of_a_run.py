@@ -1,8 +1,6 @@
 """Two ranks train as one does, go on as another number of them, and end together."""
 
 from __future__ import annotations
-from geostream.runs.run import LOG, Run
-from geostream.runs.run import run_folder
 
 import json
 import signal
@@ -20,26 +18,27 @@ import safetensors.torch
 from geostream.errors import BadInput
 from geostream.layout import open_layout
 from geostream.mining.embeddings import open_embeddings, read_rows
-from geostream.settings import TrainSettings
-from geostream.store import Store
 from geostream.runs.begin import begin, resolve
-from geostream.training.checkpoint import list_checkpoints, read_position
 from geostream.runs.log import RunLog
 from geostream.runs.loop import train
+from geostream.runs.run import LOG, Run, run_folder
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from geostream.training.checkpoint import list_checkpoints, read_position
 from tests.helpers import tiny_layout
 from tests.training.ranks import RUN_PROGRAM, TOLD, TORCHRUN, ended, environment, start_ranks, torchrun, wait_for
 from tests.training.settings import TINY
 
 SETTINGS = TINY.changed(
-        epochs=3,
-        batch_size=4,
-        checkpoint_every=2,
-        step_batches=2,
-        ema_decay=0.5,
-        model_options={"drop_path_rate": 0.3},
-        recluster_below=100.0,
-        hardness=100.0,
-    )
+    epochs=3,
+    batch_size=4,
+    checkpoint_every=2,
+    step_batches=2,
+    ema_decay=0.5,
+    model_options={"drop_path_rate": 0.3},
+    recluster_below=100.0,
+    hardness=100.0,
+)
 PIPE: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 STEPS = 6  # of an epoch: 48 pairs, 4 in a batch, 2 batches in a step
 
@@ -119,7 +118,10 @@ def test_the_command_under_torchrun(tmp_path: Path, alone: Store) -> None:
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("recall on the test gallery") == 1 and done.stdout.count("trained; report: ") == 1
     assert_same_run(store, alone, EMBEDDED)
-    assert ((found := Run.open(store, open_layout(store), "one").settings).optim.step_batches, found.plan.lanes) == (2, 2)
+    assert ((found := Run.open(store, open_layout(store), "one").settings).optim.step_batches, found.plan.lanes) == (
+        2,
+        2,
+    )
     assert run_of(store).exists("report.html")
     script = str(Path(sys.executable).with_name("geostream"))
     again = torchrun("--", script, *command[3:])
@@ -224,7 +226,9 @@ def test_steps_and_lanes_are_made_whole(
     asked = TINY.changed(lanes=lanes, step_batches=step_batches, workers=workers)
     run = new_run(tmp_path)
     found = begin(run, asked, ranks)
-    assert (found.optim.step_batches, found.plan.lanes) == made and found == resolve(asked, ranks) == new_run(tmp_path).settings
+    assert (found.optim.step_batches, found.plan.lanes) == made and found == resolve(asked, ranks) == new_run(
+        tmp_path
+    ).settings
     # What was asked for, and what was made of it, both go on, on every number of ranks that divides a step.
     for other in (one for one in range(1, made[0] + 1) if made[0] % one == 0):
         for words in (asked, found):

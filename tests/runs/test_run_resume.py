@@ -1,7 +1,6 @@
 """A run killed within an epoch goes on within it, and ends as one that was never killed."""
 
 from __future__ import annotations
-from geostream.runs.run import Run, run_folder
 
 import hashlib
 import json
@@ -18,9 +17,13 @@ import pytest
 
 from geostream.errors import BadInput, StaleArtefact, StoreError
 from geostream.layout import open_layout
+from geostream.runs import loop as trainer
+from geostream.runs.log import Record
+from geostream.runs.loop import train
+from geostream.runs.run import Run, run_folder
+from geostream.runs.stages import load_trained
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.runs import loop as trainer
 from geostream.training import checkpoint
 from geostream.training.checkpoint import (
     FOLDER,
@@ -31,9 +34,6 @@ from geostream.training.checkpoint import (
     save_checkpoint,
 )
 from geostream.training.step import Learner
-from geostream.runs.log import Record
-from geostream.runs.stages import load_trained
-from geostream.runs.loop import train
 from infra.process import end, spawn, wait_until
 from tests.conftest import ROOT
 from tests.helpers import tiny_layout

@@ -1,8 +1,6 @@
 """SIGTERM and SIGINT: what is under way is made safe, the exit tells, and going on changes nothing."""
 
 from __future__ import annotations
-from geostream.runs.run import LOG
-from geostream.runs.run import run_folder
 
 import logging
 import os
@@ -16,15 +14,16 @@ from pathlib import Path
 import pytest
 
 from geostream.layout import open_layout
+from geostream.runs import signals as stopping
+from geostream.runs import stages
+from geostream.runs.log import RunLog
+from geostream.runs.loop import train
+from geostream.runs.run import LOG, run_folder
+from geostream.runs.signals import Stop, Stopped
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.runs import stages
-from geostream.runs import signals as stopping
 from geostream.training.checkpoint import list_checkpoints, read_position
 from geostream.training.distributed import Group
-from geostream.runs.log import RunLog
-from geostream.runs.signals import Stop, Stopped
-from geostream.runs.loop import train
 from tests.helpers import tiny_layout
 from tests.training.ranks import RUN_PROGRAM, environment, wait_for
 from tests.training.settings import TINY

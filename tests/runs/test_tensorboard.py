@@ -1,7 +1,6 @@
 """The curves for TensorBoard: TensorBoard's own reader finds in them what the log says, once."""
 
 from __future__ import annotations
-from geostream.runs.run import LOG
 
 import os
 import subprocess
@@ -12,9 +11,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from geostream.store import Store
 from geostream.runs.log import RunLog
+from geostream.runs.run import LOG
 from geostream.runs.tensorboard import EVENTS, curves, event_file, write_events
+from geostream.store import Store
 
 NEAR = {"protocol": "within-5m", "direction": "view→tile", "r1": 0.75, "hit_rate": 0.8, "queries": 8, "gallery": 9}
 
@@ -37,7 +37,7 @@ def train(epoch: int, first: int) -> dict[str, Any]:
     )
 
 
-LOG = [
+RECORDS = [
     record("plan", 1, hardness_score=None, overlap=None, resident_share=0.5),
     record("progress", 1, loss=2.5, curve=[[2, 1.5, 1e-3]]),
     train(1, 0),
@@ -55,7 +55,7 @@ def read_back(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_tensorboard_reads_what_the_log_says(tmp_path: Path) -> None:
-    write_events(Store.open(tmp_path), LOG)
+    write_events(Store.open(tmp_path), RECORDS)
     found = read_back(tmp_path / "tensorboard")
     assert found["step/loss"] == [(2, 1.5), (4, 1.25), (6, 1.5), (8, 1.25)]
     assert [(s, pytest.approx(v)) for s, v in found["step/learning rate"]] == [
@@ -78,7 +78,7 @@ def test_tensorboard_reads_what_the_log_says(tmp_path: Path) -> None:
 
 
 def test_seconds_are_those_of_the_run_and_progress_is_not_counted_twice() -> None:
-    found = curves(LOG)
+    found = curves(RECORDS)
     assert [point.seconds for point in found["step/loss"]] == [15.0, 20.0, 45.0, 50.0]
     assert [point.seconds for point in found["plan/resident share"]] == [10.0, 40.0]
 
@@ -87,7 +87,7 @@ def test_an_epoch_done_again_is_in_it_once_and_its_last_word_counts(s3_store: St
     run = s3_store
     log = RunLog(run, LOG)
     for again in (False, True):
-        for one in LOG:
+        for one in RECORDS:
             measured = {name: value for name, value in one.items() if name not in ("stage", "epoch", "seconds")}
             if again and one["stage"] == "train":
                 measured["loss"] = 0.125
@@ -100,7 +100,7 @@ def test_an_epoch_done_again_is_in_it_once_and_its_last_word_counts(s3_store: St
 
 
 def test_the_same_log_gives_the_same_bytes_and_an_empty_one_no_file(tmp_path: Path) -> None:
-    assert event_file(curves(LOG)) == event_file(curves(LOG))
+    assert event_file(curves(RECORDS)) == event_file(curves(RECORDS))
     write_events(Store.open(tmp_path), [record("embed", 1, queries=5)])
     assert not (tmp_path / EVENTS).exists()
 
@@ -112,12 +112,12 @@ def test_values_that_are_no_numbers_are_left_out() -> None:
 
 def test_a_log_that_grows_makes_a_file_that_grows_under_its_reader(tmp_path: Path) -> None:
     run = Store.open(tmp_path)
-    write_events(run, LOG[:3])
+    write_events(run, RECORDS[:3])
     begun = (tmp_path / EVENTS).read_bytes()
     accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
     accumulator.Reload()
     assert [event.step for event in accumulator.Scalars("epoch/loss")] == [1]
-    write_events(run, LOG)
+    write_events(run, RECORDS)
     assert (tmp_path / EVENTS).read_bytes().startswith(begun)
     accumulator.Reload()
     assert [event.step for event in accumulator.Scalars("epoch/loss")] == [1, 2]
