@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from geostream.runs.run import GPS_GRAPH, Run
 
 from geostream.errors import GeostreamError, NotFound, StaleArtefact
 from geostream.layout import Layout
@@ -17,6 +16,7 @@ from geostream.mining.embeddings import Embeddings, create_embeddings, open_embe
 from geostream.mining.gps import build_gps_graph
 from geostream.mining.graph import GraphWriter, open_graph
 from geostream.mining.visual import build_visual_graph
+from geostream.runs.run import GPS_GRAPH, Run
 from geostream.store import Store
 from tests.cities import city, unit
 
@@ -111,7 +111,7 @@ def test_artefacts_of_another_layout_or_half_written_are_refused(tmp_path: Path)
     embeddings = embed(root, layout)
     with pytest.raises(StaleArtefact, match="made from other places than those of (layout )?g1; embed again"):
         build_visual_graph(root, "neighbours/v.zarr", other, embeddings, 3)
-    build_gps_graph(root, layout, 3)
+    build_gps_graph(root, GPS_GRAPH, layout, 3)
     with pytest.raises(StaleArtefact, match="made from other places than those of (layout )?g1"):
         open_graph(root, GPS_GRAPH, other)
     with pytest.raises(NotFound, match="visual-epoch-0009.zarr: not there; make it again: geostream mine"):

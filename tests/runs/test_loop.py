@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from geostream.errors import BadInput, StaleArtefact
+from geostream.evaluation.evaluate import evaluate_embeddings
 from geostream.layout import Layout, open_layout
 from geostream.planning.plan import load_plan
 from geostream.runs.log import Record, RunLog
@@ -20,7 +21,6 @@ from geostream.runs.loop import train
 from geostream.runs.run import LOG, Run, run_folder
 from geostream.runs.stages import (
     embed_split,
-    evaluate_embeddings,
     load_trained,
     mining_due,
     mining_for,
