@@ -1,7 +1,7 @@
 """Writes a job's shards to the store, in parallel, and goes on where an earlier run was cut off.
 
-Worker processes read and encode a few images at a time (:mod:`sharding.workers`); here these pieces are joined to
-shards, in order, one after the other. Each is uploaded whole while the next is made, then a sidecar is written,
+Worker processes read and encode a few images at a time (:mod:`sharding.workers`); here these are joined to shards,
+in order, one after the other. Each is uploaded whole while the next is made, then a sidecar is written,
 ``parts/shard-00000.json``, with the shard's index. A sidecar that fits the job says that its shard need not be
 written again. So all workers are busy with as little as one shard, memory is bounded by two shards and a few images a
 worker, an interruption costs at most two shards, and two runs at once do no harm: they write the same bytes. All
@@ -15,12 +15,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, NamedTuple
 
+import google_crc32c
 from joblib import cpu_count
 
 from geostream.errors import AlreadyExists, BadInput
@@ -30,22 +32,10 @@ from geostream.store import Store
 from sharding.encode import BrokenImage, Encoded
 from sharding.job import Broken, Images, Part, ShardJob
 from sharding.places import Place, RawImage
-from sharding.tar import Member, Tar
+from sharding.tar import Member, ShardTar
 from sharding.workers import in_order, leave_a_starting_worker
 
 UNIT = 32  # images that a worker encodes before it hands them over: half a second's work, about 5 MB
-
-
-@dataclass(frozen=True)
-class StoredPlace:
-    """A place in its shard. ``views``: which of the raw views were whole; view-00 is the first of these."""
-
-    key: str
-    views: tuple[int, ...]
-    members: tuple[Member, ...]
-
-    def moved(self, by: int) -> StoredPlace:
-        return replace(self, members=tuple(one._replace(offset=one.offset + by) for one in self.members))
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,39 @@ class Unit:
     places: tuple[Place, ...]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What a worker made of a unit: a piece of a tar, with the places in it; offsets count from its start."""
+class EncodedMember(NamedTuple):
+    """A member that is to be written: its name behind the place's key, its data and their checksum."""
 
+    name: str
     data: bytes
-    places: tuple[StoredPlace, ...]
+    crc32c: int
+
+
+@dataclass(frozen=True)
+class EncodedPlace:
+    """A place with a whole tile. ``views``: numbers of the raw views that are whole; view-00 is the first of these."""
+
+    key: str
+    views: tuple[int, ...]
+    members: tuple[EncodedMember, ...]
+
+
+@dataclass(frozen=True)
+class EncodedUnit:
+    """What a worker made of a unit. ``broken``: images left out; ``enlarged``: how many images were made larger."""
+
+    places: tuple[EncodedPlace, ...]
     broken: tuple[Broken, ...]
     enlarged: int
+
+
+@dataclass(frozen=True)
+class StoredPlace:
+    """A place in its shard. ``views``: numbers of the raw views that are stored; view-00 is the first of these."""
+
+    key: str
+    views: tuple[int, ...]
+    members: tuple[Member, ...]
 
 
 @dataclass(frozen=True)
@@ -194,23 +209,28 @@ def _write_all(
     units = [_units(images, part) for part in parts]
     tasks = [unit for of_part in units for unit in of_part]
     workers = min(workers, max(len(tasks), 1))
-    with closing(in_order(encode_places, tasks, workers)) as pieces, ThreadPoolExecutor(1) as thread:
+    with closing(in_order(encode_places, tasks, workers)) as encoded, ThreadPoolExecutor(1) as thread:
         upload: Future[tuple[Part, StoredPart]] | None = None
         for part, of_part in zip(parts, units, strict=True):
-            tar, places, broken, enlarged = Tar(), list[StoredPlace](), list[Broken](), 0
-            for _ in of_part:
-                piece = next(pieces)
-                start = tar.append(piece.data)
-                places += [place.moved(start) for place in piece.places]
-                broken += piece.broken
-                enlarged += piece.enlarged
-            data = tar.bytes()
-            made = StoredPart(part.name, part.content, len(data), tuple(places), tuple(broken), enlarged)
+            data, made = _shard(part, islice(encoded, len(of_part)))
             if upload is not None:
                 yield upload.result()
             upload = thread.submit(write_part, folder, part, data, made)
         if upload is not None:
             yield upload.result()
+
+
+def _shard(part: Part, units: Iterable[EncodedUnit]) -> tuple[bytes, StoredPart]:
+    """Join what the workers encoded to a tar; return it with its index."""
+    tar, places, broken, enlarged = ShardTar(), list[StoredPlace](), list[Broken](), 0
+    for unit in units:
+        for place in unit.places:
+            members = tuple(tar.add(place.key, *member) for member in place.members)
+            places.append(StoredPlace(place.key, place.views, members))
+        broken += unit.broken
+        enlarged += unit.enlarged
+    data = tar.close()
+    return data, StoredPart(part.name, part.content, len(data), tuple(places), tuple(broken), enlarged)
 
 
 def _units(images: Images, part: Part) -> list[Unit]:
@@ -232,10 +252,9 @@ def write_part(folder: Store, part: Part, data: bytes, made: StoredPart) -> tupl
     return part, made
 
 
-def encode_places(unit: Unit) -> Piece:
+def encode_places(unit: Unit) -> EncodedUnit:
     """Read and encode the images of some places."""
-    tar = Tar()
-    places: list[StoredPlace] = []
+    places: list[EncodedPlace] = []
     broken: list[Broken] = []
     enlarged = 0
     for place in unit.places:
@@ -243,7 +262,7 @@ def encode_places(unit: Unit) -> Piece:
         if isinstance(tile, Broken):
             broken.append(tile)
             continue
-        members = [tar.add(place.key, f"tile.{tile.suffix}", tile.data)]
+        members = [_member(f"tile.{tile.suffix}", tile.data)]
         enlarged += tile.enlarged
         kept: list[int] = []
         for number, view in enumerate(place.views):
@@ -251,12 +270,16 @@ def encode_places(unit: Unit) -> Piece:
             if isinstance(query, Broken):
                 broken.append(query)
                 continue
-            members.append(tar.add(place.key, f"{view_name(len(kept))}.{query.suffix}", query.data))
+            members.append(_member(f"{view_name(len(kept))}.{query.suffix}", query.data))
             enlarged += query.enlarged
             kept.append(number)
-        members.append(tar.add(place.key, "json", _facts(place, kept)))
-        places.append(StoredPlace(place.key, tuple(kept), tuple(members)))
-    return Piece(tar.piece(), tuple(places), tuple(broken), enlarged)
+        members.append(_member("json", _facts(place, kept)))
+        places.append(EncodedPlace(place.key, tuple(kept), tuple(members)))
+    return EncodedUnit(tuple(places), tuple(broken), enlarged)
+
+
+def _member(name: str, data: bytes) -> EncodedMember:
+    return EncodedMember(name, data, google_crc32c.value(data))
 
 
 def _load(images: Images, image: RawImage, is_tile: bool) -> Encoded | Broken:
