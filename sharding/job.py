@@ -24,9 +24,10 @@ from joblib import cpu_count
 
 from geostream.errors import BadInput
 from geostream.layout.files import shard_name, sidecar_name
+from sharding.adapters import ADAPTERS
 from sharding.encode import ENCODER, BrokenImage, Encoded, encode
 from sharding.order import cut, storage_order
-from sharding.places import SOURCES, Place, RawDataset, RawImage, Size
+from sharding.places import Place, RawDataset, RawImage, Size
 
 SAMPLE = 32  # tiles, and as many views, encoded to estimate sizes
 HEADER_BYTES = 768  # tar header and half a block of padding
@@ -143,20 +144,17 @@ class ShardJob:
             "sample": self.sample,
         }
 
-    @property
-    def _source(self) -> str:
-        source = SOURCES.get(self.raw.adapter)
-        return f". The data set is to be had at {source}" if source else ""
-
     def check_broken(self, broken: Sequence[Broken]) -> None:
         """Raise BadInput where more images are broken than the options allow."""
         if len(broken) > self.options.max_broken * self.n_images:
-            any_missing = any(one.reason == "missing" for one in broken)
+            get = ""
+            if self.raw.adapter in ADAPTERS and any(one.reason == "missing" for one in broken):
+                get = f". The data set is to be had at {ADAPTERS[self.raw.adapter].source}"
             first = "; ".join(str(one) for one in broken[:5]) + ("; …" if len(broken) > 5 else "")
             raise BadInput(
                 f"{len(broken)} of {self.n_images} images are broken, more than the share of "
                 f"{self.options.max_broken:g} that is allowed: {first}. Mend them (what is whole is kept, run again "
-                f"to go on), or allow a larger share (max_broken){self._source if any_missing else ''}"
+                f"to go on), or allow a larger share (max_broken){get}"
             )
 
 

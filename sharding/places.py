@@ -22,13 +22,6 @@ from geostream.layout import Coordinates, Protocol
 Size = tuple[int, int]  # height, width in pixels
 IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 LONGEST_KEY = 80  # so that "<key>.view-00.jpg" fits the 100 bytes of a plain tar header
-# Where each adapter's data set is to be had.
-SOURCES = {
-    "vigor": "https://github.com/Jeff-Zilence/VIGOR",
-    "cvusa": "https://mvrl.cse.wustl.edu/datasets/cvusa",
-    "cvact": "https://github.com/Liumouliu/OriCNN",
-    "university1652": "https://github.com/layumi/University1652-Baseline",
-}
 SPLIT_ORDER = {"train": 0, "test": 1, "gallery": 2}
 
 

@@ -473,7 +473,7 @@ def cut_off(data: bytearray, row: dict[str, Any]) -> None:
         (flip, "'alpha-0005.tile.jpg': its bytes differ from the checksum"),
         (flip_header, "'alpha-0005.tile.jpg': its header in the tar is damaged"),
         (rename, "'alpha-0005.tile.jpg': its header in the tar is of another member"),
-        (cut_off, "'alpha-0005.tile.jpg': its shard ends before it"),
+        (cut_off, "'alpha-000[567].*': its shard ends before it"),
     ],
 )
 def test_a_damaged_member_stops_it_and_nothing_is_committed(tmp_path: Path, damage: Any, message: str) -> None:
