@@ -1,7 +1,7 @@
-"""``geostream shard``: one command from a raw folder to a committed layout, or to what it would be.
+"""Define the command ``geostream shard``: from a raw folder to a committed layout, or to a preview of it.
 
-Decides that there is one command for all datasets: an adapter's own options are given by name, and one that the adapter
-does not have is refused by it, not here.
+All data sets share the command. An adapter's own options are passed on by name, and :func:`sharding.read_places`
+refuses one that the adapter does not have.
 """
 
 from __future__ import annotations

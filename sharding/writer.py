@@ -1,13 +1,13 @@
-"""Writes a job's shards to the store, in parallel, and goes on where an earlier run was cut off.
+"""Write a job's shards to the store, in parallel, and go on where an earlier run was cut off.
 
-Worker processes read and encode a few images at a time (:mod:`sharding.workers`); here these are joined to shards,
-in order, one after the other. Each is uploaded whole while the next is made, then a sidecar is written,
-``parts/shard-00000.json``, with the shard's index. A sidecar that fits the job says that its shard need not be
-written again. So all workers are busy with as little as one shard, memory is bounded by two shards and a few images a
-worker, an interruption costs at most two shards, and two runs at once do no harm: they write the same bytes. All
-stored bytes pass through this process: enough for some fifty workers. Nothing can be read before the commit, since no
-layout.json is there (:mod:`sharding.commit`). Raw files are taken to be unchanged between an interruption and the next
-run, but for those found broken: these are tried again.
+Worker processes read and encode a few images at a time (:mod:`sharding.workers`). This process joins them to shards,
+one after the other. Each shard is uploaded whole while the next is made. Then a sidecar with its index is written,
+``parts/shard-00000.json``: it says that the shard need not be written again. Memory holds two shards and a few images a
+worker. An interruption costs at most two shards. Two runs at once write the same bytes. Nothing can be read before the
+commit (:mod:`sharding.commit`).
+
+All stored bytes pass through this process, which is enough for some fifty workers. Raw files are taken to be unchanged
+between an interruption and the next run; images that were broken are tried again.
 """
 
 from __future__ import annotations
@@ -40,14 +40,25 @@ UNIT = 32  # images that a worker encodes before it hands them over: half a seco
 
 @dataclass(frozen=True)
 class Unit:
-    """What a worker is told: some places of one shard."""
+    """What a worker is told.
+
+    Attributes:
+        images: how images are stored.
+        places: some places of one shard.
+    """
 
     images: Images
     places: tuple[Place, ...]
 
 
 class EncodedMember(NamedTuple):
-    """A member that is to be written: its name behind the place's key, its data and their checksum."""
+    """A member to be written.
+
+    Attributes:
+        name: what follows the place's key, such as "tile.jpg".
+        data: its bytes.
+        crc32c: their checksum.
+    """
 
     name: str
     data: bytes
@@ -56,7 +67,13 @@ class EncodedMember(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedPlace:
-    """A place with a whole tile. ``views``: numbers of the raw views that are whole; view-00 is the first of these."""
+    """A place with a whole tile, encoded.
+
+    Attributes:
+        key: the place's key.
+        views: numbers of the raw views that are whole; view-00 is the first of these.
+        members: its tile, views and facts.
+    """
 
     key: str
     views: tuple[int, ...]
@@ -65,7 +82,13 @@ class EncodedPlace:
 
 @dataclass(frozen=True)
 class EncodedUnit:
-    """What a worker made of a unit. ``broken``: images left out; ``enlarged``: how many images were made larger."""
+    """What a worker made of a unit.
+
+    Attributes:
+        places: those with a whole tile.
+        broken: images that are left out.
+        enlarged: how many images are smaller than the stored size.
+    """
 
     places: tuple[EncodedPlace, ...]
     broken: tuple[Broken, ...]
@@ -74,7 +97,13 @@ class EncodedUnit:
 
 @dataclass(frozen=True)
 class StoredPlace:
-    """A place in its shard. ``views``: numbers of the raw views that are stored; view-00 is the first of these."""
+    """A place in its shard.
+
+    Attributes:
+        key: the place's key.
+        views: numbers of the raw views that are stored; view-00 is the first of these.
+        members: where its members lie.
+    """
 
     key: str
     views: tuple[int, ...]
@@ -83,7 +112,16 @@ class StoredPlace:
 
 @dataclass(frozen=True)
 class StoredPart:
-    """A whole shard's index: what a sidecar holds. ``size``: bytes of the tar; ``enlarged``: images made larger."""
+    """The index of a shard that is whole, as its sidecar holds it.
+
+    Attributes:
+        name: the shard's name.
+        content: hash of all that its bytes depend on, of :class:`~sharding.job.Part`.
+        size: bytes of the tar.
+        places: those in it, in order.
+        broken: images that were left out.
+        enlarged: how many images are smaller than the stored size.
+    """
 
     name: str
     content: str
@@ -94,6 +132,7 @@ class StoredPart:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredPart:
+        """Return the index that a sidecar holds."""
         places = tuple(
             StoredPlace(place["key"], tuple(place["views"]), tuple(Member(*member) for member in place["members"]))
             for place in value["places"]
@@ -103,10 +142,20 @@ class StoredPart:
 
 
 def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tuple[list[StoredPart], int]:
-    """Write the shards of ``job`` that are not yet whole in the layout folder; returns all, and how many were.
+    """Write those shards of a job that are not yet whole.
 
-    ``workers``: processes (default: one a core; 1: this one). Raises BadInput where a layout is committed or another
-    job is under way in the folder, or where too many images are broken: what is whole is kept for the next run.
+    Args:
+        job: what to write.
+        folder: the layout's folder.
+        workers: processes that encode; None: one a core; 1: this one.
+
+    Returns:
+        All of the job's shards, and how many of them an earlier run had finished.
+
+    Raises:
+        BadInput: a layout is committed in the folder, another job is under way there, or too many images are broken.
+            What is whole is kept for the next run.
+        GeostreamError: a worker process died.
     """
     leave_a_starting_worker()
     if workers is not None and workers < 1:
@@ -134,10 +183,9 @@ def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tu
 
 
 def _claim(job: ShardJob, folder: Store) -> None:
-    """Write down that the folder is this job's, and which objects in it are.
+    """Write down that the folder is this job's, and how many shards it will have.
 
-    Raises BadInput where the folder is another job's, or where an object lies there under a name that the job would
-    write to.
+    Raises BadInput where it is another job's, or where an object has a name that this job would write to.
     """
     mine = job.source | {"shards": len(job.parts)}
     foreign = foreign_objects(job, folder)
@@ -159,7 +207,7 @@ def _claim(job: ShardJob, folder: Store) -> None:
 
 
 def foreign_objects(job: ShardJob, folder: Store) -> list[str]:
-    """Objects under names that the job would write to, in a folder that nobody has claimed; sorted."""
+    """Return the sorted names of objects that the job would overwrite, in a folder that no job has claimed."""
     there = {info.path for info in folder.list()}
     found = sorted(there & set(object_names([part.name for part in job.parts])))
     return [] if not found or folder.exists(JOB) else found  # claimed meanwhile: they are that job's
@@ -180,7 +228,7 @@ def claimed_shards(claim: dict[str, Any]) -> int:
 
 
 def _whole_parts(job: ShardJob, folder: Store) -> dict[str, StoredPart]:
-    """The shards that an earlier run finished and that still fit the job."""
+    """Return the shards that an earlier run finished and that still fit the job, by name."""
     there = {info.path: info.size for info in folder.list()}
     stored = {}
     for part in job.parts:
@@ -193,7 +241,7 @@ def _whole_parts(job: ShardJob, folder: Store) -> dict[str, StoredPart]:
 
 
 def _still_broken(images: Images, part: Part, made: StoredPart) -> bool:
-    """Whether all images that were left out of a shard would be left out again."""
+    """Return whether all images that were left out of a shard would be left out again."""
     left_out = {one.path for one in made.broken}
     for place in part.places:
         for image in place.images():
@@ -205,7 +253,7 @@ def _still_broken(images: Images, part: Part, made: StoredPart) -> bool:
 def _write_all(
     images: Images, folder: Store, parts: Sequence[Part], workers: int
 ) -> Generator[tuple[Part, StoredPart], None, None]:
-    """Write the parts, encoded on ``workers`` processes; yields each as it is whole, in order."""
+    """Write the parts, encoded on ``workers`` processes; yield each as it is whole, in order."""
     units = [_units(images, part) for part in parts]
     tasks = [unit for of_part in units for unit in of_part]
     workers = min(workers, max(len(tasks), 1))
@@ -234,7 +282,7 @@ def _shard(part: Part, units: Iterable[EncodedUnit]) -> tuple[bytes, StoredPart]
 
 
 def _units(images: Images, part: Part) -> list[Unit]:
-    """The part's places, in order, in units of no less than UNIT images."""
+    """Return the part's places, in order, in units of no less than UNIT images."""
     units, places, count = [], list[Place](), 0
     for place in part.places:
         places.append(place)
@@ -246,14 +294,14 @@ def _units(images: Images, part: Part) -> list[Unit]:
 
 
 def write_part(folder: Store, part: Part, data: bytes, made: StoredPart) -> tuple[Part, StoredPart]:
-    """Upload one shard, then its sidecar."""
+    """Upload one shard, then its sidecar; return the part and its index."""
     folder.write(part.name, data)
     folder.write_json(part.sidecar, asdict(made))
     return part, made
 
 
 def encode_places(unit: Unit) -> EncodedUnit:
-    """Read and encode the images of some places."""
+    """Read and encode the images of some places; this runs in a worker process."""
     places: list[EncodedPlace] = []
     broken: list[Broken] = []
     enlarged = 0
@@ -283,7 +331,7 @@ def _member(name: str, data: bytes) -> EncodedMember:
 
 
 def _load(images: Images, image: RawImage, is_tile: bool) -> Encoded | Broken:
-    """The image in stored form, or why it is left out."""
+    """Return the image in stored form, or why it is left out."""
     try:
         return images.load(image, is_tile=is_tile)
     except BrokenImage as error:
@@ -291,12 +339,14 @@ def _load(images: Images, image: RawImage, is_tile: bool) -> Encoded | Broken:
 
 
 def view_name(number: int) -> str:
+    """Return the name of a place's view: ``view-00``."""
     return f"view-{number:02d}"
 
 
 def _facts(place: Place, kept: Sequence[int]) -> bytes:
-    """The place's ``json`` member. Semi-positives are in ``places.parquet`` alone: only there is it known which tiles
-    of other shards were whole.
+    """Return the place's ``json`` member.
+
+    It has no semi-positives: which tiles of other shards are whole is known only at the commit.
     """
     views = [place.views[number] for number in kept]
     facts = {
@@ -314,5 +364,5 @@ def _facts(place: Place, kept: Sequence[int]) -> bytes:
 
 
 def _where(north: float, east: float) -> dict[str, float | None]:
-    """Coordinates for JSON, which has no NaN."""
+    """Return coordinates for JSON, which has no NaN."""
     return {"north": None if math.isnan(north) else north, "east": None if math.isnan(east) else east}
