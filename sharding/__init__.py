@@ -1,7 +1,7 @@
-"""Raw datasets → places → tar shards: a committed layout in an object store.
+"""Write raw data sets as layouts: places in tar shards on an object store, with an index.
 
-An adapter describes one dataset's raw folder and yields places (:mod:`sharding.places`); everything behind it is the
-same for all: order and cut (:mod:`sharding.order`, :mod:`sharding.job`), encoding, writing, commit.
+An adapter (:mod:`sharding.adapters`) reads one data set's raw folder and returns places. All that follows is the same
+for every data set: order and cut into shards, encoding, writing, commit.
 
 >>> raw = read_places("vigor", "/data/VIGOR", protocol="same-area")
 >>> shard(raw, Store.open("s3://bucket/geo"), dataset="vigor")

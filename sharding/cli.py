@@ -1,7 +1,7 @@
-"""The command ``geostream shard``: from a raw folder to a committed layout, or to what it would be.
+"""Define the command ``geostream shard``: from a raw folder to a committed layout, or to a preview of it.
 
-There is one command for all datasets. An adapter's own options are given by name, and the adapter refuses one that it
-does not have. The work is imported when it begins, so that ``--help`` need not wait for it.
+All data sets share the command. An adapter's own options are passed on by name, and :func:`sharding.read_places`
+refuses one that the adapter does not have. The work is imported when it begins, so that ``--help`` need not wait.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From whole shards to a committed layout, and the one call that does all of it.
+"""Commit written shards as a layout; :func:`shard` does all steps of a sharding in one call.
 
-Decides what becomes of broken images: a view is dropped, a tile takes its place with it (its views, and its role as
-semi-positive of others). Places get their ids here, since only now is it known which are whole. A layout
-that was committed from the same source is returned at once; one from another source is never touched.
+A broken view is left out. With a broken tile its whole place is left out: its views, and its role as semi-positive of
+others. So places get their ids here, when it is known which are whole. A layout that was committed from the same source
+is returned at once; one from another source is never touched.
 """
 
 from __future__ import annotations
@@ -24,13 +24,22 @@ from sharding.writer import StoredPart, StoredPlace, claimed_shards, view_name, 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a sharding did. ``already``: the layout was there before, nothing was written."""
+    """What a sharding did.
+
+    Attributes:
+        layout: the committed layout.
+        already: it was there before; nothing was written.
+        written: shards written by this run.
+        resumed: shards that an earlier run had finished.
+        broken: images that were left out: ``file:line``, name and reason.
+        notes: what a person should know about the raw folder and the layout.
+    """
 
     layout: Layout
     already: bool
-    written: int  # shards by this run
-    resumed: int  # shards that an earlier run had finished
-    broken: tuple[str, ...]  # images left out: file:line, name, reason
+    written: int
+    resumed: int
+    broken: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -42,9 +51,22 @@ def shard(
     options: ShardOptions | None = None,
     workers: int | None = None,
 ) -> ShardReport:
-    """Write ``raw`` as the layout ``name`` of ``dataset`` in ``store``, or go on with it, or find it done.
+    """Write a data set as a layout, go on with one that was cut off, or find it done.
 
-    The same as :func:`plan_shards`, :func:`write_shards` and :func:`commit_shards` one after the other.
+    It calls :func:`plan_shards`, :func:`write_shards` and :func:`commit_shards`.
+
+    Args:
+        raw: the data set, from :func:`sharding.read_places`.
+        store: the root of the store.
+        dataset: the data set's name in it.
+        name: the layout's name.
+        options: how the layout is written; None: the defaults.
+        workers: processes that encode; None: one a core; 1: this one.
+
+    Raises:
+        BadInput: the options make no sense, too many images are broken, or another layout is in the folder.
+        StoreError: the store cannot be reached, or refuses.
+        GeostreamError: a worker process died; what is finished is kept.
     """
     leave_a_starting_worker()
     folder = layout_folder(store, dataset, name)
@@ -59,14 +81,15 @@ def shard(
 
 
 def layout_folder(store: Store, dataset: str, name: str) -> Store:
-    """The folder of a layout, committed or not. Raises BadInput for names that cannot be folders."""
+    """Return the folder of a layout, committed or not; raise BadInput for names that cannot be folders."""
     return store.child(check_name("dataset", dataset), "layouts", check_name("layout", name))
 
 
 def is_committed(job: ShardJob, folder: Store) -> bool:
-    """Whether this very job was committed in the layout's folder before; nothing is changed there.
+    """Return whether this very job was committed in the folder before; change nothing there.
 
-    Raises BadInput where the folder belongs to a layout made from another source or with other options.
+    Raises:
+        BadInput: a layout made from another source or with other options is committed there.
     """
     try:
         source = folder.read_json("layout.json")["source"]
@@ -83,9 +106,10 @@ def is_committed(job: ShardJob, folder: Store) -> bool:
 
 
 def committed(job: ShardJob, store: Store, dataset: str, name: str) -> Layout | None:
-    """The layout, tidied up, where this very job was committed under this name before; None where nothing was.
+    """Return the layout where this very job was committed before, tidied up; None where nothing was committed.
 
-    Raises BadInput as :func:`is_committed` does.
+    Raises:
+        BadInput: a layout made from another source or with other options is committed there.
     """
     folder = layout_folder(store, dataset, name)
     if not is_committed(job, folder):
@@ -97,9 +121,18 @@ def committed(job: ShardJob, store: Store, dataset: str, name: str) -> Layout | 
 def commit_shards(
     job: ShardJob, store: Store, dataset: str, name: str, parts: Sequence[StoredPart], resumed: int = 0
 ) -> ShardReport:
-    """Index the shards ``parts`` of ``job`` and commit them as a layout.
+    """Index written shards and commit them as a layout.
 
-    Raises BadInput where too many images are broken, or nothing is left to train on or to search in.
+    Args:
+        job: the job that they were written for.
+        store: the root of the store.
+        dataset: the data set's name in it.
+        name: the layout's name.
+        parts: all of the job's shards, from :func:`write_shards`.
+        resumed: how many of them an earlier run had finished, for the report.
+
+    Raises:
+        BadInput: too many images are broken, or nothing is left to train on or to search in.
     """
     broken = [one for part in parts for one in part.broken]
     job.check_broken(broken)
@@ -151,7 +184,7 @@ def _report(job: ShardJob, layout: Layout, *, already: bool = False, written: in
 
 
 def _place_row(place: Place, stored: StoredPlace, ids: dict[str, int]) -> dict[str, object]:
-    """A row of places.parquet; semi-positives that were left out are not named."""
+    """Return a row of ``places.parquet``, without semi-positives that were left out."""
     views = [
         {
             "name": view_name(number),
@@ -175,9 +208,9 @@ def _place_row(place: Place, stored: StoredPlace, ids: dict[str, int]) -> dict[s
 
 
 def _clean(folder: Store, job: ShardJob) -> None:
-    """Remove what the jobs in this folder have written, by name, and what is no part of the layout.
+    """Remove, by name, what jobs have written here that is no part of the layout.
 
-    That is the sidecars, the shards of an earlier cut into more of them, and uploads of these that were killed.
+    These are the sidecars, the last shards of an earlier plan that had more of them, and uploads that were killed.
     """
     try:
         claimed = claimed_shards(folder.read_json(JOB))

@@ -1,15 +1,13 @@
-"""One raw image → the bytes that are stored, or a reason why it cannot be.
+"""Encode one raw image as the bytes that are stored, or say why it cannot be.
 
-Decides what an image looks like in a layout. By default it is resized to the size that training uses, so that every
-batch has one shape and a VIGOR panorama of 1 MB becomes about 100 kB: decoded whole, resized by Lanczos, stored as a
-JPEG of quality 90 with 4:2:0 colour. Lanczos is that of fast_image_resize (cykooz-resizer), in whole numbers, the same
-on every processor, 55 dB (PSNR) from Pillow's and eight times as fast. So decoding is what costs; JPEG's own scaled
-decoding would save a few more milliseconds but brings a panorama only within 42 dB. The sides are set one by
-one, as the field does: an image of another aspect is squeezed, a smaller one enlarged (and counted). A JPEG that
-has the size already keeps its bytes; ``original`` keeps the bytes of every image. Either way each image is decoded
-whole once, strictly, by the rule that training decodes by (:mod:`geostream.images`): truncated data never gets in, nor
-an image so large that it would take the memory away, nor one that training could not read. The result depends on the
-bytes and the library versions alone.
+By default an image is decoded whole, resized by Lanczos to the size that training uses, and stored as a JPEG of quality
+90 with 4:2:0 colour: a VIGOR panorama of 1 MB becomes about 100 kB. The sides are set one by one: an image of another
+aspect is squeezed, a smaller one enlarged (and counted). A JPEG that has the size already keeps its bytes.
+
+Every image is decoded once, also where its bytes are kept, by the rule that training decodes by
+(:mod:`geostream.images`). So truncated images, those too large for memory, and those that training could not read are
+never stored. The result depends on the bytes and the library versions alone: the resizer computes in whole numbers, the
+same on every processor.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from sharding.places import Size
 ENCODER = " ".join(f"{package} {version(package)}" for package in ("pillow", "simplejpeg", "cykooz-resizer"))
 LANCZOS = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.lanczos3))
 PNG_END = b"IEND\xaeB`\x82"
-# What files that are called .jpg or .png were seen to be: the bytes at an offset, and the name of it.
+# Formats of files that were seen under the names .jpg and .png: offset, the bytes there, name.
 OTHERS = (
     (8, b"WEBP", "WebP"), (0, b"BM", "BMP"), (0, b"GIF8", "GIF"), (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"),
     (4, b"ftyp", "AVIF or HEIC"), (4, b"jP  ", "JPEG 2000"), (0, b"\xff\x0a", "JPEG XL"), (0, b"<", "HTML or XML"),
@@ -46,12 +44,18 @@ OTHERS = (
 
 
 class BrokenImage(Exception):
-    """The image cannot be decoded; the text says why. Counted by the writer, never shown as a traceback."""
+    """The image cannot be decoded; the text says why. The writer counts these and goes on."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Bytes to store, with the suffix that fits them. ``enlarged``: the raw image was smaller than the target."""
+    """An image as it is stored.
+
+    Attributes:
+        data: its bytes.
+        suffix: of the file type that they are.
+        enlarged: the raw image was smaller than the stored size.
+    """
 
     data: bytes
     suffix: Literal["jpg", "png"]
@@ -59,8 +63,15 @@ class Encoded:
 
 
 def encode(raw: bytes, size: Size | None, quality: int) -> Encoded:
-    """The stored form of ``raw`` (JPEG or PNG by content, whatever it is called): ``size`` (height, width), or its own
-    bytes where ``size`` is None. Raises BrokenImage.
+    """Return the stored form of an image.
+
+    Args:
+        raw: the file's bytes; JPEG or PNG by content, whatever its name.
+        size: (height, width) in pixels; None: the bytes are kept.
+        quality: JPEG quality, 1 to 100.
+
+    Raises:
+        BrokenImage: it cannot be decoded.
     """
     jpeg = is_jpeg(raw)
     pixels = _decode_jpeg(raw) if jpeg else _decode_png(raw)
@@ -91,8 +102,7 @@ def _decode_png(raw: bytes) -> Pixels:
     if not raw:
         raise BrokenImage("empty file")
     try:
-        # Pillow decodes past a wrong checksum and a missing end; verify() sees both, but uses the image up. It inflates
-        # nothing: a fortieth of the time.
+        # Pillow decodes past a wrong checksum and a missing end. verify() sees both, but uses the image up.
         Image.open(io.BytesIO(raw), formats=["PNG"]).verify()
         if PNG_END not in raw:  # verify() does not look at the end mark's own checksum
             raise BrokenImage("broken PNG: cut off in its end mark")

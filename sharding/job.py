@@ -1,9 +1,9 @@
-"""What is to be written, decided before the first image is stored: which places make which shard.
+"""Plan what a sharding writes, before the first image is stored: which places make which shard.
 
-The partition follows from the listing and from a small sample of encoded images (their mean size gives the number of
-places a shard), never from how fast which worker was: so a layout is the same byte for byte for any number of
-workers, and after any interruption. The cost is that shards only come near the size asked for. Also decided
-here is when two jobs are one (``fingerprint``) and when a finished shard still fits the job (``Part.content``).
+The plan follows from the listing and from a small sample of encoded images, whose mean size gives the number of places
+a shard. So a layout has the same bytes for any number of workers and after any interruption; shards only come near the
+size asked for. A job's ``fingerprint`` tells whether two jobs are the same, ``Part.content`` whether a finished shard
+still fits.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from joblib import cpu_count
 
 from geostream.errors import BadInput
 from geostream.layout.files import shard_name, sidecar_name
+from sharding.adapters import ADAPTERS
 from sharding.encode import ENCODER, BrokenImage, Encoded, encode
 from sharding.order import cut, storage_order
-from sharding.places import SOURCES, Place, RawDataset, RawImage, Size
+from sharding.places import Place, RawDataset, RawImage, Size
 
 SAMPLE = 32  # tiles, and as many views, encoded to estimate sizes
 HEADER_BYTES = 768  # tar header and half a block of padding
@@ -36,14 +37,23 @@ TRAINING, GALLERY, REST = range(3)  # groups of places that share no shard
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """How a layout is written. Sizes are (height, width); None: the size the field trains with on this dataset."""
+    """How a layout is written. Raises BadInput for values that make no sense.
+
+    Attributes:
+        tile_size: (height, width) in pixels of stored tiles; None: as the data set is usually trained.
+        view_size: the same of views.
+        original: keep the bytes of every image; then no size may be given.
+        quality: JPEG quality of resized images, 1 to 100.
+        shard_bytes: size of a shard, about.
+        max_broken: share of all images that may be broken, 0 to 1.
+    """
 
     tile_size: Size | None = None
     view_size: Size | None = None
-    original: bool = False  # keep the raw bytes of every image
+    original: bool = False
     quality: int = 90
     shard_bytes: int = 128 * 2**20
-    max_broken: float = 0.001  # share of all images
+    max_broken: float = 0.001
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
@@ -59,7 +69,13 @@ class ShardOptions:
 
 @dataclass(frozen=True)
 class Broken:
-    """An image that is left out: which, the ``file:line`` that named it, and why."""
+    """An image that is left out.
+
+    Attributes:
+        path: below the raw folder.
+        named: the ``file:line`` that named it.
+        reason: why.
+    """
 
     path: str
     named: str
@@ -71,7 +87,14 @@ class Broken:
 
 @dataclass(frozen=True)
 class Images:
-    """Reads raw images and brings them into stored form. ``tile_size``/``view_size`` None: the raw bytes."""
+    """Read raw images and encode them as they are stored.
+
+    Attributes:
+        root: the raw folder.
+        tile_size: (height, width) in pixels of stored tiles; None: their bytes are kept.
+        view_size: the same of views.
+        quality: JPEG quality.
+    """
 
     root: Path
     tile_size: Size | None
@@ -79,10 +102,11 @@ class Images:
     quality: int
 
     def load(self, image: RawImage, *, is_tile: bool) -> Encoded:
-        """Raises BrokenImage where the file is missing, unreadable or broken."""
+        """Read and encode an image; raise BrokenImage where it is missing, unreadable or broken."""
         return encode(self.read(image), self.tile_size if is_tile else self.view_size, self.quality)
 
     def read(self, image: RawImage) -> bytes:
+        """Read an image's file; raise BrokenImage where it is missing or unreadable."""
         if not image.present:
             raise BrokenImage("missing")
         try:
@@ -93,26 +117,41 @@ class Images:
 
 @dataclass(frozen=True)
 class Part:
-    """One shard to write. ``content``: hash of all that its bytes depend on."""
+    """One shard to write.
 
-    name: str  # "shard-00000.tar"
+    Attributes:
+        name: "shard-00000.tar".
+        places: those in it, in order.
+        content: hash of all that its bytes depend on.
+    """
+
+    name: str
     places: tuple[Place, ...]
     content: str
 
     @property
     def sidecar(self) -> str:
-        """Path of the note that this shard is whole; there only until the layout is committed."""
+        """Path of the note that this shard is whole; it is there only until the layout is committed."""
         return sidecar_name(self.name)
 
     @property
     def n_images(self) -> int:
+        """Number of images, whole or not."""
         return sum(len(place.images()) for place in self.places)
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A layout to be. ``fingerprint``: listing and options; ``sample``: hash of the raw bytes of some images;
-    ``estimated_bytes``: of all its shards, by that sample.
+    """A layout that is to be written.
+
+    Attributes:
+        raw: the data set.
+        options: how the layout is written.
+        images: how its images are read and encoded.
+        fingerprint: hash of the listing and the options.
+        sample: hash of the raw bytes of some images.
+        parts: its shards.
+        estimated_bytes: of all shards, by that sample.
     """
 
     raw: RawDataset
@@ -125,6 +164,7 @@ class ShardJob:
 
     @property
     def n_images(self) -> int:
+        """Number of images, whole or not."""
         return sum(part.n_images for part in self.parts)
 
     @property
@@ -135,7 +175,7 @@ class ShardJob:
 
     @property
     def source(self) -> dict[str, Any]:
-        """For ``layout.json``: what the layout was made from."""
+        """What the layout is made from, for ``layout.json``."""
         return {
             "adapter": self.raw.adapter,
             "options": {**self.raw.options, "shard_bytes": self.options.shard_bytes},
@@ -143,27 +183,29 @@ class ShardJob:
             "sample": self.sample,
         }
 
-    @property
-    def _source(self) -> str:
-        source = SOURCES.get(self.raw.adapter)
-        return f". The data set is to be had at {source}" if source else ""
-
     def check_broken(self, broken: Sequence[Broken]) -> None:
         """Raise BadInput where more images are broken than the options allow."""
         if len(broken) > self.options.max_broken * self.n_images:
-            any_missing = any(one.reason == "missing" for one in broken)
+            get = ""
+            if self.raw.adapter in ADAPTERS and any(one.reason == "missing" for one in broken):
+                get = f". The data set is to be had at {ADAPTERS[self.raw.adapter].source}"
             first = "; ".join(str(one) for one in broken[:5]) + ("; …" if len(broken) > 5 else "")
             raise BadInput(
                 f"{len(broken)} of {self.n_images} images are broken, more than the share of "
                 f"{self.options.max_broken:g} that is allowed: {first}. Mend them (what is whole is kept, run again "
-                f"to go on), or allow a larger share (max_broken){self._source if any_missing else ''}"
+                f"to go on), or allow a larger share (max_broken){get}"
             )
 
 
 def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJob:
-    """Decide what is written where; reads and encodes a sample of 2 × 32 images, writes nothing.
+    """Plan a layout's shards; read and encode a sample of 32 tiles and 32 views, and write nothing.
 
-    Raises BadInput where there is nothing to train on or no gallery.
+    Args:
+        raw: the data set.
+        options: how the layout is written; None: the defaults.
+
+    Raises:
+        BadInput: there is nothing to train on, or no test gallery.
     """
     options = options or ShardOptions()
     _check_places(raw)
@@ -208,7 +250,7 @@ def _check_places(raw: RawDataset) -> None:
 
 
 def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]:
-    """Mean stored bytes of a tile and of a view, and a hash of the raw bytes seen; broken images count for nothing."""
+    """Return the mean stored bytes of a tile and of a view, and a hash of the raw bytes; leave broken images out."""
     digest = hashlib.sha256()
     means = []
     tiles = [place.tile for place in places]
@@ -225,7 +267,7 @@ def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]
 
 
 def _look(images: Images, is_tile: bool, image: RawImage) -> tuple[bytes, int]:
-    """What an image adds to the sample's hash (nothing: it cannot be read), and its stored bytes (0: it is broken)."""
+    """Return what an image adds to the hash (b"": it cannot be read), and its stored bytes (0: it is broken)."""
     known = b""
     try:
         known = image.path.encode() + hashlib.sha256(images.read(image)).digest()
@@ -235,7 +277,7 @@ def _look(images: Images, is_tile: bool, image: RawImage) -> tuple[bytes, int]:
 
 
 def _fingerprint(raw: RawDataset, options: ShardOptions, images: Images) -> str:
-    """Hash of the listing and of every option that changes what is stored; not of where the raw folder lies."""
+    """Return the hash of the listing and of every option that changes what is stored, not of the raw folder's path."""
     digest = hashlib.sha256()
     head = [raw.adapter, raw.options, raw.coordinates, images.tile_size, images.view_size]
     digest.update(json.dumps([*head, options.quality, options.shard_bytes], sort_keys=True).encode())
@@ -245,8 +287,9 @@ def _fingerprint(raw: RawDataset, options: ShardOptions, images: Images) -> str:
 
 
 def _listed(place: Place) -> dict[str, Any]:
-    """What makes a place another one: neither the line that named an image nor whether it was found. A mended folder is
-    the same job.
+    """Return what the fingerprint has of a place.
+
+    It lacks the lines that named the images and whether they were found, so a mended folder is the same job.
     """
     views = [
         {

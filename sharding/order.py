@@ -1,10 +1,9 @@
-"""The order of places in a layout's first generation, and where it is cut into shards: pure functions on arrays.
+"""Order the places of a layout's first generation, and cut the order into shards: pure functions on arrays.
 
-Decides that places that are read together lie together. Groups never share a shard: training reads only shards of
-places with training pairs, and evaluation only those and the gallery. Within a group an area is contiguous, and
-within an area places follow a Hilbert curve, so that a shard is a compact neighbourhood and the neighbours of a
-place lie in its own shard or the one before or after. What it costs: where a split cuts through an area (VIGOR's
-same-area protocol), a place's test views lie beside its training views, and training reads them, too.
+Places that are read together lie together. Groups of places (training, gallery, rest) never share a shard, so training
+reads only shards of places with training pairs. Within a group an area is contiguous. Within an area places follow a
+Hilbert curve, so a shard is a compact neighbourhood. The cost: where both splits are in one area (VIGOR's same-area
+protocol), a place's test views lie beside its training views, and training reads them, too.
 """
 
 from __future__ import annotations
@@ -17,10 +16,16 @@ BITS = 16  # of the grid that the curve fills: 65,536 cells a side, under a metr
 
 
 def hilbert_index(cells: Int64, bits: int = BITS) -> Int64:
-    """(N,) position on the Hilbert curve of each cell of a 2^bits × 2^bits grid; ``cells`` (N, 2), each < 2^bits.
+    """Return the position of grid cells on the Hilbert curve; neighbours on the curve are neighbours on the grid.
 
-    Neighbours on the curve are neighbours on the grid. The classic descent through the quadrants (D. Hilbert 1891),
-    one bit of both coordinates at a time, over all points at once.
+    It descends through the quadrants (D. Hilbert 1891), one bit of both coordinates at a time, for all cells at once.
+
+    Args:
+        cells: (N, 2) coordinates, each from 0 to 2^bits - 1.
+        bits: the grid has 2^bits × 2^bits cells.
+
+    Returns:
+        (N,) positions.
     """
     x, y = cells[:, 0].astype(np.int64), cells[:, 1].astype(np.int64)
     index = np.zeros(len(cells), dtype=np.int64)
@@ -36,9 +41,15 @@ def hilbert_index(cells: Int64, bits: int = BITS) -> Int64:
 
 
 def grid(position: Float64, *, latlon: bool, bits: int = BITS) -> Int64:
-    """(N, 2) cells of a square grid that just holds the points ``position`` (N, 2: north, east).
+    """Return the cells of points on a square grid that just holds them, with one scale for both axes.
 
-    Both axes have one scale: degrees of longitude are shortened by the cosine of the mean latitude.
+    Args:
+        position: (N, 2) north and east.
+        latlon: they are degrees; longitudes are shortened by the cosine of the mean latitude. Else metres.
+        bits: the grid has 2^bits × 2^bits cells.
+
+    Returns:
+        (N, 2) cells.
     """
     metric = position.copy()
     if latlon:
@@ -50,10 +61,19 @@ def grid(position: Float64, *, latlon: bool, bits: int = BITS) -> Int64:
 
 
 def storage_order(group: Int64, area: Int64, position: Float64, *, latlon: bool) -> Int64:
-    """(N,) row numbers in the order in which they are stored: by group, area and Hilbert curve.
+    """Return the order in which rows are stored: by group, area and Hilbert curve.
 
-    Rows without coordinates (NaN) keep their own order, behind those of their group and area that have them; rows
-    on one spot keep their order, too. So the result is the same for the same rows.
+    Rows without coordinates keep their order, behind those of their group and area that have them. Rows at one point
+    keep theirs, too.
+
+    Args:
+        group: (N,) number of each row's group.
+        area: (N,) number of each row's area.
+        position: (N, 2) north and east; NaN: unknown.
+        latlon: positions are degrees, not metres.
+
+    Returns:
+        (N,) row numbers.
     """
     on_curve = np.full(len(group), np.iinfo(np.int64).max, dtype=np.int64)
     known = np.isfinite(position).all(axis=1)
@@ -65,9 +85,17 @@ def storage_order(group: Int64, area: Int64, position: Float64, *, latlon: bool)
 
 
 def cut(size: Float64, group: Int64, target: int) -> list[Int64]:
-    """Cut the rows 0…N-1 (in storage order) into runs of about ``target`` bytes or less, none over two groups.
+    """Cut rows, in the order they are stored in, into shards; none holds rows of two groups.
 
-    ``size`` (N,): estimated bytes of each. A group is cut evenly, so that no small remainder makes a last shard.
+    A group is cut evenly, so that its last shard is no small remainder.
+
+    Args:
+        size: (N,) estimated bytes of each row.
+        group: (N,) number of each row's group.
+        target: bytes that a shard should have at most, about.
+
+    Returns:
+        The row numbers of each shard.
     """
     shards: list[Int64] = []
     for one in np.unique(group):

@@ -1,9 +1,7 @@
-"""What every adapter yields: a raw dataset as places, each image with the line that named it.
+"""Describe a raw data set as places: what every adapter returns, and all that the code behind it knows.
 
-Decides the form between adapters and writer, so that nothing behind an adapter knows which dataset it reads. An
-image is known by its path below the raw folder, and whether it is there was learnt from one listing per folder,
-never from a look at each file; whether it can be decoded shows only when it is encoded. The whole listing is held
-in memory: about 1 kB a place. How raw folders are read is in :mod:`sharding.adapters.raw_files`.
+An image is a path below the raw folder, with the line of the list that named it. One listing a folder tells whether it
+is there; whether it can be decoded shows when it is encoded. All places are held in memory: about 1 kB each.
 """
 
 from __future__ import annotations
@@ -22,19 +20,18 @@ from geostream.layout import Coordinates, Protocol
 Size = tuple[int, int]  # height, width in pixels
 IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 LONGEST_KEY = 80  # so that "<key>.view-00.jpg" fits the 100 bytes of a plain tar header
-# Where each adapter's data set is to be had.
-SOURCES = {
-    "vigor": "https://github.com/Jeff-Zilence/VIGOR",
-    "cvusa": "https://mvrl.cse.wustl.edu/datasets/cvusa",
-    "cvact": "https://github.com/Liumouliu/OriCNN",
-    "university1652": "https://github.com/layumi/University1652-Baseline",
-}
 SPLIT_ORDER = {"train": 0, "test": 1, "gallery": 2}
 
 
 @dataclass(frozen=True)
 class RawImage:
-    """A raw file: its path below the raw folder, the ``file:line`` that named it, and whether it was found."""
+    """A raw image file.
+
+    Attributes:
+        path: below the raw folder, with "/" between folders.
+        named: the ``file:line`` that named it, for messages.
+        present: whether the file was found.
+    """
 
     path: str
     named: str
@@ -43,10 +40,18 @@ class RawImage:
 
 @dataclass(frozen=True)
 class View:
-    """A query image of a place. ``semi_positives``: keys of other places whose tile shows it, too."""
+    """A query image of a place.
+
+    Attributes:
+        image: its file.
+        split: "train", "test", or "gallery": no query, only a candidate where views are searched.
+        north: degrees or metres, as the data set's ``coordinates`` say; NaN: unknown.
+        east: likewise.
+        semi_positives: keys of other places whose tile shows it, too.
+    """
 
     image: RawImage
-    split: str  # "train", "test", or "gallery": no query, only a candidate where views are searched
+    split: str
     north: float = float("nan")
     east: float = float("nan")
     semi_positives: tuple[str, ...] = ()
@@ -54,7 +59,17 @@ class View:
 
 @dataclass(frozen=True)
 class Place:
-    """A reference tile with its views (none: a distractor). ``splits``: those whose gallery holds the tile."""
+    """A reference tile with its views.
+
+    Attributes:
+        key: names the place in the whole data set; from :func:`assign_keys`.
+        area: the city or region that it lies in.
+        splits: "train" and "test", as far as their gallery holds the tile.
+        tile: its file.
+        north: of the tile's centre, degrees or metres; NaN: unknown.
+        east: likewise.
+        views: its query images; none: a distractor.
+    """
 
     key: str
     area: str
@@ -65,30 +80,43 @@ class Place:
     views: tuple[View, ...] = ()
 
     def images(self) -> list[RawImage]:
+        """Return its tile and the images of its views."""
         return [self.tile, *(view.image for view in self.views)]
 
 
 @dataclass(frozen=True)
 class RawDataset:
-    """All places of a raw folder. ``tile_size`` and ``view_size``: what the field trains with on this dataset."""
+    """All places of a raw folder.
+
+    Attributes:
+        adapter: the data set's name in the registry (:mod:`sharding.adapters`).
+        root: the raw folder.
+        options: the adapter's, as they were used.
+        coordinates: "latlon" (degrees), "utm" (metres) or "none".
+        tile_size: (height, width) in pixels that tiles are usually trained with.
+        view_size: the same of views.
+        places: all of them.
+        notes: what a person should know, such as repeated lines.
+        protocols: the evaluation protocols, the default one first.
+    """
 
     adapter: str
     root: Path
-    options: dict[str, Any]  # the adapter's, as they were used
+    options: dict[str, Any]
     coordinates: Coordinates
     tile_size: Size
     view_size: Size
     places: tuple[Place, ...]
-    notes: tuple[str, ...] = ()  # what a person should know, e.g. duplicate lines
-    protocols: tuple[Protocol, ...] = ("paired",)  # the rules that results are told by
+    notes: tuple[str, ...] = ()
+    protocols: tuple[Protocol, ...] = ("paired",)
 
     def count(self, split: str) -> int:
-        """Number of pairs of ``split``."""
+        """Return the number of pairs of a split."""
         return sum(view.split == split for place in self.places for view in place.views)
 
 
 def sorted_places(places: Iterable[Place]) -> tuple[Place, ...]:
-    """Places by (area, key), each one's views by (split, path): the order of place ids, whatever the lists' order."""
+    """Return places by area and key, each one's views by split and path: the order of place ids."""
     ordered = []
     for place in sorted(places, key=lambda p: (p.area, p.key)):
         views = tuple(sorted(place.views, key=lambda v: (SPLIT_ORDER[v.split], v.image.path)))
@@ -97,10 +125,19 @@ def sorted_places(places: Iterable[Place]) -> tuple[Place, ...]:
 
 
 def assign_keys(tiles: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """A key for each (area, raw tile name): the name's stem, cleaned to ``[A-Za-z0-9_-]``, behind its area.
+    """Give each tile a key: its area and the stem of its name, with all but ``[A-Za-z0-9_-]`` replaced by hyphens.
 
-    Depends on the set of tiles alone, not on its order. Names that clean to the same key, or to one too long for a
-    tar header, get a suffix from the crc32c of the raw name. Raises BadInput where even that leaves two alike.
+    Keys do not depend on the order of the tiles. Where two would be equal, or one too long for a tar header, they end
+    in the crc32c of the raw name.
+
+    Args:
+        tiles: (area, raw name) of each.
+
+    Returns:
+        The key of each (area, raw name).
+
+    Raises:
+        BadInput: two tiles still get the same key.
     """
     wanted = set(tiles)
     cleaned = {tile: re.sub(r"[^A-Za-z0-9_-]", "-", f"{tile[0]}_{IMAGE_SUFFIX.sub('', tile[1])}") for tile in wanted}
@@ -121,5 +158,5 @@ def assign_keys(tiles: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
 
 
 def repeats(count: int) -> tuple[str, ...]:
-    """The note that says that lines of a list were there twice."""
+    """Return the note that says that ``count`` lines of a list were there twice; none for 0."""
     return (f"{count} lines repeat an earlier one and were read once",) if count else ()

@@ -1,10 +1,9 @@
-"""What a sharding would do, found out before anything is written: for ``--dry-run`` and the flow's parameter.
+"""Preview a sharding before anything is written: for ``--dry-run`` and the flow's parameter.
 
-Decides that a dry run is the real thing up to the first write: it reads the lists and folders, encodes the same sample
-of images, and looks whether the store can be reached and what lies under the layout's name. So what it takes is seconds
-to a minute, and its sizes are as good as the sample. What the real run would refuse, it tells, rather than fails.
-On S3 one object is written after all, under a name like no other, and removed at once: only so can it be told whether
-we may write there, and whether the server has conditional puts.
+A dry run does what the real run does up to its first write: it reads lists and folders, encodes the same sample of
+images, and looks whether the store can be reached and what lies under the layout's name. That takes seconds to a
+minute. What the real run would refuse is reported, not raised. On S3 one small object is written under a name of its
+own and removed at once, to learn whether we may write and whether the server has conditional puts.
 """
 
 from __future__ import annotations
@@ -26,13 +25,19 @@ SHOWN = 10  # missing images that are named
 
 @dataclass(frozen=True)
 class DryRun:
-    """What would be written.
+    """What a sharding would write.
 
-    In words, or None: ``warning``, what the server cannot promise, and ``refused``, why the real run would not do it.
+    Attributes:
+        url: the layout's folder.
+        state: what lies there now, in words.
+        warning: what the server cannot promise; None: nothing to warn of.
+        refused: why the real run would fail; None: it would not.
+        job: the planned shards.
+        missing: images that the raw folder lacks.
     """
 
     url: str
-    state: str  # of the layout's folder, in words
+    state: str
     warning: str | None
     refused: str | None
     job: ShardJob
@@ -40,7 +45,7 @@ class DryRun:
 
     @property
     def figures(self) -> dict[str, object]:
-        """What would be written, in numbers and names, by name."""
+        """Numbers and names of what would be written, by their label."""
         raw, images = self.job.raw, self.job.images
         pairs = Counter(view.split for place in raw.places for view in place.views)
         return {
@@ -63,7 +68,7 @@ class DryRun:
 
     @property
     def remarks(self) -> list[str]:
-        """Lines on what is odd: the adapter's notes, what is missing, the server, and why it would be refused."""
+        """A line each: the adapter's notes, the first missing images, the warning, and why it would be refused."""
         lines = [*self.job.raw.notes, *(str(one) for one in self.missing[:SHOWN])]
         if len(self.missing) > SHOWN:
             lines.append(f"… and {len(self.missing) - SHOWN:,} more images are missing")
@@ -74,10 +79,18 @@ class DryRun:
 def dry_run(
     raw: RawDataset, store: Store, dataset: str, name: str = "base", options: ShardOptions | None = None
 ) -> DryRun:
-    """What :func:`sharding.shard` would do with the same arguments.
+    """Return what :func:`sharding.shard` would do with the same arguments.
 
-    Raises BadInput for names and options that make no sense and where there is nothing to train or test on, StoreError
-    where the store cannot be reached.
+    Args:
+        raw: the data set, from :func:`sharding.read_places`.
+        store: the root of the store.
+        dataset: the data set's name in it.
+        name: the layout's name.
+        options: how the layout is written; None: the defaults.
+
+    Raises:
+        BadInput: a name or option makes no sense, or there is nothing to train or test on.
+        StoreError: the store cannot be reached.
     """
     folder = layout_folder(store, dataset, name)
     if not store.is_local:

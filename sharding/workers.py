@@ -1,8 +1,8 @@
-"""Runs one function over many tasks on all cores, and yields the results in the order of the tasks.
+"""Run one function over many tasks on all cores, and yield the results in the order of the tasks.
 
-Decides that work goes out in small units, a few a worker ahead of the result that is waited for: so no core idles for
-long while another has its last unit, and no more results are held than these. Processes are spawned: a forked child
-would inherit the threads and locks of obstore, Prefect and the like; that costs each about a second to start.
+Each worker has a few tasks ahead of the result that is waited for, so cores stay busy and few results are held.
+Processes are spawned, not forked: a forked child would inherit the threads and locks of obstore and Prefect. Each takes
+about a second to start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from geostream.errors import GeostreamError
 
-AHEAD = 3  # units a worker that are under way or wait for their turn
+AHEAD = 3  # tasks a worker that are under way, or whose results wait for their turn
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's names, see mallopt(3)
 KEPT = 2**25, 2**27  # bytes: buffers up to the first come from the heap, and so much of it is kept when freed
 
@@ -30,9 +30,15 @@ Result = TypeVar("Result")
 
 
 def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Generator[Result, None, None]:
-    """``function`` of each task, on ``workers`` processes (1: this one).
+    """Yield ``function`` of each task, in order.
 
-    Raises GeostreamError where a worker dies, and where none can be started, as from a script without a main guard.
+    Args:
+        function: a function of a module, so that a worker can import it.
+        tasks: what it is called with; taken a few a worker ahead.
+        workers: processes; 1: this one.
+
+    Raises:
+        GeostreamError: a worker died, or none could be started, as from a script without a main guard.
     """
     if workers == 1:
         yield from map(function, tasks)
@@ -64,13 +70,16 @@ def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers:
 
 
 def leave_a_starting_worker() -> None:
-    """End a worker that runs the main script anew and meets what started it there; whoever started it says why."""
+    """Exit where this process is a worker that is just starting.
+
+    A spawned worker runs the main script first. Without a main guard it comes here; the parent reports the error.
+    """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise SystemExit(1)
 
 
 def _start(begun: Event) -> None:
-    """Say that there is a worker. End it silently at ctrl-C, and when its parent was killed: it would wait for ever."""
+    """Say that a worker has started; end it silently at ctrl-C, and when its parent is killed."""
     begun.set()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
@@ -85,9 +94,7 @@ def _start(begun: Event) -> None:
 
 
 def _keep_memory() -> None:
-    """Have glibc keep freed memory: handing the buffers of each image back to the system and getting them anew takes
-    a third of the time that an image takes. Elsewhere nothing is done.
-    """
+    """Have glibc keep freed memory for the next image instead of handing it back; do nothing with other libraries."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEPT[0])

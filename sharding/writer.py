@@ -1,13 +1,13 @@
-"""Writes a job's shards to the store, in parallel, and goes on where an earlier run was cut off.
+"""Write a job's shards to the store, in parallel, and go on where an earlier run was cut off.
 
-Worker processes read and encode a few images at a time (:mod:`sharding.workers`); here these pieces are joined to
-shards, in order, one after the other. Each is uploaded whole while the next is made, then a sidecar is written,
-``parts/shard-00000.json``, with the shard's index. A sidecar that fits the job says that its shard need not be
-written again. So all workers are busy with as little as one shard, memory is bounded by two shards and a few images a
-worker, an interruption costs at most two shards, and two runs at once do no harm: they write the same bytes. All
-stored bytes pass through this process: enough for some fifty workers. Nothing can be read before the commit, since no
-layout.json is there (:mod:`sharding.commit`). Raw files are taken to be unchanged between an interruption and the next
-run, but for those found broken: these are tried again.
+Worker processes read and encode a few images at a time (:mod:`sharding.workers`). This process joins them to shards,
+one after the other. Each shard is uploaded whole while the next is made. Then a sidecar with its index is written,
+``parts/shard-00000.json``: it says that the shard need not be written again. Memory holds two shards and a few images a
+worker. An interruption costs at most two shards. Two runs at once write the same bytes. Nothing can be read before the
+commit (:mod:`sharding.commit`).
+
+All stored bytes pass through this process, which is enough for some fifty workers. Raw files are taken to be unchanged
+between an interruption and the next run; images that were broken are tried again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, NamedTuple
 
+import google_crc32c
 from joblib import cpu_count
 
 from geostream.errors import AlreadyExists, BadInput
@@ -30,45 +32,96 @@ from geostream.store import Store
 from sharding.encode import BrokenImage, Encoded
 from sharding.job import Broken, Images, Part, ShardJob
 from sharding.places import Place, RawImage
-from sharding.tar import Member, Tar
+from sharding.tar import Member, ShardTar
 from sharding.workers import in_order, leave_a_starting_worker
 
 UNIT = 32  # images that a worker encodes before it hands them over: half a second's work, about 5 MB
 
 
 @dataclass(frozen=True)
-class StoredPlace:
-    """A place in its shard. ``views``: which of the raw views were whole; view-00 is the first of these."""
-
-    key: str
-    views: tuple[int, ...]
-    members: tuple[Member, ...]
-
-    def moved(self, by: int) -> StoredPlace:
-        return replace(self, members=tuple(one._replace(offset=one.offset + by) for one in self.members))
-
-
-@dataclass(frozen=True)
 class Unit:
-    """What a worker is told: some places of one shard."""
+    """What a worker is told.
+
+    Attributes:
+        images: how images are stored.
+        places: some places of one shard.
+    """
 
     images: Images
     places: tuple[Place, ...]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What a worker made of a unit: a piece of a tar, with the places in it; offsets count from its start."""
+class EncodedMember(NamedTuple):
+    """A member to be written.
 
+    Attributes:
+        name: what follows the place's key, such as "tile.jpg".
+        data: its bytes.
+        crc32c: their checksum.
+    """
+
+    name: str
     data: bytes
-    places: tuple[StoredPlace, ...]
+    crc32c: int
+
+
+@dataclass(frozen=True)
+class EncodedPlace:
+    """A place with a whole tile, encoded.
+
+    Attributes:
+        key: the place's key.
+        views: numbers of the raw views that are whole; view-00 is the first of these.
+        members: its tile, views and facts.
+    """
+
+    key: str
+    views: tuple[int, ...]
+    members: tuple[EncodedMember, ...]
+
+
+@dataclass(frozen=True)
+class EncodedUnit:
+    """What a worker made of a unit.
+
+    Attributes:
+        places: those with a whole tile.
+        broken: images that are left out.
+        enlarged: how many images are smaller than the stored size.
+    """
+
+    places: tuple[EncodedPlace, ...]
     broken: tuple[Broken, ...]
     enlarged: int
 
 
 @dataclass(frozen=True)
+class StoredPlace:
+    """A place in its shard.
+
+    Attributes:
+        key: the place's key.
+        views: numbers of the raw views that are stored; view-00 is the first of these.
+        members: where its members lie.
+    """
+
+    key: str
+    views: tuple[int, ...]
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
 class StoredPart:
-    """A whole shard's index: what a sidecar holds. ``size``: bytes of the tar; ``enlarged``: images made larger."""
+    """The index of a shard that is whole, as its sidecar holds it.
+
+    Attributes:
+        name: the shard's name.
+        content: hash of all that its bytes depend on, of :class:`~sharding.job.Part`.
+        size: bytes of the tar.
+        places: those in it, in order.
+        broken: images that were left out.
+        enlarged: how many images are smaller than the stored size.
+    """
 
     name: str
     content: str
@@ -79,6 +132,7 @@ class StoredPart:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredPart:
+        """Return the index that a sidecar holds."""
         places = tuple(
             StoredPlace(place["key"], tuple(place["views"]), tuple(Member(*member) for member in place["members"]))
             for place in value["places"]
@@ -88,10 +142,20 @@ class StoredPart:
 
 
 def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tuple[list[StoredPart], int]:
-    """Write the shards of ``job`` that are not yet whole in the layout folder; returns all, and how many were.
+    """Write those shards of a job that are not yet whole.
 
-    ``workers``: processes (default: one a core; 1: this one). Raises BadInput where a layout is committed or another
-    job is under way in the folder, or where too many images are broken: what is whole is kept for the next run.
+    Args:
+        job: what to write.
+        folder: the layout's folder.
+        workers: processes that encode; None: one a core; 1: this one.
+
+    Returns:
+        All of the job's shards, and how many of them an earlier run had finished.
+
+    Raises:
+        BadInput: a layout is committed in the folder, another job is under way there, or too many images are broken.
+            What is whole is kept for the next run.
+        GeostreamError: a worker process died.
     """
     leave_a_starting_worker()
     if workers is not None and workers < 1:
@@ -119,10 +183,9 @@ def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tu
 
 
 def _claim(job: ShardJob, folder: Store) -> None:
-    """Write down that the folder is this job's, and which objects in it are.
+    """Write down that the folder is this job's, and how many shards it will have.
 
-    Raises BadInput where the folder is another job's, or where an object lies there under a name that the job would
-    write to.
+    Raises BadInput where it is another job's, or where an object has a name that this job would write to.
     """
     mine = job.source | {"shards": len(job.parts)}
     foreign = foreign_objects(job, folder)
@@ -144,7 +207,7 @@ def _claim(job: ShardJob, folder: Store) -> None:
 
 
 def foreign_objects(job: ShardJob, folder: Store) -> list[str]:
-    """Objects under names that the job would write to, in a folder that nobody has claimed; sorted."""
+    """Return the sorted names of objects that the job would overwrite, in a folder that no job has claimed."""
     there = {info.path for info in folder.list()}
     found = sorted(there & set(object_names([part.name for part in job.parts])))
     return [] if not found or folder.exists(JOB) else found  # claimed meanwhile: they are that job's
@@ -165,7 +228,7 @@ def claimed_shards(claim: dict[str, Any]) -> int:
 
 
 def _whole_parts(job: ShardJob, folder: Store) -> dict[str, StoredPart]:
-    """The shards that an earlier run finished and that still fit the job."""
+    """Return the shards that an earlier run finished and that still fit the job, by name."""
     there = {info.path: info.size for info in folder.list()}
     stored = {}
     for part in job.parts:
@@ -178,7 +241,7 @@ def _whole_parts(job: ShardJob, folder: Store) -> dict[str, StoredPart]:
 
 
 def _still_broken(images: Images, part: Part, made: StoredPart) -> bool:
-    """Whether all images that were left out of a shard would be left out again."""
+    """Return whether all images that were left out of a shard would be left out again."""
     left_out = {one.path for one in made.broken}
     for place in part.places:
         for image in place.images():
@@ -190,22 +253,14 @@ def _still_broken(images: Images, part: Part, made: StoredPart) -> bool:
 def _write_all(
     images: Images, folder: Store, parts: Sequence[Part], workers: int
 ) -> Generator[tuple[Part, StoredPart], None, None]:
-    """Write the parts, encoded on ``workers`` processes; yields each as it is whole, in order."""
+    """Write the parts, encoded on ``workers`` processes; yield each as it is whole, in order."""
     units = [_units(images, part) for part in parts]
     tasks = [unit for of_part in units for unit in of_part]
     workers = min(workers, max(len(tasks), 1))
-    with closing(in_order(encode_places, tasks, workers)) as pieces, ThreadPoolExecutor(1) as thread:
+    with closing(in_order(encode_places, tasks, workers)) as encoded, ThreadPoolExecutor(1) as thread:
         upload: Future[tuple[Part, StoredPart]] | None = None
         for part, of_part in zip(parts, units, strict=True):
-            tar, places, broken, enlarged = Tar(), list[StoredPlace](), list[Broken](), 0
-            for _ in of_part:
-                piece = next(pieces)
-                start = tar.append(piece.data)
-                places += [place.moved(start) for place in piece.places]
-                broken += piece.broken
-                enlarged += piece.enlarged
-            data = tar.bytes()
-            made = StoredPart(part.name, part.content, len(data), tuple(places), tuple(broken), enlarged)
+            data, made = _shard(part, islice(encoded, len(of_part)))
             if upload is not None:
                 yield upload.result()
             upload = thread.submit(write_part, folder, part, data, made)
@@ -213,8 +268,21 @@ def _write_all(
             yield upload.result()
 
 
+def _shard(part: Part, units: Iterable[EncodedUnit]) -> tuple[bytes, StoredPart]:
+    """Join what the workers encoded to a tar; return it with its index."""
+    tar, places, broken, enlarged = ShardTar(), list[StoredPlace](), list[Broken](), 0
+    for unit in units:
+        for place in unit.places:
+            members = tuple(tar.add(place.key, *member) for member in place.members)
+            places.append(StoredPlace(place.key, place.views, members))
+        broken += unit.broken
+        enlarged += unit.enlarged
+    data = tar.close()
+    return data, StoredPart(part.name, part.content, len(data), tuple(places), tuple(broken), enlarged)
+
+
 def _units(images: Images, part: Part) -> list[Unit]:
-    """The part's places, in order, in units of no less than UNIT images."""
+    """Return the part's places, in order, in units of no less than UNIT images."""
     units, places, count = [], list[Place](), 0
     for place in part.places:
         places.append(place)
@@ -226,16 +294,15 @@ def _units(images: Images, part: Part) -> list[Unit]:
 
 
 def write_part(folder: Store, part: Part, data: bytes, made: StoredPart) -> tuple[Part, StoredPart]:
-    """Upload one shard, then its sidecar."""
+    """Upload one shard, then its sidecar; return the part and its index."""
     folder.write(part.name, data)
     folder.write_json(part.sidecar, asdict(made))
     return part, made
 
 
-def encode_places(unit: Unit) -> Piece:
-    """Read and encode the images of some places."""
-    tar = Tar()
-    places: list[StoredPlace] = []
+def encode_places(unit: Unit) -> EncodedUnit:
+    """Read and encode the images of some places; this runs in a worker process."""
+    places: list[EncodedPlace] = []
     broken: list[Broken] = []
     enlarged = 0
     for place in unit.places:
@@ -243,7 +310,7 @@ def encode_places(unit: Unit) -> Piece:
         if isinstance(tile, Broken):
             broken.append(tile)
             continue
-        members = [tar.add(place.key, f"tile.{tile.suffix}", tile.data)]
+        members = [_member(f"tile.{tile.suffix}", tile.data)]
         enlarged += tile.enlarged
         kept: list[int] = []
         for number, view in enumerate(place.views):
@@ -251,16 +318,20 @@ def encode_places(unit: Unit) -> Piece:
             if isinstance(query, Broken):
                 broken.append(query)
                 continue
-            members.append(tar.add(place.key, f"{view_name(len(kept))}.{query.suffix}", query.data))
+            members.append(_member(f"{view_name(len(kept))}.{query.suffix}", query.data))
             enlarged += query.enlarged
             kept.append(number)
-        members.append(tar.add(place.key, "json", _facts(place, kept)))
-        places.append(StoredPlace(place.key, tuple(kept), tuple(members)))
-    return Piece(tar.piece(), tuple(places), tuple(broken), enlarged)
+        members.append(_member("json", _facts(place, kept)))
+        places.append(EncodedPlace(place.key, tuple(kept), tuple(members)))
+    return EncodedUnit(tuple(places), tuple(broken), enlarged)
+
+
+def _member(name: str, data: bytes) -> EncodedMember:
+    return EncodedMember(name, data, google_crc32c.value(data))
 
 
 def _load(images: Images, image: RawImage, is_tile: bool) -> Encoded | Broken:
-    """The image in stored form, or why it is left out."""
+    """Return the image in stored form, or why it is left out."""
     try:
         return images.load(image, is_tile=is_tile)
     except BrokenImage as error:
@@ -268,12 +339,14 @@ def _load(images: Images, image: RawImage, is_tile: bool) -> Encoded | Broken:
 
 
 def view_name(number: int) -> str:
+    """Return the name of a place's view: ``view-00``."""
     return f"view-{number:02d}"
 
 
 def _facts(place: Place, kept: Sequence[int]) -> bytes:
-    """The place's ``json`` member. Semi-positives are in ``places.parquet`` alone: only there is it known which tiles
-    of other shards were whole.
+    """Return the place's ``json`` member.
+
+    It has no semi-positives: which tiles of other shards are whole is known only at the commit.
     """
     views = [place.views[number] for number in kept]
     facts = {
@@ -291,5 +364,5 @@ def _facts(place: Place, kept: Sequence[int]) -> bytes:
 
 
 def _where(north: float, east: float) -> dict[str, float | None]:
-    """Coordinates for JSON, which has no NaN."""
+    """Return coordinates for JSON, which has no NaN."""
     return {"north": None if math.isnan(north) else north, "east": None if math.isnan(east) else east}

@@ -1,4 +1,4 @@
-"""What lies on the store: the schema of a layout, its files, and a :class:`Layout` to read them by."""
+"""Read and commit layouts: what lies on the store of a data set, its schema, its files and :class:`Layout`."""
 
 from geostream.layout.layout import Layout, commit_layout, layout_infos, list_datasets, list_layouts, open_layout
 from geostream.layout.schema import MEMBERS, PLACES, Coordinates, Protocol

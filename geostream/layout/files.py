@@ -1,10 +1,10 @@
-"""The files of a layout's index: ``layout.json`` and the two tables that it names by hash.
+"""Read and check the files of a layout's index: ``layout.json`` and the two tables that it names by hash.
 
-Decides what is believed of files that anyone may have written to since the commit: nothing that was not looked at.
-``layout.json`` has the fields that a commit writes, and says of the tables what they say themselves; a table has the
-hash, the schema and the invariants (:mod:`geostream.layout.schema`). Whatever does not is one line that names the file.
+Anyone may have written to these files since the commit, so everything is checked before it is used: the fields of
+``layout.json``, the hash, schema and invariants of each table (:mod:`geostream.layout.schema`), and that they agree. An
+error is one line that names the file.
 
-Here are also the names that a layout's folder can hold. Whoever writes one first says in ``parts/job.json`` how many
+The names of a layout's objects are given here, too. Whoever writes a layout first says in ``parts/job.json`` how many
 shards there will be. From that number follow the names of all its objects, and only these are ever removed.
 """
 
@@ -83,12 +83,19 @@ def shard_names(shards: int) -> list[str]:
 
 
 def object_names(shards: Sequence[str]) -> list[str]:
-    """Return the names of all objects that making a layout of these shards can write, but for ``parts/job.json``."""
+    """Return the names of all objects, except ``parts/job.json``, that writing a layout of these shards can make."""
     return ["layout.json", *TABLES, *shards, *map(sidecar_name, shards)]
 
 
 def check_info(info: Any) -> None:
-    """Raise IndexDamage where ``layout.json`` lacks a field, or has one that no commit writes."""
+    """Check the fields of ``layout.json``.
+
+    Args:
+        info: its content, as read.
+
+    Raises:
+        IndexDamage: a field is missing, or has a value that no commit writes.
+    """
     if isinstance(info, dict) and info.get("format", FORMAT) != FORMAT:
         raise IndexDamage(f"layout.json: format {info['format']}, but this geostream reads format {FORMAT}")
     try:
@@ -103,7 +110,13 @@ def check_info(info: Any) -> None:
 
 
 def summary(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """What ``layout.json`` says of the tables and the shards (name, bytes)."""
+    """Return the fields of ``layout.json`` that follow from the tables.
+
+    Args:
+        places: the table of places.
+        members: the table of members.
+        shards: (name, bytes) in order of their number.
+    """
     splits = pc.list_flatten(places["views"].combine_chunks()).field("split")
     in_shard = np.bincount(members["shard"].to_numpy(), minlength=len(shards))
     return {
@@ -118,7 +131,12 @@ def summary(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int
 
 
 def read_info(folder: Store) -> dict[str, Any]:
-    """layout.json of a layout's folder, checked. Raises LayoutNotCommitted where there is none."""
+    """Read and check ``layout.json`` in a layout's folder.
+
+    Raises:
+        LayoutNotCommitted: there is none.
+        StoreError: it is damaged.
+    """
     try:
         info: dict[str, Any] = folder.read_json("layout.json")
         check_info(info)
@@ -132,7 +150,18 @@ def read_info(folder: Store) -> dict[str, Any]:
 
 
 def read_tables(folder: Store, info: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
-    """(places, members) of the layout whose checked layout.json is ``info``. Raises StoreError for damaged ones."""
+    """Read and check the two tables of a layout.
+
+    Args:
+        folder: the layout's folder.
+        info: its checked ``layout.json``.
+
+    Returns:
+        The tables of places and of members.
+
+    Raises:
+        StoreError: a table is gone, changed or damaged.
+    """
     shards = [(shard["name"], shard["size"]) for shard in info["shards"]]
     try:
         places = _read_table(folder, "places.parquet", info)
@@ -147,7 +176,7 @@ def read_tables(folder: Store, info: dict[str, Any]) -> tuple[pa.Table, pa.Table
 
 
 def _read_table(folder: Store, file: str, info: dict[str, Any]) -> pa.Table:
-    """Raises IndexDamage where the table is not the one that was committed, or no table at all."""
+    """Read one table; raise IndexDamage where it is not the one that was committed."""
     try:
         data = folder.read(file)
     except NotFound as error:

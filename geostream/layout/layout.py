@@ -1,11 +1,12 @@
-"""A layout: an immutable, committed set of tar shards with its index of places and members.
+"""Commit, list and open layouts: immutable sets of tar shards, each with an index of places and members.
 
-Decides what *committed* means: ``layout.json`` is there, written last and once, and the index holds what
-:mod:`geostream.layout.schema` demands, looked at by the commit and again by every opening. A place's id is its row in
-``places.parquet`` and is the same in every generation of a layout; only ``members.parquet`` (which shard, where in it)
-differs between generations. So a neighbour graph outlives a reclustering, at the price of one indirection
-(``shard_of_place``) whenever order on disk matters.
-The whole index is held in memory: about 100 bytes a member.
+A layout is committed when ``layout.json`` is there; it is written last and once. The index is checked against
+:mod:`geostream.layout.schema` by the commit and again by every opening. All of it is held in memory: about 100 bytes a
+member.
+
+A place's id is its row in ``places.parquet``, the same in every generation of a layout. Only ``members.parquet`` (which
+shard, where in it) differs between generations. So a neighbour graph stays valid after a reclustering; code that needs
+the order on disk looks it up in ``shard_of_place``.
 """
 
 from __future__ import annotations
@@ -30,66 +31,82 @@ from geostream.store import NAME, Store, check_name, table_bytes
 
 @dataclass(frozen=True)
 class Layout:
-    """A committed layout, opened: its index as arrays. ``store`` is the layout's own folder."""
+    """A committed layout, opened: its index as tables and arrays.
+
+    N places have ids 0 to N-1; M members are the rows of ``members``, sorted by shard and offset.
+
+    Attributes:
+        store: the layout's own folder.
+        info: ``layout.json``.
+        places: ``places.parquet``.
+        members: ``members.parquet``.
+    """
 
     store: Store
-    info: dict[str, Any]  # layout.json
+    info: dict[str, Any]
     places: pa.Table
     members: pa.Table
 
     @property
     def dataset(self) -> str:
+        """The data set's name in the store."""
         return str(self.info["dataset"])
 
     @property
     def name(self) -> str:
+        """The layout's name in its data set."""
         return str(self.info["layout"])
 
     @property
     def id(self) -> str:
-        """Hash of the index, named by every artefact made from this layout."""
+        """Hash of the index; every artefact made from this layout names it."""
         return str(self.info["id"])
 
     @property
     def places_id(self) -> str:
-        """Hash of the table of places: the same in every generation, so what names places by id outlives a layout."""
+        """Hash of ``places.parquet``: equal in all generations, so place ids of one are valid in the others."""
         return str(self.info["index"]["places.parquet"])
 
     @property
     def generation(self) -> int:
+        """How many reclusterings led to this layout; 0 as it was sharded."""
         return int(self.info["generation"])
 
     @property
     def coordinates(self) -> Coordinates:
+        """The unit of ``position``: degrees ("latlon"), metres ("utm"), or "none"."""
         kind: Coordinates = self.info["coordinates"]
         return kind
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:
-        """The rules that the dataset's results are told by, the first one first (:data:`Protocol`)."""
+        """The data set's evaluation protocols, the default one first (:data:`Protocol`)."""
         return tuple(self.info.get("protocols", ["paired"]))
 
     @property
     def n_places(self) -> int:
+        """Number of places, N."""
         return int(self.places.num_rows)
 
     @property
     def shard_names(self) -> list[str]:
+        """Names of the S shards, in order of their number."""
         return [shard["name"] for shard in self.info["shards"]]
 
     @cached_property
     def shard_sizes(self) -> Int64:
-        """(S,) bytes of each shard object."""
+        """(S,) bytes of each shard."""
         return np.array([shard["size"] for shard in self.info["shards"]], dtype=np.int64)
 
     @cached_property
     def keys(self) -> list[str]:
+        """Key of each of the N places."""
         keys: list[str] = self.places["key"].to_pylist()
         return keys
 
     @cached_property
     def position(self) -> npt.NDArray[np.float64]:
-        """(N, 2) north and east of each place's tile, in the unit that ``coordinates`` names."""
+        """(N, 2) north and east of each place's tile, in the unit of ``coordinates``; NaN where unknown."""
         return np.stack([self.places["north"].to_numpy(), self.places["east"].to_numpy()], axis=1)
 
     @cached_property
@@ -101,14 +118,14 @@ class Layout:
 
     @cached_property
     def shard_of_place(self) -> Int32:
-        """(N,) the one shard that holds all members of each place."""
+        """(N,) number of the shard that holds all members of each place."""
         shard = np.empty(self.n_places, dtype=np.int32)
         shard[self.members["place"].to_numpy()] = self.members["shard"].to_numpy()
         return shard
 
     @cached_property
     def _views(self) -> tuple[Int32, npt.NDArray[np.int16], npt.NDArray[np.str_], pa.StructArray]:
-        """All views, flat: place, number within the place, split, and the struct itself."""
+        """All V views in order of places: (V,) place, (V,) number within it, (V,) split, and the struct array."""
         lists = self.places["views"].combine_chunks()
         place = pc.list_parent_indices(lists).to_numpy().astype(np.int32)
         flat = lists.flatten()
@@ -118,20 +135,32 @@ class Layout:
         return place, number, split, flat
 
     def pairs(self, split: str) -> Pairs:
-        """The pairs of ``split`` ("train", "test", "gallery"), sorted by place and view."""
+        """Return the pairs of a split, sorted by place and view.
+
+        Args:
+            split: "train", "test" or "gallery".
+        """
         place, number, splits, _ = self._views
         of_split = splits == split
         return Pairs(place[of_split], number[of_split])
 
     def references(self, split: str) -> Int32:
-        """(R,) place ids of the gallery of ``split``, distractors included, sorted."""
+        """Return the (R,) sorted ids of the places in the gallery of a split, distractors included.
+
+        Args:
+            split: "train" or "test".
+        """
         lists = self.places["splits"].combine_chunks()
         place = pc.list_parent_indices(lists).to_numpy()
         inside: Int32 = place[lists.flatten().to_numpy(zero_copy_only=False) == split].astype(np.int32)
         return inside
 
     def semi_positives(self, split: str) -> Csr:
-        """Per pair of ``split`` (rows as in :meth:`pairs`): the places whose tile shows the query, too."""
+        """Return, for each pair of a split, the other places whose tile shows the query, too.
+
+        Args:
+            split: as of :meth:`pairs`, which has the same rows.
+        """
         _, _, splits, flat = self._views
         lists = flat.field("semi_positives").filter(pa.array(splits == split))
         lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
@@ -139,10 +168,13 @@ class Layout:
         return Csr(indptr, lists.flatten().to_numpy().astype(np.int32))
 
     def excluded(self, split: str = "train") -> Csr:
-        """Per place (N rows): the places that may not share a batch with it.
+        """Return, for each of the N places, the places that must not share a batch with it.
 
-        The semi-positives of the place's views of ``split``, and the places whose views name this one: a tile
-        that shows the query is no negative, whichever of the two brought it into the batch.
+        These are the semi-positives of its views, and the places that have it as a semi-positive: a tile that shows the
+        query is no negative, whichever of the two brought it into the batch.
+
+        Args:
+            split: whose views count.
         """
         pairs, semi = self.pairs(split), self.semi_positives(split)
         one, two = np.repeat(pairs.place, np.diff(semi.indptr)).astype(np.int64), semi.indices.astype(np.int64)
@@ -153,7 +185,7 @@ class Layout:
 
     @cached_property
     def _member_rows(self) -> tuple[Int32, npt.NDArray[np.int16], Int64]:
-        """Image members sorted by (place, view; the tile counts as view -1): place, view, row in ``members``."""
+        """Place, view (-1: the tile) and row in ``members`` of each image member, sorted by place and view."""
         stems = pc.list_element(pc.split_pattern(self.members["member"], ".", max_splits=1), 0)
         number = pc.if_else(pc.starts_with(stems, "view-"), pc.utf8_slice_codeunits(stems, 5), None).cast(pa.int16())
         view = pc.if_else(pc.equal(stems, "tile"), -1, pc.fill_null(number, -2)).to_numpy().astype(np.int16)
@@ -163,7 +195,15 @@ class Layout:
         return place[order].astype(np.int32), view[rows][order], rows[order]
 
     def member_rows(self, place: Int32, view: npt.NDArray[np.int16] | None = None) -> Int64:
-        """Rows in ``members`` of the views (place, view), or of the tiles where ``view`` is None."""
+        """Return the rows in ``members`` of some views or tiles.
+
+        Args:
+            place: (n,) places.
+            view: (n,) numbers of the views; None: the places' tiles.
+
+        Raises:
+            BadInput: a place has no such image.
+        """
         places, views, rows = self._member_rows
         wanted = np.asarray(place, dtype=np.int64) * 2**16 + (0 if view is None else np.asarray(view, np.int64) + 1)
         have = places.astype(np.int64) * 2**16 + views + 1
@@ -175,18 +215,18 @@ class Layout:
 
 
 def list_datasets(store: Store) -> list[str]:
-    """Datasets in the store that have at least one committed layout."""
+    """Return the names of the data sets in the store that have at least one committed layout."""
     return [name for name in store.folders() if NAME.fullmatch(name) and list_layouts(store, name)]
 
 
 def list_layouts(store: Store, dataset: str) -> list[str]:
-    """Names of the committed layouts of a dataset, oldest generation first."""
+    """Return the names of a data set's committed layouts, oldest generation first."""
     infos = layout_infos(store, dataset)
     return sorted(infos, key=lambda name: (infos[name]["generation"], name))
 
 
 def layout_infos(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
-    """layout.json of each committed layout of the dataset, by name."""
+    """Return ``layout.json`` of each committed layout of a data set, by the layout's name."""
     folder = store.child(check_name("dataset", dataset), "layouts")
     infos = {}
     for name in filter(NAME.fullmatch, folder.folders()):  # others are no layouts of ours
@@ -198,9 +238,17 @@ def layout_infos(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
 
 
 def open_layout(store: Store, dataset: str | None = None, name: str | None = None) -> Layout:
-    """Open a committed layout: of the only dataset when ``dataset`` is None, its newest generation when ``name`` is.
+    """Open a committed layout.
 
-    Raises LayoutNotCommitted where ``layout.json`` is absent, BadInput where the choice is ambiguous.
+    Args:
+        store: the root of the store.
+        dataset: the data set's name; None: the only one in the store.
+        name: the layout's name; None: its newest generation.
+
+    Raises:
+        LayoutNotCommitted: there is none, or ``layout.json`` is missing.
+        BadInput: several data sets or layouts could be meant.
+        StoreError: the index is damaged.
     """
     if dataset is None:
         found = list_datasets(store)
@@ -247,13 +295,31 @@ def commit_layout(
     parent: str | None = None,
     places_file: bytes | None = None,
 ) -> Layout:
-    """Write the index and then, as the commit, ``layout.json``; return the layout opened.
+    """Write a layout's index and then, as the commit, ``layout.json``.
 
-    ``shards``: (name, bytes) in order of their number. ``source``: what it was made from. ``images``: how they are
-    stored. ``broken``: raw images left out, in words. ``protocols``: the rules that results are told by. ``parent``: id
-    of the generation before, whose ``places.parquet`` is ``places_file``: kept byte for byte, because another pyarrow
-    would write the same table with another hash.
-    Raises AlreadyExists where another layout was committed here, BadInput where the index contradicts itself.
+    Args:
+        folder: the layout's folder, in which its shards lie.
+        dataset: the data set's name.
+        name: the layout's name.
+        generation: 0 as sharded, one more with each reclustering.
+        coordinates: the unit of positions.
+        places: the table of places, of schema ``PLACES``.
+        members: the table of members, of schema ``MEMBERS``, sorted by shard and offset.
+        shards: (name, bytes) in order of their number.
+        source: what it was made from, for ``layout.json``.
+        images: how images are stored, for ``layout.json``.
+        broken: raw images that were left out, in words.
+        protocols: the data set's evaluation protocols, the default one first.
+        parent: id of the generation before.
+        places_file: ``places.parquet`` of that generation, kept byte for byte: another version of pyarrow would write
+            the same table with another hash.
+
+    Returns:
+        The layout, opened. Committing the same index again changes nothing.
+
+    Raises:
+        AlreadyExists: another layout is committed in the folder.
+        BadInput: the index contradicts itself.
     """
     try:
         places, members = places.cast(PLACES), members.cast(MEMBERS)

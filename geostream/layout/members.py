@@ -1,4 +1,4 @@
-"""Where a layout's members lie, as arrays: all that a reader needs of the index, cheap to send to another process."""
+"""Hold where a layout's members lie, as arrays: all that a loader worker needs of the index, and cheap to send."""
 
 from __future__ import annotations
 
@@ -14,28 +14,46 @@ from geostream.store import Store
 
 
 class Extents(NamedTuple):
-    """Where the members of a layout lie; rows are those of ``members.parquet``, sorted by shard and offset."""
+    """Where the M members of a layout lie; rows are those of ``members.parquet``, sorted by shard and offset.
 
-    shard: Int64  # (M,)
-    offset: Int64  # (M,)
-    size: Int64  # (M,)
+    Attributes:
+        shard: (M,) number of the shard.
+        offset: (M,) bytes from its beginning to the data.
+        size: (M,) bytes of the data.
+    """
+
+    shard: Int64
+    offset: Int64
+    size: Int64
 
 
 @dataclass(frozen=True)
 class MemberTable:
-    """A layout's index as arrays; cheap to send to a loader worker. Rows are those of ``members.parquet``."""
+    """A layout's index as arrays; rows are those of ``members.parquet``.
 
-    store: Store  # the layout's folder
+    Attributes:
+        store: the layout's folder.
+        shard_names: names of the S shards.
+        shard_sizes: (S,) their bytes.
+        extents: where each of the M members lies.
+        crc32c: (M,) checksums of their data.
+        member: (M,) their names behind the place's key, such as "tile.jpg".
+        place: (M,) their places.
+        keys: the N places' keys.
+    """
+
+    store: Store
     shard_names: list[str]
-    shard_sizes: Int64  # (S,)
+    shard_sizes: Int64
     extents: Extents
-    crc32c: Int64  # (M,)
+    crc32c: Int64
     member: pa.ChunkedArray
     place: Int32
-    keys: list[str]  # of the places
+    keys: list[str]
 
     @classmethod
     def of(cls, layout: Layout) -> MemberTable:
+        """Return the table of an opened layout."""
         columns = {name: layout.members[name] for name in layout.members.column_names}
         return cls(
             layout.store,
@@ -49,13 +67,14 @@ class MemberTable:
         )
 
     def shard_url(self, shard: int) -> str:
+        """Return the URL of the shard with this number."""
         return f"{self.store.url}/{self.shard_names[shard]}"
 
     def key(self, row: int) -> str:
-        """Of the member's place."""
+        """Return the key of the member's place."""
         return self.keys[int(self.place[row])]
 
     def describe(self, row: int) -> str:
-        """A member in words, for an error."""
+        """Return the member, its place and its shard in words, for an error."""
         shard = self.shard_url(int(self.extents.shard[row]))
         return f"{self.member[row]} of place {self.key(row)} in {shard}"

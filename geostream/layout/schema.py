@@ -1,10 +1,9 @@
-"""What a layout's index holds, and what must hold in it: the schema of its two tables, and the invariants.
+"""Define the two tables of a layout's index, and check what every reader relies on.
 
-Decides what a reader may rely on without looking again: every member lies in its shard behind its header and in front
-of the next one's, every place has one tile, its views and its facts in one shard, and every name can be a file's name
-in any folder. So a damaged index is refused at its opening, not in the middle of an epoch or, worse, by an image that
-belongs to another place. Whether the shards hold what the index says is :mod:`geostream.layout.verify`'s to find. The
-cost: columns are looked at as arrays, about 0.3 s for a million members, at every commit and every opening.
+Every member lies in its shard behind its header and in front of the next one's. Every place has one tile, its views
+and its facts in one shard. Every name can be a file's name in any folder. This is checked at every commit and every
+opening (about 0.3 s for a million members), so a damaged index is refused before an epoch begins. Whether the shards
+hold what the index says is for :mod:`geostream.layout.verify` to find.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import pyarrow.compute as pc
 from geostream.arrays import Bools, Int32, Int64
 
 Coordinates = Literal["latlon", "utm", "none"]
-# Of a query, what counts as found: the tile of its own place; or any tile within 5 metres of it, too; or, of several
-# true candidates, the first, and how early all come, from view to tile and from tile to view.
+# What counts as a hit. "paired": the tile of the query's own place. "within-5m": any tile within 5 metres of it, too.
+# "both-ways": the first of several positives, and their average precision, from view to tile and from tile to view.
 Protocol = Literal["paired", "within-5m", "both-ways"]
 
 HEADER = 512  # bytes of a tar header, in front of each member's data
@@ -66,11 +65,19 @@ TABLES = {"places.parquet": PLACES, "members.parquet": MEMBERS}
 
 
 class IndexDamage(Exception):
-    """What is wrong with an index, in words; whoever reads or commits it says where, and what to do."""
+    """The index is damaged; the text says how. Whoever reads or commits it adds where, and what to do."""
 
 
 def check_schema(file: str, table: pa.Table) -> None:
-    """Raise IndexDamage where a table of the index has other columns or types than it was committed with."""
+    """Check the columns of a table of the index.
+
+    Args:
+        file: "places.parquet" or "members.parquet".
+        table: its content.
+
+    Raises:
+        IndexDamage: it has other columns or types than a commit writes.
+    """
     schema = TABLES[file]
     if table.column_names != schema.names:
         have = ", ".join(table.column_names)
@@ -81,7 +88,7 @@ def check_schema(file: str, table: pa.Table) -> None:
 
 
 def content_id(places: pa.Table, members: pa.Table) -> str:
-    """Hash of the index's values: the same whatever wrote the Parquet files."""
+    """Return the hash of the index's values, which is the same whatever version wrote the Parquet files."""
     digest = hashlib.sha256()
     for table in (places, members):
         for column in table.column_names:
@@ -92,9 +99,15 @@ def content_id(places: pa.Table, members: pa.Table) -> str:
 
 
 def check_index(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int]]) -> None:
-    """Raise IndexDamage where the tables, of the right schema, break an invariant that every reader relies on.
+    """Check the invariants that every reader relies on.
 
-    ``shards``: (name, bytes) in order of their number.
+    Args:
+        places: the table of places, of the right schema.
+        members: the table of members, of the right schema.
+        shards: (name, bytes) in order of their number.
+
+    Raises:
+        IndexDamage: an invariant does not hold; names the first row that breaks it.
     """
     for file, table in (("places.parquet", places), ("members.parquet", members)):
         for name in table.column_names:

@@ -1,9 +1,9 @@
-"""Zarr groups on the store that are either committed or absent: what embeddings and neighbour graphs have in common.
+"""Write and read Zarr groups that are either committed or absent; embeddings and neighbour graphs are such groups.
 
-The mark is an attribute of the group, set last. It lies in the group's own ``zarr.json``, one object, so it appears at
-once or not at all. A group names the layout it was made from and that layout's table of places. It speaks of places,
-not of where they lie, so every generation of the layout may read it; whoever has other places is refused.
-A group that is made anew is removed by the names that its arrays' metadata give, so whatever else is there stays.
+A group is committed by an attribute that is set last. It lies in the group's own ``zarr.json``, one object, so it
+appears at once or not at all. A group names the layout it was made from and the hash of its table of places. Every
+generation of that layout may read it; a layout with other places may not.
+When a group is made anew, its objects are removed by the names that its arrays' metadata give; other objects stay.
 """
 
 from __future__ import annotations
@@ -26,9 +26,18 @@ MADE = f"{SCRATCH}/made.json"  # how many objects of each kind lie there
 
 
 def new_group(run: Store, name: str, layout: Layout, arrays: Sequence[str]) -> zarr.Group:
-    """Make an empty group at ``name``, from ``layout``; it is to hold ``arrays``.
+    """Make an empty group, and remove one that was there before.
 
-    One that was there before is removed, its mark first, so that no half of it reads as committed.
+    The old group's mark is removed first, so that no half of it reads as committed.
+
+    Args:
+        run: the run's folder.
+        name: the group's path in it.
+        layout: what the group is made from.
+        arrays: names of the arrays that it is to hold.
+
+    Raises:
+        StoreError: the metadata of an old array is damaged.
     """
     run.delete(f"{name}/zarr.json")
     for array in arrays:
@@ -54,7 +63,7 @@ def _chunk_keys(run: Store, name: str, array: str) -> Iterator[str]:
 
 
 def scratch_object(name: str, kind: str, number: int) -> str:
-    """The path within the run of an object that tasks use while the group ``name`` is made."""
+    """Return the path within the run of an object that tasks use while the group ``name`` is made."""
     return f"{name}/{SCRATCH}/{kind}-{number:05d}"
 
 
@@ -80,10 +89,17 @@ def _scratch(run: Store, name: str) -> dict[str, int]:
 
 
 def open_committed(run: Store, name: str, layout: Layout | None, again: str) -> zarr.Group:
-    """The group at ``name``. ``again``: how a user makes it anew.
+    """Open a committed group for reading.
 
-    Raises NotFound where there is none or it was never finished, StaleArtefact where it was made from other places
-    than those of ``layout`` (None: any).
+    Args:
+        run: the run's folder.
+        name: the group's path in it.
+        layout: whose places it must be made from; None: any.
+        again: how a user makes it anew, for messages.
+
+    Raises:
+        NotFound: there is none, or it was never finished.
+        StaleArtefact: it was made from other places.
     """
     where = f"{run.url}/{name}"
     if not run.exists(f"{name}/zarr.json"):
@@ -107,10 +123,10 @@ def being_replaced(where: str, again: str) -> Iterator[None]:
 
 
 def array_of(group: zarr.Group, name: str) -> npt.NDArray[Any]:
-    """A whole array of the group."""
+    """Read a whole array of the group into memory."""
     return np.asarray(cast("zarr.Array[Any]", group[name])[:])
 
 
 def commit(group: zarr.Group) -> None:
-    """Set the mark: from now on the group can be read."""
+    """Mark the group as committed: from now on it can be read."""
     group.attrs["committed"] = True

@@ -23,7 +23,6 @@ from datetime import UTC, datetime
 from functools import lru_cache, partial
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 
@@ -33,6 +32,7 @@ from geostream.errors import AlreadyExists, NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout, commit_layout, layout_infos, open_layout
 from geostream.layout.files import JOB, object_names, shard_names
 from geostream.layout.schema import HEADER
+from geostream.layout.verify import member_damage
 from geostream.planning.spreading import shard_of_rows
 from geostream.progress import track
 from geostream.store import NAME, Store
@@ -269,24 +269,11 @@ def _copy(layout: Layout, rows: Int64, target: Int64, buffer: memoryview) -> Non
     data = memoryview(layout.store.read_range(shard, begin, members[-1]["offset"] + members[-1]["size"] - begin))
     for member, to in zip(members, target.tolist(), strict=True):
         at = member["offset"] - HEADER - begin
-        one = data[at : at + HEADER + member["size"]]
+        one = bytes(data[at : at + HEADER + member["size"]])
         name = f"{layout.keys[member['place']]}.{member['member']}"
-        if wrong := _damage(one, name, member["size"], member["crc32c"]):
+        if wrong := member_damage(one, name, member["size"], member["crc32c"]):
             raise StoreError(
                 f"{layout.store.url}/{shard}: {name!r}: {wrong}; the next generation is not committed. "
                 "Look for all that is damaged with: geostream verify; restore it, and run again to go on"
             )
         buffer[to : to + len(one)] = one
-
-
-def _damage(member: memoryview, name: str, size: int, crc32c: int) -> str:
-    """What is wrong with a member, header and data; "" where it is as committed."""
-    if len(member) < HEADER + size:
-        return "its shard ends before it"
-    try:
-        header = tarfile.TarInfo.frombuf(bytes(member[:HEADER]), "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return "its header in the tar is damaged"
-    if (header.name, header.size, header.type) != (name, size, tarfile.REGTYPE):
-        return "its header in the tar is of another member"
-    return "" if google_crc32c.value(bytes(member[HEADER:])) == crc32c else "its bytes differ from the checksum"

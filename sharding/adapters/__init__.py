@@ -1,36 +1,68 @@
-"""Adapters: each reads one dataset's raw folder and returns its places (:mod:`sharding.places`)."""
+"""The registry of adapters: each reads one data set's raw folder and returns it as places.
+
+To add a data set, write one module beside this one, with a function ``read_places(raw, *, options…)`` that returns a
+:class:`~sharding.places.RawDataset`, and register it in ``ADAPTERS``. The function reads lists and folders by
+:mod:`sharding.adapters.raw_files`, gives each tile a key by :func:`~sharding.places.assign_keys`, and opens no
+image. The parameters behind ``raw`` are the adapter's options; a new one becomes an option of ``geostream shard`` in
+:mod:`sharding.cli`. An example is ``tests/sharding/adapters/test_new_adapter.py``.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from geostream.errors import BadInput, MissingRaw
 from sharding.adapters import cvact, cvusa, university1652, vigor
-from sharding.places import SOURCES, RawDataset
+from sharding.places import RawDataset, sorted_places
 
-ADAPTERS: dict[str, Callable[..., RawDataset]] = {
-    "vigor": vigor.read_places,
-    "cvusa": cvusa.read_places,
-    "cvact": cvact.read_places,
-    "university1652": university1652.read_places,
+
+class Adapter(NamedTuple):
+    """How one data set is read.
+
+    Attributes:
+        read: the adapter's ``read_places``. It may return its places in any order.
+        source: URL where the data set is to be had, for messages about missing files.
+    """
+
+    read: Callable[..., RawDataset]
+    source: str
+
+
+ADAPTERS = {
+    "vigor": Adapter(vigor.read_places, "https://github.com/Jeff-Zilence/VIGOR"),
+    "cvusa": Adapter(cvusa.read_places, "https://mvrl.cse.wustl.edu/datasets/cvusa"),
+    "cvact": Adapter(cvact.read_places, "https://github.com/Liumouliu/OriCNN"),
+    "university1652": Adapter(university1652.read_places, "https://github.com/layumi/University1652-Baseline"),
 }
 
 
 def read_places(adapter: str, raw: str | Path, **options: Any) -> RawDataset:
-    """The places of the raw folder ``raw``, read by ``adapter`` with its own options (see its ``read_places``).
+    """Read a raw folder as places.
 
-    Raises BadInput for an unknown adapter or option, and whatever is wrong with the folder.
+    Args:
+        adapter: the data set's name in ``ADAPTERS``.
+        raw: the folder, as it was downloaded.
+        options: the adapter's own, see its ``read_places``.
+
+    Returns:
+        The data set, with its places by area and key, and each place's views by split and path.
+
+    Raises:
+        BadInput: the adapter or an option is unknown, or a list in the folder is malformed.
+        MissingRaw: a folder or list is missing; the message says where the data set is to be had.
     """
     if adapter not in ADAPTERS:
         raise BadInput(f"no adapter for {adapter!r}; there is one for {', '.join(ADAPTERS)}")
-    read = ADAPTERS[adapter]
+    read, source = ADAPTERS[adapter]
     known = [name for name in inspect.signature(read).parameters if name != "raw"]
     if unknown := sorted(set(options) - set(known)):
         raise BadInput(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
     try:
-        return read(Path(raw), **options)
+        dataset = read(Path(raw), **options)
     except MissingRaw as error:
-        raise MissingRaw(f"{error} The data set is to be had at {SOURCES[adapter]}") from error
+        raise MissingRaw(f"{error} The data set is to be had at {source}") from error
+    return replace(dataset, places=sorted_places(dataset.places))

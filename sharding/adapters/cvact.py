@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from geostream.errors import BadInput, MissingRaw
 from sharding.adapters.raw_files import FolderIndex, find_root, first_located, list_folder, located, readable_name
-from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats, sorted_places
+from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (140, 768)
@@ -88,7 +88,7 @@ def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
         coordinates="utm" if has_positions else "none",
         tile_size=TILE_SIZE,
         view_size=VIEW_SIZE,
-        places=sorted_places(places),
+        places=tuple(places),
         notes=(*repeats(repeated + again), *notes),
         protocols=("paired", "within-5m") if protocol == "test" and has_positions else ("paired",),
     )

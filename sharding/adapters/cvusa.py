@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from geostream.errors import BadInput
 from sharding.adapters.raw_files import Folders, find_root, first_located, read_lines, read_position, split_cells
-from sharding.places import Place, RawDataset, RawImage, View, assign_keys, repeats, sorted_places
+from sharding.places import Place, RawDataset, RawImage, View, assign_keys, repeats
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (140, 768)
@@ -73,7 +73,7 @@ def read_places(raw: Path) -> RawDataset:
         coordinates="latlon" if positions else "none",
         tile_size=TILE_SIZE,
         view_size=VIEW_SIZE,
-        places=sorted_places(places),
+        places=tuple(places),
         notes=(*repeats(repeated), *notes),
     )
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from geostream.errors import BadInput
 from sharding.adapters.raw_files import find_root, list_folder, located, readable_name
-from sharding.places import IMAGE_SUFFIX, Place, RawDataset, RawImage, View, assign_keys, sorted_places
+from sharding.places import IMAGE_SUFFIX, Place, RawDataset, RawImage, View, assign_keys
 
 SIZE = (384, 384)
 VIEWS = ("drone", "street")
@@ -66,7 +66,7 @@ def read_places(raw: Path, *, views: str = "drone") -> RawDataset:
         coordinates="none",
         tile_size=SIZE,
         view_size=SIZE,
-        places=sorted_places(places),
+        places=tuple(places),
         notes=(
             *_note(strays, "files or folders are no .jpg or .png of a building and were passed over"),
             *_note(bare, "buildings have no satellite image and were left out, with their views"),

@@ -33,7 +33,7 @@ from sharding.adapters.raw_files import (
     read_number,
     read_position,
 )
-from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats, sorted_places
+from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (384, 768)
@@ -92,7 +92,7 @@ def read_places(
         coordinates="latlon",
         tile_size=TILE_SIZE,
         view_size=VIEW_SIZE,
-        places=sorted_places(places),
+        places=tuple(places),
         notes=repeats(repeated),
     )
 

@@ -55,7 +55,7 @@ def test_verify(s3_store: Store, layout: Layout) -> None:
     done = geostream("verify", url, "--dataset", layout.dataset, "--layout", layout.name)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
-        f"shard-00001.tar: '{layout.keys[4]}.tile.jpg': checksum differs from the index, its bytes were changed",
+        f"shard-00001.tar: '{layout.keys[4]}.tile.jpg': its bytes differ from the checksum in the index",
         "shard-00002.tar: gone since the commit",
     ]
     [line] = done.stderr.splitlines()

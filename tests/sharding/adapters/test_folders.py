@@ -9,10 +9,9 @@ import pytest
 
 from geostream.errors import BadInput
 from geostream.store import Store
-from sharding import ShardOptions, plan_shards, read_places, shard
-from sharding.places import SOURCES
+from sharding import ADAPTERS, ShardOptions, plan_shards, read_places, shard
 from sharding.simcity import CitySpec, render_cities
-from sharding.simcity.layouts import cities_of
+from sharding.simcity.layouts import LAYOUTS, cities_of
 
 SIZES: dict[str, dict[str, tuple[int, int]]] = {"cvusa": {"view_size": (32, 176)}, "cvact": {"view_size": (64, 128)}}
 
@@ -47,7 +46,7 @@ def copy_of(raw: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("adapter", SOURCES)
+@pytest.mark.parametrize("adapter", LAYOUTS)
 def test_a_nested_root_is_the_same_job(rendered: Callable[[str], Path], tmp_path: Path, adapter: str) -> None:
     raw = rendered(adapter)
     expected = plan_shards(read_places(adapter, raw, **options(adapter)))
@@ -66,7 +65,7 @@ def test_a_nested_root_is_the_same_job(rendered: Callable[[str], Path], tmp_path
         read_places(adapter, outer, **options(adapter))
 
 
-@pytest.mark.parametrize("adapter", SOURCES)
+@pytest.mark.parametrize("adapter", LAYOUTS)
 def test_folders_in_another_case(rendered: Callable[[str], Path], tmp_path: Path, adapter: str) -> None:
     raw = rendered(adapter)
     expected = read_places(adapter, raw, **options(adapter))
@@ -81,21 +80,21 @@ def test_folders_in_another_case(rendered: Callable[[str], Path], tmp_path: Path
     assert missing[0] == missing[1]
 
 
-@pytest.mark.parametrize("adapter", SOURCES)
+@pytest.mark.parametrize("adapter", LAYOUTS)
 def test_what_is_missing_is_named_with_where_it_is_to_be_had(
     rendered: Callable[[str], Path], tmp_path: Path, adapter: str
 ) -> None:
-    with pytest.raises(BadInput, match=SOURCES[adapter]):
+    with pytest.raises(BadInput, match=ADAPTERS[adapter].source):
         read_places(adapter, tmp_path / "typo")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match=SOURCES[adapter]) as error:
+    with pytest.raises(BadInput, match=ADAPTERS[adapter].source) as error:
         read_places(adapter, tmp_path / "empty")
     assert "empty" in str(error.value) and len(str(error.value).splitlines()) == 1
     raw = copy_of(rendered(adapter), tmp_path / "holes")
     for image in [*raw.rglob("*.png"), *raw.rglob("*.jpg")]:
         image.unlink()
     if adapter != "university1652":  # which has no lists: what is not there is not asked for
-        with pytest.raises(BadInput, match=SOURCES[adapter]):
+        with pytest.raises(BadInput, match=ADAPTERS[adapter].source):
             shard(read_places(adapter, raw, **options(adapter)), Store.open(tmp_path / "store"), "x", workers=1)
 
 

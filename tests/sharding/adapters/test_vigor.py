@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from geostream.errors import BadInput
-from sharding.adapters.vigor import read_places
+from sharding import read_places
 from sharding.places import RawDataset
 from tests.vigor_raw import write_city, write_vigor
 
@@ -17,13 +17,13 @@ def list_of(raw: Path, city: str, name: str = "pano_label_balanced") -> Path:
 
 
 def two_cities(raw: Path) -> RawDataset:
-    return read_places(raw, train_cities=["NewYork"], test_cities=["Chicago"])
+    return read_places("vigor", raw, train_cities=["NewYork"], test_cities=["Chicago"])
 
 
 @pytest.mark.parametrize("published", [True, False])
 def test_cross_area(tmp_path: Path, published: bool) -> None:
     cities = write_vigor(tmp_path, published=published)
-    raw = read_places(tmp_path)
+    raw = read_places("vigor", tmp_path)
     assert len(raw.places) == sum(len(city.tiles) for city in cities.values())
     assert raw.count("train") == len(cities["NewYork"].labels) + len(cities["Seattle"].labels)
     assert raw.count("test") == len(cities["Chicago"].labels) + len(cities["SanFrancisco"].labels)
@@ -54,10 +54,12 @@ def test_columns_coordinates_and_lines(tmp_path: Path) -> None:
 
 def test_same_area(tmp_path: Path) -> None:
     cities = write_vigor(tmp_path)
-    raw = read_places(tmp_path, protocol="same-area")
+    raw = read_places("vigor", tmp_path, protocol="same-area")
     assert all(place.splits == ("train", "test") for place in raw.places)
     assert raw.count("train") + raw.count("test") == sum(len(city.labels) for city in cities.values())
-    raw = read_places(tmp_path, protocol="same-area", train_cities=["Seattle"], test_cities=["Seattle", "Chicago"])
+    raw = read_places(
+        "vigor", tmp_path, protocol="same-area", train_cities=["Seattle"], test_cities=["Seattle", "Chicago"]
+    )
     assert {place.area: place.splits for place in raw.places} == {"Seattle": ("train", "test"), "Chicago": ("test",)}
 
 
@@ -171,9 +173,9 @@ def test_bad_input_names_file_and_line(tmp_path: Path, case: str) -> None:
 
 def test_protocols_and_cities_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="protocol 'same': VIGOR has cross-area and same-area"):
-        read_places(tmp_path, protocol="same")
+        read_places("vigor", tmp_path, protocol="same")
     with pytest.raises(BadInput, match="Seattle: for training and test at once"):
-        read_places(tmp_path, test_cities=["Seattle", "Chicago"])
+        read_places("vigor", tmp_path, test_cities=["Seattle", "Chicago"])
 
 
 def test_a_panorama_in_both_lists_of_same_area(tmp_path: Path) -> None:
@@ -183,4 +185,4 @@ def test_a_panorama_in_both_lists_of_same_area(tmp_path: Path) -> None:
     with pytest.raises(
         BadInput, match=r"same_area_balanced_test\.txt:1: .*contradicts.*same_area_balanced_train\.txt:1"
     ):
-        read_places(tmp_path, protocol="same-area", train_cities=["Seattle"], test_cities=["Seattle"])
+        read_places("vigor", tmp_path, protocol="same-area", train_cities=["Seattle"], test_cities=["Seattle"])
