@@ -5,8 +5,8 @@ what the blocks of references gave, and the last one writes the Zarr shards of t
 alone. Between workers travel (QUERIES, K) finds. A thread holds its block of references until it needs another, and
 threads of one process that search the same one share it: where there is one block only it is read once.
 Tasks of later queries wait until those of earlier ones have run, so besides the blocks themselves a cluster holds the
-finds of about its threads plus the height of the tree, whatever N is: per thread BLOCK × D × 5 bytes (9 while they are
-read), QUERIES × D × 4, BLOCK × 2048 for scores and some 6 × QUERIES × K × 8; 480 MB at D = 1024, K = 128.
+finds of about its threads plus the height of the tree, whatever N is: per thread BLOCK × D × 4 bytes, QUERIES × D × 4
+and some 6 × QUERIES × K × 8: 220 MB at D = 1024, K = 128.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from geostream.arrays import Csr, Float32, Int32, take
 from geostream.dask import give_back
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, open_embeddings, read_rows
 from geostream.mining.graph import SHARD_ROWS, GraphWriter
-from geostream.mining.topk import SLICE, Found, References, merge, nearest_of, of_places, with_sieve
+from geostream.mining.topk import SLICE, Found, References, merge, nearest_of, of_places
 from geostream.store import Store
 
 BLOCK = 32_768  # references of a block: 128 MiB at 1024 dimensions; each fills its lists of finds anew
@@ -136,7 +136,7 @@ class Held:
         """Read by the first who asks."""
         with self._reading:
             if self._references is None:
-                self._references = with_sieve(*read_references(embeddings, start, stop))
+                self._references = References(*read_references(embeddings, start, stop))
             return self._references
 
 

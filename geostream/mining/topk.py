@@ -1,12 +1,9 @@
 """The K most similar of one block of references, and how the finds of several blocks and views become one list.
 
-A block that many queries are compared with has a sieve (:mod:`geostream.mining.sieve`). Elsewhere FAISS's flat search
-does the work: a block of the matrix product at a time in cache, and only what beats a row's K-th best so far is kept.
-Measured on one core, 8,192 queries × 32,768 references of 512 dimensions, K = 136: 3.6 s, where the product alone takes
-3.0 s and torch.topk of the whole rows another 1.1 s (np.argpartition: 8 s); in blocks of 16,384 references 4.0 s, of
-4,096 4.8 s, because each block fills its lists anew. FAISS 1.15 leaves the matrix product below about 400 queries and
-is then 2.5 times slower, so it is told not to.
-On a GPU the flat search runs there, one block at a time.
+FAISS's flat search does the work. It holds one block of the matrix product at a time in cache and keeps only what beats
+a row's K-th best so far, so it costs little more than the product alone. FAISS 1.15 leaves the matrix product below
+about 400 queries and is then 2.5 times slower, so it is told not to. With a GPU the search runs there, one block at a
+time. Measurements: docs/notes/mining.md.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from geostream.arrays import Csr, Float32, Int32, Int64, take
-from geostream.mining.sieve import Sieve
 
 GPU_MOST = 2048  # what FAISS finds at once on a GPU
 SLICE = 2048  # queries
@@ -44,18 +40,10 @@ def _gpu() -> Any:
 
 @dataclass(frozen=True)
 class References:
-    """A block of them."""
+    """A block of references, with their ids."""
 
-    ids: Int32  # (R,); sorted where there is a sieve, so that equal scores are in their order
+    ids: Int32  # (R,)
     vectors: Float32  # (R, D) L2-normalised
-    sieve: Sieve | None = None  # of the vectors
-
-
-def with_sieve(ids: Int32, vectors: Float32) -> References:
-    """A block that many queries are compared with."""
-    import faiss
-
-    return References(ids, vectors, None if faiss.get_num_gpus() > 0 else Sieve.of(vectors))
 
 
 def most_similar(query: Float32, references: References, k: int) -> Found:
@@ -65,13 +53,7 @@ def most_similar(query: Float32, references: References, k: int) -> Found:
     """
     query, ids = np.ascontiguousarray(query), references.ids
     k = min(k, len(ids))
-    if references.sieve is None:
-        score, at = _flat(query, references.vectors, k)
-        return in_order(ids[at], score)
-    at, score = references.sieve.nearest(query, k)
-    left = np.flatnonzero(at[:, 0] < 0)
-    if len(left):
-        score[left], at[left] = _flat(query[left], references.vectors, k)
+    score, at = _flat(query, references.vectors, k)
     return in_order(ids[at], score)
 
 
