@@ -52,7 +52,7 @@ def embed(
         run: The run's folder.
         name: Path of the embeddings within the run; embeddings that are there are replaced.
         layout: Where images are read from.
-        split: "train", "val" or "test".
+        split: "train" or "test".
         encoder: The network, on the device to use. It is left in eval mode.
         checkpoint: Name of the checkpoint that the weights are from, stored with the embeddings.
         settings: Image sizes, batch size, precision and how to read.

@@ -55,7 +55,7 @@ def searches(layout: Layout, split: str, pairs: Pairs, reference_place: Int32) -
 
     Args:
         layout: Its protocols decide which rows there are.
-        split: "train", "val" or "test".
+        split: "train" or "test".
         pairs: The embedded views, row by row.
         reference_place: (R,) place ids of the embedded tiles, row by row.
 
