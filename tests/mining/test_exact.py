@@ -80,7 +80,7 @@ def test_the_graph_is_the_same_whatever_the_blocks(tmp_path: Path, monkeypatch: 
     for block in (10_000, 1500, 300):
         monkeypatch.setattr(exact, "BLOCK", block)
         graphs.append(build_visual_graph(root, f"neighbours/{block}.zarr", layout, embeddings, 4))
-    assert len(exact.Held._all) == 0  # nor does a search leave vectors in memory
+    assert len(exact.SharedBlock._all) == 0  # nor does a search leave vectors in memory
     for graph in graphs[1:]:
         assert np.abs(graph.scores.astype(float) - graphs[0].scores).max() < 1e-3  # a step of float16
         assert (graph.indices == graphs[0].indices).mean() > 0.99  # others are as similar, up to float32 rounding
@@ -95,14 +95,14 @@ def test_threads_share_a_block_until_they_need_another(monkeypatch: pytest.Monke
         reads.append(start)
         return np.arange(start, stop, dtype=np.int32), np.zeros((stop - start, 2), dtype=np.float32)
 
-    def search(job: exact.Job) -> None:
+    def search(job: exact.SearchJob) -> None:
         meet.wait()
-        held = exact.Held.of(job, 0, 9)
+        held = exact.SharedBlock.of(job, 0, 9)
         shared.append(held.references("", 0, 9))  # type: ignore[arg-type]
         meet.wait()
 
     monkeypatch.setattr(exact, "read_references", read)
-    for job in (exact.Job(None, "", "", 1), exact.Job(None, "", "", 1)):  # type: ignore[arg-type]
+    for job in (exact.SearchJob(None, "", "", 1), exact.SearchJob(None, "", "", 1)):  # type: ignore[arg-type]
         threads = [threading.Thread(target=search, args=(job,)) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -110,6 +110,6 @@ def test_threads_share_a_block_until_they_need_another(monkeypatch: pytest.Monke
             thread.join()
     assert reads == [0, 0]  # once a search, whatever is at the same paths
     assert shared[0] is shared[3] is not shared[4] is shared[7]
-    assert len(exact.Held._all) > 0
-    exact.Held.let_go()
-    assert len(exact.Held._all) == 0
+    assert len(exact.SharedBlock._all) > 0
+    exact.SharedBlock.release_all()
+    assert len(exact.SharedBlock._all) == 0
