@@ -1,8 +1,8 @@
-"""Embedding a split: every tile and every view once, in the order in which they lie on disk.
+"""Embed a split: encode every tile and every view once, in the order in which they lie on disk.
 
-Decides that embedding reads shards in physical order whatever the split, so each is fetched once and one or two are
-held; rows reach the Zarr writer in that order and it puts them in theirs. Several ranks take a part of the shards each,
-and the first writes for all: two writers would meet in one Zarr shard. No augmentation, no dropout.
+Reading in physical order fetches each shard once and holds one or two at a time. The Zarr writer sorts the rows. With
+several ranks each embeds some of the shards, and the first rank writes for all, because two writers would meet in one
+Zarr shard. There is no augmentation and no dropout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from geostream.training.model import Encoder, autocast, device_of
 
 
 def split_references(layout: Layout, split: str) -> Int32:
-    """Sorted place ids to embed as references: those with pairs for training, else the gallery with its distractors."""
+    """Return the sorted place ids whose tiles are embedded for a split.
+
+    For training these are the places with pairs, else the gallery with its distractors.
+    """
     return np.unique(layout.pairs(split).place) if split == "train" else layout.references(split)
 
 
@@ -43,10 +46,20 @@ def embed(
     settings: TrainSettings,
     group: Group | None = None,
 ) -> Embeddings:
-    """Embed a split of the layout with ``encoder``, write it to the run at ``name``, and open what was written.
+    """Embed a split of the layout with ``encoder``, write it to the run, and open what was written.
 
-    ``checkpoint``: name of the checkpoint that the weights are from, kept with the embeddings. ``group``: ranks that
-    call this together; None: this one alone. Raises BadInput for a split without pairs, and what the loader raises.
+    Args:
+        run: The run's folder.
+        name: Path of the embeddings within the run; embeddings that are there are replaced.
+        layout: Where images are read from.
+        split: "train" or "test".
+        encoder: The network, on the device to use. It is left in eval mode.
+        checkpoint: Name of the checkpoint that the weights are from, stored with the embeddings.
+        settings: Image sizes, batch size, precision and how to read.
+        group: Ranks that call this together; None: this process alone.
+
+    Raises:
+        BadInput: The split has no pairs. What the loader raises passes through.
     """
     group = group or Group()
     pairs, references = split_pairs(layout, split), split_references(layout, split)
@@ -91,10 +104,10 @@ def embed(
 def _embedded(
     encoder: Encoder, tensors: dict[str, Tensor], settings: TrainSettings, references: int
 ) -> tuple[Tensor, Tensor]:
-    """Numbers (batch size,) and vectors (batch size, D) of a scan's batch, on the CPU; of the same shape for any batch.
+    """Return row numbers (batch size,) and vectors (batch size, D) of a scan's batch, on the CPU.
 
-    A tile's number is its row among the ``references``, a view's its row among the pairs behind them, and that of a row
-    without an image -1.
+    A tile's number is its row among the ``references``; a view's is that count plus its row among the pairs. Short
+    batches are filled up with number -1, so that all ranks exchange equal shapes.
     """
     device = device_of(encoder)
     numbers = torch.full((settings.optim.batch_size,), -1)

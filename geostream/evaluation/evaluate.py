@@ -1,12 +1,12 @@
-"""Retrieval metrics of a split from its embeddings on the store, computed piece by piece.
+"""Compute the retrieval metrics of a split from its embeddings on the store.
 
-Decides how the work is cut: a piece is some queries, whose vectors it holds, and it reads the gallery once, a Zarr
-shard at a time. Pieces run on a Dask cluster where there is one, else in a few threads of this process, each of which
-holds five blocks of vectors (170 MB at 1024 dimensions) and never more than a strip of similarities. 100,000 queries on
-100,000 candidates read the gallery 13 times, which is 2 % of what comparing takes. Two cores take minutes.
+The queries are cut into pieces. Each piece holds the vectors of its queries and reads the gallery once, one Zarr shard
+at a time. Pieces run on a Dask cluster, or in a few threads of this process. A thread holds five blocks of vectors
+(170 MB at 1024 dimensions) and one strip of similarities. 100,000 queries on 100,000 candidates read the gallery 13
+times, which is 2 % of the time that comparing takes; two cores take minutes.
 
-What is right: :mod:`geostream.evaluation.protocols`; what stands before it: :mod:`geostream.evaluation.ranks`; what is
-made of that: :mod:`geostream.evaluation.metrics`.
+:mod:`geostream.evaluation.protocols` says which candidates are positives, :mod:`geostream.evaluation.ranks` ranks them,
+and :mod:`geostream.evaluation.metrics` makes metrics of the ranks.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from geostream.arrays import Csr, Int64, take
 from geostream.dask import give_back, run_tasks
 from geostream.evaluation.metrics import hit_rate, measures
 from geostream.evaluation.protocols import TO_TILE, Search, searches
-from geostream.evaluation.ranks import Before, count_before
+from geostream.evaluation.ranks import Ranks, rank_positives
 from geostream.layout import Layout
 from geostream.mining.embeddings import SHARD_ROWS, Embeddings, open_embeddings, pick_rows, read_rows
 from geostream.progress import Bar
 from geostream.store import Store
 
-ANSWERS = 8192  # right answers of a piece; a query of more is a piece by itself
+POSITIVES = 8192  # of a piece; a query with more is a piece by itself
 THREADS = min(4, cpu_count())  # of this process; the matrix products within them use the other cores
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The headline, shares of queries 0…1, and the rows of results beside it as :func:`measures` makes them."""
+    """Hold the metrics of a split: the headline's fractions of queries, 0 to 1, and the other protocols' rows.
+
+    ``others`` has rows as :func:`measures` makes them.
+    """
 
     r1: float
     r5: float
@@ -50,58 +53,71 @@ class Evaluation:
     others: list[dict[str, Any]]  # not a tuple: a record is the same before and after JSON
 
 
-class Piece(NamedTuple):
-    """Some queries of a search; fields as the search's."""
+class QueryPiece(NamedTuple):
+    """Some queries of a search; its fields mean what the search's do."""
 
-    first: int  # of their right answers, flat
+    first: int  # index of their first positive among all of the search
     queries: Int64
-    truths: Csr
-    allowed: Csr
+    positives: Csr
+    ignored: Csr
 
 
 def evaluate_embeddings(layout: Layout, embeddings: Embeddings, cluster: str | None = None) -> Evaluation:
-    """The metrics of the embedded split by all protocols of the layout.
+    """Compute the metrics of the embedded split by all protocols of the layout.
 
-    ``cluster``: URL of a Dask scheduler; None: threads of this process. Raises as :func:`searches` and
-    :func:`run_tasks` do.
+    Args:
+        layout: The layout that the embeddings are of.
+        embeddings: Committed embeddings of the split.
+        cluster: URL of a Dask scheduler whose workers reach the store; None: threads of this process.
+
+    Raises:
+        StaleArtefact: The embeddings are of other pairs than the split's.
+        BadInput: There are no queries, or a protocol cannot be applied to the layout.
+        GeostreamError: The scheduler cannot be reached.
     """
-    rows, counted = [], dict[int, Before]()
+    rows, ranked = [], dict[int, Ranks]()
     for protocol, search in searches(layout, embeddings.split, embeddings.pairs, embeddings.reference_place):
-        if id(search) not in counted:
-            counted[id(search)] = count(embeddings, search, cluster)
-        rows.append((measures(protocol, search, counted[id(search)]), search))
+        if id(search) not in ranked:
+            ranked[id(search)] = rank_search(embeddings, search, cluster)
+        rows.append((measures(protocol, search, ranked[id(search)]), search))
     head, search = rows[0]
     others = [row for row, _ in rows[0 if "ap" in head else 1 :]]
     names = ("r1", "r5", "r10", "r1pct", "gallery", "queries", "protocol")
     headline = {name: head[name] for name in names}
-    return Evaluation(**headline, hit_rate=hit_rate(search, counted[id(search)]), others=others)
+    return Evaluation(**headline, hit_rate=hit_rate(search, ranked[id(search)]), others=others)
 
 
-def count(embeddings: Embeddings, search: Search, cluster: str | None = None) -> Before:
-    """How many wrong candidates stand before each right answer of a search."""
-    every, barred = np.empty((2, len(search.truths.indices)), dtype=np.int64)
-    todo = pieces(search)
-    work = partial(_count_piece, embeddings.run, embeddings.name, search.direction)
+def rank_search(embeddings: Embeddings, search: Search, cluster: str | None = None) -> Ranks:
+    """Rank the positives of all queries of a search.
+
+    ``cluster``: URL of a Dask scheduler; None: threads of this process.
+    """
+    wrong, not_ignored = np.empty((2, len(search.positives.indices)), dtype=np.int64)
+    todo = query_pieces(search)
+    work = partial(_rank_piece, embeddings.run, embeddings.name, search.direction)
     with Bar(f"evaluate {embeddings.split} {search.direction}", len(todo)) as bar:
-        for first, before in _done(work, todo, cluster):
-            of_piece = slice(first, first + len(before.every))
-            every[of_piece], barred[of_piece] = before
+        for first, ranks in _done(work, todo, cluster):
+            of_piece = slice(first, first + len(ranks.wrong))
+            wrong[of_piece], not_ignored[of_piece] = ranks
             bar.advance()
-    return Before(every, barred)
+    return Ranks(wrong, not_ignored)
 
 
-def pieces(search: Search) -> list[Piece]:
-    """The queries of a search as pieces of at most ANSWERS right answers, or of one query."""
-    indptr, cut = search.truths.indptr, [0]
+def query_pieces(search: Search) -> list[QueryPiece]:
+    """Cut the queries of a search into pieces of at most POSITIVES positives, or of one query."""
+    indptr, cut = search.positives.indptr, [0]
     while cut[-1] < len(search.queries):
-        cut.append(max(cut[-1] + 1, int(np.searchsorted(indptr, indptr[cut[-1]] + ANSWERS, side="right")) - 1))
+        cut.append(max(cut[-1] + 1, int(np.searchsorted(indptr, indptr[cut[-1]] + POSITIVES, side="right")) - 1))
     some = [np.arange(a, b) for a, b in pairwise(cut)]
-    return [Piece(int(indptr[s[0]]), search.queries[s], take(search.truths, s), take(search.allowed, s)) for s in some]
+    return [
+        QueryPiece(int(indptr[s[0]]), search.queries[s], take(search.positives, s), take(search.ignored, s))
+        for s in some
+    ]
 
 
 def _done(
-    work: Callable[[Piece], tuple[int, Before]], todo: Sequence[Piece], cluster: str | None
-) -> Iterator[tuple[int, Before]]:
+    work: Callable[[QueryPiece], tuple[int, Ranks]], todo: Sequence[QueryPiece], cluster: str | None
+) -> Iterator[tuple[int, Ranks]]:
     if cluster is not None:
         yield from run_tasks(cluster, work, todo)
         return
@@ -109,17 +125,17 @@ def _done(
         yield from threads.map(work, todo)
 
 
-def _count_piece(run: Store, name: str, direction: str, piece: Piece) -> tuple[int, Before]:
-    """A task: where the piece's answers begin, and what stands before each."""
+def _rank_piece(run: Store, name: str, direction: str, piece: QueryPiece) -> tuple[int, Ranks]:
+    """Run as a task: return the index of the piece's first positive, and the ranks of its positives."""
     give_back()
     embeddings = open_embeddings(run, name, None)
     asking, gallery = embeddings.query, embeddings.reference
     if direction != TO_TILE:
         asking, gallery = gallery, asking
-    rows, which = np.unique(piece.truths.indices, return_inverse=True)
-    right = pick_rows(gallery, rows.astype(np.int64))[which]
+    rows, which = np.unique(piece.positives.indices, return_inverse=True)
+    positive = pick_rows(gallery, rows.astype(np.int64))[which]
     blocks = (
         (start, read_rows(gallery, start, start + SHARD_ROWS)) for start in range(0, gallery.shape[0], SHARD_ROWS)
     )
     query = pick_rows(asking, piece.queries)
-    return piece.first, count_before(query, right, piece.truths, piece.allowed, blocks)
+    return piece.first, rank_positives(query, positive, piece.positives, piece.ignored, blocks)

@@ -1,9 +1,8 @@
-"""The field's metrics from what stands before the right answers of each query.
+"""Compute the field's metrics from the ranks of each query's positives.
 
-Decides that all of them follow from one number a right answer: how many wrong candidates stand before it. A query is
-found at rank k where fewer than k do so before its best right answer. R@1%: k is a hundredth of the gallery, rounded
-down, but at least 1; University-1652's script looks it up one rank further than its other recalls, which is not
-followed.
+All metrics follow from one number a positive: how many wrong candidates rank above it. A query counts for R@k if fewer
+than k rank above its best positive. For R@1% k is a hundredth of the gallery, rounded down, but at least 1.
+University-1652's script looks R@1% up one rank further than its other recalls, which is not followed here.
 
 Sources: the hit rate of VIGOR (Zhu et al., CVPR 2021, section 5); the average precision of ``evaluate_gpu.py`` of
 University-1652 (Zheng et al., ACM MM 2020).
@@ -18,37 +17,44 @@ import numpy as np
 
 from geostream.arrays import Float64, Int64
 from geostream.evaluation.protocols import BOTH_WAYS, PAIRED, TO_TILE, Search
-from geostream.evaluation.ranks import Before
+from geostream.evaluation.ranks import Ranks
 
 
-def measures(protocol: str, search: Search, before: Before) -> dict[str, Any]:
-    """A row of results: shares 0…1, and how many queries and candidates they are over.
+def measures(protocol: str, search: Search, ranks: Ranks) -> dict[str, Any]:
+    """Return a row of results of one protocol and direction.
 
-    AP where the protocol is "both-ways"; the hit rate, that nothing but allowed tiles stands before the right one (R@1
-    where nothing is allowed), elsewhere.
+    The row holds fractions from 0 to 1 under ``r1``, ``r5``, ``r10`` and ``r1pct``, the protocol, the direction, and
+    the numbers of queries and candidates. Protocol "both-ways" adds ``ap``, the others ``hit_rate``.
     """
-    starts = search.truths.indptr[:-1]
-    first = np.minimum.reduceat(before.every, starts)
-    ranks = {"r1": 1, "r5": 5, "r10": 10, "r1pct": max(1, search.gallery // 100)}
+    starts = search.positives.indptr[:-1]
+    first = np.minimum.reduceat(ranks.wrong, starts)
+    tops = {"r1": 1, "r5": 5, "r10": 10, "r1pct": max(1, search.gallery // 100)}
     row: dict[str, Any] = {"protocol": protocol, "direction": search.direction}
-    row |= {name: float((first < k).mean()) for name, k in ranks.items()}
+    row |= {name: float((first < k).mean()) for name, k in tops.items()}
     if protocol == BOTH_WAYS:
-        row["ap"] = float(average_precision(before.every, search.truths.indptr).mean())
+        row["ap"] = float(average_precision(ranks.wrong, search.positives.indptr).mean())
     else:
-        row["hit_rate"] = hit_rate(search, before)
+        row["hit_rate"] = hit_rate(search, ranks)
     return row | {"queries": len(search.queries), "gallery": search.gallery}
 
 
-def hit_rate(search: Search, before: Before) -> float:
-    """Share of queries before whose best right answer stands nothing but allowed tiles."""
-    return float((np.minimum.reduceat(before.barred, search.truths.indptr[:-1]) == 0).mean())
+def hit_rate(search: Search, ranks: Ranks) -> float:
+    """Return VIGOR's hit rate: the fraction of queries with only ignored tiles above the best positive.
+
+    Ignored are the semi-positives; without them the hit rate is R@1.
+    """
+    return float((np.minimum.reduceat(ranks.not_ignored, search.positives.indptr[:-1]) == 0).mean())
 
 
 def average_precision(wrong: Int64, indptr: Int64) -> Float64:
-    """(n,) average precision of n queries by the trapezoid rule, from the wrong candidates before each right one.
+    """Return the (n,) average precision of n queries by the trapezoid rule.
 
-    The i-th right answer (from 0) stands at p = i + wrong; its share is the mean of (i + 1) / (p + 1), the precision
+    The i-th positive (from 0) has position p = i + wrong. It contributes the mean of (i + 1) / (p + 1), the precision
     there, and i / p, the precision just before it (1 at the top).
+
+    Args:
+        wrong: (E,) wrong candidates above each positive, in any order within a query.
+        indptr: (n + 1,) where each query's positives begin.
     """
     count = np.diff(indptr)
     owner = np.repeat(np.arange(len(count)), count)
@@ -62,9 +68,9 @@ def average_precision(wrong: Int64, indptr: Int64) -> Float64:
 
 
 def named_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of results in an evaluation's record: the headline under its protocol's name, then the others.
+    """Return the rows of results in an evaluation's record: the headline under its protocol's name, then the others.
 
-    A headline that stands among the others with more to say (AP) is not told twice.
+    A headline that is among the others, where it has AP, too, is not repeated.
     """
     names = ("protocol", "direction", "r1", "r5", "r10", "r1pct", "hit_rate", "queries", "gallery")
     head = {"protocol": PAIRED, "direction": TO_TILE} | {n: measured[n] for n in names if n in measured}

@@ -1,8 +1,8 @@
-"""What a dataset's field counts as right: queries, gallery and right answers of each protocol.
+"""Say for each protocol which candidates are a query's positives.
 
-Decides how the rules of four datasets become one question: for each query a list of right candidates. "paired": the
-tile of the query's own place. "within-5m": every tile within 5 metres of the query, too. "both-ways": views look for
-their tile, then tiles for all their views, distractors' views among the candidates.
+The rules of four datasets become one form: for each query a list of gallery rows. With "paired" the only positive is
+the tile of the query's own place. With "within-5m" every tile within 5 metres of the query is one, too. With
+"both-ways" views look for their tile, and tiles for all their views, with distractors' views among the candidates.
 
 Sources: VIGOR (Zhu et al., CVPR 2021, section 5) for the semi-positives; ``RecallGeo.m`` of CVACT's authors (Liu and
 Li, CVPR 2019) for the 5 metres, the limit included; University-1652 (Zheng et al., ACM MM 2020) for both ways.
@@ -28,17 +28,20 @@ METRES = 5.0
 
 @dataclass(frozen=True)
 class Search:
-    """Queries of one side looking for their right answers on the other."""
+    """Queries of one side, with their positives on the other."""
 
     direction: str  # TO_TILE: queries are views, the gallery tiles; TO_VIEW the other way round
     queries: Int64  # (n,) rows of the embedded queries, sorted
-    truths: Csr  # n lists of gallery rows, none empty
-    allowed: Csr  # n lists of gallery rows that may stand before the right ones without harm to the hit rate
+    positives: Csr  # n lists of gallery rows, none empty
+    ignored: Csr  # n lists of gallery rows that the hit rate ignores (semi-positives)
     gallery: int  # how many candidates
 
 
 def split_pairs(layout: Layout, split: str) -> Pairs:
-    """The views to embed for a split, sorted: its pairs; for the test also those that are only candidates."""
+    """Return the views to embed for a split, sorted by place and view.
+
+    These are its pairs; for the test split also the views that are only candidates.
+    """
     pairs = layout.pairs(split)
     if split == "test" and len(extra := layout.pairs("gallery")):
         both = Pairs(np.append(pairs.place, extra.place), np.append(pairs.view, extra.view))
@@ -48,11 +51,18 @@ def split_pairs(layout: Layout, split: str) -> Pairs:
 
 
 def searches(layout: Layout, split: str, pairs: Pairs, reference_place: Int32) -> list[tuple[str, Search]]:
-    """(protocol, search) of each row of the split's results, the headline first; the layout's protocols decide.
+    """Return (protocol, search) of each row of the split's results, the headline first.
 
-    ``pairs``, ``reference_place``: what is embedded, row by row. Raises StaleArtefact where that is not the split,
-    BadInput where there are no queries, where a query's own tile is not in the gallery, or where a protocol asks for
-    coordinates and there are none.
+    Args:
+        layout: Its protocols decide which rows there are.
+        split: "train" or "test".
+        pairs: The embedded views, row by row.
+        reference_place: (R,) place ids of the embedded tiles, row by row.
+
+    Raises:
+        StaleArtefact: The embedded views are not those of the split.
+        BadInput: There are no queries, a query's own tile is not in the gallery, or a protocol needs coordinates that
+            the layout does not have.
     """
     embedded, wanted = pair_codes(*pairs), pair_codes(*split_pairs(layout, split))
     if not np.array_equal(embedded, wanted):
@@ -67,13 +77,13 @@ def searches(layout: Layout, split: str, pairs: Pairs, reference_place: Int32) -
     if (tile < 0).any():
         key = layout.keys[int(own.place[tile < 0][0])]
         raise BadInput(f"layout {layout.name}: the true tile of {key} is not in the gallery of split {split}")
-    allowed = _gallery_rows(layout.semi_positives(split), row)
-    paired = Search(TO_TILE, queries, _one_each(tile), allowed, len(reference_place))
+    ignored = _gallery_rows(layout.semi_positives(split), row)
+    paired = Search(TO_TILE, queries, _one_each(tile), ignored, len(reference_place))
     found: list[tuple[str, Search]] = []
     for protocol in layout.protocols:
         if protocol == NEAR:
-            truths = _with_near(tile, *_points(layout, split, reference_place))
-            found.append((NEAR, Search(TO_TILE, queries, truths, allowed, len(reference_place))))
+            positives = _with_near(tile, *_points(layout, split, reference_place))
+            found.append((NEAR, Search(TO_TILE, queries, positives, ignored, len(reference_place))))
         else:
             found.append((protocol, paired))
         if protocol == BOTH_WAYS:
@@ -82,7 +92,7 @@ def searches(layout: Layout, split: str, pairs: Pairs, reference_place: Int32) -
 
 
 def _to_views(own: Pairs, pairs: Pairs, row: Int64) -> Search:
-    """Each place that a query shows looks for all its views among those embedded."""
+    """Return the search of each place that a query shows for all its embedded views."""
     places = np.unique(own.place)
     first, last = np.searchsorted(pairs.place, places), np.searchsorted(pairs.place, places, side="right")
     indptr = np.concatenate([[0], np.cumsum(last - first)])
@@ -91,7 +101,7 @@ def _to_views(own: Pairs, pairs: Pairs, row: Int64) -> Search:
 
 
 def _points(layout: Layout, split: str, reference_place: Int32) -> tuple[Float64, Float64]:
-    """The queries of a split and the tiles of its gallery as points in metres; NaN where the dataset has none."""
+    """Return the queries of a split and the tiles of its gallery as points in metres; NaN for unknown ones."""
     if layout.coordinates == "none":
         raise BadInput(f"layout {layout.name}: protocol {NEAR} needs coordinates, and the layout has none")
     views = layout.places["views"].combine_chunks().flatten()
@@ -101,7 +111,7 @@ def _points(layout: Layout, split: str, reference_place: Int32) -> tuple[Float64
 
 
 def _with_near(tile: Int64, view_point: Float64, tile_point: Float64) -> Csr:
-    """The own tile (n,) of each query and all tiles within 5 metres of it, the limit included."""
+    """Return the own tile of each query and all tiles within 5 metres of it, the limit included."""
     from sklearn.neighbors import KDTree  # a tenth of a gigabyte with SciPy, which no other protocol should hold
 
     known, placed = (np.flatnonzero(np.isfinite(points).all(axis=1)) for points in (view_point, tile_point))
@@ -126,7 +136,7 @@ def _none(n: int) -> Csr:
 
 
 def _gallery_rows(places: Csr, row: Int64) -> Csr:
-    """The ragged place ids as gallery rows; places outside of the gallery fall away."""
+    """Return the ragged place ids as gallery rows, without places outside of the gallery."""
     rows = row[places.indices]
     kept_before = np.concatenate([[0], np.cumsum(rows >= 0)])
     return Csr(kept_before[places.indptr].astype(np.int64), rows[rows >= 0].astype(np.int32))

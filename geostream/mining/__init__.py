@@ -1,0 +1,1 @@
+"""Mining: embeddings of a split, and neighbour graphs made from them or from coordinates."""

@@ -1,17 +1,17 @@
-"""The approximate visual search: Dask tasks over inverted lists, which lie on the store while the graph is made.
+"""Search neighbours approximately, by Dask tasks over inverted lists that lie on the store meanwhile.
 
 1. Centroids are trained on a sample of the references.
-2. Each block of queries and of references is read once and written again, sorted by list, as one object (a *run*).
-3. A sample of queries is searched exactly; from it follows how many lists must be searched for the wanted recall.
-4. Each task reads some lists of queries and, BLOCK rows at a time, the references of all lists that they search, and
-   writes what it found, sorted by query, as one object.
-5. Each range of whole Zarr shards of the graph is put together from those by one task, and the objects are removed.
+2. Each block of queries and of references is read once and written again as one object (a *run*), sorted by list.
+3. A sample of queries is searched exactly. It shows how many lists must be searched for the wanted recall.
+4. Each task reads some lists of queries and, BLOCK rows at a time, the references of all lists that they search. It
+   writes its finds, sorted by query, as one object.
+5. One task for each range of whole Zarr shards of the graph collects the finds and writes the shards.
 
-Workers need nothing but the store, and a task that runs twice writes the same objects again. A thread holds four blocks
-of BLOCK rows and the finds of one at most: 0.5 GB at D = 1024 and K = 128, whatever N is; the client some 40 bytes a
-vector; the one task that trains 65,536 vectors, twice (0.5 GB). The store holds all vectors and the finds a second time
-until the end. Where too many lists must be searched the exact search is as quick, and taken: with vectors that have no
-local structure (uniform noise) that is always so.
+Workers need only the store, and a task that runs twice writes the same objects again. A thread holds at most four
+blocks of BLOCK rows and the finds of one, 0.5 GB at D = 1024 and K = 128 whatever N is. The client holds some 40 bytes
+a vector, and the task that trains the centroids 65,536 vectors twice (0.5 GB). The store holds all vectors and the
+finds a second time until the end. Where too many lists must be searched, the exact search is as fast and is used
+instead. That is always so for vectors without local structure (uniform noise).
 """
 
 from __future__ import annotations
@@ -26,28 +26,60 @@ from geostream.arrays import Csr, Float32, Int32, Int64, take
 from geostream.dask import give_back, results
 from geostream.layout.zarr_groups import claim_scratch, scratch_object
 from geostream.mining.embeddings import Embeddings, read_rows
-from geostream.mining.exact import BLOCK, QUERIES, Job, fold, groups, pieces, read_references, reference_blocks
-from geostream.mining.ivf import TRAINED_ON, Part, Runs, assign, cut, n_lists, nearness, run_order, train, width
-from geostream.mining.topk import Found, References, merge, nearest_of, nothing, of_places
+from geostream.mining.exact import (
+    BLOCK,
+    QUERIES,
+    SearchJob,
+    fold,
+    place_ranges,
+    read_references,
+    reference_blocks,
+    row_groups,
+)
+from geostream.mining.ivf import (
+    TRAINED_ON,
+    RunSlice,
+    SortedRuns,
+    assign,
+    centroid_order,
+    choose_nprobe,
+    n_lists,
+    run_order,
+    split_by_size,
+    train,
+)
+from geostream.mining.topk import References, TopK, by_place, merge, nearest_of, no_finds
 from geostream.progress import track
 
 SAMPLE = 1000  # queries that are searched exactly
-WORTH = 0.25  # of the references: where more must be searched, the exact search is as quick
+WORTH = 0.25  # of the references: if more must be searched, the exact search is as fast
 
 
-def sampled(job: Job, kind: str, start: int, stop: int, rows: Int64) -> Float32:
-    """A task: the vectors ``rows``, which lie between ``start`` and ``stop``."""
+def sampled(job: SearchJob, kind: str, start: int, stop: int, rows: Int64) -> Float32:
+    """Run as a task: return the vectors ``rows``, which lie between ``start`` and ``stop``."""
     embeddings = job.open()
     return read_rows(getattr(embeddings, kind), start, stop)[rows - start]
 
 
 def centroids_of(parts: list[Float32], lists: int) -> Float32:
-    """A task."""
+    """Run as a task: train the centroids of ``lists`` lists on the sampled vectors."""
     return train(np.concatenate(parts), lists)
 
 
-def sort_block(job: Job, kind: str, number: int, start: int, stop: int, centroids: Float32) -> Int32:
-    """A task: write a block's run; the list of each of its rows, -1 for references without a training query."""
+def sort_block(job: SearchJob, kind: str, number: int, start: int, stop: int, centroids: Float32) -> Int32:
+    """Run as a task: assign a block's vectors to lists and write them as a run, sorted by list.
+
+    Args:
+        job: The search.
+        kind: "query" or "reference".
+        number: Of the block among those of its kind.
+        start: First row of the block.
+        stop: Row behind its last.
+        centroids: (L, D) of the lists.
+
+    Returns:
+        (stop - start,) the list of each row, -1 for references without a training query.
+    """
     give_back()
     embeddings = job.open()
     vectors = read_rows(getattr(embeddings, kind), start, stop)
@@ -58,17 +90,24 @@ def sort_block(job: Job, kind: str, number: int, start: int, stop: int, centroid
     return lists
 
 
-def top_of_sample(job: Job, parts: list[Float32], own: Int32, excluded: Csr, start: int, stop: int) -> Found:
-    """A task: the sampled queries' K most similar of the references ``start`` to ``stop``."""
+def top_of_sample(job: SearchJob, parts: list[Float32], own: Int32, excluded: Csr, start: int, stop: int) -> TopK:
+    """Run as a task: find the sampled queries' K most similar of the references ``start`` to ``stop``."""
     references = References(*read_references(job.open(), start, stop))
     return nearest_of(np.concatenate(parts), own, Csr(*excluded), references, job.k)
 
 
-def search_lists(job: Job, number: int, queries: Part, references: list[Part], near: Int32, excluded: Csr) -> None:
-    """A task: write the finds of the queries of some lists in a row, sorted by query.
+def search_lists(
+    job: SearchJob, number: int, queries: RunSlice, references: list[RunSlice], near: Int32, excluded: Csr
+) -> None:
+    """Run as a task: search the queries of some consecutive lists, and write their finds sorted by query.
 
-    ``references``: at most BLOCK rows each; ``near``: (n, probes) lists to search for each of the queries' lists;
-    ``excluded``: per query of ``queries.rows``, place ids that are no neighbours.
+    Args:
+        job: The search.
+        number: Of the task; it names the object that is written.
+        queries: The queries of the lists.
+        references: Those to search, in slices of at most BLOCK rows.
+        near: (n, probes) lists to search for each of the queries' lists, itself first.
+        excluded: For each of ``queries.rows`` the place ids that are no neighbours.
     """
     give_back()
     embeddings = job.open()
@@ -76,7 +115,7 @@ def search_lists(job: Job, number: int, queries: Part, references: list[Part], n
     query = _read(job, "query", queries, embeddings.dim)[order]
     rows, lists, excluded = queries.rows[order], queries.lists[order], take(Csr(*excluded), order)
     own = embeddings.pairs.place[rows]
-    best = nothing(len(rows), job.k)
+    best = no_finds(len(rows), job.k)
     for part in references:
         by_list = np.argsort(part.lists, kind="stable")
         vectors = _read(job, "reference", part, embeddings.dim)[by_list]
@@ -91,31 +130,37 @@ def search_lists(job: Job, number: int, queries: Part, references: list[Part], n
             block = np.concatenate([vectors[one] for one in here])
             found = nearest_of(query[mine], own[mine], of_mine, References(some, block), job.k)
             if len(references) > 1:
-                found = merge(Found(best.other[mine], best.score[mine]), found)
+                found = merge(TopK(best.other[mine], best.score[mine]), found)
             best.other[mine], best.score[mine] = found.other, found.score
     back = np.argsort(rows)
     finds = np.concatenate([best.other[back], best.score[back].view(np.int32)], axis=1)
     job.run.write(_run(job, "finds", number), finds.tobytes())
 
 
-def write_group(job: Job, start: int, parts: list[tuple[Int32, Part]]) -> None:
-    """A task, the only one that writes these Zarr shards: rows from ``start``; ``parts``: places and their finds."""
+def write_group(job: SearchJob, start: int, parts: list[tuple[Int32, RunSlice]]) -> None:
+    """Run as a task: write the graph's rows from ``start``; no other task writes these Zarr shards.
+
+    Args:
+        job: The search.
+        start: First row, at the beginning of a Zarr shard.
+        parts: Consecutive places, and where the finds of their queries lie.
+    """
     pair_place = job.open().pairs.place
     made = []
     for places, part in parts:
         numbers = _read(job, "finds", part, 2 * job.k).view(np.int32)
-        found = Found(numbers[:, : job.k], numbers[:, job.k :].copy().view(np.float32))
-        made.append(of_places(np.searchsorted(places, pair_place[part.rows]), found, len(places)))
+        found = TopK(numbers[:, : job.k], numbers[:, job.k :].copy().view(np.float32))
+        made.append(by_place(np.searchsorted(places, pair_place[part.rows]), found, len(places)))
     other = np.concatenate([part.other for part in made])
     job.writer().write(start, other, np.concatenate([part.score for part in made]))
 
 
-def _run(job: Job, kind: str, number: int) -> str:
+def _run(job: SearchJob, kind: str, number: int) -> str:
     return scratch_object(job.graph, kind, number)
 
 
-def _read(job: Job, kind: str, part: Part, columns: int) -> Float32:
-    """The rows (n, columns) of four bytes each, in the order of the part's spans."""
+def _read(job: SearchJob, kind: str, part: RunSlice, columns: int) -> Float32:
+    """Read the slice's rows, (n, columns) of four bytes each, in the order of its spans."""
 
     def read(span: tuple[int, int, int]) -> bytes:
         run, first, last = span
@@ -127,17 +172,24 @@ def _read(job: Job, kind: str, part: Part, columns: int) -> Float32:
 
 
 class Approximate:
-    """One approximate search, led by the client: :meth:`prepare`, and if that finds it worthwhile :meth:`search`."""
+    """Lead one approximate search from the client: :meth:`prepare`, and if that finds it worthwhile :meth:`search`."""
 
-    def __init__(self, client: Any, job: Job, embeddings: Embeddings, excluded: Csr) -> None:
+    def __init__(self, client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -> None:
         self._client, self._job, self._embeddings, self._excluded = client, job, embeddings, excluded
 
     def _submit(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return self._client.submit(work, *arguments, pure=False)
 
     def prepare(self, wanted: float) -> dict[str, Any]:
-        """Sort all vectors into lists, and measure. What the graph says of its search: ``mode`` is "approximate"
-        where it is worthwhile, else "exact", and ``because`` says why."""
+        """Sort all vectors into lists, and measure how many lists must be searched.
+
+        Args:
+            wanted: Recall to reach, measured on a sample of queries.
+
+        Returns:
+            What the graph records of its search. ``mode`` is "approximate" if the search is worthwhile, else "exact",
+            and ``because`` says why.
+        """
         job, embeddings, rng = self._job, self._embeddings, np.random.default_rng(0)
         place = embeddings.pairs.place
         training = np.flatnonzero(np.isin(embeddings.reference_place, place))
@@ -163,13 +215,14 @@ class Approximate:
         for _ in track(results(both), "inverted lists", len(both)):
             pass
         self._queries, self._references = (
-            Runs(self._client.gather(of_kind), first, count) for of_kind, first in zip(futures, starts, strict=True)
+            SortedRuns(self._client.gather(of_kind), first, count)
+            for of_kind, first in zip(futures, starts, strict=True)
         )
-        self._near = nearness(centroids.result())
+        self._near = centroid_order(centroids.result())
         true = truth.result().other
         at = np.searchsorted(embeddings.reference_place, np.maximum(true, 0))
         found_in = np.where(true >= 0, self._references.lists[at], -1).astype(np.int32)
-        self._probes, recall = width(self._near, self._queries.lists[rows], found_in, wanted)
+        self._probes, recall = choose_nprobe(self._near, self._queries.lists[rows], found_in, wanted)
         searched = self._references.sizes[self._near[:, : self._probes]].sum(axis=1)
         share = float(searched @ self._queries.sizes) / len(place) / len(training)
         if share > WORTH:
@@ -187,7 +240,7 @@ class Approximate:
         }
 
     def _pick(self, kind: str, rows: Int64) -> list[Any]:
-        """Futures of the vectors with these numbers, sorted."""
+        """Return futures of the vectors with these row numbers, sorted."""
         picked = []
         for start, stop in reference_blocks(getattr(self._embeddings, kind).shape[0]):
             here = rows[slice(*np.searchsorted(rows, [start, stop]))]
@@ -196,18 +249,20 @@ class Approximate:
         return picked
 
     def search(self) -> list[Any]:
-        """Search, and then submit the tasks that write the graph, which are returned."""
+        """Search all lists, then submit the tasks that write the graph and return their futures."""
         near = self._near[:, : self._probes]
         searches: list[Any] = []
         found: list[Int64] = []
-        parts = cut(self._queries.sizes, QUERIES)
+        parts = split_by_size(self._queries.sizes, QUERIES)
         claim_scratch(self._job.run, self._job.graph, finds=len(parts))
         for lists in parts:
             lists = lists[self._queries.sizes[lists] > 0]
             if not len(lists):
                 continue
-            queries, wanted = self._queries.part(lists), np.unique(near[lists])
-            references = [self._references.part(wanted[some]) for some in cut(self._references.sizes[wanted], BLOCK)]
+            queries, wanted = self._queries.slice_of(lists), np.unique(near[lists])
+            references = [
+                self._references.slice_of(wanted[some]) for some in split_by_size(self._references.sizes[wanted], BLOCK)
+            ]
             excluded = tuple(take(self._excluded, self._embeddings.pairs.place[queries.rows]))
             searches.append(
                 self._submit(search_lists, self._job, len(searches), queries, references, near[lists], excluded)
@@ -218,15 +273,15 @@ class Approximate:
         return self._write(found)
 
     def _write(self, found: list[Int64]) -> list[Any]:
-        """``found``: the queries of each task that searched, sorted."""
+        """Submit the tasks that write the graph; ``found``: the queries of each task that searched, sorted."""
         places, pair_place = np.unique(self._embeddings.pairs.place), self._embeddings.pairs.place
         writes = []
-        for start, stop in groups(len(places), len(pair_place)):
+        for start, stop in row_groups(len(places), len(pair_place)):
             parts = []
-            for piece in pieces(places[start:stop], pair_place, self._excluded, QUERIES):
-                ranges = [np.searchsorted(rows, [piece.first, piece.last]).tolist() for rows in found]
+            for place_range in place_ranges(places[start:stop], pair_place, self._excluded, QUERIES):
+                ranges = [np.searchsorted(rows, [place_range.first, place_range.last]).tolist() for rows in found]
                 spans = [(number, first, last) for number, (first, last) in enumerate(ranges) if first < last]
                 rows = np.concatenate([found[number][first:last] for number, first, last in spans])
-                parts.append((piece.places, Part(spans, rows, np.zeros(0, dtype=np.int32))))
+                parts.append((place_range.places, RunSlice(spans, rows, np.zeros(0, dtype=np.int32))))
             writes.append(self._submit(write_group, self._job, start, parts))
         return writes

@@ -1,9 +1,9 @@
-"""Embeddings of one split as a Zarr group on the store: queries by pair, references by place.
+"""Write and read the embeddings of one split as a Zarr group on the store: queries by pair, references by place.
 
-Rows may arrive in any order (a layout's order on disk is not that of its ids), but two writers of one Zarr shard lose
-each other's regions without a word, so nothing smaller than a whole shard is ever written: rows wait in memory until
-theirs is full. Rows that come in order cost one shard of memory, rows in no order at all cost the array. The mark
-``committed`` is set last; without it the group does not exist for a reader.
+Rows may arrive in any order, because a layout's order on disk is not that of its ids. Two writers of one Zarr shard
+would lose each other's regions silently. So only whole shards are written, and rows wait in memory until theirs is
+full: one shard if rows come in order, the whole array if they come in none. The mark ``committed`` is set last; without
+it the group does not exist for a reader.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ class Embeddings:
 
     @property
     def dim(self) -> int:
+        """Numbers in a vector."""
         return int(self.query.shape[1])
 
 
 def read_rows(array: zarr.Array[Any], start: int = 0, stop: int | None = None) -> Float32:
-    """Rows ``start`` to ``stop`` of an array of embeddings."""
+    """Read the rows ``start`` to ``stop`` of an array of embeddings."""
     return cast("Float32", array[start:stop])
 
 
 def pick_rows(array: zarr.Array[Any], rows: Int64) -> Float32:
-    """The rows with these numbers, sorted and distinct."""
+    """Read the rows with these numbers, which are sorted and distinct."""
     return cast("Float32", array.get_orthogonal_selection((rows, slice(None))))
 
 
@@ -59,7 +60,7 @@ ARRAYS = ("query", "reference", "pair_place", "pair_view", "reference_place")
 
 
 class EmbeddingWriter:
-    """Embeddings being written; made by :func:`create_embeddings`. Not to be shared between threads."""
+    """Write embeddings; made by :func:`create_embeddings`. Not to be shared between threads."""
 
     def __init__(self, group: zarr.Group, n_pairs: int, n_references: int, dim: int) -> None:
         self._group = group
@@ -67,22 +68,30 @@ class EmbeddingWriter:
         self._reference = _Rows(group, "reference", n_references, dim)
 
     def write_query(self, rows: npt.NDArray[np.integer], vectors: Float32) -> None:
-        """Vectors (n, D) of the pairs ``rows`` (pair ids of the split), each row once."""
+        """Write vectors (n, D) of the pairs ``rows`` (pair ids of the split), each row once.
+
+        Raises:
+            GeostreamError: A vector is not finite, or a row was written before.
+        """
         self._query.write(rows, vectors)
 
     def write_reference(self, rows: npt.NDArray[np.integer], vectors: Float32) -> None:
-        """Vectors (n, D) of the reference rows ``rows``, each row once."""
+        """Write vectors (n, D) of the reference rows ``rows``, each row once. Raises as :meth:`write_query`."""
         self._reference.write(rows, vectors)
 
     def commit(self) -> None:
-        """Set the mark. Raises GeostreamError where rows are missing."""
+        """Commit the embeddings.
+
+        Raises:
+            GeostreamError: Rows are missing.
+        """
         for array in (self._query, self._reference):
             array.check_complete()
         commit(self._group)
 
 
 class _Rows:
-    """One array, written shard by shard."""
+    """Write one array shard by shard."""
 
     def __init__(self, group: zarr.Group, name: str, n_rows: int, dim: int) -> None:
         self.name, self.n_rows, self.dim = name, n_rows, dim
@@ -141,10 +150,20 @@ def create_embeddings(
     reference_place: Int32,
     dim: int,
 ) -> EmbeddingWriter:
-    """Begin to write embeddings at ``name`` in the run; those that were there are removed.
+    """Begin to write embeddings at ``name`` in the run; those that are there are removed.
 
-    Rows of the queries are ``pairs`` (sorted by place and view, as :meth:`Layout.pairs` gives them), rows of the
-    references the places ``reference_place``, sorted.
+    Args:
+        run: The run's folder.
+        name: Path of the embeddings within the run.
+        layout: That the images are read from.
+        checkpoint: Name of the checkpoint that the weights are from.
+        split: Of the layout.
+        pairs: Rows of the queries, sorted by place and view, as :meth:`Layout.pairs` gives them.
+        reference_place: (R,) place ids, rows of the references, sorted.
+        dim: Numbers in a vector.
+
+    Raises:
+        BadInput: The split has no pairs.
     """
     if len(pairs) == 0 or len(reference_place) == 0:
         raise BadInput(f"nothing to embed: split {split!r} of layout {layout.name} has no pairs")
@@ -159,7 +178,12 @@ def create_embeddings(
 
 
 def open_embeddings(run: Store, name: str, layout: Layout | None) -> Embeddings:
-    """Committed embeddings of ``layout``; raises as :func:`open_committed` does."""
+    """Open committed embeddings.
+
+    Raises:
+        NotFound: There are none at ``name``, or they were never finished.
+        StaleArtefact: They are of other places than those of ``layout``; None allows any.
+    """
     again = "embed again: geostream embed"
     group = open_committed(run, name, layout, again)
     with being_replaced(f"{run.url}/{name}", again):

@@ -1,8 +1,8 @@
-"""The geographic neighbour graph: the K nearest by great circle (latitude and longitude) or plane (UTM).
+"""Build the geographic neighbour graph: the K nearest by great circle (latitude and longitude) or plane (UTM).
 
-One tree per area, never the matrix of distances; areas are not compared, because places of two cities are no hard
-negatives by distance. Time is N log N where few places share a point; where thousands do, all of these are looked at
-for each of them, because ties go to the smaller key.
+There is one tree per area and never the matrix of distances. Areas are not compared, because places of two cities are
+no hard negatives by distance. Time is N log N where few places share a point. Where thousands do, all of them are
+looked at for each, because ties go to the smaller key.
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ TREE_BLOCK = 4_000_000  # distances held at once
 
 
 def points_in_metres(position: Float64, coordinates: str) -> Float64:
-    """Places as points whose straight distance is their distance: (N, 2) for UTM, (N, 3) on the sphere for lat/lon.
+    """Return places as points whose straight distance is their distance in metres.
 
-    The chord orders places as the arc does, and is shorter by less than 1 mm up to 9 km.
+    On the sphere that is the chord. It orders places as the arc does, and is shorter by less than 1 mm up to 9 km.
+
+    Args:
+        position: (N, 2) latitude and longitude in degrees, or UTM in metres.
+        coordinates: "utm", else degrees.
+
+    Returns:
+        (N, 2) for UTM, (N, 3) on the sphere otherwise.
     """
     if coordinates == "utm":
         return position
@@ -31,9 +38,10 @@ def points_in_metres(position: Float64, coordinates: str) -> Float64:
 
 
 def build_gps_graph(run: Store, name: str, layout: Layout, k: int) -> NeighbourGraph:
-    """The graph of the training places' K nearest, written to the run.
+    """Build the graph of the training places' K nearest, and write it to the run at ``name``.
 
-    Raises BadInput for a layout without coordinates.
+    Raises:
+        BadInput: The layout or a training place has no coordinates.
     """
     if layout.coordinates == "none":
         raise BadInput(f"layout {layout.name} has no coordinates, so no GPS neighbours; begin with strategy=random")
@@ -54,10 +62,19 @@ def build_gps_graph(run: Store, name: str, layout: Layout, k: int) -> NeighbourG
 
 
 def nearest(points: Float64, area: Int32, k: int, excluded: Csr, rank: Int64) -> tuple[Int32, Float64]:
-    """(N, k) rows of the nearest others within the same area and (N, k) their distances; -1 and inf where none is left.
+    """Find the nearest others within the same area.
 
-    ``points`` (N, 2 or 3) in metres; ``excluded``: N lists of rows that are no neighbours. Distances are compared to
-    the millimetre, and equal ones by ``rank`` (N,), so that the graph of a regular grid does not hang on rounding.
+    Distances are compared to the millimetre and equal ones by rank, so that rounding does not decide on a regular grid.
+
+    Args:
+        points: (N, 2 or 3) in metres.
+        area: (N,) number of each place's area.
+        k: How many to find.
+        excluded: N lists of rows that are no neighbours.
+        rank: (N,) order of places that are equally far.
+
+    Returns:
+        (N, k) rows and (N, k) distances in metres; -1 and inf where there are no more.
     """
     from sklearn.neighbors import KDTree  # a tenth of a gigabyte with SciPy, which a visual search should not hold
 

@@ -1,8 +1,8 @@
-"""The neighbour graph as an object on the store: for each training place its K hardest others.
+"""Write and read neighbour graphs on the store: for each training place its K hardest others.
 
-Rows are the places with training pairs, in the order of their ids; entries are place ids, so that a graph says nothing
-about where a place lies on disk. It is written in whole Zarr shards by whoever computed them, in any order, and
-read whole: 6 bytes an entry, 30 MB for VIGOR at K = 128, half of that on the store.
+Rows are the places with training pairs, in the order of their ids. Entries are place ids, so a graph holds for every
+generation of a layout. Workers write whole Zarr shards in any order. A graph is read whole: 6 bytes an entry, 30 MB for
+VIGOR at K = 128, half of that on the store.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ class NeighbourGraph:
 
     @property
     def k(self) -> int:
+        """Neighbours of each place."""
         return int(self.indices.shape[1])
 
     def rows(self, nearest: int | None = None) -> Int32:
-        """(N, K) neighbours as rows of ``places``, -1 where there are no more; of each the ``nearest``, None: all."""
+        """Return (N, K) neighbours as rows of ``places``, -1 where there are no more; only the ``nearest`` if given."""
         row = np.full(int(self.places[-1]) + 2, -1, dtype=np.int32)  # the last entry is that of -1, no neighbour
         row[self.places] = np.arange(len(self.places), dtype=np.int32)
         return row[self.indices[:, :nearest]]
 
 
 class GraphWriter:
-    """A graph being written. Several workers may each hold one of their own, over disjoint Zarr shards."""
+    """Write a graph. Several workers may each have a writer, for different Zarr shards."""
 
     def __init__(self, group: zarr.Group) -> None:
         self._group = group
@@ -63,7 +64,17 @@ class GraphWriter:
     def create(
         cls, run: Store, name: str, *, kind: Kind, layout: Layout, embeddings: str, places: Int32, k: int
     ) -> GraphWriter:
-        """Begin a graph at ``name``; the one that was there is removed."""
+        """Begin a graph at ``name`` in the run; one that is there is removed.
+
+        Args:
+            run: The run's folder.
+            name: Path of the graph within the run.
+            kind: "gps" or "visual".
+            layout: That the graph is made on.
+            embeddings: Path of the embeddings it comes from, "" for gps.
+            places: (N,) sorted ids, one for each row.
+            k: Neighbours of each place.
+        """
         group = new_group(run, name, layout, ("places", "indices", "scores"))
         group.attrs.update({"kind": kind, "embeddings": embeddings})
         group.create_array("places", data=places)
@@ -82,11 +93,20 @@ class GraphWriter:
 
     @classmethod
     def reopen(cls, run: Store, name: str) -> GraphWriter:
-        """The graph being written at ``name``, for another worker."""
+        """Open the graph that was begun at ``name``, for another worker."""
         return cls(zarr.open_group(run.zarr(name), mode="r+"))
 
     def write(self, start: int, indices: Int32, scores: npt.NDArray[np.floating[Any]]) -> None:
-        """Rows from ``start``: whole Zarr shards (only the last may be short), or a region of another is lost."""
+        """Write rows from ``start``: whole Zarr shards; only the last shard may be short.
+
+        Args:
+            start: First row, at the beginning of a Zarr shard.
+            indices: (n, K) place ids, -1 where there are no more.
+            scores: (n, K) cosines or minus metres, -inf where there are no more.
+
+        Raises:
+            ValueError: The rows are not whole shards; part of a shard would be lost.
+        """
         stop = start + len(indices)
         if start % SHARD_ROWS or (stop % SHARD_ROWS and stop != self._indices.shape[0]):
             raise ValueError(f"rows {start} to {stop} are not whole Zarr shards of {SHARD_ROWS} rows")
@@ -94,16 +114,17 @@ class GraphWriter:
         self._scores[start:stop] = np.maximum(scores, -65504, where=np.isfinite(scores), out=scores.copy())
 
     def commit(self, search: dict[str, Any]) -> None:
-        """``search``: how it was searched, as in :class:`NeighbourGraph`."""
+        """Commit the graph; ``search`` says how it was searched, as in :class:`NeighbourGraph`."""
         self._group.attrs["search"] = search
         commit(self._group)
 
 
 def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
-    """The committed graph at ``name`` in the run.
+    """Open the committed graph at ``name`` in the run.
 
-    Raises NotFound where there is none or it was never finished, StaleArtefact where it is of other places than
-    those of ``layout`` (None: any).
+    Raises:
+        NotFound: There is none, or it was never finished.
+        StaleArtefact: It is of other places than those of ``layout``; None allows any.
     """
     again = "make it again: geostream mine"
     group = open_committed(run, name, layout, again)

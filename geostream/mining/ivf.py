@@ -1,10 +1,10 @@
-"""Inverted lists of vectors: how they are made, which of them a query is looked for in, and what that misses.
+"""Make inverted lists of vectors, and choose how many of them a query searches. Pure functions on arrays.
 
-Lists are cells of a k-means on a sample of the references (spherical, fixed seed), ordered so that lists in a row are
-alike. All queries of one list search the same lists, those of the most similar centroids: so a list of queries against
-its references is one dense block for the matrix product, where FAISS's own inverted file takes one query at a time.
-How many lists are searched is decided from the exact neighbours of a sample of queries: a neighbour is found if and
-only if its list is searched, so one look gives the recall at every width. Pure functions on arrays.
+Lists are the cells of a spherical k-means with a fixed seed on a sample of the references, ordered so that neighbouring
+lists are alike. All queries of one list search the same lists, those of the most similar centroids. So a list of
+queries against its references is one dense block for the matrix product; FAISS's own inverted file takes one query at a
+time. The number of lists to search (nprobe) follows from the exact neighbours of a sample of queries: a neighbour is
+found if and only if its list is searched, so one pass gives the recall at every nprobe.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ ROUNDS = 8  # of k-means
 
 
 def n_lists(references: int) -> int:
+    """Return how many lists to make for so many references."""
     return int(np.clip(references // LIST, 1, MOST_LISTS))
 
 
 def train(sample: Float32, lists: int) -> Float32:
-    """(L, D) unit centroids of ``sample`` (S, D), alike ones next to one another. Takes all cores of the machine."""
+    """Train (L, D) unit centroids on ``sample`` (S, D), alike ones next to one another, on all cores."""
     import faiss
 
     faiss.omp_set_num_threads(cpu_count())
@@ -42,11 +43,11 @@ def train(sample: Float32, lists: int) -> Float32:
     )  # fmt: skip
     means.train(np.ascontiguousarray(sample))
     centroids = np.asarray(means.centroids, dtype=np.float32)
-    return centroids[chain(centroids)]
+    return centroids[chain_order(centroids)]
 
 
-def chain(centroids: Float32) -> Int64:
-    """An order: from the first, always on to the most similar one not yet there."""
+def chain_order(centroids: Float32) -> Int64:
+    """Return an order of the centroids: from the first always on to the most similar one not yet in it."""
     left = np.ones(len(centroids), dtype=bool)
     order = np.zeros(len(centroids), dtype=np.int64)
     for at in range(1, len(centroids)):
@@ -56,29 +57,32 @@ def chain(centroids: Float32) -> Int64:
 
 
 def assign(vectors: Float32, centroids: Float32) -> Int32:
-    """(n,) number of each vector's list."""
+    """Return (n,) the number of each vector's list."""
     return most_similar(vectors, References(np.arange(len(centroids), dtype=np.int32), centroids), 1).other[:, 0]
 
 
-def nearness(centroids: Float32) -> Int32:
-    """(L, L): all lists by the similarity of their centroid to that of list i, itself first."""
+def centroid_order(centroids: Float32) -> Int32:
+    """Return (L, L): for each list all lists by the similarity of their centroids, itself first."""
     similar = centroids @ centroids.T
     np.fill_diagonal(similar, np.inf)
     return np.argsort(-similar, axis=1, kind="stable").astype(np.int32)
 
 
-class Width(NamedTuple):
-    """How many lists are searched, and the recall of that on the sample."""
+class Nprobe(NamedTuple):
+    """How many lists a query searches, and the recall of that on the sample."""
 
     probes: int
     recall: float
 
 
-def width(near: Int32, own: Int32, lists: Int32, wanted: float) -> Width:
-    """The fewest lists that find ``wanted`` of the sample's neighbours, with two standard errors to spare.
+def choose_nprobe(near: Int32, own: Int32, lists: Int32, wanted: float) -> Nprobe:
+    """Return the fewest lists whose recall on a sample is the wanted one, with two standard errors to spare.
 
-    ``near``: as of :func:`nearness`; ``own`` (S,) list of each sampled query; ``lists`` (S, K) list of each of its true
-    neighbours, -1 for none.
+    Args:
+        near: (L, L) as :func:`centroid_order` gives it.
+        own: (S,) list of each sampled query.
+        lists: (S, K) list of each of its true neighbours, -1 for none.
+        wanted: Recall, 0 to 1.
     """
     rank = np.empty_like(near)
     np.put_along_axis(rank, near, np.broadcast_to(np.arange(len(near), dtype=np.int32), near.shape), axis=1)
@@ -90,32 +94,41 @@ def width(near: Int32, own: Int32, lists: Int32, wanted: float) -> Width:
         of_query = np.where(known.any(axis=1), (place < probes).sum(axis=1) / asked, 1.0)
         recall = float(of_query.mean())
         if recall - 2 * float(of_query.std()) / np.sqrt(len(own)) >= wanted:
-            return Width(probes, recall)
-    return Width(len(near), recall)
+            return Nprobe(probes, recall)
+    return Nprobe(len(near), recall)
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some of the vectors of a :class:`Runs`: byte-wise consecutive spans of its runs."""
+class RunSlice:
+    """Some of the vectors of a :class:`SortedRuns`, as spans of its runs."""
 
     spans: list[tuple[int, int, int]]  # run, first row in it, row behind the last
     rows: Int64  # (n,) which rows of the embeddings these are, in the order of the spans
     lists: Int32  # (n,) their lists
 
 
-class Runs:
-    """Where vectors lie that were sorted by list in blocks, one run a block: any lists are few spans of each run."""
+class SortedRuns:
+    """Know where vectors lie that were sorted by list, block by block: any lists are few spans of each run.
+
+    A run is one block of vectors in the order of their lists. ``sizes`` (L,) counts the vectors of each list.
+    """
 
     def __init__(self, lists: list[Int32], starts: list[int], n: int) -> None:
-        """``lists``: per block the list of every row, -1 for rows left away; ``starts``: first row of each block."""
+        """Index the runs.
+
+        Args:
+            lists: For each block the list of every row, -1 for rows that are left out.
+            starts: First row of each block.
+            n: Number of lists.
+        """
         self.lists = np.concatenate(lists)
         self.sizes: npt.NDArray[np.intp] = np.bincount(self.lists[self.lists >= 0], minlength=n)
         self._order = [run_order(of_block) for of_block in lists]
         self._ends = [np.searchsorted(of[at], np.arange(n + 1)) for of, at in zip(lists, self._order, strict=True)]
         self._starts = starts
 
-    def part(self, wanted: npt.NDArray[np.integer]) -> Part:
-        """The vectors of the lists ``wanted``, sorted."""
+    def slice_of(self, wanted: npt.NDArray[np.integer]) -> RunSlice:
+        """Return where the vectors of the lists ``wanted`` (sorted) lie."""
         gap = np.flatnonzero(np.diff(wanted) != 1) + 1
         spans, rows = [], [np.zeros(0, dtype=np.int64)]
         for run, (order, ends, start) in enumerate(zip(self._order, self._ends, self._starts, strict=True)):
@@ -125,17 +138,17 @@ class Runs:
                     spans.append((run, first, last))
                     rows.append(start + order[first:last])
         together = np.concatenate(rows)
-        return Part(spans, together, self.lists[together])
+        return RunSlice(spans, together, self.lists[together])
 
 
 def run_order(lists: Int32) -> Int64:
-    """The rows of a block in the order of their lists, without those of list -1."""
+    """Return the rows of a block in the order of their lists, without those of list -1."""
     order = np.argsort(lists, kind="stable")
     return order[np.searchsorted(lists[order], 0) :]
 
 
-def cut(sizes: npt.NDArray[np.integer], most: int) -> list[npt.NDArray[np.intp]]:
-    """Numbers 0 … n-1 in ranges whose sizes sum up to at most ``most``, or of one alone."""
+def split_by_size(sizes: npt.NDArray[np.integer], most: int) -> list[npt.NDArray[np.intp]]:
+    """Split the numbers 0 … n-1 into ranges whose sizes sum up to at most ``most``, or of one number."""
     total = np.concatenate([[0], np.cumsum(sizes)])
     ends = [0]
     while ends[-1] < len(sizes):

@@ -1,12 +1,9 @@
-"""The K most similar of one block of references, and how the finds of several blocks and views become one list.
+"""Find the K most similar of one block of references, and merge the finds of several blocks and views.
 
-A block that many queries are compared with has a sieve (:mod:`geostream.mining.sieve`). Elsewhere FAISS's flat search
-does the work: a block of the matrix product at a time in cache, and only what beats a row's K-th best so far is kept.
-Measured on one core, 8,192 queries × 32,768 references of 512 dimensions, K = 136: 3.6 s, where the product alone takes
-3.0 s and torch.topk of the whole rows another 1.1 s (np.argpartition: 8 s); in blocks of 16,384 references 4.0 s, of
-4,096 4.8 s, because each block fills its lists anew. FAISS 1.15 leaves the matrix product below about 400 queries and
-is then 2.5 times slower, so it is told not to.
-On a GPU the flat search runs there, one block at a time.
+FAISS's flat search does the work. It holds one block of the matrix product at a time in cache and keeps only what beats
+a row's K-th best so far, so it costs little more than the product alone. FAISS 1.15 leaves the matrix product below
+about 400 queries and is then 2.5 times slower, so it is told not to. With a GPU the search runs there, one block at a
+time. Measurements: docs/notes/mining.md.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from geostream.arrays import Csr, Float32, Int32, Int64, take
-from geostream.mining.sieve import Sieve
 
 GPU_MOST = 2048  # what FAISS finds at once on a GPU
 SLICE = 2048  # queries
@@ -28,8 +24,8 @@ _gpu_in_use = Lock()
 
 
 @dataclass(frozen=True)
-class Found:
-    """For each of n rows its best so far, best first: equal scores by id, -1 and -inf where there are no more."""
+class TopK:
+    """The K best finds of each of n rows, best first; equal scores by id; -1 and -inf where there are no more."""
 
     other: Int32  # (n, K) ids
     score: Float32  # (n, K) cosines
@@ -44,39 +40,30 @@ def _gpu() -> Any:
 
 @dataclass(frozen=True)
 class References:
-    """A block of them."""
+    """A block of references, with their ids."""
 
-    ids: Int32  # (R,); sorted where there is a sieve, so that equal scores are in their order
+    ids: Int32  # (R,)
     vectors: Float32  # (R, D) L2-normalised
-    sieve: Sieve | None = None  # of the vectors
 
 
-def with_sieve(ids: Int32, vectors: Float32) -> References:
-    """A block that many queries are compared with."""
-    import faiss
+def most_similar(query: Float32, references: References, k: int) -> TopK:
+    """Return the (Q, min(k, R)) most similar references of each query.
 
-    return References(ids, vectors, None if faiss.get_num_gpus() > 0 else Sieve.of(vectors))
+    If several references are exactly as similar as the k-th, any of them may be left out.
 
-
-def most_similar(query: Float32, references: References, k: int) -> Found:
-    """(Q, min(k, R)) most similar references. ``query`` (Q, D) L2-normalised.
-
-    Where several references are exactly as similar as the k-th, any of them may be left out.
+    Args:
+        query: (Q, D) L2-normalised.
+        references: R of them.
+        k: How many to find.
     """
     query, ids = np.ascontiguousarray(query), references.ids
     k = min(k, len(ids))
-    if references.sieve is None:
-        score, at = _flat(query, references.vectors, k)
-        return in_order(ids[at], score)
-    at, score = references.sieve.nearest(query, k)
-    left = np.flatnonzero(at[:, 0] < 0)
-    if len(left):
-        score[left], at[left] = _flat(query[left], references.vectors, k)
+    score, at = _flat(query, references.vectors, k)
     return in_order(ids[at], score)
 
 
 def _flat(query: Float32, vectors: Float32, k: int) -> tuple[Float32, Int64]:
-    """(Q, k) scores and rows of the most similar vectors, by FAISS."""
+    """Return (Q, k) scores and rows of the most similar vectors, by FAISS."""
     import faiss
 
     faiss.omp_set_num_threads(1)  # of this thread: Dask has as many task threads as cores
@@ -88,34 +75,42 @@ def _flat(query: Float32, vectors: Float32, k: int) -> tuple[Float32, Int64]:
     return faiss.knn(query, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
-def nearest_of(query: Float32, own: Int32, excluded: Csr, references: References, k: int) -> Found:
-    """(Q, k) most similar references of each query that are neighbours; arguments as of the functions it joins."""
+def nearest_of(query: Float32, own: Int32, excluded: Csr, references: References, k: int) -> TopK:
+    """Return the (Q, k) most similar references of each query that may be its neighbours.
+
+    Args:
+        query: (Q, D) L2-normalised.
+        own: (Q,) place id of each query, which is no neighbour.
+        excluded: Q lists of further ids that are no neighbours.
+        references: A block of them.
+        k: How many to find.
+    """
     enough = k + 1 + int(np.diff(excluded.indptr).max(initial=0))
-    best = nothing(len(query), k)
+    best = no_finds(len(query), k)
     for some in _slices(len(query)):
         found = most_similar(query[some], references, enough)
-        found = strike_out(found, own[some], take(excluded, np.arange(len(query))[some]), k)
+        found = drop_excluded(found, own[some], take(excluded, np.arange(len(query))[some]), k)
         best.other[some], best.score[some] = found.other, found.score
     return best
 
 
 def _slices(n: int) -> Iterator[slice]:
-    """Rows that are worked on at once: what is in between takes several times the memory of the result."""
+    """Yield the rows to work on at once: intermediate results take several times the memory of the result."""
     return (slice(start, min(start + SLICE, n)) for start in range(0, n, SLICE))
 
 
-def in_order(other: Int32, score: Float32) -> Found:
-    """Rows sorted by score already: where scores are equal, by id, too."""
+def in_order(other: Int32, score: Float32) -> TopK:
+    """Sort finds that are sorted by score already by id, too, where scores are equal."""
     tied = ((score[:, 1:] == score[:, :-1]) & (other[:, 1:] >= 0)).any(axis=1)
     if tied.any():
         order = np.lexsort((other[tied], -score[tied]), axis=1)
         other[tied] = np.take_along_axis(other[tied], order, axis=1)
         score[tied] = np.take_along_axis(score[tied], order, axis=1)
-    return Found(other, score)
+    return TopK(other, score)
 
 
-def strike_out(found: Found, own: Int32, excluded: Csr, k: int) -> Found:
-    """(n, k): without the ids that are no neighbours of row i: ``own[i]`` (n,) and the i-th list of ``excluded``."""
+def drop_excluded(found: TopK, own: Int32, excluded: Csr, k: int) -> TopK:
+    """Return (n, k) finds without the ids that are no neighbours of row i: ``own[i]`` and list i of ``excluded``."""
     row = np.broadcast_to(np.arange(len(own))[:, None], found.other.shape)
     valid = found.other != own[:, None]
     lengths = np.diff(excluded.indptr)
@@ -125,20 +120,20 @@ def strike_out(found: Found, own: Int32, excluded: Csr, k: int) -> Found:
         valid &= found.other != column[:, None]
     rank = np.cumsum(valid, axis=1) - 1
     valid &= rank < k
-    left = nothing(len(own), k)
+    left = no_finds(len(own), k)
     left.other[row[valid], rank[valid]] = found.other[valid]
     left.score[row[valid], rank[valid]] = found.score[valid]
     return left
 
 
-def nothing(n: int, k: int) -> Found:
-    """``n`` rows without a find."""
-    return Found(np.full((n, k), -1, dtype=np.int32), np.full((n, k), -np.inf, dtype=np.float32))
+def no_finds(n: int, k: int) -> TopK:
+    """Return ``n`` rows without a find."""
+    return TopK(np.full((n, k), -1, dtype=np.int32), np.full((n, k), -np.inf, dtype=np.float32))
 
 
-def merge(one: Found, two: Found) -> Found:
-    """(n, K): the best of both. No id is in both."""
-    best = nothing(*one.other.shape)
+def merge(one: TopK, two: TopK) -> TopK:
+    """Return (n, K) the best of both. No id may be in both."""
+    best = no_finds(*one.other.shape)
     for some in _slices(len(one.other)):
         other = np.concatenate([one.other[some], two.other[some]], axis=1)
         score = np.concatenate([one.score[some], two.score[some]], axis=1)
@@ -148,25 +143,39 @@ def merge(one: Found, two: Found) -> Found:
     return best
 
 
-def of_places(row: Int64, found: Found, n_rows: int) -> Found:
-    """(n_rows, K) from the finds of all views: view i is one of row ``row[i]`` (V,).
+def by_place(row: Int64, found: TopK, n_rows: int) -> TopK:
+    """Merge the finds of views into those of places.
 
     A place's similarity to another is that of its most similar view, so its best K are among its views' best K.
+
+    Args:
+        row: (V,) row of each view's place.
+        found: (V, K) finds of the views.
+        n_rows: How many places there are.
+
+    Returns:
+        (n_rows, K) finds of the places.
     """
     k = found.other.shape[1]
     if len(row) == n_rows and (np.bincount(row, minlength=n_rows) == 1).all():
         at = np.argsort(row)
-        return found if (np.diff(row) > 0).all() else Found(found.other[at], found.score[at])
+        return found if (np.diff(row) > 0).all() else TopK(found.other[at], found.score[at])
     valid = found.other >= 0
     repeated = np.broadcast_to(row[:, None], valid.shape)
-    return Found(*merge_views(repeated[valid], found.other[valid], found.score[valid], n_rows, k))
+    return TopK(*merge_views(repeated[valid], found.other[valid], found.score[valid], n_rows, k))
 
 
 def merge_views(row: Int64, other: Int32, score: Float32, n_rows: int, k: int) -> tuple[Int32, Float32]:
-    """(n_rows, k) neighbours and (n_rows, k) scores from the finds of all views of each row, hardest first.
+    """Return (n_rows, k) neighbours and (n_rows, k) scores from single finds, hardest first.
 
-    ``row``, ``other``, ``score``: one find each; the same find of several views counts with its best score, equal
-    scores are ordered by id.
+    A find of several views counts with its best score. Equal scores are ordered by id.
+
+    Args:
+        row: (F,) row that each find is of.
+        other: (F,) id that was found.
+        score: (F,) its similarity.
+        n_rows: How many rows there are.
+        k: How many finds of a row are kept.
     """
     code = row.astype(np.int64) << 32 | other
     order = np.argsort(code, kind="stable")

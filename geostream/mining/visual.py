@@ -1,10 +1,9 @@
-"""Neighbour graphs: for each training place the K others that are hardest to tell from it.
+"""Build the visual neighbour graph: for each training place the K others that look most like it.
 
-``gps``: the K nearest on the ground (:mod:`geostream.mining.gps`). ``visual``: the K most similar by embedding, as Dask
-tasks that hold a few blocks of vectors each, whatever N is; exact (:mod:`geostream.mining.exact`) up to EXACT_UP_TO
-references, whose time grows with N², and above by inverted lists (:mod:`geostream.mining.approximate`), which search as
-wide as the wanted recall takes, and give way to the exact search where that is wide.
-A place itself and its semi-positives never appear among its neighbours.
+The search runs as Dask tasks that hold a few blocks of vectors each, whatever N is. Up to EXACT_UP_TO references it is
+exact (:mod:`geostream.mining.exact`), in time that grows with N². Above, it uses inverted lists
+(:mod:`geostream.mining.approximate`) and searches as many of them as the wanted recall takes; where these are many, it
+falls back to the exact search. A place itself and its semi-positives are never among its neighbours.
 """
 
 from __future__ import annotations
@@ -42,21 +41,32 @@ def build_visual_graph(
     search: Literal["exact", "approximate"] | None = None,
     recall: float = RECALL,
 ) -> NeighbourGraph:
-    """The graph of the training places' K most similar, written to the run at ``name``.
+    """Build the graph of the training places' K most similar, and write it to the run.
 
-    ``cluster``: URL of a Dask scheduler whose workers reach the store; None starts one within this process.
-    ``search``: None decides by size; ``recall``: wanted of an approximate search, measured on a sample of queries.
-    A place's similarity to another is that of its most similar view. Raises StaleArtefact for embeddings of other
-    places, GeostreamError where the scheduler cannot be reached.
+    A place's similarity to another is that of its most similar view.
+
+    Args:
+        run: The run's folder.
+        name: Path of the graph within the run; a graph that is there is replaced.
+        layout: Of the same places as the embeddings.
+        embeddings: Of the training split.
+        k: Neighbours of each place.
+        cluster: URL of a Dask scheduler whose workers reach the store; None starts one within this process.
+        search: None decides by the number of references.
+        recall: Wanted of an approximate search, measured on a sample of queries.
+
+    Raises:
+        StaleArtefact: The embeddings are of other places.
+        GeostreamError: The scheduler cannot be reached.
     """
     if embeddings.places_id != layout.places_id:
         raise StaleArtefact(f"{embeddings.name}: made from other places than those of {layout.name}; embed again")
     places, references = np.unique(embeddings.pairs.place), len(embeddings.reference_place)
     excluded = layout.excluded(embeddings.split)
     writer = GraphWriter.create(run, name, kind="visual", layout=layout, embeddings=embeddings.name, places=places, k=k)
-    job = exact.Job(run, embeddings.name, name, k)
+    job = exact.SearchJob(run, embeddings.name, name, k)
     how: dict[str, Any] = {"mode": "exact"}
-    blocks = len(exact.groups(len(places), len(embeddings.pairs))) * len(exact.reference_blocks(references))
+    blocks = len(exact.row_groups(len(places), len(embeddings.pairs))) * len(exact.reference_blocks(references))
     with connected(cluster, blocks) as client:
         try:
             if search == "approximate" or (search is None and references > EXACT_UP_TO):
@@ -66,7 +76,7 @@ def build_visual_graph(
             for _ in track(results(writes), "neighbour graph", len(writes)):
                 pass
         finally:
-            everywhere(client, exact.Held.let_go)
+            everywhere(client, exact.SharedBlock.release_all)
     drop_scratch(run, name)
     writer.commit(how)
     return open_graph(run, name, layout)

@@ -18,18 +18,18 @@ import numpy as np
 
 from geostream.arrays import Int32, Int64
 from geostream.errors import BadInput
-from geostream.planning.lane import Problem
+from geostream.planning.lane import SamplingProblem
 from geostream.planning.patchwork import MIXES, patchwork
 from geostream.planning.sample4geo import random, sample4geo
 
-Strategy = Callable[[Problem, Int64, int, int, np.random.Generator], list[list[int]]]
+Strategy = Callable[[SamplingProblem, Int64, int, int, np.random.Generator], list[list[int]]]
 STRATEGIES: dict[str, Strategy] = {
     **{name: partial(patchwork, mix=mix) for name, mix in MIXES.items()},
     "sample4geo": sample4geo,
     "random": random,
 }
 #: What a strategy gives way to where its batches are too easy; itself first.
-HARDER = {"patchwork": tuple(MIXES)}
+FALLBACKS = {"patchwork": tuple(MIXES)}
 #: Ways by which what a network sees drifts along the order of the shards.
 DRIFTING = frozenset(name for name, mix in MIXES.items() if mix.tracks is not None)
 
@@ -46,7 +46,7 @@ class LaneTask(NamedTuple):
     """A lane to be put together, by whoever is asked."""
 
     number: int
-    problem: Problem
+    problem: SamplingProblem
     shards: Int64  # in the order of the walk
     strategy: str
     batch_size: int
@@ -54,18 +54,18 @@ class LaneTask(NamedTuple):
     seed: tuple[int, ...]
 
 
-def put_together(task: LaneTask) -> tuple[int, Int32]:
+def assemble_lane(task: LaneTask) -> tuple[int, Int32]:
     """(number of the lane, (B, batch size) its batches as pair ids of its problem)."""
     strategy, rng = STRATEGIES[task.strategy], np.random.default_rng(task.seed)
     batches = strategy(task.problem, task.shards, task.batch_size, task.resident, rng)
     return task.number, np.array(batches, dtype=np.int32).reshape(len(batches), task.batch_size)
 
 
-CarryOut = Callable[[Callable[[LaneTask], tuple[int, Int32]], Sequence[LaneTask]], Iterable[tuple[int, Int32]]]
+MapFn = Callable[[Callable[[LaneTask], tuple[int, Int32]], Sequence[LaneTask]], Iterable[tuple[int, Int32]]]
 
 
 def assemble(
-    problem: Problem,
+    problem: SamplingProblem,
     *,
     strategy: str,
     batch_size: int,
@@ -73,11 +73,11 @@ def assemble(
     resident: int,
     seed: int,
     epoch: int,
-    carry_out: CarryOut = map,
+    map_fn: MapFn = map,
 ) -> Assembled:
     """Batches of one epoch: each pair at most once, no place and no excluded places twice in a batch, all full.
 
-    ``resident`` is W, in shards of a lane. ``carry_out``: how the lanes' tasks are done, results in any order; here,
+    ``resident`` is W, in shards of a lane. ``map_fn``: how the lanes' tasks are done, results in any order; here,
     one after the other, if not said otherwise. The same arguments give the same batches on any machine.
     Raises BadInput for an unknown strategy, and for more lanes than there are shards.
     """
@@ -93,7 +93,7 @@ def assemble(
         pairs_of_lane.append(pairs)
         its_seed = (seed, epoch, number + 1)
         tasks.append(LaneTask(number, part, shards[start:stop], strategy, batch_size, resident, its_seed))
-    by_lane = [made for _, made in sorted(carry_out(put_together, tasks), key=lambda result: result[0])]
+    by_lane = [made for _, made in sorted(map_fn(assemble_lane, tasks), key=lambda result: result[0])]
     length = min(len(batches) for batches in by_lane)
     interleaved = np.empty((length, lanes, batch_size), dtype=np.int32)
     for number, (made, pairs) in enumerate(zip(by_lane, pairs_of_lane, strict=True)):

@@ -19,7 +19,7 @@ from geostream.arrays import Csr, Int32, Int64, restrict
 from geostream.planning.repair import Rules, complete
 
 
-class Problem(NamedTuple):
+class SamplingProblem(NamedTuple):
     """All an assembler knows. Places are rows 0…N-1 here, not place ids."""
 
     place: Int32  # (P,) row of each pair's place
@@ -28,13 +28,13 @@ class Problem(NamedTuple):
     excluded: Csr  # N rows: the places that may not share a batch with it; symmetric
     history: tuple[Int32, ...] = ()  # each (P,): number of each pair's batch in an earlier plan, -1: none; newest first
 
-    def part(self, shards: Int64) -> tuple[Problem, Int32]:
+    def part(self, shards: Int64) -> tuple[SamplingProblem, Int32]:
         """The problem of these shards alone, and the pair ids that its pairs have here."""
         places = np.flatnonzero(np.isin(self.shard, shards)).astype(np.int32)
         row = np.full(len(self.shard) + 1, -1, dtype=np.int32)  # the last entry is that of -1, no neighbour
         row[places] = np.arange(len(places), dtype=np.int32)
         pairs = np.flatnonzero(row[self.place] >= 0).astype(np.int32)
-        part = Problem(
+        part = SamplingProblem(
             place=row[self.place[pairs]],
             shard=self.shard[places],
             neighbours=row[self.neighbours[places]],
@@ -50,7 +50,7 @@ class Lane:
     ``shards``: numbers of the lane's shards in the order in which they are walked.
     """
 
-    def __init__(self, problem: Problem, shards: Int64, batch_size: int, rng: np.random.Generator) -> None:
+    def __init__(self, problem: SamplingProblem, shards: Int64, batch_size: int, rng: np.random.Generator) -> None:
         self.problem, self.batch_size, self.rng = problem, batch_size, rng
         n_places, n_shards = len(problem.shard), len(shards)
         order = np.full(int(problem.shard.max(initial=0)) + 1, -1, dtype=np.int64)  # -1: outside of the lane

@@ -1,16 +1,15 @@
-"""Planning: layout, neighbour graph and settings become the plan of one epoch, with its quality measured.
+"""Make the plan of one epoch from layout, neighbour graph and settings, and measure its quality.
 
-The glue between the pure parts: places as dense rows for the assembler, member rows for the schedule, similarities for
-the quality. Decides how much of the hardness that a layout allows is given for variety: of a strategy's ways the one
-that mixes most and is still hard enough. Measuring assembles two more plans (the reference and the
-random one), and each way that is too easy one more: a few seconds for VIGOR. Similarities are computed for a sample of
-batches only.
+This joins the pure parts: places become dense rows for the assembler, member rows for the schedule, and similarities
+for the hardness score. Hardness beyond the target is given up for variety: of a strategy's fallbacks the first, most
+varied one that is hard enough is used. Measuring assembles two more plans, and each fallback one more; that takes a few
+seconds for VIGOR.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +20,26 @@ from geostream.layout import Layout
 from geostream.layout.members import MemberTable
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
-from geostream.planning import quality
-from geostream.planning.batches import DRIFTING, HARDER, Assembled, CarryOut, assemble
-from geostream.planning.lane import Problem
+from geostream.planning.batches import DRIFTING, FALLBACKS, Assembled, MapFn, assemble
+from geostream.planning.hardness import PLAN_MARGIN, HardnessScale, hard_enough
+from geostream.planning.lane import SamplingProblem
 from geostream.planning.plan import EpochPlan
 from geostream.planning.schedule import schedule
-from geostream.planning.scoring import Scale
 from geostream.settings import TrainSettings
 
-MARGIN = 0.03  # above the hardness that is wanted: the score is that of a sample
+
+class _Attempt(NamedTuple):
+    """Batches by one of a strategy's fallbacks, and their hardness score."""
+
+    strategy: str
+    assembled: Assembled
+    score: float | None
+    note: str  # why there is no score
+
+    @property
+    def rank(self) -> float:
+        """What the best attempt has most of: the score; one without a score is the only one."""
+        return np.inf if self.score is None else self.score
 
 
 def make_plan(
@@ -40,16 +50,29 @@ def make_plan(
     seed: int,
     previous: Sequence[EpochPlan] = (),
     embeddings: Embeddings | None = None,
-    carry_out: CarryOut = map,
+    map_fn: MapFn = map,
 ) -> EpochPlan:
-    """The plan of ``epoch`` for the layout's training pairs.
+    """Make the plan of an epoch for the layout's training pairs.
 
-    ``graph`` may be None with strategy "random" only. ``previous``: the plans of the epochs before, newest first, of
-    any generation: what the strategy is not to repeat, and the overlap is measured by. ``embeddings``: those
-    that a visual graph came from; without them a visual plan has no hardness score. ``carry_out``: how the lanes are
-    put together (:func:`assemble`). ``quality`` holds pairs, batches, left_out, hardness_score, assembly (which of the
-    strategy's ways it is), reachable_score (the best of ways that do not drift), overlap, resident_share, amplification
-    and requests_per_gib; where a score cannot be had it is None, and hardness_note says why.
+    Args:
+        layout: Whose shards are read.
+        graph: Neighbours of the training places; None with strategy "random" only.
+        settings: Batch size, lanes, strategy, target hardness and how to read.
+        epoch: Number of the epoch, from 1.
+        seed: The same arguments and seed make the same plan on any machine.
+        previous: Plans of the epochs before, newest first, of any generation. The strategy avoids their batches, and
+            the overlap is measured against the newest.
+        embeddings: Those that a visual graph came from; without them a visual plan has no hardness score.
+        map_fn: Applies a function to the lanes' tasks, as in :func:`assemble`.
+
+    Returns:
+        The plan. Its ``quality`` holds pairs, batches, left_out, hardness_score, assembly (the fallback that was used),
+        reachable_score (the best of those that do not drift), overlap, resident_share, amplification and
+        requests_per_gib. A score that cannot be had is None, and hardness_note says why.
+
+    Raises:
+        BadInput: There are too few pairs for a batch, no batch can be filled, or the strategy needs a graph.
+        StaleArtefact: Graph or embeddings are of other places than the layout's.
     """
     pairs = layout.pairs("train")
     if len(pairs) < settings.optim.batch_size * settings.plan.lanes:
@@ -59,31 +82,12 @@ def make_plan(
         )
     problem = _problem(layout, pairs, graph, settings.plan.strategy)
     common: dict[str, Any] = {"batch_size": settings.optim.batch_size, "seed": seed, "epoch": epoch}
-    scale = Scale.of(problem, layout, graph, embeddings, **common)
+    scale = HardnessScale.of(problem, layout, graph, embeddings, **common)
     history = tuple(_batch_of_pair(pairs, plan) for plan in previous)
-    tried: list[tuple[float, str, Assembled, str]] = []
-    for name in HARDER.get(settings.plan.strategy, (settings.plan.strategy,)):
-        if name in DRIFTING and max(one[0] for one in tried) >= settings.plan.hardness:
-            break  # hard enough, if not by the margin
-        assembled = assemble(
-            problem._replace(history=history),
-            strategy=name,
-            lanes=settings.plan.lanes,
-            resident=settings.plan.resident_shards,
-            carry_out=carry_out,
-            **common,
-        )
-        if not len(assembled.batches):
-            raise BadInput(
-                f"layout {layout.name}: no batch of {settings.optim.batch_size} places can be filled; set a smaller one"
-            )
-        score, note = scale.score(assembled)
-        tried.append((np.inf if score is None else score, name, assembled, note))
-        if score is None or score >= settings.plan.hardness + MARGIN:
-            break
-    best, assembly, assembled, note = max(tried, key=lambda one: one[0])
-    score = best if np.isfinite(best) else None
-    reachable = max(one[0] for one in tried if one[1] not in DRIFTING)
+    tried = _attempts(layout, problem._replace(history=history), scale, settings, map_fn, common)
+    best = max(tried, key=lambda one: one.rank)
+    reachable = max((one for one in tried if one.strategy not in DRIFTING), key=lambda one: one.rank)
+    assembled = best.assembled
     place, view = pairs.place[assembled.batches], pairs.view[assembled.batches]
     members = MemberTable.of(layout)
     reads = schedule(
@@ -112,11 +116,11 @@ def make_plan(
             "pairs": len(pairs),
             "batches": len(assembled.batches),
             "left_out": len(assembled.left_out),
-            "hardness_score": score,
-            "reachable_score": reachable if np.isfinite(reachable) else None,
-            "hardness_note": note,
-            "assembly": assembly,
-            "overlap": quality.overlap(assembled.batches, history[0]) if history else None,
+            "hardness_score": best.score,
+            "reachable_score": reachable.score,
+            "hardness_note": best.note,
+            "assembly": best.strategy,
+            "overlap": overlap(assembled.batches, history[0]) if history else None,
             "resident_share": reads.resident_share,
             "amplification": reads.amplification,
             "requests_per_gib": reads.requests_per_gib,
@@ -124,18 +128,63 @@ def make_plan(
     )
 
 
+def _attempts(
+    layout: Layout,
+    problem: SamplingProblem,
+    scale: HardnessScale,
+    settings: TrainSettings,
+    map_fn: MapFn,
+    common: dict[str, Any],
+) -> list[_Attempt]:
+    """Assemble by one fallback after the other until one is hard enough.
+
+    Those that drift are not tried where another reaches the plain target, if not by the margin.
+    """
+    wanted = settings.plan.hardness
+    tried: list[_Attempt] = []
+    for name in FALLBACKS.get(settings.plan.strategy, (settings.plan.strategy,)):
+        if name in DRIFTING and any(hard_enough(one.score, wanted) for one in tried):
+            break
+        assembled = assemble(
+            problem,
+            strategy=name,
+            lanes=settings.plan.lanes,
+            resident=settings.plan.resident_shards,
+            map_fn=map_fn,
+            **common,
+        )
+        if not len(assembled.batches):
+            raise BadInput(
+                f"layout {layout.name}: no batch of {settings.optim.batch_size} places can be filled; set a smaller one"
+            )
+        tried.append(_Attempt(name, assembled, *scale.score(assembled)))
+        if hard_enough(tried[-1].score, wanted, PLAN_MARGIN):
+            break
+    return tried
+
+
 def reachable_by_shards(
     layout: Layout, graph: NeighbourGraph, embeddings: Embeddings, settings: TrainSettings
 ) -> Callable[[Int32], float | None]:
-    """A function that says which score plans could reach were the graph's places in other shards, not drifting.
+    """Return a function that gives the score that plans would reach if the places were in other shards.
 
-    It takes the number of a shard for each of ``graph.places``. None: there is no score.
+    The score is that of the hardest fallback that does not drift. The function takes (N,) the number of a shard for
+    each of ``graph.places``, and returns None where there is no score.
+
+    Args:
+        layout: Whose training pairs are planned.
+        graph: A visual neighbour graph of the layout.
+        embeddings: Those that the graph came from.
+        settings: Batch size, lanes, strategy and resident shards of the plans.
+
+    Raises:
+        StaleArtefact: Graph or embeddings are of other places than the layout's.
     """
     pairs = layout.pairs("train")
     problem = _problem(layout, pairs, graph, settings.plan.strategy)
     common: dict[str, Any] = {"batch_size": settings.optim.batch_size, "seed": settings.seed, "epoch": 1}
-    scale = Scale.of(problem, layout, graph, embeddings, **common)
-    ways = HARDER.get(settings.plan.strategy, (settings.plan.strategy,))
+    scale = HardnessScale.of(problem, layout, graph, embeddings, **common)
+    ways = FALLBACKS.get(settings.plan.strategy, (settings.plan.strategy,))
     hardest = [name for name in ways if name not in DRIFTING][-1]
 
     def reachable(shard: Int32) -> float | None:
@@ -153,8 +202,8 @@ def reachable_by_shards(
     return reachable
 
 
-def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strategy: str) -> Problem:
-    """What the assembler needs, with the training places as rows in the order of their ids."""
+def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strategy: str) -> SamplingProblem:
+    """Return what the assembler needs, with the training places as rows in the order of their ids."""
     places, place = np.unique(pairs.place, return_inverse=True)
     neighbours = np.zeros((len(places), 0), dtype=np.int32)
     if graph is not None:
@@ -163,7 +212,7 @@ def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strateg
         neighbours = graph.rows()
     elif strategy != "random":
         raise BadInput(f"strategy {strategy} needs a neighbour graph; mine first, or set strategy=random")
-    return Problem(
+    return SamplingProblem(
         place=place.astype(np.int32),
         shard=layout.shard_of_place[places],
         neighbours=neighbours,
@@ -172,14 +221,17 @@ def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strateg
 
 
 def _members(layout: Layout, place: Int32, view: npt.NDArray[np.int16]) -> Int64:
-    """(B, 2 · batch size) member rows that each batch needs: its tiles and its views."""
+    """Return (B, 2 · batch size) member rows that each batch needs: its tiles and its views."""
     tiles = layout.member_rows(place.ravel()).reshape(place.shape)
     views = layout.member_rows(place.ravel(), view.ravel()).reshape(place.shape)
     return np.concatenate([tiles, views], axis=1)
 
 
 def _batch_of_pair(pairs: Pairs, plan: EpochPlan) -> Int32:
-    """(P,) number of the batch that held each pair in a plan, -1 where none did; place ids are those of any layout."""
+    """Return (P,) the number of the batch that held each pair in a plan, -1 where none did.
+
+    The plan may be of any layout: place ids are the same in all generations.
+    """
     code = pair_codes(*pairs)
     before = pair_codes(plan.place, plan.view).ravel()
     row = np.minimum(np.searchsorted(code, before), len(code) - 1)
@@ -187,3 +239,22 @@ def _batch_of_pair(pairs: Pairs, plan: EpochPlan) -> Int32:
     batch = np.full(len(code), -1, dtype=np.int32)
     batch[row[known]] = np.repeat(np.arange(plan.n_batches, dtype=np.int32), plan.batch_size)[known]
     return batch
+
+
+def overlap(batches: Int32, previous: Int32) -> float:
+    """Return the mean over batches of the largest share of one that came from a single batch of the previous plan.
+
+    Args:
+        batches: (B, batch size) pair ids.
+        previous: (P,) number of each pair's batch in the previous plan, -1 where it was left out.
+    """
+    before = np.sort(previous[batches].astype(np.int64), axis=1)
+    size = before.shape[1]
+    # Runs of equal numbers, counted over all rows at once: a row's numbers are moved apart from the next row's.
+    spread = (before + 1 + np.arange(len(before))[:, None] * (int(previous.max(initial=0)) + 2)).ravel()
+    numbers, counts = np.unique(spread, return_counts=True)
+    rows = np.searchsorted(spread, numbers) // size
+    counts[before.ravel()[np.searchsorted(spread, numbers)] < 0] = 0  # left out then: from no batch at all
+    largest = np.zeros(len(before))
+    np.maximum.at(largest, rows, counts)
+    return float(np.mean(largest / size))

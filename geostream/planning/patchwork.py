@@ -41,7 +41,7 @@ from typing import NamedTuple
 import numpy as np
 
 from geostream.arrays import Float64, Int64
-from geostream.planning.lane import Lane, Problem
+from geostream.planning.lane import Lane, SamplingProblem
 
 OLD_SHARE = 10  # of an earlier batch a new one takes a tenth of its size
 SHARD_SHARE = 6  # and of a shard a sixth
@@ -70,7 +70,7 @@ MIXES = {
 
 
 def patchwork(
-    problem: Problem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator, *, mix: Mix
+    problem: SamplingProblem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator, *, mix: Mix
 ) -> list[list[int]]:
     """The batches of one lane: communities of the graph that were none before, ``resident`` shards' worth at a time."""
     pairs = np.bincount(problem.shard[problem.place], minlength=int(problem.shard.max(initial=0)) + 1)[shards]
@@ -98,7 +98,7 @@ class _Patchwork(Lane):
     """``room``: unused pairs that are resident at once."""
 
     def __init__(
-        self, problem: Problem, shards: Int64, batch_size: int, room: float, mix: Mix, rng: np.random.Generator
+        self, problem: SamplingProblem, shards: Int64, batch_size: int, room: float, mix: Mix, rng: np.random.Generator
     ) -> None:
         super().__init__(problem, shards, batch_size, rng)
         self.room, self.patch, self.share = room, -(-batch_size // mix.patches), mix.share

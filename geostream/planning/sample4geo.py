@@ -11,18 +11,18 @@ from __future__ import annotations
 import numpy as np
 
 from geostream.arrays import Int64
-from geostream.planning.lane import Lane, Problem, groups
+from geostream.planning.lane import Lane, SamplingProblem, groups
 
 
 def sample4geo(
-    problem: Problem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator
+    problem: SamplingProblem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator
 ) -> list[list[int]]:
     """The batches of one lane: Sample4Geo's neighbourhoods, over ``resident`` of ``shards`` at a time."""
     return _Neighbourhoods(problem, shards, batch_size, resident, rng).run()
 
 
 def random(
-    problem: Problem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator
+    problem: SamplingProblem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator
 ) -> list[list[int]]:
     """The batches of one lane, drawn from all its shards under the same rules."""
     without = problem._replace(neighbours=problem.neighbours[:, :0])
@@ -33,7 +33,7 @@ class _Neighbourhoods(Lane):
     """``resident``: shards with unused pairs that are held at once."""
 
     def __init__(
-        self, problem: Problem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator
+        self, problem: SamplingProblem, shards: Int64, batch_size: int, resident: int, rng: np.random.Generator
     ) -> None:
         if resident >= len(shards):  # random access: no shard need empty before another, so seeds come from all
             problem = problem._replace(shard=np.where(np.isin(problem.shard, shards), 0, 1).astype(np.int32))

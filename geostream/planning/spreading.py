@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from geostream.arrays import Int32, Int64
+from geostream.planning.hardness import RECLUSTER_MARGIN, hard_enough
 
 PIECES = (8, 4, 2, 1)  # of a shard, tried in this order
 
@@ -50,7 +51,7 @@ def spread_out(
             break
         if score > most:
             best, most = Spread(dealt, pieces), score
-        if score >= wanted:
+        if hard_enough(score, wanted, RECLUSTER_MARGIN):
             break
     return best
 

@@ -1,14 +1,14 @@
-"""The similarity order: places one behind the other and cut into shards, so that what looks alike lies together.
+"""Order places by similarity and cut the order into shards, so that places that look alike share a shard.
 
-Recursive balanced 2-means on the sphere: a set of places is cut across the line between the centres of its two halves,
-by bytes down to shards and by number further down to :data:`LEAF` places, so that the order within a shard is by
-similarity, too. Where two halves meet again each may be turned around, so that their facing ends are the most alike.
+The method is recursive balanced 2-means on the sphere. A set of places is cut across the line between the centres of
+its two halves: by bytes down to single shards, then by number down to LEAF places, so that the order within a shard is
+by similarity, too. When two halves are joined, each may be reversed so that the ends that meet are the most alike.
 
-Decides that the order is a function of the vectors alone, on any machine and however the work was divided: vectors are
-rounded to whole numbers so small that no sum a BLAS makes of them is ever rounded, in whatever order it adds. That
-costs precision that no cut hangs on: a cosine is off by some 1e-4. Time is N log N: on one core 2 and 6 s for 50,000
-vectors of 128 and 1024 numbers, 10 and 21 s for 200,000. Memory: 2·N·D bytes beside the vectors, and as much again
-while the subtrees are out with the workers.
+The order depends on the vectors alone, not on the machine or on how the work was divided: a reclustering that was
+killed must find the same order again to go on. Therefore vectors are rounded to whole numbers so small that float32 and
+float64 add them without rounding, in whatever order a BLAS adds. A cosine is off by some 1e-4 from that, which changes
+no cut that matters. Time is N log N: on one core 2 and 6 s for 50,000 vectors of 128 and 1024 numbers, 10 and 21 s for
+200,000. Memory is 2·N·D bytes beside the vectors, and as much again while workers have the subtrees.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Codes = npt.NDArray[Any]  # (n, D) whole numbers, int16 or float32
 
 UNIT = 2**11  # a vector's length in whole numbers; that of a direction is twice this, so no product passes 2^23
 SAMPLE = 8192  # vectors that decide a cut: their sum stays below 2^24, up to where float32 counts without a gap
-SUBTREE = 16_384  # places that one task puts in order
+SUBTREE = 16_384  # places that one task orders
 LEAF = 8  # places that are not cut further
 ROUNDS = 25  # of 2-means, at most
 
 
 class Subtree(NamedTuple):
-    """A task: places to put in order, ``shards`` shards of them."""
+    """One task: places to order and to cut into ``shards`` shards."""
 
     number: int  # of the node: the root is 1, the halves of n are 2n and 2n + 1
     codes: Codes  # (n, D)
@@ -41,15 +41,16 @@ class Subtree(NamedTuple):
 
 
 class Ordered(NamedTuple):
-    """Places in order: row numbers, how many each shard takes, and the centres of the first and last leaf."""
+    """Places in order, with the centres of the leaves at both ends."""
 
-    number: int
-    rows: Int64
-    lengths: Int64
-    first: Float64  # (D,) whole numbers
-    last: Float64
+    number: int  # of the node
+    rows: Int64  # (n,) row numbers in order
+    lengths: Int64  # (shards,) how many of the rows each shard takes
+    first: Float64  # (D,) centre of the first leaf, whole numbers
+    last: Float64  # (D,) centre of the last leaf
 
-    def turned(self) -> Ordered:
+    def reversed(self) -> Ordered:
+        """Return the same places in the opposite order."""
         return Ordered(self.number, self.rows[::-1], self.lengths[::-1], self.last, self.first)
 
 
@@ -57,15 +58,24 @@ Work = Callable[[Subtree], Ordered]
 RunTasks = Callable[[Work, Sequence[Subtree]], Iterable[Ordered]]
 
 
-def similarity_order(vectors: Float32, sizes: Int64, target_bytes: float, run: RunTasks = map) -> list[Int64]:
-    """Row numbers shard by shard, every row once; as many shards as make their mean nearest to ``target_bytes``.
+def similarity_order(vectors: Float32, sizes: Int64, target_bytes: float, map_fn: RunTasks = map) -> list[Int64]:
+    """Order places by similarity, and cut the order into shards of about equal bytes.
 
-    ``vectors`` (N, D) L2-normalised, ``sizes`` (N,) bytes of each place. Shards differ by a few places' bytes.
-    ``run`` carries out the tasks, at most :data:`SUBTREE` places each (or one shard's), and gives their results in any
-    order. Raises BadInput for vectors that are not finite or longer than 1.
+    Args:
+        vectors: (N, D) L2-normalised.
+        sizes: (N,) bytes of each place.
+        target_bytes: Wanted mean size of a shard. Shards differ by a few places' bytes.
+        map_fn: Applies a function to tasks, of at most SUBTREE places (or one shard's) each, and gives the results in
+            any order.
+
+    Returns:
+        Row numbers of each shard, in order. Every row is in one.
+
+    Raises:
+        BadInput: There are no vectors, or some are not finite or longer than 1.
     """
     if not len(vectors):
-        raise BadInput("nothing to put in order: no places")
+        raise BadInput("nothing to order: no places")
     shards = int(np.clip(round(float(sizes.sum()) / target_bytes), 1, len(vectors)))
     codes = _whole_numbers(vectors)
     tasks: list[Subtree] = []
@@ -81,14 +91,14 @@ def similarity_order(vectors: Float32, sizes: Int64, target_bytes: float, run: R
             cut.append(number)
             low, high = _cut(codes, rows, sizes, shards)
             todo += [(2 * number, low, shards // 2), (2 * number + 1, high, shards - shards // 2)]
-    done = {part.number: part._replace(rows=rows_of[part.number][part.rows]) for part in run(order_subtree, tasks)}
+    done = {part.number: part._replace(rows=rows_of[part.number][part.rows]) for part in map_fn(order_subtree, tasks)}
     for number in sorted(cut, reverse=True):
         done[number] = _join(number, done.pop(2 * number), done.pop(2 * number + 1))
     return np.split(done[1].rows, np.cumsum(done[1].lengths)[:-1])
 
 
 def order_subtree(task: Subtree) -> Ordered:
-    """A task's places in order; its result names them by their rows in the task."""
+    """Order the places of a task; the result names them by their rows in the task."""
     codes = task.codes.astype(np.float32)
     return _order(codes, np.arange(len(codes)), task.sizes, task.shards, task.number)
 
@@ -108,38 +118,34 @@ def _order(codes: Codes, rows: Int64, sizes: Int64, shards: int, number: int) ->
 
 
 def _join(number: int, one: Ordered, other: Ordered) -> Ordered:
-    """Two halves one behind the other, each turned so that the ends that meet are the most alike."""
-    ways = [(a, b) for a in (one, one.turned()) for b in (other, other.turned())]
+    """Join two halves, each reversed where that makes the ends that meet more alike."""
+    ways = [(a, b) for a in (one, one.reversed()) for b in (other, other.reversed())]
     a, b = max(ways, key=lambda way: float(way[0].last @ way[1].first))
     return Ordered(number, np.concatenate([a.rows, b.rows]), np.concatenate([a.lengths, b.lengths]), a.first, b.last)
 
 
 def _cut(codes: Codes, rows: Int64, sizes: Int64, shards: int) -> tuple[Int64, Int64]:
-    """``rows`` in two: shares of the bytes as the halves of ``shards`` want them; equally many for a single shard."""
+    """Cut ``rows`` in two: in the ratio of the halves of ``shards`` by bytes; by number for a single shard."""
+    share = (1, 2) if shards == 1 else (shards // 2, shards)
+    weights = np.ones_like(sizes) if shards == 1 else sizes
     some = rows if len(rows) <= SAMPLE else rows[np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64)]
-    direction = _two_means(codes[some].astype(np.float32), _shared(sizes[some], shards))
+    direction = _two_means(codes[some].astype(np.float32), weights[some], share)
     along = np.concatenate(
         [codes[rows[at : at + SAMPLE]].astype(np.float32) @ direction for at in range(0, len(rows), SAMPLE)]
     )
     order = np.argsort(along, kind="stable")
     least, most = (1, len(rows) - 1) if shards == 1 else (shards // 2, len(rows) - (shards - shards // 2))
-    at = min(max(_shared(sizes[rows], shards)(order), least), most)
+    at = min(max(_lower(weights[rows[order]], share), least), most)
     return rows[order[:at]], rows[order[at:]]
 
 
-def _shared(sizes: Int64, shards: int) -> Callable[[Int64], int]:
-    """How many of the first rows of an order make up the lower share."""
-    weights = np.ones_like(sizes) if shards == 1 else sizes
-    wanted = weights.sum() / 2 if shards == 1 else weights.sum() * (shards // 2) / shards
-
-    def count(order: Int64) -> int:
-        return int(np.abs(np.cumsum(weights[order]) - wanted).argmin()) + 1
-
-    return count
+def _lower(weights: Int64, share: tuple[int, int]) -> int:
+    """Return how many of the first rows weigh about ``share[0] / share[1]`` of all."""
+    return int(np.abs(np.cumsum(weights) - weights.sum() * share[0] / share[1]).argmin()) + 1
 
 
-def _two_means(codes: Float32, count: Callable[[Int64], int]) -> Float32:
-    """(D,) from the centre of the lower share of the vectors to that of the rest, whole numbers of length 2·UNIT."""
+def _two_means(codes: Float32, weights: Int64, share: tuple[int, int]) -> Float32:
+    """Return (D,) from the lower share's centre to that of the rest: whole numbers, length 2·UNIT."""
     total = codes.sum(axis=0)
     outer = codes[(codes @ _direction(total)).argmin()]
     direction = _direction(_unit(outer) - _unit(codes[(codes @ outer).argmin()]))
@@ -147,7 +153,7 @@ def _two_means(codes: Float32, count: Callable[[Int64], int]) -> Float32:
     for _ in range(ROUNDS):
         order = np.argsort(codes @ direction, kind="stable")
         before, low = low, np.zeros(len(codes), dtype=np.float32)
-        low[order[: count(order)]] = 1
+        low[order[: _lower(weights[order], share)]] = 1
         if np.array_equal(low, before):
             break
         low_sum = low @ codes
@@ -160,7 +166,7 @@ def _direction(vector: Float32 | Float64) -> Float32:
 
 
 def _unit(vector: Float32 | Float64) -> Float64:
-    """The vector at length 1, zeros as they are. Its length is taken of whole numbers: the same on every machine."""
+    """Scale the vector to length 1; zeros stay. The length is that of whole numbers: the same on every machine."""
     largest = float(np.abs(vector).max())
     if largest == 0:
         return vector.astype(np.float64)
@@ -170,20 +176,22 @@ def _unit(vector: Float32 | Float64) -> Float64:
 
 
 def _whole_numbers(vectors: Float32) -> Codes:
-    """(N, D) int16."""
+    """Return (N, D) int16: the vectors in units of 1 / UNIT."""
     codes = np.empty(vectors.shape, dtype=np.int16)
     for at in range(0, len(vectors), SAMPLE):
         block = vectors[at : at + SAMPLE]
         if not (np.einsum("nd,nd->n", block, block) < 1.01).all():  # so that NaN is caught, too
-            raise BadInput("vectors to put in order: NaN, infinity, or longer than 1; embed again")
+            raise BadInput("vectors to order: NaN, infinity, or longer than 1; embed again")
         codes[at : at + len(block)] = np.rint(block * np.float32(UNIT))
     return codes
 
 
 def shard_similarity(vectors: Float32, shard: Int32) -> float:
-    """Mean cosine of two places of one shard, over all such couples; 0 where no shard holds two.
+    """Return the mean cosine of two places of one shard, over all such couples; 0 if no shard holds two.
 
-    ``vectors`` (N, D) L2-normalised, ``shard`` (N,).
+    Args:
+        vectors: (N, D) L2-normalised.
+        shard: (N,) number of each place's shard.
     """
     alike, couples = 0.0, 0
     order = np.argsort(shard, kind="stable")

@@ -29,8 +29,6 @@ from geostream.reclustering.rewrite import rewrite, tar_bytes
 from geostream.settings import TrainSettings
 from geostream.store import Store
 
-SPARE = 0.1  # of hardness: what the bounds on overlap and the graphs to come take away, 0.03 to 0.07 as measured
-
 
 def recluster(
     store: Store,
@@ -100,7 +98,7 @@ def shards_by_similarity(
     sizes = weight[graph.places].astype(np.int64)
     ordered = similarity_order(smoothed(vectors, graph.rows(NEAR)), sizes, float(in_shard.mean()), run)
     reachable = reachable_by_shards(layout, graph, embeddings, settings)
-    return spread_out(ordered, sizes, reachable, settings.plan.hardness + SPARE)
+    return spread_out(ordered, sizes, reachable, settings.plan.hardness)
 
 
 def place_vectors(embeddings: Embeddings, places: Int32) -> Float32:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from geostream.arrays import Int64, take
 from geostream.evaluation.protocols import TO_TILE, Search, searches
-from geostream.evaluation.ranks import count_before
+from geostream.evaluation.ranks import rank_positives
 from geostream.layout import Layout
 from geostream.mining.embeddings import SHARD_ROWS, Embeddings, pick_rows, read_rows
 
@@ -77,18 +77,18 @@ def _of_search(
     if not to_tile:
         asking, gallery = gallery, asking
     query = pick_rows(asking, search.queries[shown])
-    truths = take(search.truths, shown)
+    truths = take(search.positives, shown)
     rows, which = np.unique(truths.indices, return_inverse=True)
     right = pick_rows(gallery, rows.astype(np.int64))[which]
     blocks = [(start, start + SHARD_ROWS) for start in range(0, search.gallery, SHARD_ROWS)]
-    before = count_before(
-        query, right, truths, take(search.allowed, shown), ((a, read_rows(gallery, a, b)) for a, b in blocks)
-    ).every
+    before = rank_positives(
+        query, right, truths, take(search.ignored, shown), ((a, read_rows(gallery, a, b)) for a, b in blocks)
+    ).wrong
     similarity = np.concatenate([query @ read_rows(gallery, a, b).T for a, b in blocks], axis=1)
     found = []
     for i, number in enumerate(shown.tolist()):
         own = truths.row(i)
-        near = np.concatenate([search.allowed.row(number), *(other.truths.row(number) for other in others)])
+        near = np.concatenate([search.ignored.row(number), *(other.positives.row(number) for other in others)])
         is_own = np.isin(np.arange(search.gallery), own)
         order = np.lexsort((is_own, -similarity[i]))[:best]
         try:

@@ -20,6 +20,7 @@ from geostream.mining.embeddings import Embeddings
 from geostream.mining.gps import build_gps_graph
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.visual import build_visual_graph
+from geostream.planning.hardness import hard_enough
 from geostream.planning.make_plan import make_plan
 from geostream.planning.plan import EpochPlan, save_plan
 from geostream.reclustering.recluster import recluster as recluster_layout
@@ -171,7 +172,7 @@ def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
     score = plan.quality.get("reachable_score")
     new = plan.source == "visual" and mining_for(plan.epoch, settings) == plan.epoch - 1
     wanted = min(settings.plan.recluster_below, settings.plan.hardness)
-    return new and score is not None and wanted > 0 and score < wanted  # a score may be negative
+    return new and wanted > 0 and not hard_enough(score, wanted)
 
 
 def _geographic_graph(run: Run) -> NeighbourGraph:

@@ -20,7 +20,7 @@ import simplejpeg
 from geostream.arrays import Csr
 from geostream.layout import Layout
 from geostream.planning.batches import assemble
-from geostream.planning.lane import Problem
+from geostream.planning.lane import SamplingProblem
 from geostream.planning.plan import EpochPlan, save_plan
 from geostream.store import Store
 from tests.benchmarks.pairs import Pairs, write_pairs
@@ -128,7 +128,7 @@ def write_plans(store: Store, clustered: Layout, unclustered: Layout, batch_size
     nearest = np.argsort(-likeness, axis=1)[:, :NEIGHBOURS].astype(np.int32)
     alone = Csr(np.zeros(clustered.n_places + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
     made = assemble(
-        Problem(pairs.place, clustered.shard_of_place, nearest, alone),
+        SamplingProblem(pairs.place, clustered.shard_of_place, nearest, alone),
         strategy="sample4geo",
         batch_size=batch_size,
         lanes=lanes,

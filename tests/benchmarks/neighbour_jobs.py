@@ -75,13 +75,10 @@ def ours(folder: Path, search: Any) -> dict[str, Any]:
     import faiss  # noqa: F401
 
     from geostream.layout import open_layout
-    from geostream.mining import int8
     from geostream.mining.embeddings import open_embeddings
     from geostream.mining.visual import build_visual_graph
     from geostream.store import Store
 
-    if search == "exact":
-        int8.load()  # a library, too
     root = Store.open(folder)
     run, layout = root.child("run"), open_layout(root)
     embeddings = open_embeddings(run, EMBEDDINGS, layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vectors = npt.NDArray[np.floating[Any]]
+TIE = 1e-9  # relative to the lengths of the vectors that are compared
 NOTHING = None  # the similarity of what is no number
 
 
@@ -20,16 +22,21 @@ def similarity(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Fraction | Non
 
 
 def ranking(query: npt.NDArray[Any], gallery: Vectors, right: Sequence[int]) -> list[int]:
-    """The gallery's rows, best first; among equals the wrong ones first, and what is no number before all."""
+    """The gallery's rows, best first: wrong ones get the benefit of near ties, and what is no number is before all."""
     scores = [similarity(query, candidate) for candidate in gallery]
 
     def order(row: int) -> tuple[Fraction, bool]:
-        return -(scores[row] or Fraction()), row in right
+        near = Fraction(TIE * length(query) * length(gallery[row]))
+        return -((scores[row] or Fraction()) + (-near if row in right else near)), row in right
 
     unknown_wrong = [row for row in range(len(gallery)) if scores[row] is NOTHING and row not in right]
     unknown_right = [row for row in range(len(gallery)) if scores[row] is NOTHING and row in right]
     known_rows = sorted((row for row in range(len(gallery)) if scores[row] is not NOTHING), key=order)
     return [*unknown_wrong, *known_rows, *unknown_right]
+
+
+def length(vector: npt.NDArray[Any]) -> float:
+    return math.sqrt(sum(float(number) ** 2 for number in vector)) if np.isfinite(vector).all() else 0.0
 
 
 def wrong_before(query: npt.NDArray[Any], gallery: Vectors, right: Sequence[int], free: Sequence[int]) -> list[Any]:
@@ -51,12 +58,12 @@ def metrics(
     """R@k, hit rate and AP over all queries."""
     tops = {"r1": 1, "r5": 5, "r10": 10, "r1pct": max(1, len(gallery) // 100)}
     total = dict.fromkeys([*tops, "hit_rate", "ap"], Fraction())
-    for one, truths, harmless in zip(query, right, free, strict=True):
-        found = [pair for pair in wrong_before(one, gallery, truths, harmless) if pair is not None]
+    for one, some, harmless in zip(query, right, free, strict=True):
+        found = [pair for pair in wrong_before(one, gallery, some, harmless) if pair is not None]
         for name, top in tops.items():
             total[name] += any(before < top for before, _ in found)
-        total["hit_rate"] += any(barred == 0 for _, barred in found)
-        total["ap"] += average_precision(one, gallery, truths)
+        total["hit_rate"] += any(strict == 0 for _, strict in found)
+        total["ap"] += average_precision(one, gallery, some)
     return {name: value / len(query) for name, value in total.items()}
 
 

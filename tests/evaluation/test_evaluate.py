@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from geostream.arrays import Float32, Pairs
 from geostream.errors import BadInput, StaleArtefact
 from geostream.evaluation import evaluate as module
-from geostream.evaluation.evaluate import evaluate_embeddings, pieces
+from geostream.evaluation.evaluate import evaluate_embeddings, query_pieces
 from geostream.evaluation.protocols import BOTH_WAYS, NEAR, PAIRED, TO_TILE, TO_VIEW, searches, split_pairs
 from geostream.layout import Layout
 from geostream.store import Store
@@ -84,7 +84,7 @@ def test_every_protocol_is_what_its_words_say(
     reference = awkward(kind, rng, len(layout.references("test")), 4)
     embedded = embedded_as(store, layout, query, reference)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ANSWERS", answers)
+        patch.setattr(module, "POSITIVES", answers)
         patch.setattr(module, "SHARD_ROWS", rows)
         found = evaluate_embeddings(layout, embedded)
     plain = [(p, d, m) for p in protocols for d, m in plain_rows(spots, p, query, reference)]
@@ -126,8 +126,8 @@ def test_five_metres_are_within_five_metres(tmp_path: Path) -> None:
     layout = gallery_of(Store.open(tmp_path), spots, (PAIRED, NEAR))
     pairs, references = split_pairs(layout, "test"), layout.references("test")
     (_, paired), (_, near) = searches(layout, "test", pairs, references)
-    assert [paired.truths.row(i).tolist() for i in range(2)] == [[4], [5]]
-    assert [near.truths.row(i).tolist() for i in range(2)] == [[0, 2, 3, 4], [5]]
+    assert [paired.positives.row(i).tolist() for i in range(2)] == [[4], [5]]
+    assert [near.positives.row(i).tolist() for i in range(2)] == [[0, 2, 3, 4], [5]]
 
 
 def test_metres_on_the_globe(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_metres_on_the_globe(tmp_path: Path) -> None:
     spots = [Spot((51.0 + d * metre, -1.5), (View(at=(51.0, -1.5)),) if d == 0 else ()) for d in (0, 4.99, 5.01)]
     layout = gallery_of(Store.open(tmp_path), spots, (NEAR,), "latlon")
     [(_, near)] = searches(layout, "test", split_pairs(layout, "test"), layout.references("test"))
-    assert near.truths.row(0).tolist() == [0, 1]
+    assert near.positives.row(0).tolist() == [0, 1]
 
 
 def test_candidates_that_are_no_queries(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_candidates_that_are_no_queries(tmp_path: Path) -> None:
     (_, to_tile), (_, to_view) = searches(layout, "test", split_pairs(layout, "test"), layout.references("test"))
     assert to_tile.queries.tolist() == [1, 2, 3] and to_tile.gallery == 3
     assert to_view.queries.tolist() == [1, 2] and to_view.gallery == 5
-    assert [to_view.truths.row(i).tolist() for i in range(2)] == [[1, 2], [3, 4]]
+    assert [to_view.positives.row(i).tolist() for i in range(2)] == [[1, 2], [3, 4]]
     axes = np.eye(4, dtype=np.float32)
     query = axes[[1, 1, 1, 2, 3]]  # the distractor looks like the first building
     found = evaluate_embeddings(layout, embedded_as(Store.open(tmp_path), layout, query, axes[:3]))
@@ -182,11 +182,11 @@ def test_what_cannot_be_evaluated_is_told(tmp_path: Path) -> None:
 def test_pieces_hold_whole_queries_and_no_more_answers_than_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ANSWERS", 5)
+    monkeypatch.setattr(module, "POSITIVES", 5)
     spots = [Spot(views=(View(),) * n) for n in (2, 3, 1, 9, 4, 2)]
     layout = gallery_of(Store.open(tmp_path), spots, (BOTH_WAYS,))
     _, (_, to_view) = searches(layout, "test", split_pairs(layout, "test"), layout.references("test"))
-    assert [(piece.first, len(piece.truths.indices), piece.queries.tolist()) for piece in pieces(to_view)] == [
+    assert [(piece.first, len(piece.positives.indices), piece.queries.tolist()) for piece in query_pieces(to_view)] == [
         (0, 5, [0, 1]),
         (5, 1, [2]),
         (6, 9, [3]),
@@ -209,7 +209,7 @@ def test_on_s3_a_cluster_and_threads_say_the_same_as_numpy(s3_store: Store, monk
     """Of more than one Zarr shard and many pieces. Random vectors have no near ties: plain float64 is right."""
     from distributed import LocalCluster
 
-    monkeypatch.setattr(module, "ANSWERS", 1000)
+    monkeypatch.setattr(module, "POSITIVES", 1000)
     layout, query, reference = large(s3_store)
     embedded = embedded_as(s3_store.child("run"), layout, query, reference)
     threads = evaluate_embeddings(layout, embedded)

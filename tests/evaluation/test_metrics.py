@@ -1,4 +1,4 @@
-"""The metrics from what stands before each right answer, against fractions."""
+"""The metrics from the ranks of the positives, against fractions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from geostream.evaluation.metrics import average_precision, measures, named_rows
 from geostream.evaluation.protocols import BOTH_WAYS, NEAR, PAIRED, TO_TILE, TO_VIEW, Search
-from geostream.evaluation.ranks import NEVER, Before, count_before
+from geostream.evaluation.ranks import NEVER, Ranks, rank_positives
 from tests.evaluation import plain_metrics
 from tests.evaluation.test_ranks import KINDS, csr, embeddings
 
@@ -31,9 +31,9 @@ def test_metrics_are_those_of_the_definitions(kind: str, seed: int, n: int, size
     query, gallery = embeddings(kind, rng, n, 3), embeddings(kind, rng, size, 3)
     right = [rng.choice(size, rng.integers(1, min(5, size) + 1), replace=False).tolist() for _ in range(n)]
     free = [rng.choice(size, rng.integers(0, min(5, size) + 1), replace=False).tolist() for _ in range(n)]
-    truths, allowed = csr(right), csr(free)
-    before = count_before(query, gallery[truths.indices], truths, allowed, [(0, gallery)])
-    row = measures(protocol, Search(TO_TILE, np.arange(n), truths, allowed, size), before)
+    positives, ignored = csr(right), csr(free)
+    ranks = rank_positives(query, gallery[positives.indices], positives, ignored, [(0, gallery)])
+    row = measures(protocol, Search(TO_TILE, np.arange(n), positives, ignored, size), ranks)
     plain = plain_metrics.metrics(query, gallery, right, free)
     extra = "ap" if protocol == BOTH_WAYS else "hit_rate"
     assert row.keys() == KEYS | {extra}
@@ -62,10 +62,10 @@ def test_average_precision_by_hand(wrong: list[int], precision: Fraction) -> Non
 
 def test_one_percent_is_rounded_down_but_at_least_one() -> None:
     search = Search(TO_TILE, np.arange(4), csr([[0], [1], [2], [3]]), csr([[]] * 4), 0)
-    before = Before(np.array([0, 1, 2, 3]), np.array([0, 1, 2, 3]))
+    ranks = Ranks(np.array([0, 1, 2, 3]), np.array([0, 1, 2, 3]))
     for gallery, share in ((1, 0.25), (50, 0.25), (199, 0.25), (200, 0.5), (299, 0.5), (300, 0.75)):
-        of_size = Search(search.direction, search.queries, search.truths, search.allowed, gallery)
-        assert measures(PAIRED, of_size, before)["r1pct"] == share
+        of_size = Search(search.direction, search.queries, search.positives, search.ignored, gallery)
+        assert measures(PAIRED, of_size, ranks)["r1pct"] == share
 
 
 def test_rows_are_named_and_told_once() -> None:

@@ -13,7 +13,7 @@ from geostream.layout import Layout
 from geostream.mining import approximate, ivf
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
 from geostream.mining.graph import NeighbourGraph
-from geostream.mining.ivf import Runs, chain, cut, nearness, width
+from geostream.mining.ivf import SortedRuns, centroid_order, chain_order, choose_nprobe, split_by_size
 from geostream.mining.visual import build_visual_graph
 from geostream.store import Store
 from tests.cities import city, unit
@@ -132,13 +132,13 @@ def test_parts_of_runs_are_all_rows_of_their_lists(seed: int, blocks: int, n: in
     rng = np.random.default_rng(seed)
     lists = [rng.integers(-1, n, rng.integers(1, 30)).astype(np.int32) for _ in range(blocks)]
     starts = np.concatenate([[0], np.cumsum([len(of) for of in lists])])[:-1].tolist()
-    runs = Runs(lists, starts, n)
+    runs = SortedRuns(lists, starts, n)
     written = [start + ivf.run_order(of) for start, of in zip(starts, lists, strict=True)]
     everything = np.concatenate(lists)
     assert runs.sizes.tolist() == [int((everything == number).sum()) for number in range(n)]
     wanted = np.flatnonzero(rng.random(n) < 0.6)
     if len(wanted):
-        part = runs.part(wanted)
+        part = runs.slice_of(wanted)
         read = [row for run, first, last in part.spans for row in written[run][first:last].tolist()]
         assert read == part.rows.tolist()
         assert sorted(read) == np.flatnonzero(np.isin(everything, wanted)).tolist()
@@ -148,9 +148,9 @@ def test_parts_of_runs_are_all_rows_of_their_lists(seed: int, blocks: int, n: in
 @given(seed=st.integers(0, 2**32), wanted=st.sampled_from([0.5, 0.9, 0.99, 1.0]))
 def test_width_is_the_fewest_lists_that_are_enough(seed: int, wanted: float) -> None:
     rng = np.random.default_rng(seed)
-    near = nearness(unit(rng.normal(size=(9, 4))))
+    near = centroid_order(unit(rng.normal(size=(9, 4))))
     own, lists = rng.integers(0, 9, 50).astype(np.int32), rng.integers(-1, 9, (50, 6)).astype(np.int32)
-    found = width(near, own, lists, wanted)
+    found = choose_nprobe(near, own, lists, wanted)
 
     def of_queries(probes: int) -> list[float]:
         shares = []
@@ -170,7 +170,7 @@ def test_width_is_the_fewest_lists_that_are_enough(seed: int, wanted: float) -> 
 
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=30), most=st.integers(1, 30))
 def test_cuts_are_no_larger_than_asked(sizes: list[int], most: int) -> None:
-    made = cut(np.array(sizes), most)
+    made = split_by_size(np.array(sizes), most)
     assert np.concatenate(made).tolist() == list(range(len(sizes)))
     assert all(sum(sizes[i] for i in part) <= most or len(part) == 1 for part in made)
 
@@ -179,5 +179,5 @@ def test_a_chain_goes_on_to_the_most_similar() -> None:
     """Points on an arc, shuffled: from its end the chain walks along it."""
     angle = np.random.default_rng(0).permutation(20) * 0.1
     angle[[0, int(np.argmin(angle))]] = angle[[int(np.argmin(angle)), 0]]
-    order = chain(np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32))
+    order = chain_order(np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32))
     assert angle[order] == pytest.approx(np.arange(20) * 0.1)

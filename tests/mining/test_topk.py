@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geostream.mining import exact
-from geostream.mining.exact import fold, groups, pieces, reference_blocks
+from geostream.mining.exact import fold, place_ranges, reference_blocks, row_groups
 from geostream.mining.graph import SHARD_ROWS
-from geostream.mining.topk import Found, References, in_order, merge, nearest_of, of_places
+from geostream.mining.topk import References, TopK, by_place, in_order, merge, nearest_of
 from tests.cities import csr, unit
 
 
@@ -31,7 +31,7 @@ def test_blocks_views_and_exclusions_are_brute_force(seed: int, places: int, vie
     lists = [ids[rng.random(places) < 0.3].tolist() for _ in range(places)]
     of_query = csr([lists[i] for i in row])
     parts = [
-        of_places(row, nearest_of(query, ids[row], of_query, References(ids[block], reference[block]), k), places)
+        by_place(row, nearest_of(query, ids[row], of_query, References(ids[block], reference[block]), k), places)
         for block in np.array_split(np.arange(places), min(blocks, places))
     ]
     found = fold(parts, merge)
@@ -53,7 +53,7 @@ def test_equal_scores_are_ordered_by_id() -> None:
     assert found.other.tolist() == [[7, 3, 5, -1, -1]]
     found = in_order(np.array([[7, 9, 5]], dtype=np.int32), np.array([[0.5, 0.5, 0.5]], dtype=np.float32))
     assert found.other.tolist() == [[5, 7, 9]]
-    one, two = (Found(np.array([[i]], np.int32), np.ones((1, 1), np.float32)) for i in (4, 9))
+    one, two = (TopK(np.array([[i]], np.int32), np.ones((1, 1), np.float32)) for i in (4, 9))
     assert merge(one, two).other.tolist() == [[4]]
 
 
@@ -71,7 +71,7 @@ def test_few_queries_do_not_leave_the_matrix_product() -> None:
 @given(n_places=st.integers(1, 60_000), views=st.integers(1, 60))
 def test_groups_are_whole_zarr_shards(n_places: int, views: int) -> None:
     """They tile the graph's rows, and are as small as shards allow."""
-    made = groups(n_places, n_places * views)
+    made = row_groups(n_places, n_places * views)
     assert [start for start, _ in made] == [0, *(stop for _, stop in made[:-1])]
     assert made[-1][1] == n_places
     assert all(start % SHARD_ROWS == 0 and start < stop for start, stop in made)
@@ -92,12 +92,12 @@ def test_reference_blocks_tile_the_references(n: int) -> None:
 def test_pieces_hold_few_queries_and_no_half_place(views: list[int], most: int) -> None:
     places = 3 * np.arange(len(views), dtype=np.int32)
     pair_place = np.repeat(places, views).astype(np.int32)
-    made = pieces(places, pair_place, csr([[] for _ in range(3 * len(views))]), most)
-    assert np.concatenate([piece.places for piece in made]).tolist() == places.tolist()
-    for piece in made:
-        assert np.unique(pair_place[piece.first : piece.last]).tolist() == piece.places.tolist()
-        assert piece.last - piece.first <= most or len(piece.places) == 1
-    assert sum(piece.last - piece.first for piece in made) == len(pair_place)
+    made = place_ranges(places, pair_place, csr([[] for _ in range(3 * len(views))]), most)
+    assert np.concatenate([place_range.places for place_range in made]).tolist() == places.tolist()
+    for place_range in made:
+        assert np.unique(pair_place[place_range.first : place_range.last]).tolist() == place_range.places.tolist()
+        assert place_range.last - place_range.first <= most or len(place_range.places) == 1
+    assert sum(place_range.last - place_range.first for place_range in made) == len(pair_place)
 
 
 @given(n=st.integers(1, 70))

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from geostream.errors import BadInput
 from geostream.planning.batches import STRATEGIES, Assembled, assemble
-from geostream.planning.lane import Problem
+from geostream.planning.lane import SamplingProblem
 from tests.cities import csr
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> Problem:
+def problems(draw: st.DrawFn) -> SamplingProblem:
     """Anything that may come: places with 1 to many views, tiny or few shards, padded or empty graphs, clashes."""
     n = draw(st.integers(1, 60))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -31,10 +31,10 @@ def problems(draw: st.DrawFn) -> Problem:
         if one != other:
             lists[one].add(other)
             lists[other].add(one)
-    return Problem(place, shard, neighbours, csr([sorted(row) for row in lists]))
+    return SamplingProblem(place, shard, neighbours, csr([sorted(row) for row in lists]))
 
 
-def grid(side: int, views: int, per_shard: int, seed: int = 0) -> Problem:
+def grid(side: int, views: int, per_shard: int, seed: int = 0) -> SamplingProblem:
     """Half-overlapping tiles row by row in shards: each view excludes three of the eight tiles around."""
     rng = np.random.default_rng(seed)
     place = np.repeat(np.arange(side * side), rng.integers(1, views + 1, side * side)).astype(np.int32)
@@ -53,10 +53,10 @@ def grid(side: int, views: int, per_shard: int, seed: int = 0) -> Problem:
     walk = np.lexsort((at[:, 1], at[:, 0], at[:, 1] // strip))
     shard = np.empty(side * side, dtype=np.int32)
     shard[walk] = np.arange(side * side) // per_shard
-    return Problem(place, shard, neighbours, csr([sorted(row) for row in lists]))
+    return SamplingProblem(place, shard, neighbours, csr([sorted(row) for row in lists]))
 
 
-def check(problem: Problem, made: Assembled, batch_size: int, lanes: int) -> None:
+def check(problem: SamplingProblem, made: Assembled, batch_size: int, lanes: int) -> None:
     """All rules that a plan must keep, checked the slow and plain way."""
     assert made.batches.shape[1] == batch_size
     every = np.concatenate([made.batches.ravel(), made.left_out])
@@ -80,7 +80,9 @@ def check(problem: Problem, made: Assembled, batch_size: int, lanes: int) -> Non
     resident=st.sampled_from([1, 2, 4, 100]),
     seed=st.integers(0, 5),
 )
-def test_rules_hold(problem: Problem, strategy: str, batch_size: int, lanes: int, resident: int, seed: int) -> None:
+def test_rules_hold(
+    problem: SamplingProblem, strategy: str, batch_size: int, lanes: int, resident: int, seed: int
+) -> None:
     lanes = min(lanes, len(np.unique(problem.shard)))
     arguments = {"strategy": strategy, "batch_size": batch_size, "lanes": lanes, "resident": resident}
     made = assemble(problem, **arguments, seed=seed, epoch=3)
@@ -92,7 +94,7 @@ def test_rules_hold(problem: Problem, strategy: str, batch_size: int, lanes: int
 @settings(deadline=None, max_examples=60)
 @given(problem=problems(), batch_size=st.sampled_from([2, 4, 8]), resident=st.sampled_from([1, 2, 100]))
 def test_without_clashes_only_the_last_incomplete_batch_is_left(
-    problem: Problem, batch_size: int, resident: int
+    problem: SamplingProblem, batch_size: int, resident: int
 ) -> None:
     """With one view a place and nothing excluded every pair fits anywhere."""
     n = len(problem.shard)
@@ -113,7 +115,7 @@ def test_many_views_leave_out_no_more_than_they_must(views: list[int], batch_siz
     n = len(views)
     place = np.repeat(np.arange(n, dtype=np.int32), views)
     shard = (np.arange(n) // per_shard).astype(np.int32)
-    problem = Problem(place, shard, np.full((n, 2), -1, dtype=np.int32), csr([[] for _ in range(n)]))
+    problem = SamplingProblem(place, shard, np.full((n, 2), -1, dtype=np.int32), csr([[] for _ in range(n)]))
     possible = max(
         b for b in range(len(place) // batch_size + 1) if np.minimum(views, b).sum() >= b * batch_size
     )  # Gale and Ryser
@@ -133,7 +135,7 @@ def test_a_grid_of_overlapping_tiles_leaves_out_less_than_a_batch(strategy: str,
         assert len(made.left_out) == len(problem.place) % 32
 
 
-def shards_held(problem: Problem, made: Assembled) -> int:
+def shards_held(problem: SamplingProblem, made: Assembled) -> int:
     """Most shards between their first and their last use at once."""
     shards = int(problem.shard.max()) + 1
     uses = np.array([np.isin(np.arange(shards), problem.shard[problem.place[batch]]) for batch in made.batches])
@@ -148,7 +150,7 @@ def test_up_to_fifty_four_views_a_place(fewest: int, most_held: int) -> None:
     views = np.random.default_rng(0).integers(fewest, 55, n)
     place = np.repeat(np.arange(n), views).astype(np.int32)
     neighbours = (np.arange(n)[:, None] + np.arange(1, 21)).astype(np.int32) % n
-    problem = Problem(place, (np.arange(n) // 4).astype(np.int32), neighbours, csr([[] for _ in range(n)]))
+    problem = SamplingProblem(place, (np.arange(n) // 4).astype(np.int32), neighbours, csr([[] for _ in range(n)]))
     made = assemble(problem, strategy="sample4geo", batch_size=32, resident=4, seed=0, epoch=0)
     check(problem, made, 32, 1)
     assert len(made.left_out) == len(place) % 32

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from geostream.runs.run import GPS_GRAPH
 
 from geostream.arrays import Int32
 from geostream.dask import run_tasks
@@ -18,12 +17,12 @@ from geostream.layout import Layout
 from geostream.mining.embeddings import read_rows
 from geostream.mining.gps import build_gps_graph
 from geostream.mining.visual import build_visual_graph
-from geostream.planning import make_plan as planning
-from geostream.planning import quality
-from geostream.planning.batches import HARDER
+from geostream.planning import hardness
+from geostream.planning.batches import FALLBACKS
 from geostream.planning.make_plan import make_plan, reachable_by_shards
 from geostream.planning.spreading import shard_of_rows
 from geostream.reclustering.order import similarity_order
+from geostream.runs.run import GPS_GRAPH
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.cities import city
@@ -111,8 +110,8 @@ def test_as_mixed_as_hardness_allows(root: Store, layout: Layout) -> None:
     mixed, hardest = planned(0.0), planned(9.0)
     assert mixed[0] == "patchwork" != hardest[0]
     assert 0 < mixed[1] < hardest[1]
-    assert planned(mixed[1] - planning.MARGIN - 1e-6) == mixed  # just hard enough
-    assert planned(mixed[1] - planning.MARGIN + 1e-6)[0] != "patchwork"
+    assert planned(mixed[1] - hardness.PLAN_MARGIN - 1e-6) == mixed  # just hard enough
+    assert planned(mixed[1] - hardness.PLAN_MARGIN + 1e-6)[0] != "patchwork"
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
@@ -143,7 +142,7 @@ def test_ways_that_drift_only_where_no_other_is_hard_enough(
     def planned(hard_enough: float) -> dict[str, Any]:
         return make_plan(layout, graph, SETTINGS.changed(hardness=hard_enough), 1, seed=3).quality
 
-    monkeypatch.setitem(HARDER, "patchwork", ("patchwork", "patchwork-unmixed"))  # of which only the second drifts
+    monkeypatch.setitem(FALLBACKS, "patchwork", ("patchwork", "patchwork-unmixed"))  # of which only the second drifts
     drifting = planned(9.0)
     assert drifting["assembly"] == "patchwork-unmixed"
     assert 0 < drifting["reachable_score"] < drifting["hardness_score"]
@@ -158,14 +157,14 @@ def test_each_plan_is_measured_once(root: Store, layout: Layout, monkeypatch: py
     graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
     measured = []
 
-    def hardness(batches: Int32, similarity: quality.Similarity) -> float:
+    def measure(batches: Int32, similarity: hardness.Similarity) -> float:
         measured.append(batches.tobytes())
         return before(batches, similarity)
 
-    before = quality.hardness
-    monkeypatch.setattr(quality, "hardness", hardness)
+    before = hardness.batch_hardness
+    monkeypatch.setattr(hardness, "batch_hardness", measure)
     plan = make_plan(layout, graph, SETTINGS.changed(hardness=9.0), 1, seed=3)
-    assert len(measured) == len(set(measured)) == 2 + len(HARDER["patchwork"]) > 3
+    assert len(measured) == len(set(measured)) == 2 + len(FALLBACKS["patchwork"]) > 3
     assert plan.quality["hardness_score"] > 0
 
 
@@ -197,7 +196,7 @@ def test_lanes_on_a_dask_cluster(root: Store, layout: Layout) -> None:
     before = make_plan(layout, graph, settings, 0, seed=1)
     here = make_plan(layout, graph, settings, 1, seed=1, previous=[before])
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
-        carry_out = partial(run_tasks, cluster.scheduler_address)
-        there = make_plan(layout, graph, settings, 1, seed=1, previous=[before], carry_out=carry_out)
+        map_fn = partial(run_tasks, cluster.scheduler_address)
+        there = make_plan(layout, graph, settings, 1, seed=1, previous=[before], map_fn=map_fn)
     assert there.hash == here.hash and there.quality == here.quality
     assert np.bincount(there.lane).tolist() == [there.n_batches // 4] * 4

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geostream.arrays import Int32
-from geostream.planning import quality
-from geostream.planning.batches import Assembled, LaneTask, assemble, put_together
-from geostream.planning.lane import Problem
+from geostream.planning import hardness
+from geostream.planning.batches import Assembled, LaneTask, assemble, assemble_lane
+from geostream.planning.lane import SamplingProblem
+from geostream.planning.make_plan import overlap
 from geostream.planning.patchwork import interleaved
 from tests.cities import csr, unit
 from tests.planning.test_batches import check, grid
@@ -18,7 +19,7 @@ from tests.planning.test_batches import check, grid
 Float32 = np.ndarray
 
 
-def places(n: int, kinds: int, seed: int, per_shard: int) -> tuple[Problem, Float32]:
+def places(n: int, kinds: int, seed: int, per_shard: int) -> tuple[SamplingProblem, Float32]:
     """Places of a few kinds, each kind a cloud, in shards by kind; and their vectors."""
     rng = np.random.default_rng(seed)
     kind = np.sort(rng.integers(0, kinds, n))
@@ -29,7 +30,7 @@ def places(n: int, kinds: int, seed: int, per_shard: int) -> tuple[Problem, Floa
     order = np.argsort(-np.take_along_axis(similarity, nearest, axis=1), axis=1, kind="stable")
     neighbours = np.take_along_axis(nearest, order, axis=1).astype(np.int32)
     shard = (np.arange(n) // per_shard).astype(np.int32)
-    return Problem(np.arange(n, dtype=np.int32), shard, neighbours, csr([[] for _ in range(n)])), vectors
+    return SamplingProblem(np.arange(n, dtype=np.int32), shard, neighbours, csr([[] for _ in range(n)])), vectors
 
 
 def batch_of_pair(made: Assembled, n: int) -> Int32:
@@ -49,10 +50,10 @@ def test_harder_than_random_access_and_unlike_the_two_epochs_before(
     n = 4800
     problem, vectors = places(n, 48, 1, 30)
     rows = np.arange(n, dtype=np.int32)
-    similarity = quality.cosine(vectors, vectors, rows, rows)
+    similarity = hardness.cosine(vectors, vectors, rows, rows)
     common = {"batch_size": batch_size, "seed": 0}
     ends = [
-        quality.hardness(assemble(problem, strategy=name, resident=10**6, epoch=0, **common).batches, similarity)
+        hardness.batch_hardness(assemble(problem, strategy=name, resident=10**6, epoch=0, **common).batches, similarity)
         for name in ("sample4geo", "random")
     ]
     history: tuple[Int32, ...] = ()
@@ -60,15 +61,15 @@ def test_harder_than_random_access_and_unlike_the_two_epochs_before(
         made = assemble(problem._replace(history=history), strategy=strategy, resident=resident, epoch=epoch, **common)
         check(problem, made, batch_size, 1)
         assert len(made.left_out) == n % batch_size
-        assert quality.score(quality.hardness(made.batches, similarity), *ends)[0] > 1
+        assert hardness.hardness_score(hardness.batch_hardness(made.batches, similarity), *ends)[0] > 1
         most = max(1, batch_size // 10) / batch_size
         for before in history:
-            assert quality.overlap(made.batches, before) < 1.15 * most
+            assert overlap(made.batches, before) < 1.15 * most
         assert held(problem, made) < 1.3 * max(resident * 30, 1.5 * batch_size) + batch_size
         history = (batch_of_pair(made, n), *history)[:2]
 
 
-def held(problem: Problem, made: Assembled) -> int:
+def held(problem: SamplingProblem, made: Assembled) -> int:
     """Most places that are held at once, each from its shard's first use to its own last."""
     shard = problem.shard[made.batches]
     first = np.full(int(problem.shard.max()) + 1, len(made.batches))
@@ -138,9 +139,9 @@ def test_lanes_are_put_together_anywhere_in_any_order(lanes: int, seed: int) -> 
 
     def backwards(work: object, tasks: list[LaneTask]) -> list[tuple[int, Int32]]:
         seen.extend(tasks)
-        return [put_together(task) for task in reversed(tasks)]
+        return [assemble_lane(task) for task in reversed(tasks)]
 
-    one, other = assemble(problem, **arguments), assemble(problem, carry_out=backwards, **arguments)  # type: ignore[arg-type]
+    one, other = assemble(problem, **arguments), assemble(problem, map_fn=backwards, **arguments)  # type: ignore[arg-type]
     assert np.array_equal(one.batches, other.batches)
     assert sum(len(task.problem.place) for task in seen) == len(problem.place)  # each knows of its own places only
     check(problem, one, 8, lanes)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geostream.planning import quality
+from geostream.planning import hardness
+from geostream.planning.make_plan import overlap
 from tests.cities import unit
 
 
@@ -23,22 +24,28 @@ def test_hardness_is_its_definition() -> None:
         for i in batch:
             others = [math.exp(float(query[i] @ reference[place[j]]) / 0.05) for j in batch if j != i]
             expected.append(0.05 * math.log(sum(others) / len(others)))
-    similarity = quality.cosine(query, reference, np.arange(20, dtype=np.int32), place.astype(np.int32))
-    assert quality.hardness(batches, similarity) == pytest.approx(np.mean(expected), abs=1e-5)
+    similarity = hardness.cosine(query, reference, np.arange(20, dtype=np.int32), place.astype(np.int32))
+    assert hardness.batch_hardness(batches, similarity) == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_proximity_falls_with_distance() -> None:
     points = np.array([[0.0, 0.0], [3.0, 4.0], [1e9, 0.0]])
-    similarity = quality.proximity(points, np.array([0, 1, 2, 1], dtype=np.int32), scale=5.0)
+    similarity = hardness.proximity(points, np.array([0, 1, 2, 1], dtype=np.int32), scale=5.0)
     found = similarity(np.array([0, 3, 2], dtype=np.int32))
     assert found[0] == pytest.approx([1, math.exp(-1), 0])
 
 
 def test_score() -> None:
-    assert quality.score(0.3, 0.4, 0.2) == (pytest.approx(0.5), "")
-    assert quality.score(0.3, 0.2, 0.2)[0] is None
-    assert "no harder than random" in quality.score(0.3, 0.2, 0.2)[1]
-    assert quality.score(float("nan"), 0.4, 0.2) == (None, "the similarities are not finite numbers")
+    assert hardness.hardness_score(0.3, 0.4, 0.2) == (pytest.approx(0.5), "")
+    assert hardness.hardness_score(0.3, 0.2, 0.2)[0] is None
+    assert "no harder than random" in hardness.hardness_score(0.3, 0.2, 0.2)[1]
+    assert hardness.hardness_score(float("nan"), 0.4, 0.2) == (None, "the similarities are not finite numbers")
+
+
+def test_one_function_says_what_is_hard_enough() -> None:
+    assert hardness.hard_enough(0.9, 0.9) and not hardness.hard_enough(0.9, 0.9, hardness.PLAN_MARGIN)
+    assert hardness.hard_enough(1.0, 0.9, hardness.RECLUSTER_MARGIN) and not hardness.hard_enough(-0.1, 0.0)
+    assert hardness.hard_enough(None, 9.0, 1.0)  # nothing to choose by
 
 
 @settings(deadline=None, max_examples=100)
@@ -51,12 +58,12 @@ def test_overlap_is_its_definition(seed: int, batches: int, size: int, before: i
     for batch in now:
         came_from = [number for number in previous[batch].tolist() if number >= 0]
         shares.append(max((came_from.count(number) for number in came_from), default=0) / size)
-    assert quality.overlap(now, previous) == pytest.approx(np.mean(shares))
+    assert overlap(now, previous) == pytest.approx(np.mean(shares))
 
 
 def test_a_sample_is_the_same_each_time() -> None:
     batches = np.arange(1000, dtype=np.int32).reshape(500, 2)
-    sampled = quality.sample(batches, 100)
+    sampled = hardness.sample(batches, 100)
     assert sampled.shape == (100, 2)
-    assert np.array_equal(sampled, quality.sample(batches, 100))
-    assert np.array_equal(quality.sample(batches, 500), batches)
+    assert np.array_equal(sampled, hardness.sample(batches, 100))
+    assert np.array_equal(hardness.sample(batches, 500), batches)

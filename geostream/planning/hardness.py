@@ -1,0 +1,213 @@
+"""Measure how hard a plan's batches are, and say whether that is hard enough.
+
+The hardness of a batch is the mean over its queries of a soft maximum of their similarity to the batch's other
+references: what InfoNCE at that temperature sees of them. The score puts it between random batches (0) and Sample4Geo's
+with random access to everything (1), so that plans from different graphs can be compared.
+
+Similarity is the cosine of the embeddings that a visual graph came from, or nearness on the ground for a gps graph. The
+two plans at the ends of the scale are assembled once, at 20 µs a pair. Hardness is measured on a sample of batches, so
+its cost does not grow with the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from geostream.arrays import Int32, Pairs
+from geostream.errors import StaleArtefact
+from geostream.layout import Layout
+from geostream.mining.embeddings import Embeddings, pick_rows
+from geostream.mining.gps import points_in_metres
+from geostream.mining.graph import NeighbourGraph
+from geostream.planning.batches import Assembled, assemble
+from geostream.planning.lane import SamplingProblem
+
+Float = npt.NDArray[np.floating[Any]]
+#: pair ids (b,) → (b, b) similarity of the query of row i to the reference of column j, at most 1
+Similarity = Callable[[Int32], Float]
+Measure = Callable[[Int32], float]  # (B, batch size) pair ids → hardness
+
+TEMPERATURE = 0.05
+SAMPLED_BATCHES = 256
+#: Added to the target when a strategy is chosen: the score is measured on a sample of batches.
+PLAN_MARGIN = 0.03
+#: Added to the target when shards are rewritten: bounds on overlap and later graphs cost 0.03 to 0.07 as measured.
+RECLUSTER_MARGIN = 0.1
+
+
+def hard_enough(score: float | None, wanted: float, margin: float = 0.0) -> bool:
+    """Return whether a hardness score reaches the wanted one and a margin.
+
+    A plan without a score (None) counts as hard enough: there is nothing to choose by.
+
+    Args:
+        score: Hardness score of a plan; may be negative.
+        wanted: Target hardness, 0 for random batches, 1 for Sample4Geo with random access.
+        margin: PLAN_MARGIN, RECLUSTER_MARGIN, or 0 where the plain target decides.
+    """
+    return score is None or score >= wanted + margin
+
+
+class HardnessScale(NamedTuple):
+    """The hardness of random batches and of Sample4Geo's, between which plans are scored; or why there is no score."""
+
+    measure: Measure | str  # str: why hardness cannot be measured
+    reference: float = 0
+    random: float = 0
+
+    @classmethod
+    def of(
+        cls,
+        problem: SamplingProblem,
+        layout: Layout,
+        graph: NeighbourGraph | None,
+        embeddings: Embeddings | None,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+    ) -> HardnessScale:
+        """Assemble and measure the two plans at the ends of the scale.
+
+        Args:
+            problem: The layout's training pairs; the scale is the same whichever shards hold them.
+            layout: Where the pairs and coordinates come from.
+            graph: The neighbour graph of the problem, None for random batches.
+            embeddings: Those that a visual graph came from; without them such a graph gives no score.
+            batch_size: Pairs in a batch.
+            seed: Of the run.
+            epoch: The epoch that is planned.
+
+        Raises:
+            StaleArtefact: ``embeddings`` are not those that the graph came from.
+        """
+        measure = _measure(problem, layout, graph, embeddings)
+        if isinstance(measure, str):
+            return cls(measure)
+        everything = len(layout.shard_sizes)
+        ends = [
+            assemble(problem, strategy=end, resident=everything, batch_size=batch_size, seed=seed, epoch=epoch)
+            for end in ("sample4geo", "random")
+        ]
+        if min(len(end.batches) for end in ends) == 0:
+            return cls("a plan to compare with has no batches")
+        return cls(measure, *(measure(end.batches) for end in ends))
+
+    def score(self, plan: Assembled) -> tuple[float | None, str]:
+        """Return (hardness score, "") of a plan, or (None, why there is none)."""
+        if isinstance(self.measure, str):
+            return None, self.measure
+        return hardness_score(self.measure(plan.batches), self.reference, self.random)
+
+
+def hardness_score(plan: float, reference: float, random: float) -> tuple[float | None, str]:
+    """Return (hardness score, "") or (None, why there is none) from three hardnesses.
+
+    Args:
+        plan: Of the plan that is scored.
+        reference: Of Sample4Geo's batches with random access.
+        random: Of random batches.
+    """
+    if not np.isfinite([plan, reference, random]).all():
+        return None, "the similarities are not finite numbers"
+    if reference - random < 5e-3:
+        return None, "Sample4Geo's batches are no harder than random ones on this graph"
+    return (plan - random) / (reference - random), ""
+
+
+def batch_hardness(batches: Int32, similarity: Similarity) -> float:
+    """Return the mean over batches and their queries i of τ·log(mean over j≠i of exp(sᵢⱼ/τ)), τ = 0.05.
+
+    Args:
+        batches: (B, batch size) pair ids.
+        similarity: Gives the similarities within a batch.
+    """
+    others = ~np.eye(batches.shape[1], dtype=bool)
+    means = [
+        np.log(np.exp((similarity(batch) - 1) / TEMPERATURE).mean(axis=1, where=others)).mean() for batch in batches
+    ]
+    return 1 + TEMPERATURE * float(np.mean(means))  # 1 was taken off against overflow
+
+
+def sample(batches: Int32, most: int = SAMPLED_BATCHES) -> Int32:
+    """Return at most ``most`` of the batches, the same ones each time."""
+    if len(batches) <= most:
+        return batches
+    return batches[np.sort(np.random.default_rng(0).choice(len(batches), most, replace=False))]
+
+
+def cosine(query: Float, reference: Float, query_row: Int32, reference_row: Int32) -> Similarity:
+    """Return the similarity of a visual graph: the cosine of the embeddings it came from.
+
+    Args:
+        query: (·, D) L2-normalised.
+        reference: (·, D) L2-normalised.
+        query_row: (P,) row of ``query`` that each pair has.
+        reference_row: (P,) row of ``reference`` that each pair has.
+    """
+
+    def similarity(pairs: Int32) -> Float:
+        product: Float = query[query_row[pairs]] @ reference[reference_row[pairs]].T
+        return product
+
+    return similarity
+
+
+def proximity(points: Float, place: Int32, scale: float) -> Similarity:
+    """Return the similarity of a gps graph, which has no embeddings: exp(-distance / ``scale``).
+
+    Args:
+        points: (N, 2 or 3) places in metres.
+        place: (P,) row of each pair's place.
+        scale: Metres. With the median distance of the K-th neighbour, a place's K nearest lie between 0.37 and 1, and
+            everything far away at 0.
+    """
+
+    def similarity(pairs: Int32) -> Float:
+        here = points[place[pairs]]
+        near: Float = np.exp(-np.linalg.norm(here[:, None] - here[None], axis=2) / scale)
+        return near
+
+    return similarity
+
+
+def _measure(
+    problem: SamplingProblem, layout: Layout, graph: NeighbourGraph | None, embeddings: Embeddings | None
+) -> Measure | str:
+    """Return a function that measures hardness, or why it cannot be measured."""
+    if graph is None:
+        return "there is no neighbour graph to measure by"
+    if graph.kind == "gps":
+        farthest = np.where(np.isfinite(graph.scores), -graph.scores.astype(np.float64), 0).max(axis=1)
+        scale = float(np.median(farthest))
+        if scale <= 0:
+            return "all places are at the same point, or have no neighbours"
+        points = points_in_metres(layout.position[graph.places], layout.coordinates)
+        near = proximity(points, problem.place, scale)
+        return lambda batches: batch_hardness(sample(batches), near)
+    if embeddings is None:
+        return "the embeddings that the graph came from were not given"
+    if embeddings.name != graph.embeddings:
+        raise StaleArtefact(f"graph {graph.name} came from {graph.embeddings}, not from {embeddings.name}; mine again")
+    pairs = layout.pairs("train")
+
+    def measure(batches: Int32) -> float:
+        some = sample(batches)
+        return batch_hardness(some, _sampled_cosine(np.unique(some), pairs, embeddings))
+
+    return measure
+
+
+def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings) -> Similarity:
+    """Return the similarity of the ``sampled`` pairs (sorted pair ids); only their vectors are read."""
+    rows = np.searchsorted(embeddings.reference_place, pairs.place[sampled]).astype(np.int64)
+    references, reference_row = np.unique(rows, return_inverse=True)
+    query = pick_rows(embeddings.query, sampled.astype(np.int64))
+    reference = pick_rows(embeddings.reference, references)
+    at = np.zeros((2, len(pairs)), dtype=np.int32)
+    at[0, sampled], at[1, sampled] = np.arange(len(sampled)), reference_row
+    return cosine(query, reference, at[0], at[1])
