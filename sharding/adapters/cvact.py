@@ -1,4 +1,4 @@
-"""CVACT's raw folder as places: one panorama and one tile each, densely over Canberra.
+"""Read CVACT's raw folder: one panorama and one tile a place, densely over Canberra.
 
 ::
 
@@ -14,8 +14,8 @@ Source of the layout: Liu, Li, Lending Orientation to Neural Networks for Cross-
 OriCNN), which counts as found what lies within 5 metres of the test query; Sample4Geo, which asks for the very pair.
 Hence both protocols, and Sample4Geo's sizes: panoramas squeezed to the aspect of CVUSA's, 224 to 1232.
 
-Decides that the .mat says what belongs to the test set, and where one has no ``valSetAll``, the folder does. Training
-is the same for both protocols. Everything is one area.
+The .mat says what belongs to the test set; where it has no ``valSetAll``, all that lies in ANU_data_test does. Training
+is the same for both protocols. All is one area.
 """
 
 from __future__ import annotations
@@ -46,10 +46,18 @@ Position = tuple[float, float]  # north, east
 
 
 def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
-    """Read a CVACT folder: the training pairs, and as test split those of ``protocol`` ("val" or "test").
+    """Read a CVACT folder.
 
-    Raises BadInput, naming the file, where the .mat is missing or malformed; missing images are only marked, for the
-    writer to count.
+    Args:
+        raw: the folder.
+        protocol: which pairs are the test split: "val", or the ten times as large "test".
+
+    Returns:
+        Its places. Missing images are marked, not refused.
+
+    Raises:
+        BadInput: the .mat is malformed.
+        MissingRaw: the .mat or a folder is missing.
     """
     raw = find_root(raw, "CVACT's ACT_data.mat and ANU_data_small", (TRAINING[0], PROTOCOLS["test"][0]))
     if protocol not in PROTOCOLS:

@@ -1,4 +1,4 @@
-"""VIGOR's raw folder as places: panoramas and half-overlapping tiles of four cities.
+"""Read VIGOR's raw folder: panoramas and half-overlapping tiles of four cities.
 
 ::
 
@@ -14,8 +14,8 @@ three semi-positives, which show it off their centre. Labels corrected by later 
 CVPR 2023, supplement A) end in ``__corrected.txt``, and may lie in ``splits__corrected``: preferred where present.
 Source of the layout and the protocols: Zhu, Yang, Chen, VIGOR, CVPR 2021.
 
-Decides to refuse whatever contradicts itself, with file and line, and to tolerate what merely looks untidy (BOMs,
-line ends, repeated lines, upper-case suffixes). Offsets are checked but not kept: retrieval doesn't use them.
+Lines that contradict each other are an error that names file and line; repeated lines are read once. Offsets are
+checked but not kept: retrieval does not use them.
 """
 
 from __future__ import annotations
@@ -63,10 +63,20 @@ def read_places(
     train_cities: Sequence[str] | None = None,
     test_cities: Sequence[str] | None = None,
 ) -> RawDataset:
-    """Read a VIGOR folder under ``protocol`` ("cross-area" or "same-area"), all its cities or the ones given.
+    """Read a VIGOR folder. The gallery of a split is every listed tile of its cities.
 
-    The gallery of a split is every listed tile of its cities. Raises BadInput, naming file and line, where a folder
-    or list is missing or malformed; missing images are only marked, for the writer to count.
+    Args:
+        raw: the folder.
+        protocol: "cross-area" (other cities for training than for testing) or "same-area".
+        train_cities: names of the training cities; None: the protocol's.
+        test_cities: names of the test cities; None: the protocol's.
+
+    Returns:
+        Its places. Missing images are marked, not refused.
+
+    Raises:
+        BadInput: a list is malformed, or the cities do not fit the protocol.
+        MissingRaw: a folder or list is missing.
     """
     raw = find_root(raw, "VIGOR's cities and splits", ("splits", "splits__corrected"))
     if protocol not in PROTOCOLS:

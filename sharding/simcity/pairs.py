@@ -1,4 +1,4 @@
-"""A rendered city as the raw folders of CVUSA and of CVACT: one panorama, and one tile with it in the middle, a place.
+"""Plan a rendered city as the raw folders of CVUSA and CVACT: a panorama, and a tile around it, a place.
 
 CVUSA, with images numbered from 1 over all cities:
 
@@ -54,9 +54,15 @@ class _Spot(NamedTuple):
 
 
 def plan_cvusa(towns: list[Town], rng: np.random.Generator, *, val_share: float = 0.2) -> RawPlan:
-    """The towns as CVUSA. val_share: of the places, drawn from among all, as in the real one (8,884 of 44,416).
+    """Plan the towns as CVUSA.
 
-    Raises BadInput where there are too few places for two splits.
+    Args:
+        towns: the cities.
+        rng: draws the splits and numbers.
+        val_share: of the places, drawn from among all; the real one has 8,884 of 44,416.
+
+    Raises:
+        BadInput: the share makes no sense, or there are too few places for two splits.
     """
     _check_share("val_share", val_share)
     spots = [(city, spot) for city, town in enumerate(towns) for spot in _spots(town)]
@@ -91,11 +97,18 @@ def plan_cvact(
     twin_share: float = 0.1,
     missing: int = 3,
 ) -> RawPlan:
-    """The towns as CVACT. Shares of the places: val_share in the validation set, test_share in the test set alone.
+    """Plan the towns as CVACT.
 
-    twin_share: of the latter, those that get another test place within 5 metres, as far as there is room. missing:
-    training images that are not there; a third each the panorama, the tile, and both. Raises BadInput for shares that
-    make no sense.
+    Args:
+        towns: the cities.
+        rng: draws the sets and ids.
+        val_share: share of the places in the validation set.
+        test_share: share of the places in the test set alone.
+        twin_share: share of the latter that get another test place within 5 metres, as far as there is room.
+        missing: how many training places lack images: a third each the panorama, the tile, and both.
+
+    Raises:
+        BadInput: a share makes no sense, or there are too few places.
     """
     _check_share("val_share", val_share)
     _check_share("test_share", test_share)

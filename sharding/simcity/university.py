@@ -1,4 +1,4 @@
-"""Rendered cities as University-1652's raw folder: buildings from above, from the air around them, and from the street.
+"""Plan rendered cities as University-1652's raw folder: buildings from above, from the air, and from the street.
 
     train/satellite/0001/0001.jpg           test/query_satellite/…     test/gallery_satellite/…
     train/drone/0001/image-01.jpeg …        test/query_drone/…         test/gallery_drone/…
@@ -50,10 +50,17 @@ def plan_university(
     street_views: int = 3,
     distractor_share: float = 0.15,
 ) -> RawPlan:
-    """The towns' buildings as University-1652: half of them for training, half for test, but for the distractors.
+    """Plan the towns' buildings as University-1652: distractors, and of the others half for training, half for test.
 
-    drone_views and street_views: of each building. distractor_share: of all buildings; the real one has 250 of 1,652.
-    Raises BadInput where there are too few buildings.
+    Args:
+        towns: the cities.
+        rng: draws roles and numbers.
+        drone_views: of each building, 1 to 99.
+        street_views: of each building, 1 to 99.
+        distractor_share: of all buildings; the real one has 250 of 1,652.
+
+    Raises:
+        BadInput: an option makes no sense, or there are too few buildings.
     """
     if not 1 <= drone_views <= 99 or not 1 <= street_views <= 99:
         raise BadInput(f"drone_views {drone_views}, street_views {street_views}: choose from 1 to 99")

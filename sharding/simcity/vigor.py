@@ -1,4 +1,4 @@
-"""A rendered city as VIGOR's raw folder: where tiles and panoramas are, and what the label files say of them.
+"""Plan a rendered city as VIGOR's raw folder: where tiles and panoramas are, and what the label files say of them.
 
     <City>/panorama/<id>,<lat>,<lon>,.jpg      <City>/satellite/satellite_<lat>_<lon>.png
     splits/<City>/satellite_list.txt           all tiles, those without a panorama too
@@ -39,6 +39,8 @@ FOLDERS = {  # of panoramas, of tiles
 
 @dataclass(frozen=True)
 class Tile:
+    """A tile: its file's name, and its centre in metres."""
+
     name: str
     x: float
     y: float
@@ -46,7 +48,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class View:
-    """A panorama; `shown`: the four tiles that show it, each with its row and column offset."""
+    """A panorama.
+
+    Attributes:
+        name: of its file.
+        x: metres east.
+        y: metres north.
+        light: times as bright as usual.
+        shown: the four tiles that show it, each with its row and column offset.
+    """
 
     name: str
     x: float
@@ -55,7 +65,7 @@ class View:
     shown: tuple[tuple[str, float, float], ...]
 
     def label(self, scale: float = 1.0) -> str:
-        """The line in a label file, offsets `scale` times as long as they should be."""
+        """Return the line in a label file, with offsets ``scale`` times as long as they should be."""
         columns = [self.name]
         for tile, row, column in self.shown:  # + 0.0: no "-0.0"
             columns += [tile, f"{round(row * scale, 2) + 0.0}", f"{round(column * scale, 2) + 0.0}"]
@@ -71,13 +81,19 @@ def plan_vigor(
     extra_view_share: float = 0.25,
     arrangement: str = "published",
 ) -> RawPlan:
-    """Each town as a city of VIGOR.
+    """Plan each town as a city of VIGOR.
 
-    max_offset: how far a panorama may stand from its tile's centre, north or east, in shares of the tile's side;
-    VIGOR: 0.25, less is easier. empty_share: tiles that are left without a panorama on purpose (a few more are, where
-    the middle of the tile is built over). extra_view_share: probability that a tile with a panorama has a second, and
-    one with two a third. `rng` is not used: a city follows from its own. Raises BadInput for options that make no
-    sense, and where a city has room for no panorama.
+    Args:
+        towns: the cities.
+        rng: not used: a city follows from its own.
+        max_offset: how far a panorama may stand from its tile's centre, north or east, in shares of the tile's side;
+            VIGOR has 0.25, less is easier.
+        empty_share: share of tiles that get no panorama on purpose; those that are built over get none, either.
+        extra_view_share: probability that a tile with a panorama has a second, and one with two a third.
+        arrangement: "published", or "arranged" as Sample4Geo's authors keep it.
+
+    Raises:
+        BadInput: an option makes no sense, or a city has room for no panorama.
     """
     if not 0 < max_offset <= 0.25:
         raise BadInput(f"max_offset {max_offset}: choose more than 0 and at most 0.25 of the tile's side")
