@@ -103,7 +103,7 @@ def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
 
 
 def _found(folder: Path) -> Named:
-    """The ids of which a panorama or a tile lies in ``folder``."""
+    """Return the ids of which a panorama or a tile lies in ``folder``."""
     found: Named = {}
     for kind, ending in ((PANORAMAS, PANORAMA), (TILES, TILE)):
         for entry in list_folder(located(folder, kind)):
@@ -115,7 +115,7 @@ def _found(folder: Path) -> Named:
 
 
 class _Mat:
-    """What the .mat says, checked as it is asked for."""
+    """Read the .mat; check what it says as it is asked for."""
 
     def __init__(self, path: Path) -> None:
         from scipy.io import loadmat  # not above: every process that encodes would spend 0.4 s on it
@@ -139,7 +139,7 @@ class _Mat:
         return self.content[name]
 
     def named(self, name: str, field: str) -> tuple[Named, int]:
-        """The ids at the indexes ``name.field``, and how many of these repeat an earlier one."""
+        """Return the ids at the indexes ``name.field``, and how many of these repeat an earlier one."""
         struct = self._variable(name)
         if not (getattr(struct, "dtype", None) is not None and field in (struct.dtype.names or ()) and struct.size):
             raise BadInput(f"{self.path}: {name} has no field {field}; restore CVACT's own file")
@@ -155,7 +155,7 @@ class _Mat:
         return found, len(indexes) - len(found)
 
     def positions(self) -> dict[str, Position]:
-        """North and east of each id, as far as they are known."""
+        """Return north and east of each id, as far as they are known."""
         if "utm" not in self.content:
             return {}
         utm = np.asarray(self.content["utm"])
@@ -167,6 +167,6 @@ class _Mat:
 
 
 def _text(value: Any) -> str:
-    """An id: a row of a matrix of characters, or the content of a cell."""
+    """Return an id: a row of a matrix of characters, or the content of a cell."""
     inside: npt.NDArray[Any] = np.asarray(value).ravel()
     return str(inside[0]).strip() if inside.size else ""

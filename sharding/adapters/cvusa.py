@@ -88,7 +88,7 @@ def read_places(raw: Path) -> RawDataset:
 
 
 def _locate(raw: Path, tiles: Collection[str]) -> tuple[dict[str, tuple[Position, Position]], list[str]]:
-    """Where each tile and its panorama lie, and a note where that is not known of all."""
+    """Return where each tile and its panorama lie, and a note where that is not known of all."""
     there = first_located(raw, LOCATIONS)
     if there is None:
         return {}, [f"no {' nor '.join(LOCATIONS)}: no coordinates, and so no GPS sampling"]

@@ -24,7 +24,7 @@ from sharding.places import IMAGE_SUFFIX, RawImage
 
 @dataclass
 class Lines:
-    """The lines of a text list that are not blank.
+    """Hold the lines of a text list that are not blank.
 
     Attributes:
         name: the file's path below the raw folder.
@@ -156,7 +156,7 @@ def _has(folder: Path, marks: Sequence[str]) -> bool:
 
 
 def _folders_in(folder: Path) -> list[os.DirEntry[str]]:
-    """Its folders, but for what archives of a Mac bring along; none where it cannot be listed."""
+    """Return its folders, without what archives of a Mac bring along; none where it cannot be listed."""
     try:
         return [entry for entry in list_folder(folder) if entry.is_dir() and entry.name != "__MACOSX"]
     except BadInput:
@@ -237,7 +237,7 @@ class FolderIndex:
 
     @cached_property
     def _stems(self) -> dict[str, list[str]]:
-        """Names by what is alike in those that may be meant. Most lists name their files exactly: made when needed."""
+        """Names by what is alike in those that may be meant; made when needed, since most lists name files exactly."""
         stems: dict[str, list[str]] = {}
         for name in sorted(self._names):
             if IMAGE_SUFFIX.search(name) and not name.startswith("."):

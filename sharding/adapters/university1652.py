@@ -86,7 +86,7 @@ def read_places(raw: Path, *, views: str = "drone") -> RawDataset:
 
 
 def _buildings(raw: Path, folder: str, strays: list[str]) -> Buildings:
-    """The buildings in ``folder``, also those without images; what is neither building nor image goes to ``strays``."""
+    """Return all buildings in ``folder``; add what is neither building nor image to ``strays``."""
     found: Buildings = {}
     base = located(raw, folder)
     for building in list_folder(base):
@@ -105,7 +105,7 @@ def _buildings(raw: Path, folder: str, strays: list[str]) -> Buildings:
 
 
 def _views(shown: dict[str, Buildings], building: str) -> tuple[View, ...]:
-    """The views of a building; of those with one name, that of the first split."""
+    """Return the views of a building; of those with one name, that of the first split."""
     views: dict[str, View] = {}
     for split, buildings in shown.items():
         earlier = set(views)

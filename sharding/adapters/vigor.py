@@ -108,12 +108,12 @@ def read_places(
 
 
 def _city(name: str) -> str:
-    """The city as VIGOR spells it, if it is one of its own."""
+    """Return the city as VIGOR spells it, if it is one of its own."""
     return next((city for city in CITIES if city.casefold() == name.casefold()), name)
 
 
 def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place], int]:
-    """Places of one city and the number of repeated lines; ``splits``: label file of each of its splits."""
+    """Return the places of one city and the number of repeated lines; ``splits``: label file of each split."""
     panoramas = FolderIndex(raw, _first(raw, city, PANORAMA_FOLDERS, "panoramas"))
     tiles = FolderIndex(raw, _first(raw, city, TILE_FOLDERS, "tiles"))
     listed, repeated = _tile_list(read_lines(raw, _first(raw, city, TILE_LISTS, "list of tiles")))
@@ -154,7 +154,7 @@ def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place
 
 
 def _first(raw: Path, city: str, candidates: tuple[str, ...], what: str) -> Path:
-    """The first of the places where ``what`` may lie that exists."""
+    """Return the first of the candidates that exists; raise MissingRaw where none does."""
     paths = [candidate.format(city=city) for candidate in candidates]
     if found := first_located(raw, paths):
         return found
@@ -163,7 +163,7 @@ def _first(raw: Path, city: str, candidates: tuple[str, ...], what: str) -> Path
 
 
 def _tile_list(lines: Lines) -> tuple[dict[str, str], int]:
-    """Each listed tile with its file:line, and how many lines repeat one."""
+    """Return each listed tile with its file:line, and how many lines repeat one."""
     if not lines.lines:
         raise BadInput(f"{lines.name}: no tile is listed; leave the city out, or restore the file")
     listed: dict[str, str] = {}
@@ -173,7 +173,7 @@ def _tile_list(lines: Lines) -> tuple[dict[str, str], int]:
 
 
 def _columns(line: str, where: str) -> list[str]:
-    """The 13 columns of a label line, offsets checked to be numbers."""
+    """Return the 13 columns of a label line; check that offsets are numbers."""
     columns = line.split()
     if len(columns) != 13:
         raise BadInput(
@@ -186,7 +186,7 @@ def _columns(line: str, where: str) -> list[str]:
 
 
 def _position(texts: Sequence[str], name: str, where: str) -> tuple[float, float]:
-    """Latitude and longitude out of a file name, in degrees."""
+    """Return latitude and longitude out of a file name, in degrees."""
     if len(texts) != 2:
         raise BadInput(f"{where}: {name} does not hold a latitude and a longitude; restore VIGOR's own file names")
     return read_position(texts, name, where)

@@ -41,7 +41,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class RenderSummary:
-    """What lies in the raw folder.
+    """Count what lies in the raw folder.
 
     Attributes:
         cities: how many.

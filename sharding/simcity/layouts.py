@@ -18,7 +18,7 @@ from sharding.simcity.vigor import plan_vigor
 
 @dataclass(frozen=True)
 class RawLayout:
-    """How a data set's raw folder is rendered.
+    """Describe how a data set's raw folder is rendered.
 
     Attributes:
         plan: the planner that decides what is written where.

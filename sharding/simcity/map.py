@@ -28,7 +28,7 @@ TALLEST = 18.0  # metres
 
 @dataclass(frozen=True)
 class City:
-    """G ground rectangles, B buildings and T trees, each in painting order. Lengths are metres, colours RGB bytes.
+    """Hold G ground rectangles, B buildings and T trees in painting order; lengths in metres, colours RGB bytes.
 
     Attributes:
         ground: (G, 4) west, south, east, north.
@@ -84,7 +84,7 @@ def _touching(rects: Floats, area: Rect) -> NDArray[np.bool_]:
 
 
 class _Builder:
-    """Collects shapes in painting order."""
+    """Collect shapes in painting order."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -166,7 +166,7 @@ def plan_city(area: Rect, rng: np.random.Generator) -> City:
 
 
 def _cuts(low: float, high: float, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Street axes and widths from `low` to `high`, both ends included."""
+    """Return street axes and widths from ``low`` to ``high``, both ends included."""
     cuts, at = [], low
     while at < high:
         cuts.append((at, rng.uniform(8.0, 17.0)))

@@ -39,7 +39,7 @@ CITY_STEP = 20_000.0  # metres east from one city's corner to the next one's
 
 
 class _Spot(NamedTuple):
-    """A place: where its panorama stands, and its tile's centre."""
+    """Hold where a place's panorama stands, and its tile's centre."""
 
     x: float
     y: float
@@ -150,7 +150,7 @@ def _check_share(name: str, share: float) -> None:
 
 
 def _spots(town: Town) -> list[_Spot]:
-    """One place at each point of the city's grid, where somebody can stand near it."""
+    """Return one place at each point of the city's grid, where somebody can stand near it."""
     rng, spec = town.rng, town.spec
     spots = []
     for j in range(spec.rows):
@@ -166,7 +166,7 @@ def _spots(town: Town) -> list[_Spot]:
 
 
 def _twin(town: Town, spot: _Spot, rng: np.random.Generator) -> _Spot | None:
-    """Another place near `spot`, where there is room for one."""
+    """Return another place near ``spot``, where there is room for one."""
     distance, angle = rng.uniform(*TWINS, TRIES), rng.uniform(0, 2 * math.pi, TRIES)
     dx, dy = distance * np.sin(angle), distance * np.cos(angle)
     for n in np.flatnonzero(standing_room(town.city, spot.x + dx, spot.y + dy))[:1]:
@@ -176,7 +176,7 @@ def _twin(town: Town, spot: _Spot, rng: np.random.Generator) -> _Spot | None:
 
 
 def _split(n: int, shares: list[float], rng: np.random.Generator) -> list[NDArray[np.bool_]]:
-    """For each share a mask of that many of the n places, at least one; none is in two of them."""
+    """Return for each share a mask of that many of the n places, at least one; none is in two of them."""
     counts = [max(1, round(share * n)) for share in shares]
     if sum(counts) >= n:
         raise BadInput(f"{n} places are too few to split: render a larger city")
@@ -188,7 +188,7 @@ def _split(n: int, shares: list[float], rng: np.random.Generator) -> list[NDArra
 
 
 def _mat(content: dict[str, object]) -> bytes:
-    """A MATLAB 5 file, but for the time that SciPy writes into its head of 116 bytes of text."""
+    """Return a MATLAB 5 file, without the time that SciPy writes into its head."""
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, content, do_compression=True)
     return b"MATLAB 5.0 MAT-file, rendered".ljust(116) + buffer.getvalue()[116:]

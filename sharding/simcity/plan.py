@@ -31,7 +31,7 @@ ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 @dataclass(frozen=True)
 class CitySpec:
-    """A city of half-overlapping tiles.
+    """Describe a city of half-overlapping tiles.
 
     Attributes:
         name: letters and digits; VIGOR's four cities lie where the real ones do.
@@ -69,7 +69,7 @@ class CitySpec:
 
 @dataclass(frozen=True)
 class Town:
-    """A city and its map.
+    """Hold a city and its map.
 
     Attributes:
         spec: its name and size.
@@ -84,7 +84,7 @@ class Town:
 
 @dataclass(frozen=True)
 class RawPlan:
-    """A raw folder that is to be written.
+    """Describe a raw folder that is to be written.
 
     Attributes:
         scenes: of each town.

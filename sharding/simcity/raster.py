@@ -19,7 +19,7 @@ SUN = (-0.6, -0.8, 1.1)  # towards the sun: east, north, up; the length of (east
 
 @dataclass(frozen=True)
 class Raster:
-    """A window of the city as H x W pixels; row 0 is the north edge, column 0 the west edge.
+    """Hold a window of the city as H x W pixels; row 0 is the north edge, column 0 the west edge.
 
     Attributes:
         colour: (H, W, 3) RGB bytes, as seen from above.

@@ -33,7 +33,7 @@ STREET_FIELD = math.radians(90)
 
 @dataclass(frozen=True)
 class Look:
-    """The sizes that every image is rendered at.
+    """Set the sizes that every image is rendered at.
 
     Attributes:
         tile_size: pixels of a tile's side.
@@ -67,7 +67,7 @@ def _rays(height: int, width: int, metres: float, heading: float, field: float) 
 
 
 class Camera(Protocol):
-    """Whatever takes one picture of a city."""
+    """Take one picture of a city."""
 
     def take(self, raster: Raster, look: Look) -> Bytes:
         """Return the picture of what the raster shows, (H, W, 3) RGB bytes."""
@@ -132,7 +132,7 @@ class DroneCamera:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture to take.
+    """Describe a picture to take.
 
     Attributes:
         camera: that takes it.
@@ -145,7 +145,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Scene:
-    """Shots within sight of (x, y), in metres; cameras on the street are within half a tile's side of it."""
+    """Gather shots within sight of (x, y), in metres; street cameras are within half a tile's side of it."""
 
     x: float
     y: float
@@ -154,7 +154,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Block:
-    """One task.
+    """Hold a task: scenes to render and the map around them.
 
     Attributes:
         raw: the folder that it writes to.

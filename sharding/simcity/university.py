@@ -81,7 +81,7 @@ def plan_university(
 
 
 def _targets(town: Town) -> list[Floats]:
-    """The buildings (west, south, east, north) that get pictures: large enough, and well apart."""
+    """Return the buildings (west, south, east, north) that get pictures: large enough, and well apart."""
     buildings = town.city.buildings
     sides = np.minimum(buildings[:, 2] - buildings[:, 0], buildings[:, 3] - buildings[:, 1])
     middles = (buildings[:, :2] + buildings[:, 2:]) / 2
@@ -121,7 +121,7 @@ def _files(kind: str, role: int, name: str, file: str) -> tuple[str, ...]:
 
 
 def _street_cameras(town: Town, target: Floats, wanted: int) -> list[StreetCamera]:
-    """Up to `wanted` cameras around the building that look at it: no tree and no other building is in between."""
+    """Return up to ``wanted`` cameras around the building that see it without a tree or building in between."""
     rng = town.rng
     middle = (target[:2] + target[2:]) / 2
     distance, bearing = rng.uniform(*STREET, TRIES), rng.uniform(0, 2 * math.pi, TRIES)

@@ -34,7 +34,7 @@ ZENITH = np.array([95, 150, 215], np.float32)
 
 @dataclass(frozen=True)
 class Rays:
-    """The directions and distances that every panorama of one kind is marched along.
+    """Hold the directions and distances that panoramas of one kind are marched along.
 
     Attributes:
         elevation: (H,) radians of the rows, from the bottom row up.
@@ -183,7 +183,7 @@ def _refine(
     raster: Raster, x: float, y: float, rays: Rays,
     row: NDArray[np.int64], column: NDArray[np.int64], step: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:  # fmt: skip
-    """Each hit's distance, one just before it, and its raster pixel.
+    """Return each hit's distance, one just before it, and its raster pixel.
 
     Exact where the ray meets the ground, elsewhere by bisecting the step.
     """
@@ -211,7 +211,7 @@ def _walls(
     raster: Raster, x: float, y: float, rays: Rays,
     row: NDArray[np.int64], column: NDArray[np.int64], distance: NDArray[np.float32], building: NDArray[np.int32],
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Colours of points on façades: shaded by the side they face, windows where a pixel is fine enough to hold them."""
+    """Return colours of points on façades: shaded by side, with windows where a pixel is fine enough to hold them."""
     east, north = rays.east[column], rays.north[column]
     px, py = x + distance * east, y + distance * north
     before = distance - np.float32(1.5 * raster.metres)

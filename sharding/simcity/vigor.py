@@ -39,7 +39,7 @@ FOLDERS = {  # of panoramas, of tiles
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile: its file's name, and its centre in metres."""
+    """Hold a tile: its file's name, and its centre in metres."""
 
     name: str
     x: float
@@ -48,7 +48,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class View:
-    """A panorama.
+    """Describe a panorama.
 
     Attributes:
         name: of its file.
@@ -123,7 +123,7 @@ def plan_vigor(
 
 
 def plan_tiles(spec: CitySpec) -> list[Tile]:
-    """All tiles, row by row from the south, each from the west."""
+    """Return all tiles, row by row from the south, each from the west."""
     tiles = []
     for j in range(spec.rows):
         for i in range(spec.columns):
@@ -135,7 +135,7 @@ def plan_tiles(spec: CitySpec) -> list[Tile]:
 def plan_views(
     town: Town, tiles: list[Tile], max_offset: float, empty_share: float, extra_view_share: float
 ) -> list[list[View]]:
-    """The views of each tile: none at some, up to three at others."""
+    """Return the views of each tile: none at some, up to three at others."""
     rng, (width, height) = town.rng, town.spec.extent
     rounded = 0.1  # metres: names hold 6 decimals of a degree, and the panorama stands where its name says
     limit = max_offset * TILE_METRES - rounded
@@ -162,7 +162,7 @@ def _view(spec: CitySpec, tiles: list[Tile], x: float, y: float, rng: np.random.
 
 
 def _splits(town: Town, tiles: list[Tile], views: list[View], arrangement: str) -> dict[str, bytes]:
-    """The lists of one city by their path."""
+    """Return the lists of one city by their path."""
     ordered = sorted(views, key=View.label)  # by id: in no order of place, like VIGOR's
     train = np.zeros(len(ordered), bool)
     train[town.rng.permutation(len(ordered))[: len(ordered) // 2]] = True
