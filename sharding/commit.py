@@ -24,7 +24,7 @@ from sharding.writer import StoredPart, StoredPlace, claimed_shards, view_name, 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a sharding did.
+    """Report what a sharding did.
 
     Attributes:
         layout: the committed layout.

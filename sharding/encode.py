@@ -44,12 +44,12 @@ OTHERS = (
 
 
 class BrokenImage(Exception):
-    """The image cannot be decoded; the text says why. The writer counts these and goes on."""
+    """Say that an image cannot be decoded, and why; the writer counts these and goes on."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image as it is stored.
+    """Hold an image as it is stored.
 
     Attributes:
         data: its bytes.

@@ -37,7 +37,7 @@ TRAINING, GALLERY, REST = range(3)  # groups of places that share no shard
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """How a layout is written. Raises BadInput for values that make no sense.
+    """Choose how a layout is written; raise BadInput for values that make no sense.
 
     Attributes:
         tile_size: (height, width) in pixels of stored tiles; None: as the data set is usually trained.
@@ -69,7 +69,7 @@ class ShardOptions:
 
 @dataclass(frozen=True)
 class Broken:
-    """An image that is left out.
+    """Name an image that is left out, and why.
 
     Attributes:
         path: below the raw folder.
@@ -117,7 +117,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Part:
-    """One shard to write.
+    """Describe one shard to write.
 
     Attributes:
         name: "shard-00000.tar".
@@ -142,7 +142,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A layout that is to be written.
+    """Describe a layout that is to be written.
 
     Attributes:
         raw: the data set.

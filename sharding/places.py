@@ -25,7 +25,7 @@ SPLIT_ORDER = {"train": 0, "test": 1, "gallery": 2}
 
 @dataclass(frozen=True)
 class RawImage:
-    """A raw image file.
+    """Name a raw image file.
 
     Attributes:
         path: below the raw folder, with "/" between folders.
@@ -40,7 +40,7 @@ class RawImage:
 
 @dataclass(frozen=True)
 class View:
-    """A query image of a place.
+    """Describe a query image of a place.
 
     Attributes:
         image: its file.
@@ -59,7 +59,7 @@ class View:
 
 @dataclass(frozen=True)
 class Place:
-    """A reference tile with its views.
+    """Describe a place: a reference tile with its views.
 
     Attributes:
         key: names the place in the whole data set; from :func:`assign_keys`.
@@ -86,7 +86,7 @@ class Place:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """All places of a raw folder.
+    """Hold all places of a raw folder.
 
     Attributes:
         adapter: the data set's name in the registry (:mod:`sharding.adapters`).

@@ -25,7 +25,7 @@ SHOWN = 10  # missing images that are named
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a sharding would write.
+    """Describe what a sharding would write.
 
     Attributes:
         url: the layout's folder.
@@ -68,7 +68,7 @@ class DryRun:
 
     @property
     def remarks(self) -> list[str]:
-        """A line each: the adapter's notes, the first missing images, the warning, and why it would be refused."""
+        """Lines to print: the adapter's notes, the first missing images, the warning, and why it would be refused."""
         lines = [*self.job.raw.notes, *(str(one) for one in self.missing[:SHOWN])]
         if len(self.missing) > SHOWN:
             lines.append(f"… and {len(self.missing) - SHOWN:,} more images are missing")

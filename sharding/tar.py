@@ -13,7 +13,7 @@ END = 2 * tarfile.BLOCKSIZE  # bytes of the empty blocks that end an archive
 
 
 class Member(NamedTuple):
-    """Where a member's data lies in its shard, and its checksum.
+    """Say where a member's data lies in its shard, and its checksum.
 
     Attributes:
         name: what follows the place's key: "tile.jpg", "view-00.jpg", "json".

@@ -40,7 +40,7 @@ UNIT = 32  # images that a worker encodes before it hands them over: half a seco
 
 @dataclass(frozen=True)
 class Unit:
-    """What a worker is told.
+    """Tell a worker what to encode.
 
     Attributes:
         images: how images are stored.
@@ -52,7 +52,7 @@ class Unit:
 
 
 class EncodedMember(NamedTuple):
-    """A member to be written.
+    """Hold a member that is to be written.
 
     Attributes:
         name: what follows the place's key, such as "tile.jpg".
@@ -67,7 +67,7 @@ class EncodedMember(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedPlace:
-    """A place with a whole tile, encoded.
+    """Hold a place with a whole tile, encoded.
 
     Attributes:
         key: the place's key.
@@ -82,7 +82,7 @@ class EncodedPlace:
 
 @dataclass(frozen=True)
 class EncodedUnit:
-    """What a worker made of a unit.
+    """Hold what a worker made of a unit.
 
     Attributes:
         places: those with a whole tile.
@@ -97,7 +97,7 @@ class EncodedUnit:
 
 @dataclass(frozen=True)
 class StoredPlace:
-    """A place in its shard.
+    """Describe a place in its shard.
 
     Attributes:
         key: the place's key.
@@ -112,7 +112,7 @@ class StoredPlace:
 
 @dataclass(frozen=True)
 class StoredPart:
-    """The index of a shard that is whole, as its sidecar holds it.
+    """Hold the index of a shard that is whole, as its sidecar does.
 
     Attributes:
         name: the shard's name.

@@ -45,7 +45,7 @@ class _Shard(BaseModel):
 
 
 class _Info(BaseModel):
-    """The fields of ``layout.json``."""
+    """Define the fields of ``layout.json``."""
 
     model_config = ConfigDict(strict=True)
 

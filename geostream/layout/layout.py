@@ -31,7 +31,7 @@ from geostream.store import NAME, Store, check_name, table_bytes
 
 @dataclass(frozen=True)
 class Layout:
-    """A committed layout, opened: its index as tables and arrays.
+    """Hold a committed layout, opened: its index as tables and arrays.
 
     N places have ids 0 to N-1; M members are the rows of ``members``, sorted by shard and offset.
 

@@ -14,7 +14,7 @@ from geostream.store import Store
 
 
 class Extents(NamedTuple):
-    """Where the M members of a layout lie; rows are those of ``members.parquet``, sorted by shard and offset.
+    """Say where the M members of a layout lie; rows are those of ``members.parquet``, sorted by shard and offset.
 
     Attributes:
         shard: (M,) number of the shard.
@@ -29,7 +29,7 @@ class Extents(NamedTuple):
 
 @dataclass(frozen=True)
 class MemberTable:
-    """A layout's index as arrays; rows are those of ``members.parquet``.
+    """Hold a layout's index as arrays; rows are those of ``members.parquet``.
 
     Attributes:
         store: the layout's folder.

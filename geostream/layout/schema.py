@@ -65,7 +65,7 @@ TABLES = {"places.parquet": PLACES, "members.parquet": MEMBERS}
 
 
 class IndexDamage(Exception):
-    """The index is damaged; the text says how. Whoever reads or commits it adds where, and what to do."""
+    """Say how an index is damaged; whoever reads or commits it adds where, and what to do."""
 
 
 def check_schema(file: str, table: pa.Table) -> None:
@@ -162,7 +162,7 @@ def _check_splits(keys: pa.ChunkedArray, lists: pa.Array, known: Sequence[str], 
 
 
 class _Members:
-    """The columns of ``members.parquet`` as arrays, and what must hold between them."""
+    """Check the columns of ``members.parquet``, as arrays."""
 
     def __init__(self, places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int]]) -> None:
         self.keys, self.shards = places["key"], shards
@@ -227,5 +227,5 @@ class _Members:
 
 
 def _first(wrong: Bools) -> int:
-    """The first row where ``wrong`` holds; -1 where none does."""
+    """Return the first row where ``wrong`` holds; -1 where none does."""
     return int(wrong.argmax()) if wrong.any() else -1

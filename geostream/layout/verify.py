@@ -31,7 +31,7 @@ END = 2 * tarfile.BLOCKSIZE  # bytes of the empty blocks that end an archive
 
 @dataclass(frozen=True)
 class Report:
-    """What a verification found.
+    """Report what a verification found.
 
     Attributes:
         shards: how many were read.
@@ -128,7 +128,7 @@ def _check_shard(layout: Layout, shard: int, start: int, stop: int) -> list[str]
 
 
 class _Object(io.RawIOBase):
-    """An object of ``size`` bytes on the store, read from its beginning to its end."""
+    """Read an object of ``size`` bytes from its beginning to its end."""
 
     def __init__(self, store: Store, name: str, size: int) -> None:
         self.store, self.name, self.size, self.at = store, name, size, 0

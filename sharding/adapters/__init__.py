@@ -1,4 +1,4 @@
-"""The registry of adapters: each reads one data set's raw folder and returns it as places.
+"""Register the adapters: each reads one data set's raw folder and returns it as places.
 
 To add a data set, write one module beside this one, with a function ``read_places(raw, *, options…)`` that returns a
 :class:`~sharding.places.RawDataset`, and register it in ``ADAPTERS``. The function reads lists and folders by
@@ -21,7 +21,7 @@ from sharding.places import RawDataset, sorted_places
 
 
 class Adapter(NamedTuple):
-    """How one data set is read.
+    """Name what reads one data set, and where it is to be had.
 
     Attributes:
         read: the adapter's ``read_places``. It may return its places in any order.

@@ -1,4 +1,4 @@
-"""CVACT's raw folder as places: one panorama and one tile each, densely over Canberra.
+"""Read CVACT's raw folder: one panorama and one tile a place, densely over Canberra.
 
 ::
 
@@ -14,8 +14,8 @@ Source of the layout: Liu, Li, Lending Orientation to Neural Networks for Cross-
 OriCNN), which counts as found what lies within 5 metres of the test query; Sample4Geo, which asks for the very pair.
 Hence both protocols, and Sample4Geo's sizes: panoramas squeezed to the aspect of CVUSA's, 224 to 1232.
 
-Decides that the .mat says what belongs to the test set, and where one has no ``valSetAll``, the folder does. Training
-is the same for both protocols. Everything is one area.
+The .mat says what belongs to the test set; where it has no ``valSetAll``, all that lies in ANU_data_test does. Training
+is the same for both protocols. All is one area.
 """
 
 from __future__ import annotations
@@ -46,10 +46,18 @@ Position = tuple[float, float]  # north, east
 
 
 def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
-    """Read a CVACT folder: the training pairs, and as test split those of ``protocol`` ("val" or "test").
+    """Read a CVACT folder.
 
-    Raises BadInput, naming the file, where the .mat is missing or malformed; missing images are only marked, for the
-    writer to count.
+    Args:
+        raw: the folder.
+        protocol: which pairs are the test split: "val", or the ten times as large "test".
+
+    Returns:
+        Its places. Missing images are marked, not refused.
+
+    Raises:
+        BadInput: the .mat is malformed.
+        MissingRaw: the .mat or a folder is missing.
     """
     raw = find_root(raw, "CVACT's ACT_data.mat and ANU_data_small", (TRAINING[0], PROTOCOLS["test"][0]))
     if protocol not in PROTOCOLS:
@@ -95,7 +103,7 @@ def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
 
 
 def _found(folder: Path) -> Named:
-    """The ids of which a panorama or a tile lies in ``folder``."""
+    """Return the ids of which a panorama or a tile lies in ``folder``."""
     found: Named = {}
     for kind, ending in ((PANORAMAS, PANORAMA), (TILES, TILE)):
         for entry in list_folder(located(folder, kind)):
@@ -107,7 +115,7 @@ def _found(folder: Path) -> Named:
 
 
 class _Mat:
-    """What the .mat says, checked as it is asked for."""
+    """Read the .mat; check what it says as it is asked for."""
 
     def __init__(self, path: Path) -> None:
         from scipy.io import loadmat  # not above: every process that encodes would spend 0.4 s on it
@@ -131,7 +139,7 @@ class _Mat:
         return self.content[name]
 
     def named(self, name: str, field: str) -> tuple[Named, int]:
-        """The ids at the indexes ``name.field``, and how many of these repeat an earlier one."""
+        """Return the ids at the indexes ``name.field``, and how many of these repeat an earlier one."""
         struct = self._variable(name)
         if not (getattr(struct, "dtype", None) is not None and field in (struct.dtype.names or ()) and struct.size):
             raise BadInput(f"{self.path}: {name} has no field {field}; restore CVACT's own file")
@@ -147,7 +155,7 @@ class _Mat:
         return found, len(indexes) - len(found)
 
     def positions(self) -> dict[str, Position]:
-        """North and east of each id, as far as they are known."""
+        """Return north and east of each id, as far as they are known."""
         if "utm" not in self.content:
             return {}
         utm = np.asarray(self.content["utm"])
@@ -159,6 +167,6 @@ class _Mat:
 
 
 def _text(value: Any) -> str:
-    """An id: a row of a matrix of characters, or the content of a cell."""
+    """Return an id: a row of a matrix of characters, or the content of a cell."""
     inside: npt.NDArray[Any] = np.asarray(value).ravel()
     return str(inside[0]).strip() if inside.size else ""

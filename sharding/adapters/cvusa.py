@@ -1,4 +1,4 @@
-"""CVUSA's raw folder as places: one panorama and one tile each, all over the United States.
+"""Read CVUSA's raw folder: one panorama and one tile a place, all over the United States.
 
 ::
 
@@ -12,8 +12,8 @@
 Source of the layout: Zhai et al., Predicting Ground-Level Scene Layout from Aerial Imagery, CVPR 2017, as Sample4Geo
 reads it; from there come the sizes, too: panoramas keep their aspect of 224 to 1232.
 
-Decides to go on without coordinates where ``all.csv`` is missing, or has no row for an image: only GPS sampling needs
-them. There are no cities to tell apart, so all is one area. What contradicts itself is refused, with file and line.
+Where ``all.csv`` is missing, or has no row for an image, there are no coordinates: only GPS sampling needs them. All is
+one area. Lines that contradict each other are an error that names file and line.
 """
 
 from __future__ import annotations
@@ -36,8 +36,17 @@ UNKNOWN: Position = (math.nan, math.nan)
 
 
 def read_places(raw: Path) -> RawDataset:
-    """Read a CVUSA folder. Raises BadInput, naming file and line, where a list is missing or malformed; missing images
-    are only marked, for the writer to count.
+    """Read a CVUSA folder.
+
+    Args:
+        raw: the folder.
+
+    Returns:
+        Its places. Missing images are marked, not refused.
+
+    Raises:
+        BadInput: a list is malformed.
+        MissingRaw: a list is missing.
     """
     raw = find_root(raw, "CVUSA's splits, bingmap and streetview", tuple(LISTS.values()))
     folders = Folders(raw)
@@ -79,7 +88,7 @@ def read_places(raw: Path) -> RawDataset:
 
 
 def _locate(raw: Path, tiles: Collection[str]) -> tuple[dict[str, tuple[Position, Position]], list[str]]:
-    """Where each tile and its panorama lie, and a note where that is not known of all."""
+    """Return where each tile and its panorama lie, and a note where that is not known of all."""
     there = first_located(raw, LOCATIONS)
     if there is None:
         return {}, [f"no {' nor '.join(LOCATIONS)}: no coordinates, and so no GPS sampling"]

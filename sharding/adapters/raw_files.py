@@ -1,10 +1,9 @@
-"""How raw folders are read, whatever dataset lies in them: lists, numbers, and the files that a list names.
+"""Read raw folders, whatever data set lies in them: lists, numbers, and the files that a list names.
 
-Decides what is tolerated everywhere, so that each adapter is only its dataset's layout: byte order marks, any line
-ends, blank lines and trailing blanks; names that differ from the file's by case, by how an accent is encoded, or by
-``.jpg`` where the file is ``.png``; folders in another case, and the whole data set one or two folders further
-down, as archives unpack. A number that is none, or a path that leads out of the raw folder, is refused with file and
-line. The cost of looking names up tolerantly is one listing of each folder, held while its lists are read.
+The same is tolerated in every data set: byte order marks, any line ends, blank lines; names that differ from the file's
+by case, by how an accent is encoded, or by ``.jpg`` where the file is ``.png``; folders in another case, and the whole
+data set one or two folders further down, as archives unpack. What is no number, and a path that leads out of the raw
+folder, are errors that name file and line. Each folder is listed once, and the listing held while its lists are read.
 """
 
 from __future__ import annotations
@@ -25,23 +24,37 @@ from sharding.places import IMAGE_SUFFIX, RawImage
 
 @dataclass
 class Lines:
-    """The lines of a text list that are not blank, with their numbers; ``name`` is how messages call the file."""
+    """Hold the lines of a text list that are not blank.
+
+    Attributes:
+        name: the file's path below the raw folder.
+        lines: number (from 1) and text of each.
+    """
 
     name: str
     lines: list[tuple[int, str]] = field(default_factory=list)
 
     def where(self, number: int) -> str:
+        """Return ``file:line`` for messages."""
         return f"{self.name}:{number}"
 
     def cells(self) -> Iterator[tuple[str, list[str]]]:
-        """``file:line`` and the cells of each line of a CSV file. Raises BadInput."""
+        """Yield ``file:line`` and the cells of each line of a CSV file; raise BadInput as :func:`split_cells`."""
         for number, line in self.lines:
             where = self.where(number)
             yield where, split_cells(line, where)
 
 
 def split_cells(line: str, where: str) -> list[str]:
-    """The cells of a line of comma-separated values, quoted or not, without blanks around them. Raises BadInput."""
+    """Return the cells of a line of comma-separated values, quoted or not, without blanks around them.
+
+    Args:
+        line: the line.
+        where: its ``file:line``.
+
+    Raises:
+        BadInput: its quotes do not match.
+    """
     try:
         # Blanks behind a closing quote are refused by the strict reader; the other takes a quote left open for closed.
         [cells] = csv.reader([re.sub(r'"\s+(,|$)', r'"\1', line)], skipinitialspace=True, strict=True)
@@ -51,9 +64,15 @@ def split_cells(line: str, where: str) -> list[str]:
 
 
 def read_lines(root: Path, path: Path) -> Lines:
-    """Read a list as the field's files come: UTF-8 with or without BOM, any line ends, blank lines.
+    """Read a text list: UTF-8 with or without byte order mark, any line ends.
 
-    Raises BadInput where the file is missing or is not UTF-8 text.
+    Args:
+        root: the raw folder.
+        path: of the list, below it; upper and lower case are alike.
+
+    Raises:
+        MissingRaw: the file is missing or unreadable.
+        BadInput: it is not UTF-8 text.
     """
     path = located(root, path.relative_to(root).as_posix())
     name = path.relative_to(root).as_posix()
@@ -68,7 +87,16 @@ def read_lines(root: Path, path: Path) -> Lines:
 
 
 def read_number(text: str, what: str, where: str) -> float:
-    """A finite number; ``what`` it should be and ``where`` it stands are for the message. Raises BadInput."""
+    """Return a finite number.
+
+    Args:
+        text: what should be one.
+        what: it should be, for the message.
+        where: its ``file:line``.
+
+    Raises:
+        BadInput: it is no number, infinite or NaN.
+    """
     try:
         number = float(text)
     except ValueError:
@@ -79,7 +107,16 @@ def read_number(text: str, what: str, where: str) -> float:
 
 
 def read_position(texts: Sequence[str], what: str, where: str) -> tuple[float, float]:
-    """Latitude and longitude in degrees; ``what`` holds them. Raises BadInput where they are not on Earth."""
+    """Return latitude and longitude.
+
+    Args:
+        texts: the two, in degrees.
+        what: what holds them, for the message.
+        where: its ``file:line``.
+
+    Raises:
+        BadInput: they are no numbers, or not on Earth.
+    """
     north, east = (read_number(text, "a latitude or longitude", where) for text in texts)
     if abs(north) > 90 or abs(east) > 180:
         raise BadInput(f"{where}: {what} lies at latitude {north}, longitude {east}: not on Earth; mend it")
@@ -95,7 +132,8 @@ def find_root(raw: Path, holds: str, marks: Sequence[str]) -> Path:
         marks: paths of which it has one at least.
 
     Raises:
-        BadInput: where there is no such folder, where several in it could be meant, or where its parent is.
+        MissingRaw: there is no folder ``raw``.
+        BadInput: several folders could be meant, or ``raw`` is only a part of the data set.
     """
     if not raw.is_dir():
         raise MissingRaw(f"{raw}: no such folder; name the folder that holds {holds}")
@@ -118,7 +156,7 @@ def _has(folder: Path, marks: Sequence[str]) -> bool:
 
 
 def _folders_in(folder: Path) -> list[os.DirEntry[str]]:
-    """Its folders, but for what archives of a Mac bring along; none where it cannot be listed."""
+    """Return its folders, without what archives of a Mac bring along; none where it cannot be listed."""
     try:
         return [entry for entry in list_folder(folder) if entry.is_dir() and entry.name != "__MACOSX"]
     except BadInput:
@@ -126,9 +164,17 @@ def _folders_in(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def located(root: Path, path: str) -> Path:
-    """Return where ``path`` lies below ``root``, upper and lower case alike; as it is written where it does not.
+    """Return where a path lies below a folder, upper and lower case alike.
 
-    Raises BadInput where several folders or files fit equally well.
+    Args:
+        root: the folder.
+        path: the path below it, as it is written.
+
+    Returns:
+        The path of what is there; where nothing fits, the path as it is written.
+
+    Raises:
+        BadInput: several folders or files fit equally well.
     """
     at = root
     for part in PurePosixPath(path).parts:
@@ -142,7 +188,7 @@ def located(root: Path, path: str) -> Path:
 
 
 def list_folder(folder: Path) -> list[os.DirEntry[str]]:
-    """The entries of a folder, sorted by name, but for hidden ones. Raises BadInput where it cannot be listed."""
+    """Return the entries of a folder that are not hidden, by name; raise MissingRaw where it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
@@ -160,7 +206,7 @@ def _unlisted(folder: Path, error: OSError) -> BadInput:
 
 
 def readable_name(entry: os.DirEntry[str]) -> str:
-    """The name of an entry that becomes part of the layout. Raises BadInput where it is not UTF-8."""
+    """Return the name of an entry, which becomes part of the layout; raise BadInput where it is not UTF-8."""
     try:
         entry.name.encode()
     except UnicodeEncodeError as error:
@@ -169,9 +215,16 @@ def readable_name(entry: os.DirEntry[str]) -> str:
 
 
 class FolderIndex:
-    """The image names in a folder, from one listing; finds a file under the name a list gives it, or nearly so.
+    """Find images in a folder by the names that lists give them, from one listing.
 
     A folder that is not there holds nothing: what lists name in it is missing.
+
+    Args:
+        root: the raw folder.
+        folder: the folder, below it.
+
+    Raises:
+        MissingRaw: it is there and cannot be listed.
     """
 
     def __init__(self, root: Path, folder: Path) -> None:
@@ -184,7 +237,7 @@ class FolderIndex:
 
     @cached_property
     def _stems(self) -> dict[str, list[str]]:
-        """Names by what is alike in those that may be meant. Most lists name their files exactly: made when needed."""
+        """Names by what is alike in those that may be meant; made when needed, since most lists name files exactly."""
         stems: dict[str, list[str]] = {}
         for name in sorted(self._names):
             if IMAGE_SUFFIX.search(name) and not name.startswith("."):
@@ -192,10 +245,20 @@ class FolderIndex:
         return stems
 
     def find(self, name: str, named: str) -> RawImage:
-        """The image a list calls ``name`` at ``named`` (file:line); not present where no file fits.
+        """Return the image that a list names.
 
-        Fitting is the very name; else one that differs by case or the encoding of accents; else one with another
-        suffix of an image. Raises BadInput where several files fit equally well.
+        The very name fits best, then one that differs by case or the encoding of accents, then one with another suffix
+        of an image.
+
+        Args:
+            name: the file's name in the list.
+            named: its ``file:line``.
+
+        Returns:
+            The image; not present where no file fits.
+
+        Raises:
+            BadInput: several files fit equally well.
         """
         if name in self._names:
             return RawImage(f"{self._before}{name}", named)
@@ -210,14 +273,26 @@ class FolderIndex:
 
 
 class Folders:
-    """Finds images that lists name by their path below the raw folder; lists each folder once."""
+    """Find images by the paths below the raw folder that lists give them; list each folder once.
+
+    Args:
+        root: the raw folder.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folders: dict[str, FolderIndex] = {}
 
     def find(self, path: str, named: str) -> RawImage:
-        """As :meth:`FolderIndex.find`. Raises BadInput for a path that is no image's or leads out of the folder."""
+        """Return the image that a list names, as :meth:`FolderIndex.find` does.
+
+        Args:
+            path: below the raw folder, with "/" or backslashes.
+            named: its ``file:line``.
+
+        Raises:
+            BadInput: it is not an image's, leads out of the raw folder, or several files fit equally well.
+        """
         plain = PurePosixPath(path.replace("\\", "/"))  # lists that were made on Windows
         if plain.is_absolute() or ".." in plain.parts or not IMAGE_SUFFIX.search(plain.name):
             raise BadInput(f"{named}: {path!r} is not the path of a .jpg or .png file below the raw folder; mend it")
@@ -228,5 +303,5 @@ class Folders:
 
 
 def _folded(name: str) -> str:
-    """Equal for names that a person reads as the same."""
+    """Return what is equal for names that a person reads as the same."""
     return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name).casefold()

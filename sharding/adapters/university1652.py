@@ -1,4 +1,4 @@
-"""University-1652's raw folder as places: a building's satellite image with its drone, or its street views.
+"""Read University-1652's raw folder: a building's satellite image with its drone views, or its street views.
 
 ::
 
@@ -12,9 +12,9 @@
 The same with ``street`` in the place of ``drone``. Source of the layout: Zheng, Wei, Yang, University-1652, ACM
 Multimedia 2020 (code: University1652-Baseline). Sizes and protocol (both directions) as Sample4Geo has them.
 
-Decides that a query view is a candidate, too, when views are searched: gallery_drone is read for what query_drone
-lacks, and an image of the same name counts as the same. There are no coordinates and no lists; what lies in a folder is
-what belongs to the building. Training and test are areas of their own, so that a number may be in both.
+A query view is a candidate, too, when views are searched: gallery_drone is read for what query_drone lacks, and an
+image of the same name counts as the same. There are no coordinates and no lists: what lies in a building's folder
+belongs to it. Training and test are areas of their own, so that a number may be in both.
 """
 
 from __future__ import annotations
@@ -32,9 +32,18 @@ Buildings = dict[str, list[RawImage]]  # each building's images, sorted by name
 
 
 def read_places(raw: Path, *, views: str = "drone") -> RawDataset:
-    """Read a University-1652 folder with its "drone" or its "street" ``views``.
+    """Read a University-1652 folder.
 
-    Raises BadInput where a folder is missing; what is odd within one is passed over, and told in the notes.
+    Args:
+        raw: the folder.
+        views: which views it is read with: "drone" or "street".
+
+    Returns:
+        Its places. Files that are no images, and buildings without a satellite image, are left out and noted.
+
+    Raises:
+        BadInput: ``views`` is neither of the two, or a name is not UTF-8.
+        MissingRaw: a folder is missing.
     """
     raw = find_root(raw, "University-1652's train and test", ("train/satellite", "test/gallery_satellite"))
     if views not in VIEWS:
@@ -77,7 +86,7 @@ def read_places(raw: Path, *, views: str = "drone") -> RawDataset:
 
 
 def _buildings(raw: Path, folder: str, strays: list[str]) -> Buildings:
-    """The buildings in ``folder``, also those without images; what is neither building nor image goes to ``strays``."""
+    """Return all buildings in ``folder``; add what is neither building nor image to ``strays``."""
     found: Buildings = {}
     base = located(raw, folder)
     for building in list_folder(base):
@@ -96,7 +105,7 @@ def _buildings(raw: Path, folder: str, strays: list[str]) -> Buildings:
 
 
 def _views(shown: dict[str, Buildings], building: str) -> tuple[View, ...]:
-    """The views of a building; of those with one name, that of the first split."""
+    """Return the views of a building; of those with one name, that of the first split."""
     views: dict[str, View] = {}
     for split, buildings in shown.items():
         earlier = set(views)

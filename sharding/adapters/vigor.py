@@ -1,4 +1,4 @@
-"""VIGOR's raw folder as places: panoramas and half-overlapping tiles of four cities.
+"""Read VIGOR's raw folder: panoramas and half-overlapping tiles of four cities.
 
 ::
 
@@ -14,8 +14,8 @@ three semi-positives, which show it off their centre. Labels corrected by later 
 CVPR 2023, supplement A) end in ``__corrected.txt``, and may lie in ``splits__corrected``: preferred where present.
 Source of the layout and the protocols: Zhu, Yang, Chen, VIGOR, CVPR 2021.
 
-Decides to refuse whatever contradicts itself, with file and line, and to tolerate what merely looks untidy (BOMs,
-line ends, repeated lines, upper-case suffixes). Offsets are checked but not kept: retrieval doesn't use them.
+Lines that contradict each other are an error that names file and line; repeated lines are read once. Offsets are
+checked but not kept: retrieval does not use them.
 """
 
 from __future__ import annotations
@@ -63,10 +63,20 @@ def read_places(
     train_cities: Sequence[str] | None = None,
     test_cities: Sequence[str] | None = None,
 ) -> RawDataset:
-    """Read a VIGOR folder under ``protocol`` ("cross-area" or "same-area"), all its cities or the ones given.
+    """Read a VIGOR folder. The gallery of a split is every listed tile of its cities.
 
-    The gallery of a split is every listed tile of its cities. Raises BadInput, naming file and line, where a folder
-    or list is missing or malformed; missing images are only marked, for the writer to count.
+    Args:
+        raw: the folder.
+        protocol: "cross-area" (other cities for training than for testing) or "same-area".
+        train_cities: names of the training cities; None: the protocol's.
+        test_cities: names of the test cities; None: the protocol's.
+
+    Returns:
+        Its places. Missing images are marked, not refused.
+
+    Raises:
+        BadInput: a list is malformed, or the cities do not fit the protocol.
+        MissingRaw: a folder or list is missing.
     """
     raw = find_root(raw, "VIGOR's cities and splits", ("splits", "splits__corrected"))
     if protocol not in PROTOCOLS:
@@ -98,12 +108,12 @@ def read_places(
 
 
 def _city(name: str) -> str:
-    """The city as VIGOR spells it, if it is one of its own."""
+    """Return the city as VIGOR spells it, if it is one of its own."""
     return next((city for city in CITIES if city.casefold() == name.casefold()), name)
 
 
 def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place], int]:
-    """Places of one city and the number of repeated lines; ``splits``: label file of each of its splits."""
+    """Return the places of one city and the number of repeated lines; ``splits``: label file of each split."""
     panoramas = FolderIndex(raw, _first(raw, city, PANORAMA_FOLDERS, "panoramas"))
     tiles = FolderIndex(raw, _first(raw, city, TILE_FOLDERS, "tiles"))
     listed, repeated = _tile_list(read_lines(raw, _first(raw, city, TILE_LISTS, "list of tiles")))
@@ -144,7 +154,7 @@ def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place
 
 
 def _first(raw: Path, city: str, candidates: tuple[str, ...], what: str) -> Path:
-    """The first of the places where ``what`` may lie that exists."""
+    """Return the first of the candidates that exists; raise MissingRaw where none does."""
     paths = [candidate.format(city=city) for candidate in candidates]
     if found := first_located(raw, paths):
         return found
@@ -153,7 +163,7 @@ def _first(raw: Path, city: str, candidates: tuple[str, ...], what: str) -> Path
 
 
 def _tile_list(lines: Lines) -> tuple[dict[str, str], int]:
-    """Each listed tile with its file:line, and how many lines repeat one."""
+    """Return each listed tile with its file:line, and how many lines repeat one."""
     if not lines.lines:
         raise BadInput(f"{lines.name}: no tile is listed; leave the city out, or restore the file")
     listed: dict[str, str] = {}
@@ -163,7 +173,7 @@ def _tile_list(lines: Lines) -> tuple[dict[str, str], int]:
 
 
 def _columns(line: str, where: str) -> list[str]:
-    """The 13 columns of a label line, offsets checked to be numbers."""
+    """Return the 13 columns of a label line; check that offsets are numbers."""
     columns = line.split()
     if len(columns) != 13:
         raise BadInput(
@@ -176,7 +186,7 @@ def _columns(line: str, where: str) -> list[str]:
 
 
 def _position(texts: Sequence[str], name: str, where: str) -> tuple[float, float]:
-    """Latitude and longitude out of a file name, in degrees."""
+    """Return latitude and longitude out of a file name, in degrees."""
     if len(texts) != 2:
         raise BadInput(f"{where}: {name} does not hold a latitude and a longitude; restore VIGOR's own file names")
     return read_position(texts, name, where)

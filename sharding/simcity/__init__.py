@@ -1,4 +1,4 @@
-"""Cities rendered as the raw folders that the datasets publish, for whoever has none of these at hand."""
+"""Render cities as the raw folders that data sets publish, for whoever has none of these at hand."""
 
 from sharding.simcity.city import RenderSummary, main, render_cities
 from sharding.simcity.plan import CitySpec

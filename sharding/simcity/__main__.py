@@ -1,4 +1,4 @@
-"""``python -m sharding.simcity RAW`` renders cities into a folder."""
+"""Render cities into a folder: ``python -m sharding.simcity RAW``."""
 
 from sharding.simcity.city import main
 

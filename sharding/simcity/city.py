@@ -1,12 +1,10 @@
-"""Renders cities as the raw folders of VIGOR, CVUSA, CVACT and University-1652: data where nobody has those at hand.
+"""Render cities as the raw folders of VIGOR, CVUSA, CVACT and University-1652.
 
-Decision: what is written is what each dataset publishes, file for file, so its adapter reads both and no code knows a
-rendered city from a real one. Everything follows from the seed, and no file depends on the number of workers. The cost:
-an easier world than the real one (see `sharding.simcity.map`), and by the planners' options an easier geometry where
-one asks for it.
-
-The layouts are described in `sharding.simcity.vigor`, `simcity_pairs` and `simcity_university`. Beside their files
-lies `simcity.json`: the settings that the folder was rendered from.
+Each folder has the files that the data set publishes, so its adapter reads rendered and real ones alike. All files
+follow from the seed and do not depend on the number of workers. The world is easier than the real one
+(:mod:`sharding.simcity.map`). The layouts are described in :mod:`sharding.simcity.vigor`, :mod:`sharding.simcity.pairs`
+and :mod:`sharding.simcity.university`. Beside their files lies ``simcity.json``: the settings that they were rendered
+from.
 """
 
 from __future__ import annotations
@@ -43,7 +41,16 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class RenderSummary:
-    """What lies in the raw folder; `fresh` is false where it lay there already."""
+    """Count what lies in the raw folder.
+
+    Attributes:
+        cities: how many.
+        tiles: of all cities.
+        empty_tiles: those without a view.
+        views: of all cities.
+        seconds: that the call took.
+        fresh: false where it lay there already.
+    """
 
     cities: int
     tiles: int
@@ -65,14 +72,23 @@ def render_cities(
     workers: int | None = None,
     **options: Any,
 ) -> RenderSummary:
-    """Render `cities` into the folder `raw`, which appears only when it is whole.
+    """Render cities into a folder, which appears only when it is whole.
 
-    adapter: whose raw layout it is. tile_size: pixels of a tile's side. view_size: height and width of a view, the
-    width a multiple of 4 (quarter turns must be whole columns); None: the layout's own. workers: processes, by default
-    one a core. options: the layout's, see `plan_vigor`, `plan_cvusa`, `plan_cvact`, `plan_university`.
+    Rendering again what is there already returns at once.
 
-    Rendering again what is there already returns at once. Raises BadInput for settings that make no sense, and when
-    `raw` holds something else than these settings give.
+    Args:
+        raw: the folder.
+        cities: which, and how large.
+        seed: of all that is random.
+        adapter: whose raw layout it is.
+        tile_size: pixels of a tile's side.
+        view_size: height and width of a view in pixels, the width a multiple of 4; None: the layout's own.
+        jpeg_quality: of JPEG files.
+        workers: processes; None: one a core.
+        options: the layout's: see ``plan_vigor``, ``plan_cvusa``, ``plan_cvact``, ``plan_university``.
+
+    Raises:
+        BadInput: the settings make no sense, or the folder holds something else than they give.
     """
     started = time.monotonic()
     layout = raw_layout(adapter)
@@ -124,7 +140,7 @@ def render_cities(
 
 
 def _partial(raw: Path) -> Path:
-    """The folder that this process alone renders into, without those that killed processes of this machine left."""
+    """Return the folder that this process alone renders into; remove those that killed processes left here."""
     before = f".{raw.name}.simcity-{socket.gethostname()}-"
     for left in raw.parent.glob(f"{escape(before)}*"):
         process = left.name.removeprefix(before)
@@ -151,7 +167,7 @@ def _check(cities: Sequence[CitySpec], tile_size: int, view_size: tuple[int, int
 
 
 def _all_options(adapter: str, layout: RawLayout, given: dict[str, Any]) -> dict[str, Any]:
-    """The planner's options, its defaults where none is given. Raises BadInput for one that it does not have."""
+    """Return the planner's options, given or by default; raise BadInput for one that it does not have."""
     known = {
         name: parameter.default
         for name, parameter in inspect.signature(layout.plan).parameters.items()
@@ -163,7 +179,7 @@ def _all_options(adapter: str, layout: RawLayout, given: dict[str, Any]) -> dict
 
 
 def _find(raw: Path, settings: dict[str, Any]) -> dict[str, int] | None:
-    """The counts of a finished render by the same settings; None where the folder is free; else BadInput."""
+    """Return the counts of a finished render by the same settings; None where the folder is free; else BadInput."""
     if not raw.exists() or (raw.is_dir() and not any(raw.iterdir())):
         return None
     marker = raw / "simcity.json"
@@ -178,7 +194,7 @@ def _find(raw: Path, settings: dict[str, Any]) -> dict[str, int] | None:
 
 
 def _town(spec: CitySpec, seed: int) -> Town:
-    """The city with its map, which reaches as far beyond its tiles as anyone sees."""
+    """Return the city with its map, which reaches as far beyond its tiles as anyone sees."""
     rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
     reach = PITCH + FAR + 10
     east, north = spec.extent
@@ -186,7 +202,7 @@ def _town(spec: CitySpec, seed: int) -> Town:
 
 
 def _write_lists(folder: Path, plan: RawPlan) -> None:
-    """The lists and tables, and all folders that images go to."""
+    """Write the lists and tables, and make the folders that images go to."""
     images = {
         Path(file).parent for scenes in plan.scenes for scene in scenes for shot in scene.shots for file in shot.files
     }
@@ -197,7 +213,7 @@ def _write_lists(folder: Path, plan: RawPlan) -> None:
 
 
 def _run(tasks: list[Block], workers: int) -> Iterator[int]:
-    """Render the blocks; yields the number of images of each. Few blocks don't pay for a pool of processes."""
+    """Render the blocks and yield the number of images of each; few blocks are rendered in this process."""
     yield from in_order(render_block, tasks, 1 if len(tasks) < 4 else min(workers, len(tasks)))
 
 
@@ -210,7 +226,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    """`python -m sharding.simcity RAW --adapter university1652 --size demo --seed 1`."""
+    """Run ``python -m sharding.simcity RAW --adapter university1652 --size demo --seed 1``."""
     parser = argparse.ArgumentParser(description="Render cities in a dataset's raw layout.")
     parser.add_argument("raw", type=Path, help="the folder to make")
     parser.add_argument("--adapter", choices=list(LAYOUTS), default="vigor")

@@ -1,8 +1,7 @@
-"""What a drone sees of the rendered city: a perspective picture of the ground, roofs and façades below it.
+"""Render what a drone sees: a perspective picture of the ground, roofs and façades below it.
 
-Decision: the drone's picture is cut from a window of the sphere around it, rendered as the panoramas are
-(`sharding.simcity.view`) and resampled to a plane. So both see the same walls and windows, and one march serves a
-whole column. The cost: a pixel may show what is half a pixel beside it.
+A window of the sphere around the drone is rendered as panoramas are (:mod:`sharding.simcity.view`) and resampled to a
+plane, so both show the same walls and windows. A pixel may show what is half a pixel beside it.
 
 The picture's middle looks at a point on the ground, and its upper edge away from the drone: a turned and tilted view
 of the tile around that point.
@@ -26,10 +25,20 @@ HAZE_METRES = 1000.0
 def look_down(
     raster: Raster, x: float, y: float, heading: float, distance: float, size: tuple[int, int], light: float, fold: int
 ) -> Bytes:
-    """The picture (H, W, 3) from a drone that looks at the ground at (x, y) from `distance` metres away.
+    """Return the picture from a drone.
 
-    heading: the way it looks, radians clockwise from north. size: H, W. light: times as bright as usual. fold: each
-    pixel is the mean of fold x fold. The raster must hold what is seen: up to about `distance` metres around (x, y).
+    Args:
+        raster: the city up to about ``distance`` metres around (x, y).
+        x: metres east of the point on the ground that it looks at.
+        y: metres north of it.
+        heading: the way it looks, radians clockwise from north.
+        distance: metres from the drone to that point.
+        size: H, W in pixels.
+        light: times as bright as usual.
+        fold: each pixel is the mean of fold x fold.
+
+    Returns:
+        (H, W, 3) RGB bytes.
     """
     rows, columns = size[0] * fold, size[1] * fold
     pixel = 2 * math.tan(FIELD / 2) / max(rows, columns)
@@ -51,7 +60,7 @@ def look_down(
 
 
 def _rays(raster: Raster, left: float, lowest: float, rows: int, columns: int, pixel: float, eye: float) -> Rays:
-    """A window of the sphere: `rows` up from the elevation `lowest`, `columns` clockwise from the azimuth `left`."""
+    """Return rays of a window of the sphere: rows up from elevation ``lowest``, columns clockwise from ``left``."""
     azimuth = left + np.arange(columns) * pixel
     elevation = lowest + np.arange(rows) * pixel
     near = max(0.5, (eye - TALLEST) / math.tan(-lowest))

@@ -1,4 +1,4 @@
-"""The raw layouts that a rendered city can be written in, and cities of two sizes for each.
+"""List the raw layouts that a city can be rendered in, and cities of two sizes for each.
 
 "small" is to see something run; "demo" is to train on for some minutes on two CPU cores.
 """
@@ -18,9 +18,12 @@ from sharding.simcity.vigor import plan_vigor
 
 @dataclass(frozen=True)
 class RawLayout:
-    """plan: what is written where. view_size: height and width of its views, by default and about as in the real one.
+    """Describe how a data set's raw folder is rendered.
 
-    sizes: the cities of each size, and the options of `plan` that go with them.
+    Attributes:
+        plan: the planner that decides what is written where.
+        view_size: height and width of views in pixels, by default.
+        sizes: by name, the cities and the options of ``plan`` that go with them.
     """
 
     plan: Callable[..., RawPlan]
@@ -55,14 +58,22 @@ LAYOUTS = {
 
 
 def raw_layout(adapter: str) -> RawLayout:
-    """The layout of the adapter's name. Raises BadInput for one that nothing can be rendered for."""
+    """Return the raw layout of an adapter; raise BadInput where nothing can be rendered for it."""
     if adapter not in LAYOUTS:
         raise BadInput(f"no city can be rendered for {adapter!r}: choose one of {', '.join(LAYOUTS)}")
     return LAYOUTS[adapter]
 
 
 def cities_of(adapter: str, size: str) -> tuple[list[CitySpec], dict[str, Any]]:
-    """The cities of a size, and the planner's options that go with them. Raises BadInput for names that it lacks."""
+    """Return the cities of a size, and the planner's options that go with them.
+
+    Args:
+        adapter: whose raw layout it is.
+        size: "small" or "demo".
+
+    Raises:
+        BadInput: there is no such adapter or size.
+    """
     sizes = raw_layout(adapter).sizes
     if size not in sizes:
         raise BadInput(f"no size {size!r}: choose one of {', '.join(sizes)}")

@@ -1,10 +1,9 @@
-"""The rendered city as a map: streets, lots, buildings, trees, as shapes in metres.
+"""Lay out a city as a map: streets, lots, buildings and trees, as shapes in metres.
 
-Decision: every shape is an axis-aligned rectangle or a round tree on flat ground, so a city is a few arrays, any
-window of it can be drawn alone, and a height field is all that a panorama needs. The cost: no hills, no diagonal
-streets, nothing to walk under. The world is made to be learnable in minutes, not to look like VIGOR: colours are
-distinct, a building's roof has its façade's hue, and low buildings and few trees leave the eye room, so that what is
-seen from above can be found from the street.
+Every shape is an axis-aligned rectangle or a round tree on flat ground. So a city is a few arrays, any window of it can
+be drawn alone, and a panorama needs only a height field. There are no hills, no diagonal streets, nothing to walk
+under. The world is made to be learnt in minutes, not to look like VIGOR: colours are distinct, a roof has its façade's
+hue, and low buildings and few trees leave a free view, so that what is seen from above can be found from the street.
 
 Axes: x metres east, y metres north of the city's first (south-western) tile centre.
 """
@@ -29,11 +28,19 @@ TALLEST = 18.0  # metres
 
 @dataclass(frozen=True)
 class City:
-    """Shapes in painting order; n differs per group.
+    """Hold G ground rectangles, B buildings and T trees in painting order; lengths in metres, colours RGB bytes.
 
-    ground (n, 4) west, south, east, north, metres, with ground_colour (n, 3). buildings (n, 4) likewise, with
-    building_height (n) in metres, facade and roof (n, 3), bay (n): metres from window to window. trees (n, 3)
-    x, y, radius, with tree_height (n) and tree_colour (n, 3). Colours are RGB bytes.
+    Attributes:
+        ground: (G, 4) west, south, east, north.
+        ground_colour: (G, 3).
+        buildings: (B, 4) west, south, east, north.
+        building_height: (B,).
+        facade: (B, 3) colour of the walls.
+        roof: (B, 3) colour.
+        bay: (B,) from window to window.
+        trees: (T, 3) x, y, radius.
+        tree_height: (T,).
+        tree_colour: (T, 3).
     """
 
     ground: Floats
@@ -48,7 +55,7 @@ class City:
     tree_colour: Bytes
 
     def window(self, area: Rect) -> City:
-        """The shapes that touch `area`, in the same order."""
+        """Return the shapes that touch ``area`` (west, south, east, north), in the same order."""
         ground = _touching(self.ground, area)
         buildings = _touching(self.buildings, area)
         x, y, radius = self.trees.T
@@ -77,7 +84,7 @@ def _touching(rects: Floats, area: Rect) -> NDArray[np.bool_]:
 
 
 class _Builder:
-    """Collects shapes in painting order."""
+    """Collect shapes in painting order."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -130,7 +137,12 @@ def _rgb(hue: float, sat: float, val: float) -> RGB:
 
 
 def plan_city(area: Rect, rng: np.random.Generator) -> City:
-    """Lay a city out over `area`: a grid of streets with uneven gaps, some blocks merged, blocks cut into lots."""
+    """Lay out a city: a grid of streets with uneven gaps, some blocks merged, blocks cut into lots.
+
+    Args:
+        area: west, south, east, north in metres.
+        rng: all that is random comes from it.
+    """
     build = _Builder(rng)
     build.paint(area, (125, 125, 125))
     across, along = _cuts(area[0], area[2], rng), _cuts(area[1], area[3], rng)
@@ -154,7 +166,7 @@ def plan_city(area: Rect, rng: np.random.Generator) -> City:
 
 
 def _cuts(low: float, high: float, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Street axes and widths from `low` to `high`, both ends included."""
+    """Return street axes and widths from ``low`` to ``high``, both ends included."""
     cuts, at = [], low
     while at < high:
         cuts.append((at, rng.uniform(8.0, 17.0)))

@@ -1,4 +1,4 @@
-"""A rendered city as the raw folders of CVUSA and of CVACT: one panorama, and one tile with it in the middle, a place.
+"""Plan a rendered city as the raw folders of CVUSA and CVACT: a panorama, and a tile around it, a place.
 
 CVUSA, with images numbered from 1 over all cities:
 
@@ -39,7 +39,7 @@ CITY_STEP = 20_000.0  # metres east from one city's corner to the next one's
 
 
 class _Spot(NamedTuple):
-    """A place: where its panorama stands, and its tile's centre."""
+    """Hold where a place's panorama stands, and its tile's centre."""
 
     x: float
     y: float
@@ -54,9 +54,15 @@ class _Spot(NamedTuple):
 
 
 def plan_cvusa(towns: list[Town], rng: np.random.Generator, *, val_share: float = 0.2) -> RawPlan:
-    """The towns as CVUSA. val_share: of the places, drawn from among all, as in the real one (8,884 of 44,416).
+    """Plan the towns as CVUSA.
 
-    Raises BadInput where there are too few places for two splits.
+    Args:
+        towns: the cities.
+        rng: draws the splits and numbers.
+        val_share: of the places, drawn from among all; the real one has 8,884 of 44,416.
+
+    Raises:
+        BadInput: the share makes no sense, or there are too few places for two splits.
     """
     _check_share("val_share", val_share)
     spots = [(city, spot) for city, town in enumerate(towns) for spot in _spots(town)]
@@ -91,11 +97,18 @@ def plan_cvact(
     twin_share: float = 0.1,
     missing: int = 3,
 ) -> RawPlan:
-    """The towns as CVACT. Shares of the places: val_share in the validation set, test_share in the test set alone.
+    """Plan the towns as CVACT.
 
-    twin_share: of the latter, those that get another test place within 5 metres, as far as there is room. missing:
-    training images that are not there; a third each the panorama, the tile, and both. Raises BadInput for shares that
-    make no sense.
+    Args:
+        towns: the cities.
+        rng: draws the sets and ids.
+        val_share: share of the places in the validation set.
+        test_share: share of the places in the test set alone.
+        twin_share: share of the latter that get another test place within 5 metres, as far as there is room.
+        missing: how many training places lack images: a third each the panorama, the tile, and both.
+
+    Raises:
+        BadInput: a share makes no sense, or there are too few places.
     """
     _check_share("val_share", val_share)
     _check_share("test_share", test_share)
@@ -137,7 +150,7 @@ def _check_share(name: str, share: float) -> None:
 
 
 def _spots(town: Town) -> list[_Spot]:
-    """One place at each point of the city's grid, where somebody can stand near it."""
+    """Return one place at each point of the city's grid, where somebody can stand near it."""
     rng, spec = town.rng, town.spec
     spots = []
     for j in range(spec.rows):
@@ -153,7 +166,7 @@ def _spots(town: Town) -> list[_Spot]:
 
 
 def _twin(town: Town, spot: _Spot, rng: np.random.Generator) -> _Spot | None:
-    """Another place near `spot`, where there is room for one."""
+    """Return another place near ``spot``, where there is room for one."""
     distance, angle = rng.uniform(*TWINS, TRIES), rng.uniform(0, 2 * math.pi, TRIES)
     dx, dy = distance * np.sin(angle), distance * np.cos(angle)
     for n in np.flatnonzero(standing_room(town.city, spot.x + dx, spot.y + dy))[:1]:
@@ -163,7 +176,7 @@ def _twin(town: Town, spot: _Spot, rng: np.random.Generator) -> _Spot | None:
 
 
 def _split(n: int, shares: list[float], rng: np.random.Generator) -> list[NDArray[np.bool_]]:
-    """For each share a mask of that many of the n places, at least one; none is in two of them."""
+    """Return for each share a mask of that many of the n places, at least one; none is in two of them."""
     counts = [max(1, round(share * n)) for share in shares]
     if sum(counts) >= n:
         raise BadInput(f"{n} places are too few to split: render a larger city")
@@ -175,7 +188,7 @@ def _split(n: int, shares: list[float], rng: np.random.Generator) -> list[NDArra
 
 
 def _mat(content: dict[str, object]) -> bytes:
-    """A MATLAB 5 file, but for the time that SciPy writes into its head of 116 bytes of text."""
+    """Return a MATLAB 5 file, without the time that SciPy writes into its head."""
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, content, do_compression=True)
     return b"MATLAB 5.0 MAT-file, rendered".ljust(116) + buffer.getvalue()[116:]

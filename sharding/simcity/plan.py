@@ -1,8 +1,8 @@
-"""What the planners of all raw layouts share: where a rendered city lies on Earth, and what is to be written of it.
+"""Define what the planners of all raw layouts share: where a city lies on Earth, and what is to be written of it.
 
-A planner (`sharding.simcity.vigor`, `simcity_pairs`, `simcity_university`) looks at city maps and decides which
-pictures are taken where, which files each goes to, and what the dataset's own lists say of them. It writes nothing:
-whatever is wrong shows before the first file.
+A planner (in :mod:`sharding.simcity.vigor`, ``pairs``, ``university``) looks at city maps and decides which pictures
+are taken where, which files each goes to, and what the data set's own lists say of them. It writes nothing, so errors
+show before the first file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 @dataclass(frozen=True)
 class CitySpec:
-    """A city of `rows` x `columns` tiles, half-overlapping. The four names of VIGOR stand where the cities do."""
+    """Describe a city of half-overlapping tiles.
+
+    Attributes:
+        name: letters and digits; VIGOR's four cities lie where the real ones do.
+        rows: of tiles, from south to north.
+        columns: of tiles, from west to east.
+    """
 
     name: str
     rows: int
@@ -49,13 +55,13 @@ class CitySpec:
         return (self.columns - 1) * PITCH, (self.rows - 1) * PITCH
 
     def degrees(self, x: float, y: float) -> tuple[float, float]:
-        """Latitude and longitude of a point `x` metres east and `y` metres north of the origin."""
+        """Return latitude and longitude of a point ``x`` metres east and ``y`` metres north of the origin."""
         latitude, longitude = self.origin
         shrink = math.cos(math.radians(latitude))
         return latitude + y / METRES_PER_DEGREE, longitude + x / (METRES_PER_DEGREE * shrink)
 
     def metres(self, latitude: float, longitude: float) -> tuple[float, float]:
-        """The inverse of `degrees`."""
+        """Return the metres east and north of the origin of a point in degrees: the inverse of :meth:`degrees`."""
         south, west = self.origin
         shrink = math.cos(math.radians(south))
         return (longitude - west) * METRES_PER_DEGREE * shrink, (latitude - south) * METRES_PER_DEGREE
@@ -63,7 +69,13 @@ class CitySpec:
 
 @dataclass(frozen=True)
 class Town:
-    """A city and its map; `rng` is its own: what is drawn from it depends on no other city."""
+    """Hold a city and its map.
+
+    Attributes:
+        spec: its name and size.
+        city: its map.
+        rng: its own generator, so that nothing depends on other cities.
+    """
 
     spec: CitySpec
     city: City
@@ -72,9 +84,14 @@ class Town:
 
 @dataclass(frozen=True)
 class RawPlan:
-    """A raw folder to be: the scenes of each town, and the lists and tables by their path in the folder.
+    """Describe a raw folder that is to be written.
 
-    tiles, empty_tiles (those without a view) and views count places and pictures, not files.
+    Attributes:
+        scenes: of each town.
+        files: content of lists and tables, by their path in the folder.
+        tiles: how many places there are.
+        empty_tiles: those of them without a view.
+        views: how many pictures from the street or the air, not files.
     """
 
     scenes: list[list[Scene]]
@@ -85,7 +102,13 @@ class RawPlan:
 
 
 def standing_room(city: City, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points (n,), in metres, lie clear of all buildings and trees."""
+    """Return which points lie clear of all buildings and trees.
+
+    Args:
+        city: the map.
+        x: (n,) metres east.
+        y: (n,) metres north.
+    """
     reach = CLEARANCE
     near = city.window((x.min() - reach, y.min() - reach, x.max() + reach, y.max() + reach))
     west, south, east, north = near.buildings.T
@@ -98,5 +121,5 @@ def standing_room(city: City, x: NDArray[np.float64], y: NDArray[np.float64]) ->
 
 
 def panorama_id(rng: np.random.Generator) -> str:
-    """22 characters as street view services name their panoramas; some begin with a hyphen."""
+    """Return 22 characters, as street view services name their panoramas; some begin with a hyphen."""
     return "".join(ID_LETTERS[n] for n in rng.integers(len(ID_LETTERS), size=22))

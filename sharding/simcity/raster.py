@@ -1,7 +1,7 @@
-"""The city's shapes drawn as pixels: what it looks like from above, how high it is, and what stands where.
+"""Draw a city's shapes as pixels: what it looks like from above, how high it is, and what stands where.
 
-Decision: a raster is drawn for one window at a time, its pixels on a grid that is the same for the whole city, so that
-windows agree where they overlap and can be drawn by anyone in any order. The cost: windows repeat each other's edges.
+One window is drawn at a time, on a pixel grid that is the same for the whole city. So windows agree where they overlap,
+and can be drawn in any order.
 """
 
 from __future__ import annotations
@@ -19,10 +19,17 @@ SUN = (-0.6, -0.8, 1.1)  # towards the sun: east, north, up; the length of (east
 
 @dataclass(frozen=True)
 class Raster:
-    """A window of the city as pixels of `metres` side; row 0 is the north edge, column 0 the west edge.
+    """Hold a window of the city as H x W pixels; row 0 is the north edge, column 0 the west edge.
 
-    colour (rows, columns, 3) as seen from above; height (rows, columns) float32 metres; kind (rows, columns) int32.
-    west, north: the outer corner of pixel (0, 0). facade and bay: of the window's buildings, see City.
+    Attributes:
+        colour: (H, W, 3) RGB bytes, as seen from above.
+        height: (H, W) metres.
+        kind: (H, W) GROUND, TREE, or BUILDING plus the building's row.
+        west: metres, outer edge of column 0.
+        north: metres, outer edge of row 0.
+        metres: side of a pixel.
+        facade: of the window's buildings, see City.
+        bay: likewise.
     """
 
     colour: Bytes
@@ -36,9 +43,17 @@ class Raster:
 
 
 def rasterise(city: City, west: int, south: int, rows: int, columns: int, metres: float) -> Raster:
-    """Draw `rows` x `columns` pixels of `metres` side whose south-western pixel has the indices (`west`, `south`).
+    """Draw a window of the city.
 
-    Pixel indices are global (pixel i spans i*metres to (i+1)*metres), so windows that overlap agree pixel for pixel.
+    Pixel indices are global: pixel i spans i*metres to (i+1)*metres. So windows that overlap agree pixel for pixel.
+
+    Args:
+        city: the shapes.
+        west: index of the first column.
+        south: index of the last row.
+        rows: of pixels.
+        columns: of pixels.
+        metres: side of a pixel.
     """
     north = south + rows
     colour = np.zeros((rows, columns, 3), np.uint8)
@@ -76,7 +91,7 @@ def rasterise(city: City, west: int, south: int, rows: int, columns: int, metres
 
 
 def hash_noise(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float32]:
-    """A fixed pseudo-random value in [-1, 1) for each pair of integers."""
+    """Return a fixed pseudo-random value in [-1, 1) for each pair of integers."""
     h = x.astype(np.uint32) * np.uint32(0x9E3779B1) + y.astype(np.uint32) * np.uint32(0x85EBCA77)
     h = (h ^ (h >> np.uint32(15))) * np.uint32(0x2C1B3C6D)
     h = (h ^ (h >> np.uint32(12))) * np.uint32(0x297A2D39)
@@ -85,7 +100,7 @@ def hash_noise(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float32
 
 
 def _grain(west: int, south: int, rows: int, columns: int, metres: float) -> NDArray[np.float32]:
-    """Texture of all surfaces seen from above: noise in cells of 0.3, 1.2 and 5 m, in shares of the brightness."""
+    """Return the texture of surfaces seen from above: noise in cells of 0.3, 1.2 and 5 m, as shares of brightness."""
     x, y = west + np.arange(columns), south + np.arange(rows)[::-1]
     grain = np.zeros((rows, columns), np.float32)
     for cell, strength in ((0.3, 0.08), (1.2, 0.02), (5.0, 0.01)):
@@ -96,7 +111,7 @@ def _grain(west: int, south: int, rows: int, columns: int, metres: float) -> NDA
 
 
 def _shadow(height: NDArray[np.float32], metres: float) -> NDArray[np.bool_]:
-    """Which pixels something between them and the sun stands over."""
+    """Return which pixels lie in the shadow of something."""
     rows, columns = height.shape
     shadow = np.zeros((rows, columns), bool)
     step = max(metres, 1.0)

@@ -1,8 +1,8 @@
-"""Pictures to take of a rendered city: by which camera, from where, and into which files.
+"""Take pictures of a rendered city: by which camera, from where, and into which files.
 
-Decision: whatever a raw layout wants is a list of shots, each a camera with the files that get its picture, gathered
-in scenes. Neighbouring scenes make a block, one task: the map around them is drawn once for all their shots, and tasks
-need nothing but themselves, so any number of processes gives the same bytes.
+A raw layout is a list of shots, each a camera with the files that get its picture, gathered in scenes. Neighbouring
+scenes make a block, which is one task: the map around them is drawn once for all their shots. A task needs nothing but
+itself, so any number of processes gives the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ STREET_FIELD = math.radians(90)
 
 @dataclass(frozen=True)
 class Look:
-    """The sizes that every image is rendered at."""
+    """Set the sizes that every image is rendered at.
+
+    Attributes:
+        tile_size: pixels of a tile's side.
+        view_size: height and width of a view in pixels.
+        jpeg_quality: of JPEG files.
+    """
 
     tile_size: int
     view_size: tuple[int, int]
@@ -51,6 +57,7 @@ class Look:
         return 2 if self.view_size[0] < 128 else 1
 
     def rays(self, heading: float, field: float) -> Rays:
+        """Return the rays of a view; ``heading`` of its middle and ``field`` from edge to edge, in radians."""
         return _rays(self.view_size[0] * self.fold, self.view_size[1] * self.fold, self.metres, heading, field)
 
 
@@ -60,37 +67,41 @@ def _rays(height: int, width: int, metres: float, heading: float, field: float) 
 
 
 class Camera(Protocol):
-    """Takes one picture of the city as the raster shows it."""
+    """Take one picture of a city."""
 
-    def take(self, raster: Raster, look: Look) -> Bytes: ...
+    def take(self, raster: Raster, look: Look) -> Bytes:
+        """Return the picture of what the raster shows, (H, W, 3) RGB bytes."""
+        ...
 
 
 @dataclass(frozen=True)
 class TileCamera:
-    """The tile around (x, y) from straight above, north up."""
+    """Take the tile around (x, y), in metres, from straight above, north up."""
 
     x: float
     y: float
 
     def take(self, raster: Raster, look: Look) -> Bytes:
+        """Return the picture, (H, W, 3) RGB bytes."""
         return cut_tile(raster, self.x, self.y, TILE_METRES, look.tile_size)
 
 
 @dataclass(frozen=True)
 class Panorama:
-    """All around from the street at (x, y), north in the middle, `light` times as bright as usual."""
+    """Look all around from the street at (x, y), north in the middle, ``light`` times as bright as usual."""
 
     x: float
     y: float
     light: float
 
     def take(self, raster: Raster, look: Look) -> Bytes:
+        """Return the picture, (H, W, 3) RGB bytes."""
         return look_around(raster, self.x, self.y, look.rays(0.0, 2 * np.pi), self.light, look.fold)
 
 
 @dataclass(frozen=True)
 class StreetCamera:
-    """A quarter of the panorama at (x, y), its middle `heading` radians clockwise from north."""
+    """Take a quarter of the panorama at (x, y), its middle ``heading`` radians clockwise from north."""
 
     x: float
     y: float
@@ -98,12 +109,13 @@ class StreetCamera:
     light: float
 
     def take(self, raster: Raster, look: Look) -> Bytes:
+        """Return the picture, (H, W, 3) RGB bytes."""
         return look_around(raster, self.x, self.y, look.rays(self.heading, STREET_FIELD), self.light, look.fold)
 
 
 @dataclass(frozen=True)
 class DroneCamera:
-    """From the air, `distance` metres away from the ground at (x, y) that it looks at, in the way of `heading`."""
+    """Look at the ground at (x, y) from the air, ``distance`` metres away, towards ``heading`` (radians)."""
 
     x: float
     y: float
@@ -112,6 +124,7 @@ class DroneCamera:
     light: float
 
     def take(self, raster: Raster, look: Look) -> Bytes:
+        """Return the picture, (H, W, 3) RGB bytes."""
         return look_down(
             raster, self.x, self.y, self.heading, self.distance, look.view_size, self.light, look.fold
         )  # fmt: skip
@@ -119,7 +132,12 @@ class DroneCamera:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture and the files, below the raw folder, that hold it: PNG or JPEG, by their suffix."""
+    """Describe a picture to take.
+
+    Attributes:
+        camera: that takes it.
+        files: below the raw folder, that hold it; PNG or JPEG by their suffix.
+    """
 
     camera: Camera
     files: tuple[str, ...]
@@ -127,7 +145,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Scene:
-    """Shots within sight of (x, y): cameras on the street within half a tile's side of it."""
+    """Gather shots within sight of (x, y), in metres; street cameras are within half a tile's side of it."""
 
     x: float
     y: float
@@ -136,7 +154,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class Block:
-    """One task: a window of the city (west, south, east, north) and the scenes to render from it."""
+    """Hold a task: scenes to render and the map around them.
+
+    Attributes:
+        raw: the folder that it writes to.
+        city: the map within ``area``.
+        area: west, south, east, north in metres.
+        scenes: what to render.
+        look: at which sizes.
+    """
 
     raw: Path
     city: City
@@ -146,7 +172,14 @@ class Block:
 
 
 def blocks(raw: Path, city: City, scenes: list[Scene], look: Look) -> Iterator[Block]:
-    """The scenes of one city in squares of `BLOCK` metres."""
+    """Yield the scenes of one city in squares of ``BLOCK`` metres.
+
+    Args:
+        raw: the folder to write to.
+        city: the whole map.
+        scenes: all of the city's.
+        look: the sizes of images.
+    """
     squares: dict[tuple[int, int], list[Scene]] = {}
     for scene in scenes:
         square = math.floor((scene.y + PITCH / 2) / BLOCK), math.floor((scene.x + PITCH / 2) / BLOCK)
@@ -159,7 +192,7 @@ def blocks(raw: Path, city: City, scenes: list[Scene], look: Look) -> Iterator[B
 
 
 def render_block(block: Block) -> int:
-    """Take the shots and write their files, whose folders are there; returns the number of shots."""
+    """Take a block's shots and write their files, whose folders are there; return the number of shots."""
     metres = block.look.metres
     west, south = (math.floor(edge / metres) for edge in block.area[:2])
     east, north = (math.ceil(edge / metres) for edge in block.area[2:])

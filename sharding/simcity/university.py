@@ -1,4 +1,4 @@
-"""Rendered cities as University-1652's raw folder: buildings from above, from the air around them, and from the street.
+"""Plan rendered cities as University-1652's raw folder: buildings from above, from the air, and from the street.
 
     train/satellite/0001/0001.jpg           test/query_satellite/…     test/gallery_satellite/…
     train/drone/0001/image-01.jpeg …        test/query_drone/…         test/gallery_drone/…
@@ -50,10 +50,17 @@ def plan_university(
     street_views: int = 3,
     distractor_share: float = 0.15,
 ) -> RawPlan:
-    """The towns' buildings as University-1652: half of them for training, half for test, but for the distractors.
+    """Plan the towns' buildings as University-1652: distractors, and of the others half for training, half for test.
 
-    drone_views and street_views: of each building. distractor_share: of all buildings; the real one has 250 of 1,652.
-    Raises BadInput where there are too few buildings.
+    Args:
+        towns: the cities.
+        rng: draws roles and numbers.
+        drone_views: of each building, 1 to 99.
+        street_views: of each building, 1 to 99.
+        distractor_share: of all buildings; the real one has 250 of 1,652.
+
+    Raises:
+        BadInput: an option makes no sense, or there are too few buildings.
     """
     if not 1 <= drone_views <= 99 or not 1 <= street_views <= 99:
         raise BadInput(f"drone_views {drone_views}, street_views {street_views}: choose from 1 to 99")
@@ -74,7 +81,7 @@ def plan_university(
 
 
 def _targets(town: Town) -> list[Floats]:
-    """The buildings (west, south, east, north) that get pictures: large enough, and well apart."""
+    """Return the buildings (west, south, east, north) that get pictures: large enough, and well apart."""
     buildings = town.city.buildings
     sides = np.minimum(buildings[:, 2] - buildings[:, 0], buildings[:, 3] - buildings[:, 1])
     middles = (buildings[:, :2] + buildings[:, 2:]) / 2
@@ -114,7 +121,7 @@ def _files(kind: str, role: int, name: str, file: str) -> tuple[str, ...]:
 
 
 def _street_cameras(town: Town, target: Floats, wanted: int) -> list[StreetCamera]:
-    """Up to `wanted` cameras around the building that look at it: no tree and no other building is in between."""
+    """Return up to ``wanted`` cameras around the building that see it without a tree or building in between."""
     rng = town.rng
     middle = (target[:2] + target[2:]) / 2
     distance, bearing = rng.uniform(*STREET, TRIES), rng.uniform(0, 2 * math.pi, TRIES)

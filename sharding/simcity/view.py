@@ -1,13 +1,13 @@
-"""What a camera sees of the rendered city: the tile from straight above, the panorama from the street.
+"""Render what a camera sees: the tile from straight above, the panorama from the street.
 
-Decision: a panorama is a march over the height field along one ray per column. The steepest slope met so far rises
-monotonically along a ray, so the first thing seen at each elevation is found by counting, without a loop over pixels.
-The cost: surfaces are vertical or flat (no arches, no tree trunks), and thin things far away may be stepped over.
+A panorama is a march over the height field along one ray a column. The steepest slope met so far only rises along a
+ray, so the first thing seen at each elevation is found by counting, without a loop over pixels. Surfaces are vertical
+or flat (no arches, no tree trunks), and thin things far away may be stepped over.
 
 A panorama's middle lies between its two middle columns and looks north; columns go clockwise, so east is at 3/4 of the
 width. Pixels are square in angle: 360/width degrees a pixel both ways, the horizon between the two middle rows. A
 panorama half as high as wide is VIGOR's full sphere; 48x192 is the sphere's middle 90 degrees. Other rays give other
-windows of the sphere, from other heights: `sharding.simcity.drone` looks down through one.
+windows of the sphere, from other heights: :mod:`sharding.simcity.drone` looks down through one.
 """
 
 from __future__ import annotations
@@ -34,11 +34,17 @@ ZENITH = np.array([95, 150, 215], np.float32)
 
 @dataclass(frozen=True)
 class Rays:
-    """The directions and distances that every panorama of one kind is marched along.
+    """Hold the directions and distances that panoramas of one kind are marched along.
 
-    elevation (H,) radians of the rows, from the bottom row up; east, north (W,) of the columns' unit vectors;
-    distance (K,) metres of the steps on the ground; pixel: radians a pixel; below: how many rows are under the horizon,
-    and half a row; eye: metres above the ground; haze: metres.
+    Attributes:
+        elevation: (H,) radians of the rows, from the bottom row up.
+        east: (W,) of the columns' unit vectors.
+        north: (W,) likewise.
+        distance: (K,) metres of the steps on the ground.
+        pixel: radians a pixel.
+        below: rows under the horizon, and half a row.
+        eye: metres above the ground.
+        haze: metres at which things fade.
     """
 
     elevation: NDArray[np.float32]
@@ -52,9 +58,14 @@ class Rays:
 
     @classmethod
     def of(cls, height: int, width: int, metres: float, heading: float = 0.0, field: float = 2 * np.pi) -> Rays:
-        """Rays for pictures of `height` x `width` pixels from the street, over a map of `metres` a pixel.
+        """Return the rays of a picture from the street.
 
-        heading: where the middle looks, radians clockwise from north. field: radians from the left edge to the right.
+        Args:
+            height: of the picture in pixels.
+            width: likewise.
+            metres: side of a pixel of the map.
+            heading: where the middle looks, radians clockwise from north.
+            field: radians from the left edge to the right.
         """
         pixel = field / width
         azimuth = heading + (np.arange(width) + 0.5 - width / 2) * pixel
@@ -69,7 +80,14 @@ class Rays:
 
 
 def steps(near: float, far: float, pixel: float, metres: float) -> NDArray[np.float32]:
-    """Distances from `near` to `far` as fine as the map's pixels (of `metres`), or half of the picture's (radians)."""
+    """Return distances as fine as the map's pixels, or as half of the picture's.
+
+    Args:
+        near: metres, the first.
+        far: metres, which the last one reaches.
+        pixel: radians a pixel of the picture.
+        metres: side of a pixel of the map.
+    """
     distance = [near]
     while distance[-1] < far:
         distance.append(distance[-1] + max(0.75 * metres, 0.5 * pixel * distance[-1]))
@@ -77,9 +95,14 @@ def steps(near: float, far: float, pixel: float, metres: float) -> NDArray[np.fl
 
 
 def cut_tile(raster: Raster, x: float, y: float, side: float, size: int) -> Bytes:
-    """The tile of `side` metres around (x, y): (size, size, 3), north up.
+    """Return the tile around a point, (size, size, 3) RGB bytes, north up.
 
-    The raster's pixels must be a whole fraction of the tile's, and the tile's edges lie on theirs.
+    Args:
+        raster: its pixels are a whole fraction of the tile's, and the tile's edges lie on theirs.
+        x: metres east of the tile's centre.
+        y: metres north of it.
+        side: of the tile in metres.
+        size: of the tile in pixels.
     """
     fine = round(side / raster.metres)
     row = round((raster.north - (y + side / 2)) / raster.metres)
@@ -90,7 +113,7 @@ def cut_tile(raster: Raster, x: float, y: float, side: float, size: int) -> Byte
 
 
 def fold_pixels(picture: NDArray[np.float32], fold: int) -> NDArray[np.float32]:
-    """The mean of each fold x fold pixels."""
+    """Return the mean of each fold x fold pixels."""
     total = picture[::fold, ::fold].copy()
     for n in range(1, fold * fold):
         total += picture[n // fold :: fold, n % fold :: fold]
@@ -98,9 +121,15 @@ def fold_pixels(picture: NDArray[np.float32], fold: int) -> NDArray[np.float32]:
 
 
 def look_around(raster: Raster, x: float, y: float, rays: Rays, light: float = 1.0, fold: int = 1) -> Bytes:
-    """The panorama from the rays' eye over (x, y): (H / fold, W / fold, 3), `light` times as bright as usual.
+    """Return the panorama over a point, (H / fold, W / fold, 3) RGB bytes.
 
-    `fold`: each pixel is the mean of fold x fold rays, against flicker in small panoramas.
+    Args:
+        raster: the city around the point.
+        x: metres east.
+        y: metres north.
+        rays: H x W of them, from their eye's height.
+        light: times as bright as usual.
+        fold: each pixel is the mean of fold x fold rays, against flicker in small panoramas.
     """
     columns = len(rays.east)
     first = _first_hits(raster, x, y, rays).ravel()
@@ -154,7 +183,7 @@ def _refine(
     raster: Raster, x: float, y: float, rays: Rays,
     row: NDArray[np.int64], column: NDArray[np.int64], step: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:  # fmt: skip
-    """Each hit's distance, one just before it, and its raster pixel.
+    """Return each hit's distance, one just before it, and its raster pixel.
 
     Exact where the ray meets the ground, elsewhere by bisecting the step.
     """
@@ -182,7 +211,7 @@ def _walls(
     raster: Raster, x: float, y: float, rays: Rays,
     row: NDArray[np.int64], column: NDArray[np.int64], distance: NDArray[np.float32], building: NDArray[np.int32],
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Colours of points on façades: shaded by the side they face, windows where a pixel is fine enough to hold them."""
+    """Return colours of points on façades: shaded by side, with windows where a pixel is fine enough to hold them."""
     east, north = rays.east[column], rays.north[column]
     px, py = x + distance * east, y + distance * north
     before = distance - np.float32(1.5 * raster.metres)

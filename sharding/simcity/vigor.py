@@ -1,4 +1,4 @@
-"""A rendered city as VIGOR's raw folder: where tiles and panoramas are, and what the label files say of them.
+"""Plan a rendered city as VIGOR's raw folder: where tiles and panoramas are, and what the label files say of them.
 
     <City>/panorama/<id>,<lat>,<lon>,.jpg      <City>/satellite/satellite_<lat>_<lon>.png
     splits/<City>/satellite_list.txt           all tiles, those without a panorama too
@@ -39,6 +39,8 @@ FOLDERS = {  # of panoramas, of tiles
 
 @dataclass(frozen=True)
 class Tile:
+    """Hold a tile: its file's name, and its centre in metres."""
+
     name: str
     x: float
     y: float
@@ -46,7 +48,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class View:
-    """A panorama; `shown`: the four tiles that show it, each with its row and column offset."""
+    """Describe a panorama.
+
+    Attributes:
+        name: of its file.
+        x: metres east.
+        y: metres north.
+        light: times as bright as usual.
+        shown: the four tiles that show it, each with its row and column offset.
+    """
 
     name: str
     x: float
@@ -55,7 +65,7 @@ class View:
     shown: tuple[tuple[str, float, float], ...]
 
     def label(self, scale: float = 1.0) -> str:
-        """The line in a label file, offsets `scale` times as long as they should be."""
+        """Return the line in a label file, with offsets ``scale`` times as long as they should be."""
         columns = [self.name]
         for tile, row, column in self.shown:  # + 0.0: no "-0.0"
             columns += [tile, f"{round(row * scale, 2) + 0.0}", f"{round(column * scale, 2) + 0.0}"]
@@ -71,13 +81,19 @@ def plan_vigor(
     extra_view_share: float = 0.25,
     arrangement: str = "published",
 ) -> RawPlan:
-    """Each town as a city of VIGOR.
+    """Plan each town as a city of VIGOR.
 
-    max_offset: how far a panorama may stand from its tile's centre, north or east, in shares of the tile's side;
-    VIGOR: 0.25, less is easier. empty_share: tiles that are left without a panorama on purpose (a few more are, where
-    the middle of the tile is built over). extra_view_share: probability that a tile with a panorama has a second, and
-    one with two a third. `rng` is not used: a city follows from its own. Raises BadInput for options that make no
-    sense, and where a city has room for no panorama.
+    Args:
+        towns: the cities.
+        rng: not used: a city follows from its own.
+        max_offset: how far a panorama may stand from its tile's centre, north or east, in shares of the tile's side;
+            VIGOR has 0.25, less is easier.
+        empty_share: share of tiles that get no panorama on purpose; those that are built over get none, either.
+        extra_view_share: probability that a tile with a panorama has a second, and one with two a third.
+        arrangement: "published", or "arranged" as Sample4Geo's authors keep it.
+
+    Raises:
+        BadInput: an option makes no sense, or a city has room for no panorama.
     """
     if not 0 < max_offset <= 0.25:
         raise BadInput(f"max_offset {max_offset}: choose more than 0 and at most 0.25 of the tile's side")
@@ -107,7 +123,7 @@ def plan_vigor(
 
 
 def plan_tiles(spec: CitySpec) -> list[Tile]:
-    """All tiles, row by row from the south, each from the west."""
+    """Return all tiles, row by row from the south, each from the west."""
     tiles = []
     for j in range(spec.rows):
         for i in range(spec.columns):
@@ -119,7 +135,7 @@ def plan_tiles(spec: CitySpec) -> list[Tile]:
 def plan_views(
     town: Town, tiles: list[Tile], max_offset: float, empty_share: float, extra_view_share: float
 ) -> list[list[View]]:
-    """The views of each tile: none at some, up to three at others."""
+    """Return the views of each tile: none at some, up to three at others."""
     rng, (width, height) = town.rng, town.spec.extent
     rounded = 0.1  # metres: names hold 6 decimals of a degree, and the panorama stands where its name says
     limit = max_offset * TILE_METRES - rounded
@@ -146,7 +162,7 @@ def _view(spec: CitySpec, tiles: list[Tile], x: float, y: float, rng: np.random.
 
 
 def _splits(town: Town, tiles: list[Tile], views: list[View], arrangement: str) -> dict[str, bytes]:
-    """The lists of one city by their path."""
+    """Return the lists of one city by their path."""
     ordered = sorted(views, key=View.label)  # by id: in no order of place, like VIGOR's
     train = np.zeros(len(ordered), bool)
     train[town.rng.permutation(len(ordered))[: len(ordered) // 2]] = True
