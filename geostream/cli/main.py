@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import evaluate, inspect, layouts, train
+from geostream.cli import evaluate, inspect, layouts, settings, train
 from geostream.errors import GeostreamError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ for command in (
     train.plan,
     evaluate.evaluate,
     layouts.recluster,
+    settings.settings,
 ):
     app.command()(command)
 app.add_typer(layouts.layouts, name="layouts")
