@@ -73,7 +73,6 @@ def _log_to_stderr() -> None:
 
 def main() -> None:
     """Entry point of the ``geostream`` command."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     _log_to_stderr()
