@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # The stamp is written last, so that an install cut off is done again.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,local,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,local,dev,examples]'
 	touch $@
 
 install: .venv/installed
@@ -21,7 +21,7 @@ install: .venv/installed
 # venv of its own, which sees this one's torch.
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 bench-peers: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,local,dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,local,dev,examples,bench]'
 	$(PYTHON) -m venv .venv-bench
 	$(BIN)/python -c '$(PURELIB)' > $$(.venv-bench/bin/python -c '$(PURELIB)')/main.pth
 	.venv-bench/bin/python -m pip install --quiet mosaicml-streaming==0.13.0

@@ -7,7 +7,6 @@ its folder is removed, so that the figures are those of one run. Anything else t
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -81,6 +80,8 @@ def _own_folder(out: Path) -> Iterator[None]:
 
     Raises BadInput where it holds what no demo made, or where another demo is under way.
     """
+    import fcntl  # only here: Windows has none, and every command imports this module
+
     mark = out / MARK
     if out.exists() and any(out.iterdir()) and not mark.is_file():
         raise BadInput(f"{out}: holds something else than an earlier demo; name another folder with --out")

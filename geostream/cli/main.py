@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import evaluate, inspect, layouts, train
+from geostream.cli import evaluate, inspect, layouts, settings, train
 from geostream.errors import GeostreamError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ for command in (
     train.plan,
     evaluate.evaluate,
     layouts.recluster,
+    settings.settings,
 ):
     app.command()(command)
 app.add_typer(layouts.layouts, name="layouts")
@@ -72,7 +73,6 @@ def _log_to_stderr() -> None:
 
 def main() -> None:
     """Entry point of the ``geostream`` command."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     _log_to_stderr()

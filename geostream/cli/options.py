@@ -21,7 +21,10 @@ StoreUrl = Annotated[str, typer.Argument(help="s3://bucket/prefix or a local fol
 Dataset = Annotated[str | None, typer.Option(help="Which dataset of the store; default: the only one.")]
 LayoutName = Annotated[str | None, typer.Option("--layout", help="Which layout; default: the newest generation.")]
 RunName = Annotated[str, typer.Option("--run", help="Name of the run.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, name=value; may be repeated.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting, name=value (geostream settings lists them); may be repeated."),
+]
 Split = Annotated[str, typer.Option(help="train or test.")]
 Checkpoint = Annotated[str | None, typer.Option(help="Default: the newest.")]
 Cluster = Annotated[str | None, typer.Option(help="URL of a Dask scheduler; default: this process.")]

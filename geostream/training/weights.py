@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants, get_session
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -35,6 +35,7 @@ NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "network", "enco
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "encoder.")
 HEADS = ("head.", "fc.", "classifier.", "logit_scale")
 COUNTER = "num_batches_tracked"  # of batch norm; older files have none, and nothing depends on it
+HUB_TIMEOUT = 5.0  # seconds that the hub has to answer at all
 SHOWN = 3  # mismatches that an error names
 
 
@@ -52,20 +53,38 @@ def begin_with(encoder: Encoder, weights: str) -> None:
 
 
 def _from_hub(encoder: Encoder) -> Tensors:
-    """The weights that timm has for the encoder's network, resampled to its sizes."""
-    or_else = "or give a local file (weights=FILE.safetensors), or weights=scratch"
+    """Return the weights that timm has for the encoder's network, resampled to its sizes."""
+    or_else = "or give a local file (--set weights=FILE.safetensors), or begin without any (--set weights=scratch)"
     config = timm.get_pretrained_cfg(encoder.name)
     if config is not None and not config.has_weights:
         raise BadInput(f"weights=timm: timm has none of {encoder.name}; choose a model that it has some of, {or_else}")
+    offline = constants.HF_HUB_OFFLINE
+    reached = not offline and _hub_answers()
     try:
+        constants.HF_HUB_OFFLINE = not reached  # else the client retries before it looks for what is cached
         weights: Tensors = make_network(encoder.name, encoder.options, pretrained=True).state_dict()
     except OSError as error:  # what the hub's client makes of a hub that is not reached
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-            reason = f"HF_HUB_OFFLINE is set; set HF_HUB_OFFLINE=0 to allow the download, {or_else}"
+        if offline:
+            reason = f"HF_HUB_OFFLINE keeps it from {constants.ENDPOINT}; set HF_HUB_OFFLINE=0 to allow the download"
+        elif not reached:
+            reason = f"the hub {constants.ENDPOINT} cannot be reached; try again with a connection"
         else:
-            reason = f"{str(error).splitlines()[0]} Try again, {or_else}"
-        raise BadInput(f"weights=timm: those of {encoder.name} are not on this machine: {reason}") from error
+            reason = f"the hub {constants.ENDPOINT} does not give them ({str(error).splitlines()[0]}); try again"
+        raise BadInput(
+            f"weights=timm: those of {encoder.name} are not on this machine, and {reason}, {or_else}"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
     return weights
+
+
+def _hub_answers() -> bool:
+    """Ask the hub once whether it is there: its own client retries for most of a minute before it gives up."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    except Exception:  # of the HTTP library that the hub's client happens to use
+        return False
+    return True
 
 
 def read_tensors(path: Path) -> Tensors:

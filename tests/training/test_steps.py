@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from geostream.errors import BadInput, GeostreamError, Interrupted
 from geostream.layout import Layout
 from geostream.planning.plan import EpochPlan
-from geostream.runs.stages import new_encoder, plan_epoch
+from geostream.planning.make_plan import make_plan
+from geostream.runs.stages import new_encoder
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset
@@ -53,7 +54,7 @@ def one_epoch(
     layout: Layout, settings: TrainSettings, run: Path, stopping: Callable[[], bool] = lambda: False, **arguments: Any
 ) -> tuple[EpochOutcome | Interrupted, list[EpochOutcome], Learner]:
     """What an epoch of four batches came to, what it saved, and the learner behind it."""
-    plan = plan_epoch(Store.open(run), layout, settings, 1)
+    plan = make_plan(layout, None, settings.changed(strategy="random"), 1, settings.seed)
     learner, saved = arguments.get("learner") or new_learner(settings), []
     loader = loader_of(layout, plan, settings)
     before = arguments.get("before", EpochOutcome())
@@ -114,7 +115,7 @@ def test_what_decays() -> None:
 
 def test_a_few_epochs_lower_the_loss(layout: Layout, tmp_path: Path) -> None:
     settings = EIGHT.changed(blur_probability=0.0, dropout_probability=0.0)
-    plan = plan_epoch(Store.open(tmp_path), layout, settings, 1)
+    plan = make_plan(layout, None, settings.changed(strategy="random"), 1, settings.seed)
     learner = new_learner(settings)
     losses = []
     for epoch in range(1, 9):
