@@ -24,10 +24,10 @@ from rich.console import Console
 from flows.rendered import dataset_name, render, shard_options
 from geostream.cli.options import print_table
 from geostream.errors import BadInput
-from geostream.layout import Layout, open_layout
+from geostream.layout import open_layout
 from geostream.report import report
-from geostream.runs.log import MetricsLog, RunResult
-from geostream.runs.stages import layout_of, read_settings, run_store
+from geostream.runs.log import RunResult
+from geostream.runs.run import Run
 from geostream.settings import default_settings, parse_settings
 from geostream.store import Store
 from infra.prefect_server import local_prefect, without_prefect
@@ -59,14 +59,13 @@ def _demo(out: Path, seed: int, city: str, overrides: list[str]) -> None:
     seconds: dict[str, float] = {}
     with ExitStack() as servers:
         store_url = _start(servers, out, city, seed, seconds, console)
-        layout, folder, flow_runs = _run_flows(store_url, out / "raw", seed, overrides, seconds, console)
-        result = RunResult.of(folder, MetricsLog(folder), already_finished=True)
-        layout = layout_of(Store.open(store_url), layout, RUN)
-        summary = report.summarise(store_url, layout, result)
-        summary |= {"flow_runs": flow_runs, "settings": read_settings(folder).flat()}
+        run, flow_runs = _run_flows(store_url, out / "raw", seed, overrides, seconds, console)
+        result = RunResult.of(run.url, run.log, already_finished=True)
+        summary = report.summarise(store_url, run.layout, result)
+        summary |= {"flow_runs": flow_runs, "settings": run.settings.flat()}
         summary["seconds"] |= {name: round(value, 1) for name, value in seconds.items()}
         summary["seconds"]["total"] = round(time.monotonic() - started, 1)
-        page = report.publish(folder, layout, result, summary)
+        page = report.publish(run, result, summary)
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print_table("recall on unseen cities", summary["evaluations"])
@@ -137,8 +136,8 @@ def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[st
 
 def _run_flows(
     store_url: str, raw: Path, seed: int, overrides: list[str], seconds: dict[str, float], console: Console
-) -> tuple[Layout, Store, list[dict[str, str]]]:
-    """Shard and train by the flows; returns the layout, the run's folder, and the flow runs as Prefect knows them."""
+) -> tuple[Run, list[dict[str, str]]]:
+    """Shard and train by the flows; returns the run, and the flow runs as Prefect knows them."""
     # Only now: Prefect learns where its server is when it is imported.
     from prefect.client.orchestration import get_client
 
@@ -162,4 +161,4 @@ def _run_flows(
             {"flow": client.read_flow(run.flow_id).name, "name": run.name, "state": run.state_name or "unknown"}
             for run in runs
         ]
-    return layout, run_store(store, DATASET, RUN), flow_runs
+    return Run.open(store, layout, RUN), flow_runs

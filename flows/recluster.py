@@ -11,8 +11,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.common import open_layout, open_store, show, store_failed
 from geostream.layout import Layout
-from geostream.reclustering.recluster import describe, recluster_by_run
-from geostream.runs.stages import run_store, settings_of
+from geostream.reclustering.recluster import describe
+from geostream.runs import stages
+from geostream.runs.run import Run
 from geostream.store import Store
 
 
@@ -51,5 +52,6 @@ def recluster(
     cache_policy=NO_CACHE,
 )
 def rewrite(store: Store, layout: Layout, run: str, epoch: int | None, cluster: str | None) -> Layout:
-    settings = settings_of(run_store(store, layout.dataset, run), layout.dataset)
-    return recluster_by_run(store, layout, run, settings, epoch, cluster)
+    opened = Run(store, layout, run, cluster)
+    opened.settings = opened.settings_or_recipe()
+    return stages.recluster(opened, epoch)

@@ -18,7 +18,7 @@ from geostream.report import report
 from geostream.report.evaluation_page import results_by_epoch
 from geostream.runs import loop as trainer
 from geostream.runs.log import Record, RunResult
-from geostream.runs.stages import layout_of
+from geostream.runs.run import Run
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
 
@@ -72,8 +72,8 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
 def write_report(store: Store, layout: Layout, run: str, result: RunResult) -> str:
-    layout = layout_of(store, layout, run)
-    return report.publish(Store.open(result.url), layout, result, report.summarise(store.url, layout, result))
+    opened = Run.open(store, layout, run)
+    return report.publish(opened, result, report.summarise(store.url, opened.layout, result))
 
 
 def show_run(layout: Layout, result: RunResult) -> None:

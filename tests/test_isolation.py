@@ -21,8 +21,8 @@ from geostream.errors import BadInput
 from geostream.layout import Layout, list_datasets, list_layouts, open_layout
 from geostream.layout.verify import verify_layout
 from geostream.mining.embeddings import create_embeddings
-from geostream.reclustering.generations import prune
 from geostream.reclustering.rewrite import rewrite
+from geostream.runs.generations import prune
 from geostream.store import Store
 from sharding import ShardOptions, dry_run, read_places, shard
 from sharding.job import ShardJob

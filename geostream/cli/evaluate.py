@@ -13,7 +13,7 @@ from geostream.cli.options import (
     Cluster,
     Dataset,
     LayoutName,
-    Run,
+    RunName,
     Split,
     StoreUrl,
     check_split,
@@ -25,7 +25,7 @@ from geostream.errors import BadInput
 
 def evaluate(
     store: StoreUrl,
-    run: Run = "base",
+    run: RunName = "base",
     dataset: Dataset = None,
     layout: LayoutName = None,
     split: Split = "test",
@@ -34,15 +34,15 @@ def evaluate(
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this local file, too.")] = None,
 ) -> None:
     """Evaluate a checkpoint of the run by its dataset's protocols; a table, JSON and a page with pictures."""
-    from geostream.report.evaluation_page import evaluate_checkpoint, evaluation_name, results_table
+    from geostream.report.evaluation_page import evaluate_checkpoint, results_table
 
     if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
         raise BadInput(f"--json {json_path}: {'a folder' if json_path.is_dir() else 'no such folder'}; name a file")
     split = check_split(split)
-    opened, folder = open_run(store, dataset, layout, run)
-    record = evaluate_checkpoint(folder, opened, split, checkpoint, cluster)
+    opened = open_run(store, dataset, layout, run, cluster)
+    record = evaluate_checkpoint(opened, split, checkpoint)
     if json_path is not None:
         json_path.write_text(json.dumps(record, indent=1) + "\n")
-    title = f"{opened.dataset} {opened.name}, {split} after epoch {record['epoch']}, in percent"
-    print_table(title, results_table(opened, record))
-    print(f"{folder.url}/{evaluation_name(split, record['epoch'])}.html and .json")
+    title = f"{opened.layout.dataset} {opened.layout.name}, {split} after epoch {record['epoch']}, in percent"
+    print_table(title, results_table(opened.layout, record))
+    print(f"{opened.url}/{opened.evaluation_name(split, record['epoch'])}.html and .json")

@@ -11,20 +11,20 @@ from geostream.cli.options import (
     Dataset,
     LayoutName,
     Overrides,
-    Run,
+    RunName,
     StoreUrl,
     open_store,
     print_table,
-    run_settings,
 )
 from geostream.layout import open_layout
+from geostream.settings import parse_settings
 
 layouts = typer.Typer(help="List the generations of a dataset's layouts, or remove those nobody needs.")
 
 
 def recluster(
     store: StoreUrl,
-    run: Run = "base",
+    run: RunName = "base",
     dataset: Dataset = None,
     layout: LayoutName = None,
     epoch: Annotated[int | None, typer.Option(help="Epoch of the embeddings; default: the newest.")] = None,
@@ -32,21 +32,22 @@ def recluster(
     cluster: Cluster = None,
 ) -> None:
     """Rewrite a layout in the order of similarity, as its next generation. One that was cut off goes on."""
-    from geostream.reclustering.recluster import describe, recluster_by_run
-    from geostream.runs.stages import run_store
+    from geostream.reclustering.recluster import describe
+    from geostream.runs import stages
+    from geostream.runs.run import Run
 
     root = open_store(store)
-    before = open_layout(root, dataset, layout)
-    settings = run_settings(before, run_store(root, before.dataset, run), overrides)
-    after = recluster_by_run(root, before, run, settings, epoch, cluster)
-    print_table("generations", describe(before, after))
+    opened = Run(root, open_layout(root, dataset, layout), run, cluster)
+    opened.settings = parse_settings(overrides or [], opened.settings_or_recipe())
+    after = stages.recluster(opened, epoch)
+    print_table("generations", describe(opened.layout, after))
     print(after.store.url)
 
 
 @layouts.command("list")
 def list_(store: StoreUrl, dataset: Dataset = None) -> None:
     """Show every generation, the runs that need it, and why it stays."""
-    from geostream.reclustering.generations import check_dataset, list_generations
+    from geostream.runs.generations import check_dataset, list_generations
 
     root = open_store(store)
     rows = [
@@ -70,8 +71,8 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
     """Remove the generations that have a committed descendant and that no run needs."""
-    from geostream.reclustering.generations import check_dataset
-    from geostream.reclustering.generations import prune as prune_layouts
+    from geostream.runs.generations import check_dataset
+    from geostream.runs.generations import prune as prune_layouts
 
     root = open_store(store)
     for one in prune_layouts(root, check_dataset(root, dataset), dry_run=dry_run):

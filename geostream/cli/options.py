@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from geostream.errors import BadInput
-from geostream.layout import Layout, open_layout
-from geostream.settings import TrainSettings, parse_settings
+from geostream.layout import open_layout
+from geostream.settings import parse_settings
 from geostream.store import Store
+
+if TYPE_CHECKING:
+    from geostream.runs.run import Run
 
 StoreUrl = Annotated[str, typer.Argument(help="s3://bucket/prefix or a local folder.")]
 Dataset = Annotated[str | None, typer.Option(help="Which dataset of the store; default: the only one.")]
 LayoutName = Annotated[str | None, typer.Option("--layout", help="Which layout; default: the newest generation.")]
-Run = Annotated[str, typer.Option(help="Name of the run.")]
+RunName = Annotated[str, typer.Option("--run", help="Name of the run.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, name=value; may be repeated.")]
 Split = Annotated[str, typer.Option(help="train or test.")]
 Checkpoint = Annotated[str | None, typer.Option(help="Default: the newest.")]
@@ -39,22 +42,26 @@ def open_store(url: str, *, write: bool = True, listed: bool = True) -> Store:
     return store
 
 
-def open_run(url: str, dataset: str | None, layout: str | None, run: str) -> tuple[Layout, Store]:
-    """The layout (if none is named, the generation that the run reads) and the run's folder."""
-    from geostream.runs import stages
+def open_run(
+    url: str,
+    dataset: str | None,
+    layout: str | None,
+    name: str,
+    cluster: str | None = None,
+    overrides: list[str] | None = None,
+) -> Run:
+    """Return the run on the layout named; if none is, on the generation that it reads.
+
+    ``overrides``: settings that this command is to use in place of the run's own, as they were typed.
+    """
+    from geostream.runs.run import Run
 
     root = open_store(url)
     opened = open_layout(root, dataset, layout)
-    if layout is None:
-        opened = stages.layout_of(root, opened, run)
-    return opened, stages.run_store(root, opened.dataset, run)
-
-
-def run_settings(layout: Layout, run: Store, overrides: list[str] | None) -> TrainSettings:
-    """The settings of the run where there is one, else the dataset's, with the overrides on top."""
-    from geostream.runs import stages
-
-    return parse_settings(overrides or [], stages.settings_of(run, layout.dataset))
+    run = Run.open(root, opened, name, cluster) if layout is None else Run(root, opened, name, cluster)
+    if overrides is not None:
+        run.settings = parse_settings(overrides, run.settings_or_recipe())
+    return run
 
 
 def check_split(split: str) -> str:

@@ -12,14 +12,13 @@ from geostream.cli.options import (
     Dataset,
     LayoutName,
     Overrides,
-    Run,
+    RunName,
     Split,
     StoreUrl,
     check_split,
     open_run,
     open_store,
     print_table,
-    run_settings,
 )
 from geostream.errors import BadInput
 from geostream.layout import open_layout
@@ -28,7 +27,7 @@ from geostream.settings import default_settings, parse_settings
 
 def train(
     store: StoreUrl,
-    run: Run = "base",
+    run: RunName = "base",
     dataset: Dataset = None,
     layout: LayoutName = None,
     overrides: Overrides = None,
@@ -40,8 +39,8 @@ def train(
     """
     from geostream.report import report
     from geostream.report.evaluation_page import results_by_epoch
-    from geostream.runs import stages
     from geostream.runs.loop import train as train_run
+    from geostream.runs.run import Run
     from geostream.training.distributed import Group
 
     with Group.current() as group:
@@ -51,16 +50,15 @@ def train(
         result = train_run(root, opened, run, settings, cluster=cluster, group=group)
         if not group.is_first:
             return
-        opened = stages.layout_of(root, opened, run)
-        summary = report.summarise(root.url, opened, result)
-        report.publish(stages.run_store(root, opened.dataset, run), opened, result, summary)
-        print_table("recall on the test gallery, in percent", results_by_epoch(opened, result.evaluations))
+        trained = Run.open(root, opened, run)
+        report.publish(trained, result, report.summarise(root.url, trained.layout, result))
+        print_table("recall on the test gallery, in percent", results_by_epoch(trained.layout, result.evaluations))
         print(f"{'was finished before' if result.already_finished else 'trained'}; report: {result.url}/report.html")
 
 
 def embed(
     store: StoreUrl,
-    run: Run = "base",
+    run: RunName = "base",
     dataset: Dataset = None,
     layout: LayoutName = None,
     split: Split = "train",
@@ -68,19 +66,18 @@ def embed(
 ) -> None:
     """Embed a split with a checkpoint of the run, into Zarr."""
     from geostream.runs import stages
-    from geostream.runs.lease import Lease
 
-    opened, folder = open_run(store, dataset, layout, run)
+    opened = open_run(store, dataset, layout, run)
     split = check_split(split)
-    trained = stages.load_trained(folder, checkpoint)
-    with Lease(folder):
-        embeddings = stages.embed_split(folder, opened, trained, split)
-    print(f"{len(embeddings.pairs)} queries, {len(embeddings.reference_place)} tiles: {folder.url}/{embeddings.name}")
+    trained = stages.load_trained(opened, checkpoint)
+    with opened.hold():
+        embeddings = stages.embed_split(opened, trained, split)
+    print(f"{len(embeddings.pairs)} queries, {len(embeddings.reference_place)} tiles: {opened.url}/{embeddings.name}")
 
 
 def mine(
     store: StoreUrl,
-    run: Run = "base",
+    run: RunName = "base",
     dataset: Dataset = None,
     layout: LayoutName = None,
     kind: Annotated[str, typer.Option(help="gps: by distance; visual: by similarity of the embeddings.")] = "visual",
@@ -89,41 +86,36 @@ def mine(
     cluster: Cluster = None,
 ) -> None:
     """Build a neighbour graph of the training places."""
-    from geostream.mining.gps import build_gps_graph
-    from geostream.reclustering.recluster import newest_embeddings
     from geostream.runs import stages
-    from geostream.runs.lease import Lease
 
-    opened, folder = open_run(store, dataset, layout, run)
-    settings = run_settings(opened, folder, overrides)
+    opened = open_run(store, dataset, layout, run, cluster, overrides or [])
     if kind not in ("gps", "visual"):
         raise BadInput(f"--kind {kind}: graphs are gps or visual")
-    with Lease(folder):
-        if kind == "gps":
-            graph = build_gps_graph(folder, opened, settings.plan.neighbours)
-        else:
-            epoch = newest_embeddings(folder) if epoch is None else epoch
-            graph = stages.mine(folder, opened, settings, epoch, cluster)
+    if kind == "gps":
+        epoch = 0
+    elif epoch is None:
+        epoch = opened.newest_embeddings()
+    with opened.hold():
+        graph = stages.mine(opened, epoch)
     how = ", ".join(f"{name} {value}" for name, value in graph.search.items())
-    print(f"{len(graph.places)} places, {graph.k} neighbours each ({how}): {folder.url}/{graph.name}")
+    print(f"{len(graph.places)} places, {graph.k} neighbours each ({how}): {opened.url}/{graph.name}")
 
 
 def plan(
     store: StoreUrl,
     epoch: Annotated[int, typer.Option(help="The epoch to plan, counted from 1.")],
-    run: Run = "base",
+    run: RunName = "base",
     dataset: Dataset = None,
     layout: LayoutName = None,
     overrides: Overrides = None,
     cluster: Cluster = None,
 ) -> None:
     """Plan an epoch from the graph that is due, and show the plan's quality."""
+    from geostream.planning.plan import plan_name
     from geostream.runs import stages
-    from geostream.runs.lease import Lease
 
-    opened, folder = open_run(store, dataset, layout, run)
-    settings = run_settings(opened, folder, overrides)
-    with Lease(folder):
-        made = stages.plan_epoch(folder, opened, settings, epoch, cluster)
+    opened = open_run(store, dataset, layout, run, cluster, overrides or [])
+    with opened.hold():
+        made = stages.plan_epoch(opened, epoch)
     print_table(f"plan of epoch {epoch}", [{"source": made.source, **made.quality}])
-    print(f"{folder.url}/plans/epoch-{epoch:04d}.parquet")
+    print(f"{opened.plans.url}/{plan_name(epoch)}.parquet")

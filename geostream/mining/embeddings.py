@@ -25,11 +25,6 @@ SHARD_ROWS = 4096  # rows of a Zarr shard, one object: 16 MiB at 1024 dimensions
 CHUNK_ROWS = 512  # rows that can be read alone
 
 
-def embeddings_name(epoch: int) -> str:
-    """Path of an epoch's embeddings of the training set within its run."""
-    return f"embeddings/epoch-{epoch:04d}.zarr"
-
-
 @dataclass(frozen=True)
 class Embeddings:
     """Committed embeddings, opened. The vectors stay on the store until they are asked for."""

@@ -12,7 +12,7 @@ import numpy as np
 from geostream.arrays import Csr, Float64, Int32, Int64, listed, restrict
 from geostream.errors import BadInput
 from geostream.layout import Layout
-from geostream.mining.graph import GPS_GRAPH, SHARD_ROWS, GraphWriter, NeighbourGraph, open_graph
+from geostream.mining.graph import SHARD_ROWS, GraphWriter, NeighbourGraph, open_graph
 from geostream.store import Store
 
 EARTH_RADIUS = 6_371_008.8  # metres, mean
@@ -30,7 +30,7 @@ def points_in_metres(position: Float64, coordinates: str) -> Float64:
     return EARTH_RADIUS * np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=1)
 
 
-def build_gps_graph(run: Store, layout: Layout, k: int, name: str = GPS_GRAPH) -> NeighbourGraph:
+def build_gps_graph(run: Store, name: str, layout: Layout, k: int) -> NeighbourGraph:
     """The graph of the training places' K nearest, written to the run.
 
     Raises BadInput for a layout without coordinates.

@@ -23,12 +23,6 @@ from geostream.store import Store
 Kind = Literal["gps", "visual"]
 #: Rows of a Zarr shard of a graph: write regions aligned to these, only.
 SHARD_ROWS = 2048
-GPS_GRAPH = "neighbours/gps.zarr"
-
-
-def visual_graph_name(epoch: int) -> str:
-    """Path within a run of the graph made from an epoch's embeddings."""
-    return f"neighbours/visual-epoch-{epoch:04d}.zarr"
 
 
 @dataclass(frozen=True)

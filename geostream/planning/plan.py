@@ -91,14 +91,17 @@ class EpochPlan:
 
 
 def plan_name(epoch: int) -> str:
-    """Path of an epoch's plan within its run, without the suffix."""
-    return f"plans/epoch-{epoch:04d}"
+    """Return the name of an epoch's plan within the folder of a run's plans, without the suffix."""
+    return f"epoch-{epoch:04d}"
 
 
-def save_plan(run: Store, plan: EpochPlan) -> None:
-    """Write ``plans/epoch-….parquet`` and then, as the commit, its ``.json``. A plan already there is replaced."""
+def save_plan(plans: Store, plan: EpochPlan) -> None:
+    """Write a plan into the folder of a run's plans: its table and then, as the commit, its JSON.
+
+    A plan of that epoch that is there already is replaced.
+    """
     name = plan_name(plan.epoch)
-    run.delete(f"{name}.json")
+    plans.delete(f"{name}.json")
     step = np.repeat(np.arange(plan.n_batches, dtype=np.int32), plan.batch_size)
     rows = {
         "batch": _with(step, plan.left_out_place, -1),
@@ -106,10 +109,10 @@ def save_plan(run: Store, plan: EpochPlan) -> None:
         "place": np.concatenate([plan.place.ravel(), plan.left_out_place]),
         "view": np.concatenate([plan.view.ravel(), plan.left_out_view]),
     }
-    run.write_table(f"{name}.parquet", pa.table(rows))
+    plans.write_table(f"{name}.parquet", pa.table(rows))
     arrays = {"place", "view", "left_out_place", "left_out_view"}
     facts = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in arrays}
-    run.write_json(f"{name}.json", {"format": FORMAT, "hash": plan.hash, **facts, "quality": dict(plan.quality)})
+    plans.write_json(f"{name}.json", {"format": FORMAT, "hash": plan.hash, **facts, "quality": dict(plan.quality)})
 
 
 def _with(column: Int32, left_out: Int32, mark: int) -> Int32:
@@ -117,16 +120,16 @@ def _with(column: Int32, left_out: Int32, mark: int) -> Int32:
     return np.concatenate([column, np.full(len(left_out), mark, dtype=np.int32)])
 
 
-def load_plan(run: Store, epoch: int, layout: Layout | None) -> EpochPlan:
+def load_plan(plans: Store, epoch: int, layout: Layout | None) -> EpochPlan:
     """The stored plan of an epoch.
 
     Raises NotFound where there is none, StaleArtefact where it was made for another layout than ``layout`` (None: any
     will do, to look at it), GeostreamError where it was changed since.
     """
     name = plan_name(epoch)
-    where = f"{run.url}/{name}"
+    where = f"{plans.url}/{name}"
     try:
-        facts = run.read_json(f"{name}.json")
+        facts = plans.read_json(f"{name}.json")
     except NotFound as error:
         raise NotFound(f"{where}.json: no plan of epoch {epoch}; make it with: geostream plan") from error
     damaged = f"{where}: the plan was changed or damaged since it was made; plan the epoch again"
@@ -134,7 +137,7 @@ def load_plan(run: Store, epoch: int, layout: Layout | None) -> EpochPlan:
         if facts.pop("format") != FORMAT:
             raise GeostreamError(f"{where}.json: a plan of another format than {FORMAT}; plan the epoch again")
         digest = facts.pop("hash")
-        table = run.read_table(f"{name}.parquet")
+        table = plans.read_table(f"{name}.parquet")
         batch = table["batch"].to_numpy()
         place, view = table["place"].to_numpy().astype(np.int32), table["view"].to_numpy().astype(np.int16)
         in_batch = batch >= 0

@@ -19,15 +19,15 @@ from geostream.arrays import Float32, Int32
 from geostream.dask import run_tasks
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
-from geostream.mining.embeddings import SHARD_ROWS, Embeddings, embeddings_name, open_embeddings, read_rows
-from geostream.mining.graph import NeighbourGraph, open_graph, visual_graph_name
+from geostream.mining.embeddings import SHARD_ROWS, Embeddings, read_rows
+from geostream.mining.graph import NeighbourGraph
 from geostream.planning.make_plan import reachable_by_shards
 from geostream.planning.smoothing import NEAR, smoothed
 from geostream.planning.spreading import Spread, shard_of_rows, spread_out
 from geostream.reclustering.order import RunTasks, shard_similarity, similarity_order
 from geostream.reclustering.rewrite import rewrite, tar_bytes
 from geostream.settings import TrainSettings
-from geostream.store import Store, check_name
+from geostream.store import Store
 
 SPARE = 0.1  # of hardness: what the bounds on overlap and the graphs to come take away, 0.03 to 0.07 as measured
 
@@ -81,34 +81,6 @@ def recluster(
         "first": layout.info["source"].get("first", layout.info["source"]),
     }
     return rewrite(store, layout, shards, source, cluster)
-
-
-def recluster_by_run(
-    store: Store,
-    layout: Layout,
-    run_name: str,
-    settings: TrainSettings,
-    epoch: int | None = None,
-    cluster: str | None = None,
-) -> Layout:
-    """:func:`recluster` by the run's embeddings and graph of the training set after ``epoch``; None: the newest.
-
-    Raises BadInput where the run has no embeddings, NotFound where it has none of that epoch, or no graph of them.
-    """
-    run = store.child(layout.dataset, "runs", check_name("run", run_name))
-    epoch = newest_embeddings(run) if epoch is None else epoch
-    embeddings = open_embeddings(run, embeddings_name(epoch), layout)
-    graph = open_graph(run, visual_graph_name(epoch), layout)
-    return recluster(store, layout, run_name, embeddings, graph, settings, cluster)
-
-
-def newest_embeddings(run: Store) -> int:
-    """The last epoch whose training set was embedded. Raises BadInput where none was."""
-    epochs = [name.removeprefix("epoch-").removesuffix(".zarr") for name in run.folders("embeddings")]
-    numbers = [int(text) for text in epochs if text.isdigit()]
-    if not numbers:
-        raise BadInput(f"{run.url}: the training set was not embedded yet; run: geostream embed")
-    return max(numbers)
 
 
 def shards_by_similarity(

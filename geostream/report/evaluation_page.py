@@ -21,64 +21,55 @@ from geostream.evaluation.evaluate import evaluate_embeddings
 from geostream.evaluation.metrics import named_rows
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import Layout
-from geostream.mining.embeddings import Embeddings, open_embeddings
+from geostream.mining.embeddings import Embeddings
 from geostream.report.retrievals import STYLE, retrieval_section, retrievals
 from geostream.runs import stages
-from geostream.runs.lease import Lease
-from geostream.store import Store
+from geostream.runs.run import Run
 
 COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r1pct": "R@1%", "hit_rate": "hit rate", "ap": "AP"}
 
 
-def evaluate_checkpoint(
-    run: Store, layout: Layout, split: str = "test", checkpoint: str | None = None, cluster: str | None = None
-) -> dict[str, Any]:
+def evaluate_checkpoint(run: Run, split: str = "test", checkpoint: str | None = None) -> dict[str, Any]:
     """Evaluate a checkpoint (None: the newest of a whole epoch) on a split; returns the record that was written.
 
-    Leaves ``evaluation-<split>-epoch-NNNN.json`` and ``.html`` in the run. ``cluster``: URL of a Dask scheduler.
+    Leaves ``evaluation-<split>-epoch-NNNN.json`` and ``.html`` in the run.
     """
     trained = stages.load_trained(run, checkpoint)
-    return write_evaluation(run, layout, trained, embedded(run, layout, trained, split), cluster)
+    return write_evaluation(run, trained, embedded(run, trained, split))
 
 
-def write_evaluation(
-    run: Store, layout: Layout, trained: stages.Trained, embeddings: Embeddings, cluster: str | None = None
-) -> dict[str, Any]:
+def write_evaluation(run: Run, trained: stages.Trained, embeddings: Embeddings) -> dict[str, Any]:
     """Evaluate the embeddings and write both files; returns the record."""
-    split = embeddings.split
+    layout, split = run.layout, embeddings.split
     record = {"epoch": trained.epoch, "checkpoint": trained.checkpoint, "split": split, "layout": layout.name}
-    record |= asdict(evaluate_embeddings(layout, embeddings, cluster))
-    name = evaluation_name(split, trained.epoch)
-    run.write_json(f"{name}.json", record)
+    record |= asdict(evaluate_embeddings(layout, embeddings, run.cluster))
+    name = run.evaluation_name(split, trained.epoch)
+    run.folder.write_json(f"{name}.json", record)
     title = f"{layout.dataset} {layout.name}: {split} after epoch {trained.epoch}"
     section = retrieval_section(retrievals(layout, embeddings))
-    run.write(f"{name}.html", _page(title, results_table(layout, record), section).encode())
+    run.folder.write(f"{name}.html", _page(title, results_table(layout, record), section).encode())
     return record
 
 
-def evaluation_name(split: str, epoch: int) -> str:
-    """Path within a run of an evaluation's files, without their endings."""
-    return f"evaluation-{split}-epoch-{epoch:04d}"
-
-
-def embedded(run: Store, layout: Layout, trained: stages.Trained, split: str) -> Embeddings:
+def embedded(run: Run, trained: stages.Trained, split: str) -> Embeddings:
     """The embeddings of the split by this checkpoint: those in the run where they are whole, else made now."""
     try:
-        found = open_embeddings(run, stages.split_embeddings(split, trained.epoch), layout)
+        found = run.embeddings(split, trained.epoch)
     except (NotFound, StaleArtefact):
-        return _embed(run, layout, trained, split)
+        return _embed(run, trained, split)
+    layout = run.layout
     whole = (
         (found.checkpoint, found.split) == (trained.checkpoint, split)
         and np.array_equal(pair_codes(*found.pairs), pair_codes(*split_pairs(layout, split)))
         and np.array_equal(found.reference_place, split_references(layout, split))
     )
-    return found if whole else _embed(run, layout, trained, split)
+    return found if whole else _embed(run, trained, split)
 
 
-def _embed(run: Store, layout: Layout, trained: stages.Trained, split: str) -> Embeddings:
+def _embed(run: Run, trained: stages.Trained, split: str) -> Embeddings:
     """Embed the split. Raises RunHeld beside a training of the run, which may be writing the same."""
-    with Lease(run):
-        return stages.embed_split(run, layout, trained, split)
+    with run.hold():
+        return stages.embed_split(run, trained, split)
 
 
 def results_by_epoch(layout: Layout, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -14,14 +14,12 @@ from typing import Any
 from geostream.evaluation.metrics import named_rows
 from geostream.evaluation.protocols import BOTH_WAYS, NEAR, PAIRED
 from geostream.layout import Layout
-from geostream.mining.embeddings import open_embeddings
 from geostream.report.augmentations import SheetPair, sheet_pairs, sheet_section
 from geostream.report.curves import Rows, curves_svg
 from geostream.report.evaluation_page import COLUMNS
 from geostream.report.retrievals import STYLE, Retrieval, retrieval_section, retrievals
 from geostream.runs.log import RunResult
-from geostream.runs.stages import read_settings, split_embeddings
-from geostream.store import Store
+from geostream.runs.run import Run
 
 PROTOCOLS = {
     PAIRED: "Each query has one right answer, the tile of its own place.",
@@ -57,18 +55,18 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
     }
 
 
-def publish(run: Store, layout: Layout, result: RunResult, summary: Mapping[str, Any]) -> str:
+def publish(run: Run, result: RunResult, summary: Mapping[str, Any]) -> str:
     """Write ``report.html`` into the run, with what the last evaluated weights retrieve, and return it.
 
     Raises BadInput where the run's settings are missing.
     """
-    pictures: list[Retrieval] = []
+    layout, pictures = run.layout, list[Retrieval]()
     if result.evaluations:
-        name = split_embeddings("test", int(result.evaluations[-1]["epoch"]))
-        pictures = retrievals(layout, open_embeddings(run, name, layout))
-    sheet = sheet_pairs(layout, read_settings(run))
+        embeddings = run.embeddings("test", int(result.evaluations[-1]["epoch"]))
+        pictures = retrievals(layout, embeddings)
+    sheet = sheet_pairs(layout, run.settings)
     page = render_report(f"geostream: {layout.dataset} {layout.name}", summary, result.training, pictures, sheet)
-    run.write("report.html", page.encode())
+    run.write_report(page)
     return page
 
 

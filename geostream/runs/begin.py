@@ -1,8 +1,8 @@
-"""What a run is begun with: its settings, made whole for its ranks, and which of them may be others when it goes on.
+"""Start or resume a run: fill in settings that depend on the number of ranks, store them, check which may change.
 
-Decides that batches belong to steps and lanes once and for all when the run begins: ``step_batches`` as many as there
-are ranks then, ``lanes`` enough for these ranks and their loader workers. So every plan suits them, and a run that goes
-on with other ranks trains the same steps. What that costs: only a number of ranks that divides ``step_batches`` fits.
+Batches belong to steps and lanes from a run's beginning to its end: ``step_batches`` is the number of ranks it begins
+with, ``lanes`` enough for these ranks and their loader workers. So every plan suits them, and a run that goes on with
+other ranks trains the same steps. The price: only a number of ranks that divides ``step_batches`` fits.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from math import lcm
 
 from geostream.errors import AlreadyExists, BadInput
 from geostream.settings import TrainSettings
-from geostream.store import Store
-from geostream.runs import stages
+from geostream.runs.run import Run
 
 # Settings that do not change what is trained.
 READING = {"look_ahead", "prefetch", "buffer_mib", "gap_kib", "replaced_limit"}
 MAY_CHANGE = READING | {"workers", "threads", "decode_threads", "checkpoint_every", "keep_checkpoints"}
 
 
-def begin(run: Store, settings: TrainSettings, ranks: int) -> TrainSettings:
-    """The settings to train with on so many ranks: stored with a new run, compared with those of one that exists.
+def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:
+    """Return the settings to train with on so many ranks: stored with a new run, compared with those of one that exists.
 
-    Raises BadInput where the run was begun with other settings, or its steps cannot be shared by the ranks.
+    Raises:
+        BadInput: The run was begun with other settings, or its steps cannot be shared by the ranks.
     """
     wanted = resolve(settings, ranks)
     check_ranks(wanted, ranks)
     try:
-        run.write_json(stages.SETTINGS, wanted.model_dump(), if_absent=True)
+        run.store_settings(wanted)
     except AlreadyExists:
-        begun = stages.read_settings(run)
+        begun = run.settings
         wanted = settings.changed(**_as_begun(settings, begun))
         was, now = begun.flat(), wanted.flat()
         if changed := [name for name in now if now[name] != was[name] and name not in MAY_CHANGE]:

@@ -1,6 +1,6 @@
-"""What a run says of itself: one JSON line for each stage of each epoch, on the store, and the result made of them.
+"""Keep a run's log: one JSON line for each stage of each epoch, on the store, and the result made of them.
 
-Decides that a record is written after what it describes, so a stage with a record is done, and a run that was cut off
+A record is written after what it describes. So a stage with a record is done, and a run that was cut off
 goes on behind the last one. Object stores cannot append: the whole log (a few hundred bytes a record) is written anew
 each time, which is milliseconds even after hundreds of epochs. A stage that is done again replaces its record. While an
 epoch is trained, its ``progress`` record, brought up to date with each checkpoint, tells how it goes.
@@ -16,32 +16,31 @@ from geostream.errors import NotFound, StoreError
 from geostream.store import Store
 from geostream.streaming.stats import StreamStats
 
-LOG = "metrics.jsonl"
 STAGES = ("plan", "train", "embed", "mine", "recluster", "evaluate")
 
 Record = dict[str, Any]  # "stage", "epoch", "seconds" and what else the stage measured
 
 
-class MetricsLog:
+class RunLog:
     """The records of a run, in the order in which they were written."""
 
-    def __init__(self, run: Store) -> None:
-        """Raises StoreError where the log is damaged."""
-        self._run = run
+    def __init__(self, folder: Store, file: str) -> None:
+        """Read what is there. Raises StoreError where it is damaged."""
+        self._folder, self._file = folder, file
         try:
-            lines = run.read(LOG).splitlines()
+            lines = folder.read(file).splitlines()
         except NotFound:
             lines = []
         try:
             self.records: list[Record] = [json.loads(line) for line in lines]
         except ValueError as error:
-            raise StoreError(f"{run.url}/{LOG}: damaged ({error}); correct the line or delete the file") from error
+            raise StoreError(f"{folder.url}/{file}: damaged ({error}); correct the line or delete the file") from error
 
     def append(self, stage: str, epoch: int, seconds: float, **measured: Any) -> Record:
         """Add a record, in place of an earlier one of the same stage and epoch."""
         record = {"stage": stage, "epoch": epoch, "seconds": round(seconds, 3)} | measured
         self.records = [r for r in self.records if (r["stage"], r["epoch"]) != (stage, epoch)] + [record]
-        self._run.write(LOG, "".join(json.dumps(r) + "\n" for r in self.records).encode())
+        self._folder.write(self._file, "".join(json.dumps(r) + "\n" for r in self.records).encode())
         return record
 
     def of(self, stage: str) -> list[Record]:
@@ -67,7 +66,8 @@ class RunResult:
     seconds: dict[str, float]  # by stage
 
     @classmethod
-    def of(cls, run: Store, log: MetricsLog, already_finished: bool) -> RunResult:
+    def of(cls, url: str, log: RunLog, already_finished: bool) -> RunResult:
+        """Return what the log of the run at ``url`` tells."""
         def rows(stage: str) -> list[dict[str, Any]]:
             return [{name: value for name, value in r.items() if name != "stage"} for r in log.of(stage)]
 
@@ -78,7 +78,7 @@ class RunResult:
         for name in ("budget_bytes", "resident_bytes", "peak_resident_bytes"):  # one epoch after the other
             setattr(stream, name, max((getattr(one, name) for one in streams), default=0))
         return cls(
-            url=run.url,
+            url=url,
             epochs=max((row["epoch"] for row in training), default=0),
             already_finished=already_finished,
             evaluations=rows("evaluate"),

@@ -1,40 +1,36 @@
-"""The stages of a run, one function each: what the trainer does in its loop, and a command or a flow does alone.
+"""The stages of a run beside the training itself: embed, mine, plan an epoch, recluster.
 
-Decides where in a run's folder each stage finds what it needs and leaves what it made, and which mining an epoch's plan
-comes from: the geographic neighbours until ``first_mining`` epochs are over, then the newest visual graph. A layout
-without coordinates begins with random batches instead.
+Each takes the run and an epoch, reads what earlier stages left on the store, and leaves its own result there. So each
+can be done alone, on any machine that reaches the store, and done again after a kill. A run on a layout without
+coordinates begins with random batches instead of geographic neighbours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
-from geostream.errors import BadInput, LayoutNotCommitted, NotFound, StaleArtefact
-from geostream.layout import Layout, layout_infos, open_layout
 from geostream.dask import run_tasks
-from geostream.mining.embeddings import Embeddings, embeddings_name, open_embeddings
-from geostream.mining.graph import GPS_GRAPH, NeighbourGraph, open_graph, visual_graph_name
+from geostream.errors import BadInput, NotFound
+from geostream.evaluation.embed import embed
+from geostream.layout import Layout
+from geostream.mining.embeddings import Embeddings
 from geostream.mining.gps import build_gps_graph
+from geostream.mining.graph import NeighbourGraph
 from geostream.mining.visual import build_visual_graph
 from geostream.planning.make_plan import make_plan
-from geostream.settings import TrainSettings, default_settings, make_settings
-from geostream.store import Store, check_name
-from geostream.planning.plan import EpochPlan, load_plan, save_plan
-from geostream.training.checkpoint import checkpoint_name, list_checkpoints, load_weights, read_position
-from geostream.evaluation.embed import embed
-from geostream.evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
+from geostream.planning.plan import EpochPlan, save_plan
+from geostream.reclustering.recluster import recluster as recluster_layout
+from geostream.runs.run import Run
+from geostream.settings import TrainSettings
+from geostream.training.checkpoint import load_weights, read_position
 from geostream.training.distributed import Group
-from geostream.runs.log import MetricsLog
 from geostream.training.model import Encoder
 
-SETTINGS = "settings.json"
-STANDS_ON = "layout.json"
-BEST = "best"  # checkpoint of the evaluation with the highest R@1, named in best.json
-PLANS_BEFORE = 2  # that a new one is not to repeat
+BEST = "best"  # asks for the checkpoint of the best evaluation
+PLANS_BEFORE = 2  # plans of earlier epochs that a new one is not to repeat
 
 
 @dataclass(frozen=True)
@@ -45,11 +41,6 @@ class Trained:
     settings: TrainSettings
     checkpoint: str
     epoch: int
-
-
-def run_store(store: Store, dataset: str, run: str) -> Store:
-    """The folder of a run in the store that holds the dataset."""
-    return store.child(check_name("dataset", dataset), "runs", check_name("run", run))
 
 
 def new_encoder(settings: TrainSettings, device: torch.device | None = None) -> Encoder:
@@ -77,103 +68,78 @@ def _check_sizes(encoder: Encoder, settings: TrainSettings, device: torch.device
     encoder.train()
 
 
-def best_of(log: MetricsLog) -> dict[str, Any] | None:
-    """Checkpoint, epoch and R@1 of the log's best evaluation, the newer of equals; None where there is none."""
-    step = {record["epoch"]: record["step"] for record in log.of("train")}
-    evaluated = [record for record in log.of("evaluate") if record["epoch"] in step]
-    if not evaluated:
-        return None
-    best = max(evaluated, key=lambda record: (record["r1"], record["epoch"]))
-    return {"checkpoint": checkpoint_name(step[best["epoch"]]), "epoch": best["epoch"], "r1": best["r1"]}
+def load_trained(run: Run, checkpoint: str | None = None) -> Trained:
+    """Return the encoder with the weights of a checkpoint.
 
+    Args:
+        run: The run.
+        checkpoint: A checkpoint's name, "best" for that of the best evaluation, None for the newest at an epoch's end.
 
-def write_best(run: Store, log: MetricsLog) -> None:
-    """Name the checkpoint of the best evaluation in ``best.json``, for readers."""
-    run.write_json(f"{BEST}.json", best_of(log))
-
-
-def stand_on(run: Store, layout: Layout) -> None:
-    """Write down that from now on the run reads this layout."""
-    run.write_json(STANDS_ON, {"layout": layout.name, "id": layout.id})
-
-
-def layout_of(store: Store, layout: Layout, run: str) -> Layout:
-    """The generation that the run reads: its own where it has reclustered, ``layout`` where it says nothing.
-
-    Raises StaleArtefact where the run was begun on other places than those of ``layout``, LayoutNotCommitted where its
-    generation is gone.
+    Raises:
+        BadInput: There is no such checkpoint.
     """
-    folder = run_store(store, layout.dataset, run)
-    try:
-        own_id, name = (str(folder.read_json(STANDS_ON)[fact]) for fact in ("id", "layout"))
-    except NotFound:
-        return layout
-    if own_id == layout.id:
-        return layout
-    own = open_layout(store, layout.dataset, name)
-    if own.id != own_id or own.places_id != layout.places_id:
-        raise StaleArtefact(
-            f"{folder.url}: begun on layout {name}, other places than {layout.name}'s; start another run"
-        )
-    return own
-
-
-def generation(store: Store, layout: Layout, layout_id: str) -> Layout:
-    """The generation of the layout with this id. Raises LayoutNotCommitted where it is gone."""
-    for name, info in layout_infos(store, layout.dataset).items():
-        if info["id"] == layout_id:
-            return open_layout(store, layout.dataset, name)
-    raise LayoutNotCommitted(
-        f"{store.url}/{layout.dataset}: generation {layout_id[:12]}, which a plan is of, is gone; start another run"
-    )
-
-
-def read_settings(run: Store) -> TrainSettings:
-    """The settings that a run was begun with. Raises BadInput where there is no such run."""
-    try:
-        return make_settings(run.read_json(SETTINGS))
-    except NotFound as error:
-        raise BadInput(f"{run.url}: no such run; begin it with: geostream train") from error
-
-
-def settings_of(run: Store, dataset: str) -> TrainSettings:
-    """The settings that a run was begun with; where it was not, those to begin with on the dataset."""
-    return read_settings(run) if run.exists(SETTINGS) else default_settings(dataset)
-
-
-def load_trained(run: Store, checkpoint: str | None = None) -> Trained:
-    """The encoder of a checkpoint of the run, with the weights to use.
-
-    ``checkpoint``: its name, "best" for that of the best evaluation, None for the newest at an epoch's end.
-    """
-    settings = read_settings(run)
+    settings = run.settings
     if checkpoint == BEST:
-        try:
-            checkpoint = str(run.read_json(f"{BEST}.json")["checkpoint"])
-        except NotFound as error:
-            raise BadInput(
-                f"{run.url}: no epoch was evaluated yet; name a checkpoint, or none for the newest"
-            ) from error
+        checkpoint = run.read_best()
     if checkpoint is None:
-        finished = (name for name in reversed(list_checkpoints(run)) if read_position(run, name).finished)
+        finished = (name for name in reversed(run.checkpoints()) if read_position(run.folder, name).finished)
         checkpoint = next(finished, None)
         if checkpoint is None:
             raise BadInput(f"{run.url}: no checkpoint of a whole epoch yet; train at least one")
     encoder = new_encoder(settings)
-    position = read_position(run, checkpoint)
-    load_weights(run, checkpoint, encoder)
+    position = read_position(run.folder, checkpoint)
+    load_weights(run.folder, checkpoint, encoder)
     return Trained(encoder, settings, checkpoint, position.epoch)
 
 
-def split_embeddings(split: str, epoch: int) -> str:
-    """Path within a run of the embeddings of a split after an epoch."""
-    return embeddings_name(epoch) if split == "train" else f"embeddings/{split}-epoch-{epoch:04d}.zarr"
+def embed_split(run: Run, trained: Trained, split: str, group: Group | None = None) -> Embeddings:
+    """Embed a split into the run. ``group``: the ranks that call this together; None: this one alone."""
+    name = run.embeddings_name(split, trained.epoch)
+    return embed(run.folder, name, run.layout, split, trained.encoder, trained.checkpoint, trained.settings, group)
 
 
-def embed_split(run: Store, layout: Layout, trained: Trained, split: str, group: Group | None = None) -> Embeddings:
-    """Embed a split of the layout into the run; ``group``: ranks that call this together."""
-    name = split_embeddings(split, trained.epoch)
-    return embed(run, name, layout, split, trained.encoder, trained.checkpoint, trained.settings, group)
+def mine(run: Run, epoch: int) -> NeighbourGraph:
+    """Build the graph of the training set's embeddings after ``epoch``; epoch 0: the geographic graph."""
+    name, neighbours = run.graph_name(epoch), run.settings.plan.neighbours
+    if epoch == 0:
+        return build_gps_graph(run.folder, name, run.layout, neighbours)
+    return build_visual_graph(run.folder, name, run.layout, run.embeddings("train", epoch), neighbours, run.cluster)
+
+
+def plan_epoch(run: Run, epoch: int) -> EpochPlan:
+    """Make the plan of ``epoch`` from the graph that is due, and save it in the run.
+
+    Raises:
+        NotFound: That graph was not mined yet.
+    """
+    settings, mining = run.settings, mining_for(epoch, run.settings)
+    graph, embeddings = None, None
+    if settings.plan.strategy != "random":
+        if mining:
+            graph, embeddings = run.graph(mining), run.embeddings("train", mining)
+        elif run.layout.coordinates != "none":
+            graph = _geographic_graph(run)
+        else:
+            settings = settings.changed(strategy="random")
+    map_fn = map if run.cluster is None else partial(run_tasks, run.cluster)
+    plan = make_plan(run.layout, graph, settings, epoch, settings.seed, _plans_before(run, epoch), embeddings, map_fn)
+    save_plan(run.plans, plan)
+    return plan
+
+
+def recluster(run: Run, epoch: int | None = None) -> Layout:
+    """Write the next generation of the run's layout, in the order of its embeddings, and return it.
+
+    The run goes on reading the generation that it read. ``epoch``: after which the training set was embedded and mined;
+    None: the newest.
+
+    Raises:
+        BadInput: The run has no embeddings.
+        NotFound: It has none of that epoch, or no graph of them.
+    """
+    epoch = run.newest_embeddings() if epoch is None else epoch
+    embeddings, graph = run.embeddings("train", epoch), run.graph(epoch)
+    return recluster_layout(run.store, run.layout, run.name, embeddings, graph, run.settings, run.cluster)
 
 
 def mining_due(epoch: int, settings: TrainSettings) -> bool:
@@ -189,44 +155,6 @@ def mining_for(epoch: int, settings: TrainSettings) -> int:
     return 0 if since_first < 0 else settings.plan.first_mining + since_first // settings.plan.mine_every * settings.plan.mine_every
 
 
-def mine(run: Store, layout: Layout, settings: TrainSettings, epoch: int, cluster: str | None = None) -> NeighbourGraph:
-    """Build the visual graph from the embeddings of the training set after ``epoch``."""
-    embeddings = open_embeddings(run, embeddings_name(epoch), layout)
-    return build_visual_graph(run, visual_graph_name(epoch), layout, embeddings, settings.plan.neighbours, cluster)
-
-
-def plan_epoch(
-    run: Store, layout: Layout, settings: TrainSettings, epoch: int, cluster: str | None = None
-) -> EpochPlan:
-    """Make the plan of ``epoch`` from the graph that is due, and save it in the run.
-
-    ``cluster``: URL of a Dask scheduler whose workers put the lanes together; None: this process. Raises NotFound where
-    that graph was not mined yet.
-    """
-    graph, embeddings = None, None
-    mining = mining_for(epoch, settings)
-    if settings.plan.strategy != "random":
-        if mining:
-            graph = open_graph(run, visual_graph_name(mining), layout)
-            embeddings = open_embeddings(run, embeddings_name(mining), layout)
-        elif layout.coordinates != "none":
-            graph = _gps_graph(run, layout, settings)
-        else:
-            settings = settings.changed(strategy="random")
-    plan = make_plan(
-        layout,
-        graph,
-        settings,
-        epoch,
-        settings.seed,
-        _plans_before(run, epoch),
-        embeddings,
-        map if cluster is None else partial(run_tasks, cluster),
-    )
-    save_plan(run, plan)
-    return plan
-
-
 def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
     """Whether a plan is the first from a new graph, and too easy but in ways that drift along the order of the shards.
 
@@ -239,20 +167,20 @@ def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
     return new and score is not None and wanted > 0 and score < wanted  # a score may be negative
 
 
-def _gps_graph(run: Store, layout: Layout, settings: TrainSettings) -> NeighbourGraph:
-    """The run's geographic graph, made now if this is its first use."""
+def _geographic_graph(run: Run) -> NeighbourGraph:
+    """Return the run's geographic graph, made now if this is its first use."""
     try:
-        return open_graph(run, GPS_GRAPH, layout)
+        return run.graph(0)
     except NotFound:
-        return build_gps_graph(run, layout, settings.plan.neighbours)
+        return mine(run, 0)
 
 
-def _plans_before(run: Store, epoch: int) -> list[EpochPlan]:
-    """The plans of the two epochs before, newest first; of any generation, because only their batches matter."""
+def _plans_before(run: Run, epoch: int) -> list[EpochPlan]:
+    """Return the plans of the two epochs before, newest first; of any generation, because only batches matter."""
     plans = []
     for before in range(epoch - 1, max(epoch - 1 - PLANS_BEFORE, 0), -1):
         try:
-            plans.append(load_plan(run, before, None))
+            plans.append(run.plan(before, None))
         except NotFound:
             break
     return plans

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from geostream.layout import Coordinates, Layout, open_layout
-from geostream.mining.embeddings import Embeddings, create_embeddings, embeddings_name, open_embeddings, read_rows
+from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings, read_rows
 from geostream.runs.loop import train
+from geostream.runs.run import Run
 from geostream.settings import default_settings
 from geostream.store import Store
 from sharding import ShardOptions, read_places, shard
@@ -92,7 +93,7 @@ def rendered(folder: Path, seed: int, side: int = 23, cities: int = 13) -> Place
     changed = {"epochs": EPOCH + 1, "first_mining": EPOCH, "evaluate_every": EPOCH + 1, "seed": seed}
     layout = open_layout(store)
     train(store, layout, "plan", default_settings("simcity").changed(**changed))
-    embeddings = open_embeddings(store.child("simcity", "runs", "plan"), embeddings_name(EPOCH), layout)
+    embeddings = open_embeddings(store.child("simcity", "runs", "plan"), Run.embeddings_name("train", EPOCH), layout)
     return _training_places(layout, embeddings)
 
 
@@ -107,7 +108,7 @@ def _training_places(layout: Layout, embeddings: Embeddings) -> Places:
 
 def write_embeddings(run: Store, layout: Layout, places: Places) -> Embeddings:
     """The places' embeddings in the run, committed."""
-    pairs, name = layout.pairs("train"), embeddings_name(EPOCH)
+    pairs, name = layout.pairs("train"), Run.embeddings_name("train", EPOCH)
     writer = create_embeddings(
         run,
         name,

@@ -16,15 +16,15 @@ from geostream.mining.embeddings import (
     Embeddings,
     EmbeddingWriter,
     create_embeddings,
-    embeddings_name,
     open_embeddings,
     pick_rows,
     read_rows,
 )
+from geostream.runs.run import Run
 from geostream.store import Store
 from tests.cities import city
 
-NAME = embeddings_name(4)
+NAME = Run.embeddings_name("train", 4)
 DIM = 5
 
 

@@ -17,6 +17,7 @@ from geostream.errors import BadInput
 from geostream.mining import gps
 from geostream.mining import graph as graphs
 from geostream.mining.gps import EARTH_RADIUS, build_gps_graph, nearest, points_in_metres
+from geostream.runs.run import GPS_GRAPH
 from geostream.store import Store
 from tests.cities import city, csr
 
@@ -85,7 +86,7 @@ def test_gps_graph(tmp_path: Path, coordinates: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(graphs, "SHARD_ROWS", 32)
     root = Store.open(tmp_path)
     layout = city(root, side=6, areas=2, views=2, coordinates=coordinates)  # type: ignore[arg-type]
-    graph = build_gps_graph(root.child("run"), layout, k=8)
+    graph = build_gps_graph(root.child("run"), GPS_GRAPH, layout, k=8)
     assert graph.places.tolist() == list(range(72))  # the test place is none of them
     assert (graph.kind, graph.layout_id, graph.k) == ("gps", layout.id, 8)
     excluded = layout.excluded("train")
@@ -100,7 +101,7 @@ def test_gps_graph(tmp_path: Path, coordinates: str, monkeypatch: pytest.MonkeyP
 def test_gps_graph_needs_coordinates(tmp_path: Path) -> None:
     root = Store.open(tmp_path)
     with pytest.raises(BadInput, match="has no coordinates, so no GPS neighbours; begin with strategy=random"):
-        build_gps_graph(root, city(root, coordinates="none"), k=4)
+        build_gps_graph(root, GPS_GRAPH, city(root, coordinates="none"), k=4)
 
 
 def haversine(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -146,7 +147,7 @@ def test_equal_distances_go_by_key_not_by_id(tmp_path: Path) -> None:
     layout = city(Store.open(tmp_path), side=4, areas=1)
     backwards = pa.array([f"{layout.n_places - place:03d}" for place in range(layout.n_places)])
     layout = replace(layout, places=layout.places.set_column(0, "key", backwards))
-    graph = build_gps_graph(Store.open(tmp_path / "run"), layout, 15)
+    graph = build_gps_graph(Store.open(tmp_path / "run"), GPS_GRAPH, layout, 15)
     tied = 0
     for row, scores in zip(graph.indices, graph.scores, strict=True):
         for score in np.unique(scores[np.isfinite(scores)]):

@@ -14,8 +14,9 @@ from geostream.mining import approximate, exact
 from geostream.mining import graph as graphs
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
 from geostream.mining.gps import build_gps_graph
-from geostream.mining.graph import GraphWriter, open_graph, visual_graph_name
+from geostream.mining.graph import GraphWriter, open_graph
 from geostream.mining.visual import build_visual_graph
+from geostream.runs.run import GPS_GRAPH, Run
 from geostream.store import Store
 from tests.cities import city, unit
 
@@ -76,7 +77,7 @@ def test_visual_graph_is_brute_force(
     root = Store.open(tmp_path)
     layout = city(root, side=6, areas=2, views=views)
     embeddings = embed(root.child("run"), layout, distractors=distractors)
-    graph = build_visual_graph(root.child("run"), visual_graph_name(4), layout, embeddings, k)
+    graph = build_visual_graph(root.child("run"), Run.graph_name(4), layout, embeddings, k)
     assert (graph.kind, graph.embeddings, graph.search) == ("visual", embeddings.name, {"mode": "exact"})
     check_visual(graph, layout, embeddings)
 
@@ -89,8 +90,8 @@ def test_visual_graph_on_s3_with_a_cluster_of_ones_own(s3_store: Store) -> None:
     run = s3_store.child("city", "runs", "r")
     embeddings = embed(run, layout)
     with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
-        build_visual_graph(run, visual_graph_name(4), layout, embeddings, 7, cluster.scheduler_address)
-    check_visual(open_graph(run, visual_graph_name(4), layout), layout, embeddings)
+        build_visual_graph(run, Run.graph_name(4), layout, embeddings, 7, cluster.scheduler_address)
+    check_visual(open_graph(run, Run.graph_name(4), layout), layout, embeddings)
 
 
 def test_a_scheduler_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,15 +113,15 @@ def test_artefacts_of_another_layout_or_half_written_are_refused(tmp_path: Path)
         build_visual_graph(root, "neighbours/v.zarr", other, embeddings, 3)
     build_gps_graph(root, layout, 3)
     with pytest.raises(StaleArtefact, match="made from other places than those of (layout )?g1"):
-        open_graph(root, graphs.GPS_GRAPH, other)
+        open_graph(root, GPS_GRAPH, other)
     with pytest.raises(NotFound, match="visual-epoch-0009.zarr: not there; make it again: geostream mine"):
-        open_graph(root, visual_graph_name(9), layout)
+        open_graph(root, Run.graph_name(9), layout)
     # Begun anew and cut off: the old one is gone, the new one not there.
     GraphWriter.create(
-        root, graphs.GPS_GRAPH, kind="gps", layout=layout, embeddings="", places=np.arange(50, dtype=np.int32), k=3
+        root, GPS_GRAPH, kind="gps", layout=layout, embeddings="", places=np.arange(50, dtype=np.int32), k=3
     )
     with pytest.raises(NotFound, match="not committed, its writing was cut off"):
-        open_graph(root, graphs.GPS_GRAPH, layout)
+        open_graph(root, GPS_GRAPH, layout)
 
 
 def test_graph_regions_are_whole_zarr_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

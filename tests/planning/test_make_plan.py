@@ -23,6 +23,7 @@ from geostream.planning.batches import HARDER
 from geostream.planning.make_plan import make_plan, reachable_by_shards
 from geostream.planning.spreading import shard_of_rows
 from geostream.reclustering.order import similarity_order
+from geostream.runs.run import GPS_GRAPH
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.cities import city
@@ -42,7 +43,7 @@ def layout(root: Store) -> Layout:
 
 
 def test_gps_plan(root: Store, layout: Layout) -> None:
-    graph = build_gps_graph(root, layout, 16)
+    graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
     first = make_plan(layout, graph, SETTINGS, 0, seed=3)
     plan = make_plan(layout, graph, SETTINGS, 1, seed=3, previous=[first])
     plan.validate(layout)
@@ -71,7 +72,7 @@ def used_bytes(layout: Layout) -> int:
 
 
 def test_random_plan_scores_nothing(root: Store, layout: Layout) -> None:
-    graph = build_gps_graph(root, layout, 16)
+    graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
     plan = make_plan(layout, graph, SETTINGS.changed(strategy="random"), 0, seed=3)
     assert abs(plan.quality["hardness_score"]) < 0.1
     assert plan.quality["resident_share"] > 0.3  # and says honestly how much it holds
@@ -79,7 +80,7 @@ def test_random_plan_scores_nothing(root: Store, layout: Layout) -> None:
 
 
 def test_random_access_is_the_reference(root: Store, layout: Layout) -> None:
-    graph = build_gps_graph(root, layout, 16)
+    graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
     plan = make_plan(layout, graph, SETTINGS.changed(resident_shards=1000, strategy="sample4geo"), 0, seed=3)
     assert plan.quality["hardness_score"] == pytest.approx(1, abs=1e-9)
 
@@ -101,7 +102,7 @@ def test_visual_plan(root: Store, layout: Layout) -> None:
 
 def test_as_mixed_as_hardness_allows(root: Store, layout: Layout) -> None:
     """The most mixed way that is hard enough; where none is, the hardest of all."""
-    graph = build_gps_graph(root, layout, 16)
+    graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
 
     def planned(hard_enough: float) -> tuple[str, float]:
         quality = make_plan(layout, graph, SETTINGS.changed(hardness=hard_enough), 1, seed=3).quality
@@ -137,7 +138,7 @@ def test_the_score_that_other_shards_would_allow(root: Store, layout: Layout, la
 def test_ways_that_drift_only_where_no_other_is_hard_enough(
     root: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = build_gps_graph(root, layout, 16)
+    graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
 
     def planned(hard_enough: float) -> dict[str, Any]:
         return make_plan(layout, graph, SETTINGS.changed(hardness=hard_enough), 1, seed=3).quality
@@ -154,7 +155,7 @@ def test_ways_that_drift_only_where_no_other_is_hard_enough(
 
 def test_each_plan_is_measured_once(root: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two that the others are scored by, and each way that is tried."""
-    graph = build_gps_graph(root, layout, 16)
+    graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
     measured = []
 
     def hardness(batches: Int32, similarity: quality.Similarity) -> float:
@@ -182,7 +183,7 @@ def test_no_coordinates_no_graph(root: Store) -> None:
 def test_refusals(root: Store, layout: Layout) -> None:
     other = city(root, side=5, name="g1")
     with pytest.raises(StaleArtefact, match="made from other places than those of g1; mine again"):
-        make_plan(other, build_gps_graph(root, layout, 4), SETTINGS, 0, seed=0)
+        make_plan(other, build_gps_graph(root, GPS_GRAPH, layout, 4), SETTINGS, 0, seed=0)
     with pytest.raises(BadInput, match="too few for 1 lanes with batches of 512; set a smaller batch_size"):
         make_plan(other, None, SETTINGS.changed(batch_size=512, strategy="random"), 0, seed=0)
 
@@ -191,7 +192,7 @@ def test_lanes_on_a_dask_cluster(root: Store, layout: Layout) -> None:
     """Each lane is a task of its own, and the plan is the one that this process makes."""
     from distributed import LocalCluster
 
-    graph = build_gps_graph(root, layout, 16)
+    graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
     settings = SETTINGS.changed(lanes=4)
     before = make_plan(layout, graph, settings, 0, seed=1)
     here = make_plan(layout, graph, settings, 1, seed=1, previous=[before])

@@ -26,7 +26,7 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "store" / "city" / "runs" / "r")
+    return Store.open(tmp_path / "store" / "city" / "runs" / "r" / "plans")
 
 
 def plan_of(layout: Layout, epoch: int = 5) -> EpochPlan:
@@ -45,7 +45,7 @@ def test_it_comes_back_as_it_was(layout: Layout, run: Store) -> None:
     assert loaded.quality == plan.quality
     assert (loaded.epoch, loaded.seed, loaded.strategy, loaded.lanes) == (5, 1, "random", 2)
     loaded.validate(layout)
-    assert run.read_table("plans/epoch-0005.parquet").column_names == ["batch", "lane", "place", "view"]
+    assert run.read_table("epoch-0005.parquet").column_names == ["batch", "lane", "place", "view"]
 
 
 def test_there_is_none(layout: Layout, run: Store) -> None:
@@ -82,16 +82,16 @@ def test_of_another_layout_is_refused(layout: Layout, run: Store, tmp_path: Path
 @pytest.mark.parametrize("damage", ["batches", "seed", "number", "key"])
 def test_changed_is_refused(layout: Layout, run: Store, damage: str) -> None:
     save_plan(run, plan_of(layout))
-    facts = run.read_json("plans/epoch-0005.json")
+    facts = run.read_json("epoch-0005.json")
     if damage == "batches":
-        table = run.read_table("plans/epoch-0005.parquet")
-        run.write_table("plans/epoch-0005.parquet", table.take(np.arange(table.num_rows)[::-1]))
+        table = run.read_table("epoch-0005.parquet")
+        run.write_table("epoch-0005.parquet", table.take(np.arange(table.num_rows)[::-1]))
     elif damage == "seed":
-        run.write_json("plans/epoch-0005.json", {**facts, "seed": 2})
+        run.write_json("epoch-0005.json", {**facts, "seed": 2})
     elif damage == "number":
-        run.write_json("plans/epoch-0005.json", {**facts, "batch_size": 7})
+        run.write_json("epoch-0005.json", {**facts, "batch_size": 7})
     else:
-        run.write_json("plans/epoch-0005.json", {**facts, "surprise": 1})
+        run.write_json("epoch-0005.json", {**facts, "surprise": 1})
     with pytest.raises(GeostreamError, match="changed or damaged since it was made; plan the epoch again"):
         load_plan(run, 5, layout)
 

@@ -24,10 +24,12 @@ from webdataset.gopen import gopen_schemes
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout, commit_layout, layout_infos, open_layout
 from geostream.layout.verify import verify_layout
-from geostream.mining.embeddings import Embeddings, create_embeddings, embeddings_name, open_embeddings, read_rows
-from geostream.mining.graph import GraphWriter, open_graph, visual_graph_name
+from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings, read_rows
+from geostream.mining.graph import GraphWriter, open_graph
 from geostream.reclustering import rewrite as module
-from geostream.reclustering.recluster import place_vectors, recluster, recluster_by_run
+from geostream.reclustering.recluster import place_vectors, recluster
+from geostream.runs import stages
+from geostream.runs.run import Run
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset
@@ -43,12 +45,20 @@ PLACES = 48
 WHOLE = TrainSettings()  # batches larger than these layouts: no plan can be tried, so each shard is one piece
 
 
+def recluster_by_run(
+    root: Store, layout: Layout, name: str, settings: TrainSettings, epoch: int | None = None
+) -> Layout:
+    run = Run(root, layout, name)
+    run.settings = settings
+    return stages.recluster(run, epoch)
+
+
 def embedded(layout: Layout, root: Store, run: str = RUN, epoch: int = 2, seed: int = 0) -> Embeddings:
     """Embeddings of the training set, with a graph: place p is of cluster p % 4, unlike a tiny layout's order."""
     rng = np.random.default_rng(seed)
     pairs, places = layout.pairs("train"), np.unique(layout.pairs("train").place)
     centres = unit(rng.standard_normal((4, 16)))
-    folder, name = root.child(layout.dataset, "runs", run), embeddings_name(epoch)
+    folder, name = root.child(layout.dataset, "runs", run), Run.embeddings_name("train", epoch)
     writer = create_embeddings(
         folder,
         name,
@@ -68,7 +78,7 @@ def embedded(layout: Layout, root: Store, run: str = RUN, epoch: int = 2, seed: 
     likeness = vectors @ vectors.T - 3 * np.eye(len(places), dtype=np.float32)
     nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :6]
     graph = GraphWriter.create(
-        folder, visual_graph_name(epoch), kind="visual", layout=layout, embeddings=name, places=places, k=6
+        folder, Run.graph_name(epoch), kind="visual", layout=layout, embeddings=name, places=places, k=6
     )
     graph.write(0, places[nearest], np.take_along_axis(likeness, nearest, axis=1))
     graph.commit({"mode": "exact"})
@@ -78,7 +88,7 @@ def embedded(layout: Layout, root: Store, run: str = RUN, epoch: int = 2, seed: 
 def reclustered(root: Store, layout: Layout, embeddings: Embeddings, settings: TrainSettings = WHOLE) -> Layout:
     """By the graph of the embeddings."""
     epoch = int(embeddings.name.removesuffix(".zarr")[-4:])
-    graph = open_graph(embeddings.run, visual_graph_name(epoch), layout)
+    graph = open_graph(embeddings.run, Run.graph_name(epoch), layout)
     return recluster(root, layout, RUN, embeddings, graph, settings)
 
 
@@ -231,7 +241,8 @@ SCRIPT = """
 import os, sys
 import distributed
 from geostream.layout import open_layout
-from geostream.reclustering.recluster import recluster_by_run
+from geostream.runs.run import Run
+from geostream.runs.stages import recluster
 from geostream.settings import TrainSettings
 from geostream.store import Store
 children = []
@@ -240,7 +251,9 @@ for line in sys.stdin:
         if not (child := os.fork()):
             try:
                 root = Store.open(line.split()[0])
-                recluster_by_run(root, open_layout(root, "tiny", "g0"), line.split()[1], TrainSettings())
+                run = Run(root, open_layout(root, "tiny", "g0"), line.split()[1])
+                run.settings = TrainSettings()
+                recluster(run)
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -531,7 +544,7 @@ def test_the_table_of_places_is_kept_byte_for_byte(tmp_path: Path) -> None:
     after = reclustered(root, before, embedded(before, root))
     assert after.store.read("places.parquet") == other and after.places_id == before.places_id
     with pytest.raises(StaleArtefact, match="made from other places"):
-        reclustered(root, tiny, open_embeddings(root.child("tiny", "runs", RUN), embeddings_name(2), before))
+        reclustered(root, tiny, Run(root, before, RUN).embeddings("train", 2))
 
 
 def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import PLACES, Layout, commit_layout
-from geostream.report.evaluation_page import embedded, evaluation_name, results_table, write_evaluation
+from geostream.report.evaluation_page import embedded, results_table, write_evaluation
 from geostream.report.retrievals import retrieval_section, retrievals
+from geostream.runs.run import Run
 from geostream.runs.stages import Trained, new_encoder
 from geostream.store import Store
 from tests.evaluation.galleries import embedded_as
@@ -46,35 +47,35 @@ def trained() -> Trained:
     return Trained(new_encoder(TINY), TINY, "step-00000007", 3)
 
 
-def stamps(run: Store) -> dict[str, int]:
+def stamps(run: Run) -> dict[str, int]:
     """When each file of the test embeddings was written."""
     folder = Path(run.url) / "embeddings" / "test-epoch-0003.zarr"
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_embeddings_of_the_checkpoint_are_made_once(tmp_path: Path, layout: Layout, trained: Trained) -> None:
-    run = Store.open(tmp_path).child("run")
-    first = embedded(run, layout, trained, "test")
+    run = Run(Store.open(tmp_path), layout, "one")
+    first = embedded(run, trained, "test")
     assert (len(first.pairs), len(first.reference_place)) == (24, 10)
     assert np.array_equal(first.pairs.view, np.tile([0, 1, 2], 8))
     once = stamps(run)
-    assert embedded(run, layout, trained, "test").checkpoint == "step-00000007"
+    assert embedded(run, trained, "test").checkpoint == "step-00000007"
     assert stamps(run) == once
     later = Trained(trained.encoder, trained.settings, "step-00000009", 3)
-    assert embedded(run, layout, later, "test").checkpoint == "step-00000009"
+    assert embedded(run, later, "test").checkpoint == "step-00000009"
     again = stamps(run)
     assert again.keys() == once.keys() and all(again[path] > once[path] for path in once)
     mark = Path(run.url) / "embeddings" / "test-epoch-0003.zarr" / "zarr.json"
     mark.write_text(mark.read_text().replace('"committed": true', '"committed": false'))
-    embedded(run, layout, later, "test")
+    embedded(run, later, "test")
     assert stamps(run)[str(mark)] > again[str(mark)] and '"committed": true' in mark.read_text()
 
 
 def test_an_evaluation_leaves_json_and_a_page(tmp_path: Path, layout: Layout, trained: Trained) -> None:
-    run = Store.open(tmp_path).child("run")
-    record = write_evaluation(run, layout, trained, embedded(run, layout, trained, "test"))
-    name = evaluation_name("test", 3)
-    assert run.read_json(f"{name}.json") == record
+    run = Run(Store.open(tmp_path), layout, "one")
+    record = write_evaluation(run, trained, embedded(run, trained, "test"))
+    name = run.evaluation_name("test", 3)
+    assert run.folder.read_json(f"{name}.json") == record
     assert (record["epoch"], record["checkpoint"], record["split"]) == (3, "step-00000007", "test")
     assert (record["queries"], record["gallery"]) == (16, 10)
     assert [(row["protocol"], row["direction"], row["queries"], row["gallery"]) for row in record["others"]] == [
@@ -82,7 +83,7 @@ def test_an_evaluation_leaves_json_and_a_page(tmp_path: Path, layout: Layout, tr
         ("both-ways", "view→tile", 16, 10),
         ("both-ways", "tile→view", 8, 24),
     ]
-    page = run.read(f"{name}.html").decode()
+    page = run.folder.read(f"{name}.html").decode()
     assert page.count("<td>within-5m</td>") == 1 and page.count("<td>tile→view</td>") == 1
     assert page.count("data:image/jpeg;base64,") == (12 + 8) * (1 + 5)
     assert "src='http" not in page and "<script" not in page

@@ -11,8 +11,8 @@ import pytest
 from geostream.layout import Layout
 from geostream.report import report
 from geostream.report.curves import curves_svg, loss_by_step
-from geostream.runs.log import MetricsLog, RunResult
-from geostream.runs.stages import SETTINGS
+from geostream.runs.log import RunLog, RunResult
+from geostream.runs.run import LOG, Run
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.streaming.stats import StreamStats
@@ -38,12 +38,12 @@ def training(epoch: int, **more: Any) -> dict[str, Any]:
 
 
 def result_of(run: Store, *evaluations: dict[str, Any]) -> RunResult:
-    log = MetricsLog(run)
+    log = RunLog(run, LOG)
     for epoch in (1, 2):
         log.append("train", epoch, 3.0, **training(epoch, step=4 * epoch, curve=[[4 * epoch - 2, 1.5, 1e-3]]))
     for epoch, measured in enumerate(evaluations, 1):
         log.append("evaluate", epoch, 1.0, **measured)
-    return RunResult.of(run, log, False)
+    return RunResult.of(run.url, log, False)
 
 
 def page_of(layout: Layout, result: RunResult) -> str:
@@ -85,12 +85,11 @@ def test_the_loss_of_steps_lies_around_that_of_their_epoch() -> None:
 
 
 def test_a_run_without_evaluation_has_a_report_with_the_sheet_of_its_pairs(layout: Layout, tmp_path: Path) -> None:
-    run = Store.open(tmp_path)
-    settings = TrainSettings().changed(tile_size=32, view_height=16, view_width=64)
-    run.write_json(SETTINGS, settings.model_dump())
-    result = result_of(run)
-    page = report.publish(run, layout, result, report.summarise("a <store>", layout, result))
-    assert run.read("report.html").decode() == page
+    run = Run(Store.open(tmp_path), layout, "one")
+    run.store_settings(TrainSettings().changed(tile_size=32, view_height=16, view_width=64))
+    result = result_of(run.folder)
+    page = report.publish(run, result, report.summarise("a <store>", layout, result))
+    assert run.folder.read("report.html").decode() == page
     assert "Not evaluated yet" in page and "<p>None.</p>" in page and "a &lt;store&gt;" in page
     sheet = page[page.index("What the network is given") :]
     assert sheet.count("<image") == 12 * 4 and "alpha-0019 view-00" in sheet

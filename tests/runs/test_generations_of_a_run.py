@@ -1,6 +1,7 @@
 """A run changes generation where its plans are too easy, stays on its own, and a kill in between changes nothing."""
 
 from __future__ import annotations
+from geostream.runs.run import Run, run_folder
 
 import hashlib
 from pathlib import Path
@@ -13,7 +14,6 @@ from geostream.layout import list_layouts, open_layout
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.planning.plan import load_plan
-from geostream.runs import stages
 from geostream.runs import loop as trainer
 from geostream.training.checkpoint import list_checkpoints, read_position
 from geostream.runs.loop import train
@@ -28,7 +28,7 @@ def run_in(folder: Path, settings: TrainSettings = ALWAYS) -> tuple[Store, Store
     store = Store.open(folder)
     layout = tiny_layout(store, name="base", places=24, test_places=8, views=2, view_size=(32, 64))
     result = train(store, layout, "one", settings)
-    return store, stages.run_store(store, "tiny", "one"), result
+    return store, run_folder(store, "tiny", "one"), result
 
 
 def weights(run: Store) -> str:
@@ -47,7 +47,7 @@ def test_every_mining_may_lead_to_a_generation(whole: tuple[Store, Store, Any]) 
     assert facts == [(2, "base-g1", 1), (4, "base-g2", 2)]  # mined after epochs 1 and 3
     layouts = [open_layout(store, "tiny", name) for name in list_layouts(store, "tiny")]
     assert [layout.info["parent"] for layout in layouts] == [None, layouts[0].id, layouts[1].id]
-    used = [load_plan(run, epoch, None).layout_id for epoch in (1, 2, 3, 4)]
+    used = [load_plan(run.child("plans"), epoch, None).layout_id for epoch in (1, 2, 3, 4)]
     assert used == [layouts[0].id, layouts[1].id, layouts[1].id, layouts[2].id]
     for one in result.reclusterings:
         assert one["score_before"] is not None and one["score_after"] is not None
@@ -72,15 +72,15 @@ def test_cut_off_in_between(
     class Killed(BaseException):
         pass
 
-    stand_on, record = stages.stand_on, trainer._Run.record
+    pin_layout, record = Run.pin_layout, trainer.Trainer._record
 
-    def not_yet(run: Store, layout: Any) -> None:
+    def not_yet(run: Run, layout: Any) -> None:
         if layout.generation:
             raise Killed
-        stand_on(run, layout)
+        pin_layout(run, layout)
 
-    def just_so(run: Store, layout: Any) -> None:
-        stand_on(run, layout)
+    def just_so(run: Run, layout: Any) -> None:
+        pin_layout(run, layout)
         if layout.generation:
             raise Killed
 
@@ -91,14 +91,14 @@ def test_cut_off_in_between(
 
     with monkeypatch.context() as patched:
         if moment == "planned":
-            patched.setattr(trainer._Run, "record", unrecorded)
+            patched.setattr(trainer.Trainer, "_record", unrecorded)
         else:
-            patched.setattr(stages, "stand_on", not_yet if moment == "committed" else just_so)
+            patched.setattr(Run, "pin_layout", not_yet if moment == "committed" else just_so)
         with pytest.raises(Killed):
             run_in(tmp_path)
     store = Store.open(tmp_path)
     result = train(store, open_layout(store), "one", ALWAYS)
-    assert weights(stages.run_store(store, "tiny", "one")) == weights(whole[1])
+    assert weights(run_folder(store, "tiny", "one")) == weights(whole[1])
     told, expected = (
         [{k: v for k, v in r.items() if k != "seconds"} for r in one.reclusterings] for one in (result, whole[2])
     )
@@ -110,8 +110,8 @@ def test_a_run_stays_on_its_own_generation(tmp_path: Path) -> None:
     """Whatever generation it is given when it goes on; and says so where that one is gone."""
     store, run, _ = run_in(tmp_path, ALWAYS.changed(epochs=2))
     base = open_layout(store, "tiny", "base")
-    assert stages.layout_of(store, base, "one").name == "base-g1"
-    assert stages.layout_of(store, base, "another").name == "base"
+    assert Run.open(store, base, "one").layout.name == "base-g1"
+    assert Run.open(store, base, "another").layout.name == "base"
     train(store, base, "one", ALWAYS.changed(epochs=2))
     assert run.read_json("layout.json")["layout"] == "base-g1"
     store.delete("tiny/layouts/base-g1/layout.json")

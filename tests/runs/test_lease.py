@@ -1,6 +1,7 @@
 """One trainer a run: the second is refused by name, and takes over once the first is dead."""
 
 from __future__ import annotations
+from geostream.runs.run import run_folder
 
 import json
 import os
@@ -19,7 +20,6 @@ from geostream.store import Store
 from geostream.runs import lease
 from geostream.training.checkpoint import list_checkpoints
 from geostream.runs.lease import FOLDER, Lease, RunHeld
-from geostream.runs.stages import run_store
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 
@@ -51,12 +51,12 @@ def test_several_at_once_and_one_trains(tmp_path: Path) -> None:
     for one, text in refused:
         assert one.returncode == 1 and "Traceback" not in text
         assert "runs/one" in text.splitlines()[-1] and "process" in text.splitlines()[-1]
-    assert not run_store(root, "tiny", "one").list(FOLDER)  # given back
+    assert not run_folder(root, "tiny", "one").list(FOLDER)  # given back
 
 
 def test_the_second_names_the_first_and_takes_over_when_it_is_killed(s3_store: Store, tmp_path: Path) -> None:
     root, layout = s3_store, tiny_layout(s3_store, places=16)
-    run = run_store(root, layout.dataset, "one")
+    run = run_folder(root, layout.dataset, "one")
     first = start(root, tmp_path / "go", hold=3)
     wait_for_step(run, first)
     second = start(root, tmp_path / "go")

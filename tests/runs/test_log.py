@@ -1,6 +1,7 @@
 """The run's log: survives being opened again, replaces what is done twice, and adds up to the result."""
 
 from __future__ import annotations
+from geostream.runs.run import LOG
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from geostream.errors import StoreError
 from geostream.store import Store
 from geostream.streaming.stats import Replaced, StreamStats
-from geostream.runs.log import MetricsLog, RunResult
+from geostream.runs.log import RunLog, RunResult
 
 
 def stream(fetched: int, peak: int) -> dict[str, Any]:
@@ -22,12 +23,12 @@ def stream(fetched: int, peak: int) -> dict[str, Any]:
 
 def test_a_stage_done_again_replaces_its_record(tmp_path: Path) -> None:
     run = Store.open(tmp_path)
-    MetricsLog(run).append("train", 1, 2.0, loss=3.0)
-    log = MetricsLog(run)
+    RunLog(run, LOG).append("train", 1, 2.0, loss=3.0)
+    log = RunLog(run, LOG)
     log.append("plan", 2, 0.5)
     log.append("train", 1, 4.0, loss=2.5)
     assert (
-        MetricsLog(run).records
+        RunLog(run, LOG).records
         == log.records
         == [
             {"stage": "plan", "epoch": 2, "seconds": 0.5},
@@ -39,7 +40,7 @@ def test_a_stage_done_again_replaces_its_record(tmp_path: Path) -> None:
 
 
 def test_the_result_adds_up(tmp_path: Path) -> None:
-    log = MetricsLog(Store.open(tmp_path))
+    log = RunLog(Store.open(tmp_path), LOG)
     log.append("train", 2, 5.0, loss=1.0, stream=stream(200, 70))
     log.append("train", 1, 4.0, loss=2.0, stream=stream(100, 90))
     log.append("evaluate", 2, 1.0, r1=0.5)
@@ -55,4 +56,4 @@ def test_the_result_adds_up(tmp_path: Path) -> None:
 def test_a_damaged_log_is_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"stage": "train"')
     with pytest.raises(StoreError, match=r"metrics.jsonl: damaged"):
-        MetricsLog(Store.open(tmp_path))
+        RunLog(Store.open(tmp_path), LOG)

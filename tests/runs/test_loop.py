@@ -1,6 +1,8 @@
 """The run as a whole: its stages, its artefacts, its log; and that a kill changes nothing."""
 
 from __future__ import annotations
+from geostream.runs.run import LOG, Run
+from geostream.runs.run import run_folder
 
 import hashlib
 import signal
@@ -19,14 +21,13 @@ from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.planning.plan import load_plan
 from geostream.training.checkpoint import list_checkpoints
-from geostream.runs.log import MetricsLog, Record
+from geostream.runs.log import RunLog, Record
 from geostream.runs.stages import (
     embed_split,
     evaluate_embeddings,
     load_trained,
     mining_due,
     mining_for,
-    run_store,
 )
 from geostream.runs.loop import train
 from tests.helpers import tiny_layout
@@ -64,15 +65,16 @@ def test_a_run_on_s3_from_end_to_end(s3_store: Store) -> None:
     assert set(result.seconds) == {"plan", "train", "embed", "mine", "evaluate"} and min(result.seconds.values()) > 0
     assert result.epochs == 4 and not result.already_finished
 
-    run = run_store(s3_store, "tiny", "one")
-    assert load_plan(run, 3, layout).graph == "neighbours/visual-epoch-0001.zarr"
+    run = run_folder(s3_store, "tiny", "one")
+    assert load_plan(run.child("plans"), 3, layout).graph == "neighbours/visual-epoch-0001.zarr"
     again = train(s3_store, layout, "one", settings)
     assert again.already_finished and again.evaluations == result.evaluations
     assert again.seconds == result.seconds | {"recluster": 0}
 
-    trained = load_trained(run)
+    opened = Run.open(s3_store, layout, "one")
+    trained = load_trained(opened)
     assert trained.epoch == 4 and trained.settings == settings.changed(step_batches=1)
-    found = evaluate_embeddings(layout, embed_split(run, layout, trained, "test"))
+    found = evaluate_embeddings(layout, embed_split(opened, trained, "test"))
     assert found.r1 == result.evaluations[-1]["r1"]
 
 
@@ -80,20 +82,20 @@ def test_embeddings_are_those_of_the_encoder_in_the_order_of_ids(tmp_path: Path)
     store = Store.open(tmp_path)
     layout = layout_in(store)
     train(store, layout, "one", TINY.changed(epochs=2))
-    run = run_store(store, "tiny", "one")
-    embeddings = open_embeddings(run, "embeddings/epoch-0001.zarr", layout)
+    run = Run.open(store, layout, "one")
+    embeddings = run.embeddings("train", 1)
     assert np.array_equal(embeddings.pairs.place, layout.pairs("train").place)
     trained = load_trained(run, embeddings.checkpoint)
     assert trained.epoch == 1
     for split in ("train", "test"):
-        again = embed_split(run, layout, trained, split)
+        again = embed_split(run, trained, split)
         query, reference = np.asarray(again.query[:]), np.asarray(again.reference[:])
         np.testing.assert_allclose(np.linalg.norm(query, axis=1), 1, rtol=1e-5)
         # Batches of another size meet other neighbours, and must not mix up rows.
         other = type(trained)(
             trained.encoder, trained.settings.changed(batch_size=7), trained.checkpoint, 99
         )
-        once_more = embed_split(run, layout, other, split)
+        once_more = embed_split(run, other, split)
         np.testing.assert_allclose(np.asarray(once_more.query[:]), query, atol=1e-5)
         np.testing.assert_allclose(np.asarray(once_more.reference[:]), reference, atol=1e-5)
 
@@ -105,7 +107,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
         store = Store.open(tmp_path / str(workers))
         settings = TINY.changed(workers=workers, lanes=2, epochs=2)
         train(store, layout_in(store), "one", settings)
-        hashes.append(weights_hash(run_store(store, "tiny", "one")))
+        hashes.append(weights_hash(run_folder(store, "tiny", "one")))
     assert hashes[0] == hashes[1]
 
 
@@ -126,7 +128,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(tmp_path: Path) -> 
     settings = TINY.changed(epochs=5)
     store = Store.open(tmp_path / "killed")
     layout_in(store)
-    killed_run, whole_run = (run_store(Store.open(tmp_path / name), "tiny", "one") for name in ("killed", "whole"))
+    killed_run, whole_run = (run_folder(Store.open(tmp_path / name), "tiny", "one") for name in ("killed", "whole"))
     command = [sys.executable, "-c", PROGRAM, store.url, settings.model_dump_json()]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     while len(list_checkpoints(killed_run)) < 2 and process.poll() is None:
@@ -141,7 +143,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(tmp_path: Path) -> 
     assert weights_hash(killed_run) == weights_hash(whole_run)
     assert [row["epoch"] for row in result.training] == [1, 2, 3, 4, 5]
     for epoch in range(1, 6):
-        assert load_plan(killed_run, epoch, None).hash == load_plan(whole_run, epoch, None).hash
+        assert load_plan(killed_run.child("plans"), epoch, None).hash == load_plan(whole_run.child("plans"), epoch, None).hash
     assert killed_run.read_json("evaluation.json")[-1]["r1"] == whole_run.read_json("evaluation.json")[-1]["r1"]
 
 
@@ -172,7 +174,7 @@ def test_an_epoch_under_way_can_be_watched(tmp_path: Path) -> None:
     settings = TINY.changed(epochs=1, checkpoint_every=2)
     layout = layout_in(store)
     train(store, layout, "one", settings)
-    log = MetricsLog(run_store(store, "tiny", "one"))
+    log = RunLog(run_folder(store, "tiny", "one"), LOG)
     [progress], [whole] = log.of("progress"), log.of("train")
     assert 0 < progress["batches"] < 48 // settings.optim.batch_size and progress["batches"] % 2 == 0
     assert 0 < progress["pairs"] < whole["pairs"] and progress["stream"].keys() == whole["stream"].keys()

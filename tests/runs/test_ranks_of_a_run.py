@@ -1,6 +1,8 @@
 """Two ranks train as one does, go on as another number of them, and end together."""
 
 from __future__ import annotations
+from geostream.runs.run import LOG, Run
+from geostream.runs.run import run_folder
 
 import json
 import signal
@@ -22,8 +24,7 @@ from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.runs.begin import begin, resolve
 from geostream.training.checkpoint import list_checkpoints, read_position
-from geostream.runs.log import MetricsLog
-from geostream.runs.stages import read_settings, run_store
+from geostream.runs.log import RunLog
 from geostream.runs.loop import train
 from tests.helpers import tiny_layout
 from tests.training.ranks import RUN_PROGRAM, TOLD, TORCHRUN, ended, environment, start_ranks, torchrun, wait_for
@@ -50,7 +51,7 @@ def store_in(folder: Path) -> Store:
 
 
 def run_of(store: Store) -> Store:
-    return run_store(store, "tiny", "one")
+    return run_folder(store, "tiny", "one")
 
 
 def program(store: Store, settings: TrainSettings, hold: int = 1000, go: Path = Path("never")) -> list[str]:
@@ -72,7 +73,7 @@ def assert_same_run(store: Store, other: Store, embedded: tuple[str, ...]) -> No
         for kind in ("query", "reference"):
             np.testing.assert_allclose(read_rows(getattr(one, kind)), read_rows(getattr(two, kind)), atol=1e-4)
     for stage, facts in (("train", ("epoch", "step", "loss", "pairs")), ("evaluate", ("epoch", "r1", "r5"))):
-        told, wanted_rows = (MetricsLog(one).of(stage) for one in (run, expected))
+        told, wanted_rows = (RunLog(one, LOG).of(stage) for one in (run, expected))
         for row, wanted_row in zip(told, wanted_rows, strict=True):
             assert [row[fact] for fact in facts] == pytest.approx([wanted_row[fact] for fact in facts], rel=1e-4)
 
@@ -118,7 +119,7 @@ def test_the_command_under_torchrun(tmp_path: Path, alone: Store) -> None:
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("recall on the test gallery") == 1 and done.stdout.count("trained; report: ") == 1
     assert_same_run(store, alone, EMBEDDED)
-    assert (read_settings(run_of(store)).step_batches, read_settings(run_of(store)).lanes) == (2, 2)
+    assert ((found := Run.open(store, open_layout(store), "one").settings).optim.step_batches, found.plan.lanes) == (2, 2)
     assert run_of(store).exists("report.html")
     script = str(Path(sys.executable).with_name("geostream"))
     again = torchrun("--", script, *command[3:])
@@ -200,6 +201,12 @@ def test_what_the_first_rank_refuses_is_told_once(tmp_path: Path) -> None:
     assert not run_of(store).exists("settings.json")
 
 
+def new_run(folder: Path) -> Run:
+    store = Store.open(folder)
+    layout = open_layout(store) if store.folders() else tiny_layout(store)
+    return Run(store, layout, "one")
+
+
 @pytest.mark.parametrize(
     ("lanes", "step_batches", "workers", "ranks", "made"),
     [
@@ -215,23 +222,23 @@ def test_steps_and_lanes_are_made_whole(
     tmp_path: Path, lanes: int, step_batches: int, workers: int, ranks: int, made: tuple[int, int]
 ) -> None:
     asked = TINY.changed(lanes=lanes, step_batches=step_batches, workers=workers)
-    run = Store.open(tmp_path)
+    run = new_run(tmp_path)
     found = begin(run, asked, ranks)
-    assert (found.optim.step_batches, found.plan.lanes) == made and found == resolve(asked, ranks) == read_settings(run)
+    assert (found.optim.step_batches, found.plan.lanes) == made and found == resolve(asked, ranks) == new_run(tmp_path).settings
     # What was asked for, and what was made of it, both go on, on every number of ranks that divides a step.
     for other in (one for one in range(1, made[0] + 1) if made[0] % one == 0):
         for words in (asked, found):
             again = begin(run, words.changed(workers=0, keep_checkpoints=9), other)
             assert (again.optim.step_batches, again.plan.lanes, again.keep_checkpoints) == (*made, 9)
-    assert read_settings(run) == found
+    assert new_run(tmp_path).settings == found
 
 
 def test_ranks_that_do_not_fit_are_told_which_would(tmp_path: Path) -> None:
-    run = Store.open(tmp_path)
+    run = new_run(tmp_path)
     asked = TINY.changed(step_batches=4, lanes=4)
     with pytest.raises(BadInput, match=r"3 ranks cannot share the 4 batches of a step .*; start 1, 2 or 4 of them"):
         begin(run, asked, 3)
-    assert not run.exists("settings.json")
+    assert not run.exists
     begin(run, asked, 2)
     with pytest.raises(BadInput, match=r"8 ranks cannot share the 4 batches"):
         begin(run, asked, 8)

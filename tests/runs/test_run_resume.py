@@ -1,6 +1,7 @@
 """A run killed within an epoch goes on within it, and ends as one that was never killed."""
 
 from __future__ import annotations
+from geostream.runs.run import Run, run_folder
 
 import hashlib
 import json
@@ -31,7 +32,7 @@ from geostream.training.checkpoint import (
 )
 from geostream.training.step import Learner
 from geostream.runs.log import Record
-from geostream.runs.stages import load_trained, run_store
+from geostream.runs.stages import load_trained
 from geostream.runs.loop import train
 from infra.process import end, spawn, wait_until
 from tests.conftest import ROOT
@@ -44,21 +45,25 @@ BATCHES = 12  # of an epoch: 48 pairs, 4 in each
 
 
 @dataclass(frozen=True)
-class Run:
+class Trial:
     """A run on a layout of its own; the layouts of all are equal."""
 
     store: Store
     settings: TrainSettings = SETTINGS
 
     @classmethod
-    def on(cls, folder: Path, settings: TrainSettings = SETTINGS) -> Run:
+    def on(cls, folder: Path, settings: TrainSettings = SETTINGS) -> Trial:
         store = Store.open(folder)
         tiny_layout(store, places=24, test_places=8, views=2, view_size=(32, 64))
         return cls(store, settings)
 
     @property
     def folder(self) -> Store:
-        return run_store(self.store, "tiny", "one")
+        return run_folder(self.store, "tiny", "one")
+
+    @property
+    def opened(self) -> Run:
+        return Run.open(self.store, open_layout(self.store), "one")
 
     def train(self, **settings: Any) -> list[Record]:
         """To the end; the records of the epochs' training."""
@@ -78,13 +83,13 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Record]]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, list[Record]]:
     """A run that was never cut off, and its records."""
-    run = Run.on(tmp_path_factory.mktemp("whole"))
+    run = Trial.on(tmp_path_factory.mktemp("whole"))
     return run, run.train()
 
 
-def assert_same_end(run: Run, records: list[Record], whole: tuple[Run, list[Record]]) -> None:
+def assert_same_end(run: Trial, records: list[Record], whole: tuple[Trial, list[Record]]) -> None:
     """The same weights and optimizer after every epoch, the same losses, every pair counted once, nothing left over."""
     expected, expected_records = whole
     assert [position.finished for _, position in run.checkpoints()] == [True] * SETTINGS.optim.epochs
@@ -96,14 +101,14 @@ def assert_same_end(run: Run, records: list[Record], whole: tuple[Run, list[Reco
     assert run.r1() == expected.r1()
 
 
-def test_checkpoints_within_an_epoch_change_nothing(whole: tuple[Run, list[Record]], tmp_path: Path) -> None:
-    run = Run.on(tmp_path)
+def test_checkpoints_within_an_epoch_change_nothing(whole: tuple[Trial, list[Record]], tmp_path: Path) -> None:
+    run = Trial.on(tmp_path)
     assert_same_end(run, run.train(checkpoint_every=250), whole)
 
 
 @pytest.mark.parametrize(("epoch", "workers", "then"), [(2, 0, 1), pytest.param(1, 1, 0, marks=pytest.mark.slow)])
 def test_killed_within_an_epoch(
-    whole: tuple[Run, list[Record]],
+    whole: tuple[Trial, list[Record]],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     epoch: int,
@@ -111,7 +116,7 @@ def test_killed_within_an_epoch(
     then: int,
 ) -> None:
     """Killed with so many loader workers, it goes on with another number of them."""
-    run = Run.on(tmp_path / "store")
+    run = Trial.on(tmp_path / "store")
     before = (epoch - 1) * BATCHES
     first = before + random.Random(epoch).choice([2, 4, 6])  # of the epoch's checkpoints
     settings = run.settings.changed(workers=workers)
@@ -131,9 +136,9 @@ def test_killed_within_an_epoch(
     assert cut.outcome is not None and cut.outcome["pairs"] == cut.cursor * SETTINGS.optim.batch_size
     if epoch == 1:
         with pytest.raises(BadInput, match="no checkpoint of a whole epoch yet"):
-            load_trained(run.folder)
+            load_trained(run.opened)
     else:
-        assert load_trained(run.folder).epoch == epoch - 1
+        assert load_trained(run.opened).epoch == epoch - 1
     with caplog.at_level(logging.INFO, logger="geostream"):
         records = run.train(workers=then)
     assert f"{run.folder.url}: goes on in epoch {epoch}, batch {cut.cursor}" in caplog.messages
@@ -147,7 +152,7 @@ class Killed(BaseException):
     """Instead of SIGKILL, where the place is what matters."""
 
 
-def kill_at_drop(monkeypatch: pytest.MonkeyPatch, run: Run, drop: int, half: bool = False) -> None:
+def kill_at_drop(monkeypatch: pytest.MonkeyPatch, run: Trial, drop: int, half: bool = False) -> None:
     """Train until a checkpoint is dropped for the ``drop``-th time, and end before, or in the midst of it."""
     drops = 0
 
@@ -178,9 +183,9 @@ def kill_at_drop(monkeypatch: pytest.MonkeyPatch, run: Run, drop: int, half: boo
     ids=["within an epoch", "at an epoch's end", "at the run's end"],
 )
 def test_killed_before_the_checkpoint_before_was_dropped(
-    whole: tuple[Run, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop: int, there: list[str]
+    whole: tuple[Trial, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop: int, there: list[str]
 ) -> None:
-    run = Run.on(tmp_path)
+    run = Trial.on(tmp_path)
     kill_at_drop(monkeypatch, run, drop)
     assert list_checkpoints(run.folder) == there
     assert_same_end(run, run.train(), whole)
@@ -188,9 +193,9 @@ def test_killed_before_the_checkpoint_before_was_dropped(
 
 @pytest.mark.parametrize("drop", [3, 5])
 def test_killed_while_a_checkpoint_was_dropped(
-    whole: tuple[Run, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop: int
+    whole: tuple[Trial, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop: int
 ) -> None:
-    run = Run.on(tmp_path)
+    run = Trial.on(tmp_path)
     kill_at_drop(monkeypatch, run, drop, half=True)
     assert run.folder.exists(f"{FOLDER}/step-{2 * drop:08d}/model.safetensors")
     assert_same_end(run, run.train(), whole)
@@ -198,10 +203,10 @@ def test_killed_while_a_checkpoint_was_dropped(
 
 @pytest.mark.slow
 def test_killed_while_a_checkpoint_was_written(
-    whole: tuple[Run, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Trial, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not whole is not there; how often it is written may be another number when it goes on."""
-    run = Run.on(tmp_path)
+    run = Trial.on(tmp_path)
     write_json = Store.write_json
 
     def unwritten(store: Store, path: str, value: Any, *, if_absent: bool = False) -> None:
@@ -218,10 +223,10 @@ def test_killed_while_a_checkpoint_was_written(
 
 
 def test_a_record_of_an_epoch_without_its_checkpoint_is_replaced(
-    whole: tuple[Run, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Trial, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between an epoch's record and its last checkpoint: its last batches are trained, and told, again."""
-    run = Run.on(tmp_path)
+    run = Trial.on(tmp_path)
 
     def unsaved(folder: Store, learner: Learner, position: Position) -> str:
         if position.epoch == 2 and position.finished:
@@ -239,7 +244,7 @@ def test_a_record_of_an_epoch_without_its_checkpoint_is_replaced(
 
 
 def test_a_plan_made_anew_in_mid_epoch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run.on(tmp_path)
+    run = Trial.on(tmp_path)
     kill_at_drop(monkeypatch, run, 3)
     facts = run.folder.read_json(f"{FOLDER}/step-00000008/state.json")
     facts["position"]["plan"] = "0" * 64
@@ -249,10 +254,10 @@ def test_a_plan_made_anew_in_mid_epoch_is_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_what_is_damaged_is_passed_over(
-    whole: tuple[Run, list[Record]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    whole: tuple[Trial, list[Record]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bit of the newest checkpoint is another, and its predecessor lacks an object; then none is whole."""
-    run = Run.on(tmp_path)
+    run = Trial.on(tmp_path)
     run.train()
     names = list_checkpoints(run.folder)
     data = bytearray(run.folder.read(f"{FOLDER}/{names[2]}/model.safetensors"))
@@ -274,7 +279,7 @@ def test_what_is_damaged_is_passed_over(
 @pytest.mark.slow
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     settings = SETTINGS.changed(epochs=5, keep_checkpoints=1, evaluate_every=1, checkpoint_every=5)
-    run = Run.on(tmp_path, settings)
+    run = Trial.on(tmp_path, settings)
     seen: list[list[str]] = []
     train(
         run.store, open_layout(run.store), "one", settings, on_record=lambda _: seen.append(run.folder.folders(FOLDER))
@@ -285,5 +290,5 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert run.folder.folders(FOLDER) == sorted({name, f"step-{5 * BATCHES:08d}"})
     # The newest, which may be within an epoch, the newest of a whole one, the best; these may be one.
     assert 2 <= max(map(len, seen)) <= 3
-    trained = load_trained(run.folder, "best")
+    trained = load_trained(run.opened, "best")
     assert (trained.checkpoint, trained.epoch) == (name, best["epoch"])

@@ -1,6 +1,8 @@
 """SIGTERM and SIGINT: what is under way is made safe, the exit tells, and going on changes nothing."""
 
 from __future__ import annotations
+from geostream.runs.run import LOG
+from geostream.runs.run import run_folder
 
 import logging
 import os
@@ -20,8 +22,7 @@ from geostream.runs import stages
 from geostream.runs import signals as stopping
 from geostream.training.checkpoint import list_checkpoints, read_position
 from geostream.training.distributed import Group
-from geostream.runs.log import MetricsLog
-from geostream.runs.stages import run_store
+from geostream.runs.log import RunLog
 from geostream.runs.signals import Stop, Stopped
 from geostream.runs.loop import train
 from tests.helpers import tiny_layout
@@ -129,7 +130,7 @@ def stopped_and_gone_on(folder: Path, number: signal.Signals, settings: TrainSet
     """A run that gets the signal within step HELD, to its process group, as Ctrl-C does; its output, and its folder."""
     store = Store.open(folder / "store")
     tiny_layout(store, places=24, test_places=8, views=2, view_size=(32, 64))
-    run = run_store(store, "tiny", "one")
+    run = run_folder(store, "tiny", "one")
     go = folder / "go"
     program = [sys.executable, RUN_PROGRAM, store.url, settings.model_dump_json(), str(HELD - 1), str(go)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -158,12 +159,12 @@ def test_a_process_is_stopped_in_mid_epoch(tmp_path: Path, number: signal.Signal
     assert output.splitlines()[-1] == told and "Traceback" not in output
     whole = Store.open(tmp_path / "whole")
     train(whole, tiny_layout(whole, places=24, test_places=8, views=2, view_size=(32, 64)), "one", SETTINGS)
-    other = run_store(whole, "tiny", "one")
+    other = run_folder(whole, "tiny", "one")
     assert list_checkpoints(run) == list_checkpoints(other)
     for path in ("model.safetensors", "optimizer.safetensors"):
         name = f"checkpoints/{list_checkpoints(run)[-1]}/{path}"
         assert run.read(name) == other.read(name)
-    losses = [[row["loss"] for row in MetricsLog(one).of("train")] for one in (run, other)]
+    losses = [[row["loss"] for row in RunLog(one, LOG).of("train")] for one in (run, other)]
     assert losses[0] == losses[1]
 
 

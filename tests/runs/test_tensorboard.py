@@ -1,6 +1,7 @@
 """The curves for TensorBoard: TensorBoard's own reader finds in them what the log says, once."""
 
 from __future__ import annotations
+from geostream.runs.run import LOG
 
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from geostream.store import Store
-from geostream.runs.log import MetricsLog
+from geostream.runs.log import RunLog
 from geostream.runs.tensorboard import EVENTS, curves, event_file, write_events
 
 NEAR = {"protocol": "within-5m", "direction": "view→tile", "r1": 0.75, "hit_rate": 0.8, "queries": 8, "gallery": 9}
@@ -84,7 +85,7 @@ def test_seconds_are_those_of_the_run_and_progress_is_not_counted_twice() -> Non
 
 def test_an_epoch_done_again_is_in_it_once_and_its_last_word_counts(s3_store: Store, tmp_path: Path) -> None:
     run = s3_store
-    log = MetricsLog(run)
+    log = RunLog(run, LOG)
     for again in (False, True):
         for one in LOG:
             measured = {name: value for name, value in one.items() if name not in ("stage", "epoch", "seconds")}

@@ -12,7 +12,7 @@ import pytest
 from geostream.errors import BadInput, LayoutNotCommitted, StoreError
 from geostream.layout import Layout, list_layouts, open_layout
 from geostream.layout.verify import verify_layout
-from geostream.reclustering.generations import check_dataset, list_generations, needed_layouts, prune
+from geostream.runs.generations import check_dataset, list_generations, needed_layouts, prune
 from geostream.reclustering.rewrite import GOING, JOB, rewrite
 from geostream.store import Store
 from geostream.training.checkpoint import drop_checkpoint

@@ -10,7 +10,6 @@ own are removed; what else somebody has put into its folder stays.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +18,7 @@ from geostream.errors import BadInput, NotFound, StoreError
 from geostream.layout import layout_infos
 from geostream.layout.files import JOB, TABLES, object_names, read_info, shard_names
 from geostream.reclustering.rewrite import GOING, ancestors
+from geostream.runs.run import needed_layouts
 from geostream.store import Store, check_name
 
 IDLE = timedelta(days=1)  # without a sign of life, after which a reclustering counts as given up
@@ -81,23 +81,6 @@ def prune(store: Store, dataset: str, *, dry_run: bool = False) -> list[Generati
         if not one.keep and not dry_run:
             _remove(store.child(dataset, "layouts", one.name), committed=one.number is not None)
     return found
-
-
-def needed_layouts(run: Store) -> set[str] | None:
-    """Ids of the layouts that a run needs; None: it does not say, so it may need any."""
-    needed = set()
-    try:
-        for checkpoint in run.folders("checkpoints"):
-            with suppress(NotFound):  # not whole, or dropped just now
-                needed.add(str(run.read_json(f"checkpoints/{checkpoint}/state.json")["position"]["layout_id"]))
-        plans = [info.path for info in run.list("plans") if info.path.endswith(".json")]
-        if plans:
-            needed.add(str(run.read_json(max(plans))["layout_id"]))
-        if run.exists("layout.json"):
-            needed.add(str(run.read_json("layout.json")["id"]))
-    except (StoreError, KeyError, TypeError):  # damaged, of another form, or just being written
-        return None
-    return needed or None
 
 
 def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
