@@ -20,6 +20,7 @@ from geostream.cli.main import app
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from sharding import ShardOptions, shard
+from tests.helpers import tiny_layout
 from tests.vigor_raw import jpeg
 
 ROOT = Path(__file__).parents[1]
@@ -131,3 +132,15 @@ def test_the_adapter_of_the_page_shards_a_folder(tmp_path: Path) -> None:
     layout = shard(adapter.read_places(raw), Store.open(tmp_path / "store"), "photos", "base", ShardOptions()).layout
     assert layout.info["pairs"] == {"train": 1, "test": 3}
     assert layout.coordinates == "latlon"
+
+
+def test_the_loop_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = (code for language, code in BLOCK.findall((ROOT / "README.md").read_text()) if language == "python")
+    tiny_layout(Store.open(tmp_path), places=24)
+    small = "batch_size=8, neighbours=4, tile_size=32, view_height=16, view_width=64"
+    for text, instead in (("s3://bucket/geo", str(tmp_path)), ("batch_size=64", small), ("range(1, 11)", "(1, 2)")):
+        assert text in code
+        code = code.replace(text, instead)
+    shapes: list[tuple[int, ...]] = []
+    exec(code, {"train_step": lambda tile, view: shapes.append((*tile.shape, *view.shape))})
+    assert shapes == [(8, 3, 32, 32, 8, 3, 16, 64)] * 6
