@@ -47,8 +47,14 @@ docs: install ## Build the documentation into site/.
 # A process for each core, up to four: the servers that tests start need room as well.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 
-test-fast: install ## Run the tests that need no server and take no long time.
-	$(PYTEST) -m 'not slow and not server'
+# Pure functions and what is quick beside them: a first answer while one works, not a verdict.
+FAST := planning layout report evaluation/test_metrics.py evaluation/test_ranks.py store/test_url.py \
+	mining/test_gps.py mining/test_topk.py mining/test_embeddings.py reclustering/test_similarity_order.py sharding/test_order.py sharding/test_places.py \
+	training/test_loss.py training/test_augment.py training/test_checkpoint.py \
+	test_architecture.py test_arrays.py test_images.py test_settings.py
+
+test-fast: install ## Run the quick tests, which need no server.
+	$(PYTEST) -m 'not slow and not server' $(addprefix tests/,$(FAST))
 
 test: check docs ## Run all checks and tests, but for those marked slow.
 	$(PYTEST) -m 'not slow'
