@@ -6,8 +6,11 @@ export HF_HUB_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: install bench-peers demo test test-all check up down status clean
+.PHONY: help install bench-peers demo format check docs test-fast test test-all up down status clean
 .DEFAULT_GOAL := install
+
+help: ## Print this list.
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The stamp is written last, so that an install cut off is done again.
 .venv/installed: pyproject.toml constraints.txt
@@ -15,42 +18,58 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,local,dev,examples]'
 	touch $@
 
-install: .venv/installed
+install: .venv/installed ## Install geostream and its tools into .venv.
 
 # What the benchmarks in tests/benchmarks measure against. MosaicML Streaming pins older packages than ours: it gets a
 # venv of its own, which sees this one's torch.
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
-bench-peers: install
+bench-peers: install ## Install what the benchmarks compare with.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,local,dev,examples,bench]'
 	$(PYTHON) -m venv .venv-bench
 	$(BIN)/python -c '$(PURELIB)' > $$(.venv-bench/bin/python -c '$(PURELIB)')/main.pth
 	.venv-bench/bin/python -m pip install --quiet mosaicml-streaming==0.13.0
 
-demo: install
+demo: install ## Run the whole loop on rendered cities; ends with a report.
 	$(BIN)/geostream demo
 
-check: install
+format: install ## Format the code, and mend what the linter can mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: install ## Check types, lint and format.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install ## Build the documentation into site/.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # A process for each core, up to four: the servers that tests start need room as well.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 
-test: check
+# Pure functions and what is quick beside them: a first answer while one works, not a verdict.
+FAST := planning layout report evaluation/test_metrics.py evaluation/test_ranks.py store/test_url.py \
+	mining/test_gps.py mining/test_topk.py mining/test_embeddings.py reclustering/test_similarity_order.py sharding/test_order.py sharding/test_places.py \
+	training/test_loss.py training/test_augment.py training/test_checkpoint.py \
+	test_architecture.py test_arrays.py test_images.py test_settings.py
+
+test-fast: install ## Run the quick tests, which need no server.
+	$(PYTEST) -m 'not slow and not server' $(addprefix tests/,$(FAST))
+
+test: check docs ## Run all checks and tests, but for those marked slow.
 	$(PYTEST) -m 'not slow'
 
-test-all: check
+test-all: check docs ## Run all checks and tests.
 	$(PYTEST)
 
-up: install
+up: install ## Start S3, Prefect and a worker on this machine, with all deployments.
 	$(BIN)/python -m infra.stack up
 
-down: install
+down: install ## Stop what `make up` started; the data stay.
 	$(BIN)/python -m infra.stack down
 
-status: install
+status: install ## Show what `make up` started.
 	$(BIN)/python -m infra.stack status
 
-clean:
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean: ## Remove the virtual environments and all caches.
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis site *.egg-info

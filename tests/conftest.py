@@ -31,9 +31,15 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process of pytest-xdist, and all that use the stack, which is started once."""
+    """Keep a file's tests in one process of pytest-xdist, and all that use the stack, which is started once.
+
+    Mark those that use a server, which `make test-fast` leaves out.
+    """
     for item in items:
-        together = "stack" if "checkout" in getattr(item, "fixturenames", ()) else str(item.path)
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & {"s3", "checkout"}:
+            item.add_marker("server")
+        together = "stack" if "checkout" in fixtures else str(item.path)
         item.add_marker(pytest.mark.xdist_group(together))
 
 
