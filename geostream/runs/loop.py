@@ -295,9 +295,8 @@ class _Run:
         return due and len(self.layout.pairs("test")) > 0
 
     def embed(self, split: str) -> Embeddings:
-        with self.learner.averaged():
-            trained = stages.Trained(self.learner.encoder, self.settings, self.checkpoint, self.epoch)
-            return stages.embed_split(self.folder, self.layout, trained, split, self.group)
+        trained = stages.Trained(self.learner.ema_encoder, self.settings, self.checkpoint, self.epoch)
+        return stages.embed_split(self.folder, self.layout, trained, split, self.group)
 
     def record(self, stage: str, started: float, epoch: int | None = None, **measured: object) -> None:
         """Add to the run's log what a stage that began at ``started`` came to; the first rank does."""

@@ -68,8 +68,7 @@ def save_checkpoint(run: Store, learner: Learner, position: Position) -> str:
         run.write_json(WRITTEN, sorted({*begun, name}))
     folder.delete(STATE)  # nothing may look whole while it is being replaced
     tensors = learner.tensors()
-    with learner.averaged():
-        objects = {MODEL: safetensors.torch.save(_on_cpu(learner.encoder.state_dict()))}
+    objects = {MODEL: safetensors.torch.save(_on_cpu(learner.ema_encoder.state_dict()))}
     if any(key.startswith("ema/") for key in tensors):
         tensors |= {f"{TRAINED}{key}": tensor for key, tensor in learner.encoder.state_dict().items()}
     objects[OPTIMIZER] = safetensors.torch.save(_on_cpu(tensors))

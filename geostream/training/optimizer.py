@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from timm.optim._param_groups import param_groups_weight_decay
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -57,12 +57,8 @@ def make_optimizer(encoder: Encoder, settings: TrainSettings) -> AdamW:
     if optim.decay_all:
         return AdamW(encoder.parameters(), optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
     exempt = {f"network.{name}" for name in getattr(encoder.network, "no_weight_decay", frozenset)()}
-    decayed: list[Tensor] = []
-    undecayed: list[Tensor] = []
-    for name, parameter in encoder.named_parameters():
-        (undecayed if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
-    return AdamW(groups, optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+    groups = param_groups_weight_decay(encoder, optim.weight_decay, no_weight_decay_list=exempt)
+    return AdamW(groups, optim.learning_rate, fused=True)
 
 
 def optimizer_tensors(encoder: Encoder, optimizer: AdamW) -> dict[str, Tensor]:

@@ -39,8 +39,7 @@ def train_case(
     for parameters in learner.optimizer.param_groups:
         parameters["eps"] = 1e-2  # with AdamW's own, the sign of a gradient near 0 decides its first steps
     losses = do_steps(learner, range(steps))
-    with learner.averaged():
-        return losses, {name: tensor.clone() for name, tensor in learner.encoder.state_dict().items()}
+    return losses, {name: tensor.clone() for name, tensor in learner.ema_encoder.state_dict().items()}
 
 
 def main(folder: Path) -> None:
