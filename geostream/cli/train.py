@@ -42,14 +42,14 @@ def train(
     from geostream.report.evaluation_page import results_by_epoch
     from geostream.runs import stages
     from geostream.runs.loop import train as train_run
-    from geostream.training.distributed import Group
+    from geostream.training.distributed import ProcessGroup
 
-    with Group.current() as group:
+    with ProcessGroup.current() as group:
         root = open_store(store)
         opened = open_layout(root, dataset, layout)
         settings = parse_settings(overrides or [], default_settings(opened.dataset))
         result = train_run(root, opened, run, settings, cluster=cluster, group=group)
-        if not group.is_first:
+        if not group.is_main:
             return
         opened = stages.layout_of(root, opened, run)
         summary = report.summarise(root.url, opened, result)

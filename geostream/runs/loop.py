@@ -39,15 +39,15 @@ from geostream.runs import stages
 from geostream.runs.begin import begin
 from geostream.training.checkpoint import (
     Position,
-    drop_others,
+    prune_checkpoints,
     list_checkpoints,
     restore,
     restore_newest,
     save_checkpoint,
 )
 from geostream.training.epoch import Epoch, measured
-from geostream.training.distributed import Group
-from geostream.training.step import Learner
+from geostream.training.distributed import ProcessGroup
+from geostream.training.step import TrainStep
 from geostream.runs.lease import Lease
 from geostream.runs.log import MetricsLog, Record, RunResult
 from geostream.training.steps import EpochOutcome
@@ -66,7 +66,7 @@ def train(
     *,
     cluster: str | None = None,
     on_record: Callable[[Record], None] | None = None,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
 ) -> RunResult:
     """Train the run to its last epoch, from where it stands.
 
@@ -77,10 +77,10 @@ def train(
     raise SystemExit, see :mod:`geostream.runs.signals`.
     """
     if group is None:
-        with Group.current() as group:
+        with ProcessGroup.current() as group:
             return train(store, layout, run, settings, cluster=cluster, on_record=on_record, group=group)
     folder = stages.run_store(store, layout.dataset, run)
-    with Stop(group, folder.url) as stop, Lease(folder) if group.is_first else nullcontext() as lease:
+    with Stop(group, folder.url) as stop, Lease(folder) if group.is_main else nullcontext() as lease:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         layout = stages.layout_of(store, layout, run)
@@ -88,12 +88,12 @@ def train(
         if not list_checkpoints(folder):
             begin_with(encoder, settings.model.weights)
         values = None
-        if group.is_first:
+        if group.is_main:
             values = begin(folder, settings, group.ranks).model_dump()
             stages.stand_on(folder, layout)
         settings = make_settings(group.broadcast_object(values))
-        learner = Learner(encoder, settings, group)
-        return _Run(store, run, layout, settings, cluster, on_record, learner, group, stop, lease).finish()
+        train_step = TrainStep(encoder, settings, group)
+        return _Run(store, run, layout, settings, cluster, on_record, train_step, group, stop, lease).finish()
 
 
 class _Run:
@@ -107,14 +107,14 @@ class _Run:
         settings: TrainSettings,
         cluster: str | None,
         on_record: Callable[[Record], None] | None,
-        learner: Learner,
-        group: Group,
+        train_step: TrainStep,
+        group: ProcessGroup,
         stop: Stop,
         lease: Lease | None,
     ) -> None:
         self.store, self.name, self.layout, self.settings = store, name, layout, settings
         self.folder = folder = stages.run_store(store, layout.dataset, name)
-        self.cluster, self.on_record, self.learner, self.group, self.stop = cluster, on_record, learner, group, stop
+        self.cluster, self.on_record, self.train_step, self.group, self.stop = cluster, on_record, train_step, group, stop
         self.lease = lease  # the first rank's, which alone writes
         self.log = MetricsLog(folder)
         self.checkpoint, self.epoch, self.step = "", 0, 0  # epoch: the last one finished
@@ -124,16 +124,16 @@ class _Run:
     def restore(self) -> None:
         """Go back to the newest checkpoint that is whole, where there is one."""
         found = None
-        if self.group.is_first:
+        if self.group.is_main:
             newest = list_checkpoints(self.folder)
-            found = restore_newest(self.folder, self.learner, self.layout.places_id)
+            found = restore_newest(self.folder, self.train_step, self.layout.places_id)
             if found is not None and found[0] == newest[-1]:  # else what is damaged stays until there is a newer one
-                self.drop_others(found[0])
+                self.prune_checkpoints(found[0])
         self.checkpoint = self.group.broadcast_object("" if found is None else found[0])
         if not self.checkpoint:
             return
         if found is None:
-            at = restore(self.folder, self.checkpoint, self.learner, self.layout.places_id)
+            at = restore(self.folder, self.checkpoint, self.train_step, self.layout.places_id)
         else:
             _, at = found
         self.epoch, self.step = at.epoch, at.step
@@ -159,7 +159,7 @@ class _Run:
         already_finished = bool(self.group.broadcast_object(self.log.records == begun_with))
         if already_finished:
             self.say("finished before; nothing was left to do")
-        if self.group.is_first:
+        if self.group.is_main:
             self.folder.write_json("evaluation.json", self.log.of("evaluate"))
         self.group.barrier()
         return RunResult.of(self.folder, MetricsLog(self.folder), already_finished)
@@ -172,13 +172,13 @@ class _Run:
         if self.begun is not None:
             before = EpochOutcome.from_dict(self.begun.outcome or {})
             state = {"plan": self.begun.plan, "cursor": self.begun.cursor}
-        epoch = Epoch(self.learner, self.layout, plan, before, state)
+        epoch = Epoch(self.train_step, self.layout, plan, before, state)
         first_step = self.step - before.steps
 
         def save(outcome: EpochOutcome, state: State) -> None:
             self.step = first_step + outcome.steps
             self.save(self.position(number, **state, finished=False, outcome=outcome.as_dict()))
-            if self.group.is_first:
+            if self.group.is_main:
                 self.log.append("progress", number, outcome.seconds, batches=outcome.batches, **measured(outcome))
 
         with self.stop.held() as asked:
@@ -192,7 +192,7 @@ class _Run:
                 "train",
                 time.perf_counter() - outcome.seconds,
                 step=self.step,
-                temperature=float((-self.learner.encoder.logit_scale.detach()).exp()),
+                temperature=float((-self.train_step.encoder.logit_scale.detach()).exp()),
                 **measured(outcome),
                 curve=outcome.curve,
             )
@@ -200,24 +200,24 @@ class _Run:
 
     def save(self, position: Position) -> None:
         """Write a checkpoint, and drop those that are no longer needed then."""
-        if self.group.is_first:
+        if self.group.is_main:
             self.check_lease()
-            self.checkpoint = save_checkpoint(self.folder, self.learner, position)
-            self.drop_others(self.checkpoint)
+            self.checkpoint = save_checkpoint(self.folder, self.train_step, position)
+            self.prune_checkpoints(self.checkpoint)
         self.checkpoint = self.group.broadcast_object(self.checkpoint)
         self.begun = None if position.finished else position
         self.stop.saved = f"saved: epoch {position.epoch}, batch {position.cursor}"
 
-    def drop_others(self, newest: str) -> None:
+    def prune_checkpoints(self, newest: str) -> None:
         best = stages.best_of(self.log)
-        drop_others(self.folder, newest, None if best is None else best["checkpoint"], self.settings.keep_checkpoints)
+        prune_checkpoints(self.folder, newest, None if best is None else best["checkpoint"], self.settings.keep_checkpoints)
 
     def position(self, epoch: int, **where: Any) -> Position:
         return Position(self.layout.id, self.layout.places_id, epoch, step=self.step, **where)
 
     def plan_together(self, epoch: int) -> EpochPlan:
         """The epoch's plan, which the first rank makes; all are on its layout then."""
-        plan = self.plan(epoch) if self.group.is_first else None
+        plan = self.plan(epoch) if self.group.is_main else None
         name = self.group.broadcast_object(self.layout.name)
         if plan is None:
             if name != self.layout.name:
@@ -270,17 +270,17 @@ class _Run:
         if self.to_do("evaluate", self.evaluation_due()):
             started = time.perf_counter()
             embeddings = self.embed("test")
-            if self.group.is_first:
+            if self.group.is_main:
                 found = stages.evaluate_embeddings(self.layout, embeddings, self.cluster)
                 self.record("evaluate", started, **asdict(found))
                 stages.write_best(self.folder, self.log)
-                self.drop_others(self.checkpoint)
+                self.prune_checkpoints(self.checkpoint)
         due = stages.mining_due(self.epoch, self.settings)
         if self.to_do("embed", due):
             started = time.perf_counter()
             embeddings = self.embed("train")
             self.record("embed", started, queries=len(embeddings.pairs), references=len(embeddings.reference_place))
-        if self.group.is_first and due and not self.log.has("mine", self.epoch):
+        if self.group.is_main and due and not self.log.has("mine", self.epoch):
             started = time.perf_counter()
             graph = stages.mine(self.folder, self.layout, self.settings, self.epoch, self.cluster)
             self.record("mine", started, places=len(graph.places), k=graph.k, search=graph.search)
@@ -295,12 +295,12 @@ class _Run:
         return due and len(self.layout.pairs("test")) > 0
 
     def embed(self, split: str) -> Embeddings:
-        trained = stages.Trained(self.learner.ema_encoder, self.settings, self.checkpoint, self.epoch)
+        trained = stages.Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, self.epoch)
         return stages.embed_split(self.folder, self.layout, trained, split, self.group)
 
     def record(self, stage: str, started: float, epoch: int | None = None, **measured: object) -> None:
         """Add to the run's log what a stage that began at ``started`` came to; the first rank does."""
-        if self.group.is_first:
+        if self.group.is_main:
             seconds = time.perf_counter() - started
             self.check_lease()
             record = self.log.append(stage, self.epoch if epoch is None else epoch, seconds, **measured)
@@ -309,5 +309,5 @@ class _Run:
                 self.on_record(record)
 
     def say(self, text: str, *values: object) -> None:
-        if self.group.is_first:
+        if self.group.is_main:
             logger.info(f"%s: {text}", self.folder.url, *values)

@@ -27,7 +27,7 @@ from geostream.planning.plan import EpochPlan, load_plan, save_plan
 from geostream.training.checkpoint import checkpoint_name, list_checkpoints, load_weights, read_position
 from geostream.evaluation.embed import embed
 from geostream.evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from geostream.runs.log import MetricsLog
 from geostream.training.model import Encoder
 
@@ -170,7 +170,7 @@ def split_embeddings(split: str, epoch: int) -> str:
     return embeddings_name(epoch) if split == "train" else f"embeddings/{split}-epoch-{epoch:04d}.zarr"
 
 
-def embed_split(run: Store, layout: Layout, trained: Trained, split: str, group: Group | None = None) -> Embeddings:
+def embed_split(run: Store, layout: Layout, trained: Trained, split: str, group: ProcessGroup | None = None) -> Embeddings:
     """Embed a split of the layout into the run; ``group``: ranks that call this together."""
     name = split_embeddings(split, trained.epoch)
     return embed(run, name, layout, split, trained.encoder, trained.checkpoint, trained.settings, group)

@@ -25,7 +25,7 @@ from geostream.planning.plan import EpochPlan
 from geostream.store.forks import check_process
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pipeline, Replacement, n_samples
-from geostream.streaming.replace import StandIns
+from geostream.streaming.replace import Substitutes
 from geostream.streaming.workers import enter_worker
 
 State = dict[str, Any]
@@ -163,7 +163,7 @@ def plan_dataset(
     pairs = layout.pairs(split)
     pair = np.searchsorted(pair_codes(*pairs), pair_codes(plan.place, plan.view))
     tile, view = layout.member_rows(pairs.place), layout.member_rows(pairs.place, pairs.view)
-    rule = StandIns(plan.place, plan.view, plan.left_out_place, plan.left_out_view, layout.excluded(split))
+    rule = Substitutes(plan.place, plan.view, plan.left_out_place, plan.left_out_view, layout.excluded(split))
     return StreamDataset(
         MemberTable.of(layout),
         [[{"tile": tile[ids], "view": view[ids], "pair": ids}] for ids in pair],

@@ -32,11 +32,11 @@ from geostream.settings import TrainSettings
 from geostream.streaming.decode import decode_image
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.options import ReadOptions
-from geostream.streaming.replace import StandIns
+from geostream.streaming.replace import Substitutes
 from geostream.streaming.stats import Replaced, StreamStats
 
 KINDS = ("tile", "view")
-LEAVE = 10.0  # seconds that the end of threads is waited for
+SHUTDOWN_TIMEOUT = 10.0  # seconds that the end of threads is waited for
 
 Sample = dict[str, Any]  # one pair or one image on its way through the pipeline
 Columns = dict[str, Int64]  # samples of one kind: "tile" and/or "view" (rows in members), and numbers to pass on
@@ -68,7 +68,7 @@ class Batch(NamedTuple):
 class Replacement(NamedTuple):
     """How a plan's bad pairs are replaced: the rule, and what it needs to make samples of its answers."""
 
-    rule: StandIns
+    rule: Substitutes
     tile: Int64  # (P,) member rows by pair id
     view: Int64
     pairs: Pairs
@@ -175,10 +175,10 @@ class Pipeline:
     def _finish(self, batch: list[Sample]) -> Batch:
         for index, sample in enumerate(batch):
             if "__bad__" in sample:
-                batch[index] = self._stand_in(sample, batch)
+                batch[index] = self._substitute(sample, batch)
         return Batch(_collate(batch), batch[0]["__step__"], self.fetcher.stats.copy(), self.worker)
 
-    def _stand_in(self, sample: Sample, batch: list[Sample]) -> Sample:
+    def _substitute(self, sample: Sample, batch: list[Sample]) -> Sample:
         """Another pair instead of a sample with a bad image. Raises where there is none, or where too many are bad."""
         row, error = sample["__bad__"]
         what = f"{self.members.describe(row)}: {error}"
@@ -235,7 +235,7 @@ class _Threads:
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
-            thread.join(LEAVE)
+            thread.join(SHUTDOWN_TIMEOUT)
 
     def submit(self, work: Callable[[Sample], Sample], sample: Sample) -> Future[Sample]:
         future: Future[Sample] = Future()

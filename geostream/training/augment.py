@@ -29,10 +29,18 @@ from torch import Tensor
 from geostream.arrays import Float32, Int16
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings
-from geostream.training.colour import colour_jitter
-from geostream.training.dropout import grid, no_holes, occlude, rectangles
+from geostream.training.augment_ops import (
+    KERNEL_WIDTH,
+    blur_kernel,
+    colour_jitter,
+    convolve,
+    cutout,
+    grid,
+    no_holes,
+    rectangles,
+    sharpen_kernel,
+)
 from geostream.training.model import as_float
-from geostream.training.sharpness import WIDTH, blur_kernel, convolve, sharpen_kernel
 
 Pixels = npt.NDArray[np.uint8]
 KINDS = ("tile", "view")
@@ -113,7 +121,7 @@ class Augmentation:
     def _kernel(self, pair: int, k: int, random: np.random.Generator | None) -> Float32:
         """Of image k of the pair; zeros where it is neither blurred nor sharpened."""
         if random is None or not self.focus[pair, k]:
-            return np.zeros((WIDTH, WIDTH), dtype=np.float32)
+            return np.zeros((KERNEL_WIDTH, KERNEL_WIDTH), dtype=np.float32)
         return blur_kernel(random) if self.focus[pair, k] == 1 else sharpen_kernel(random)
 
     def _holes(self, pair: int, k: int, random: np.random.Generator | None, shape: tuple[int, ...]) -> Int16:
@@ -166,7 +174,7 @@ def _on_device(kind: str, tensors: dict[str, Tensor], settings: TrainSettings) -
         images = _on_some(convolve, images, kernel, (kernel != 0).flatten(1).any(1))
     if settings.augment.dropout_probability > 0:
         holes = tensors[f"{kind}_holes"]
-        images = _on_some(occlude, images, holes, holes[:, 0, 1] > 0)
+        images = _on_some(cutout, images, holes, holes[:, 0, 1] > 0)
     return images
 
 

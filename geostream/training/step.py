@@ -1,6 +1,6 @@
-"""The learner: what one optimisation step is done with.
+"""Carry out one optimisation step, whole or in micro-batches, on one rank or several, with the same meaning.
 
-Decides that a step means the same however it is carried out. Its batches are embedded one by one, in chunks of at most
+Its batches are embedded one by one, in chunks of at most
 ``micro_batch`` pairs; the loss is of the embeddings of whole batches; and its gradient at the embeddings goes back
 through the network. Where all of this rank's pairs fit in a chunk, or chunks have no limit, one pass with a graph does
 it. Otherwise there are two (GradCache, Gao et al. 2021): first all embeddings without a graph, then chunk by chunk
@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from geostream.errors import BadInput, StaleArtefact
 from geostream.settings import TrainSettings
 from geostream.training.augment import augment_on_device
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from geostream.training.loss import own_loss, shared_loss
 from geostream.training.model import Encoder, autocast, device_of
 from geostream.training.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -38,17 +38,17 @@ FIRST_SCALE = 2.0**10  # of fp16's gradients; Sample4Geo's
 EMA_WARMUP_GAMMA, EMA_WARMUP_POWER = 9.0, 1.0
 
 
-class _Chunk(NamedTuple):
+class _MicroBatch(NamedTuple):
     """Pairs that go through the network at once, and the seed of what is random in it."""
 
     tensors: dict[str, Tensor]
     seed: int
 
 
-class Learner:
+class TrainStep:
     """An encoder, and what training it needs. ``steps``: optimisation steps done, in all sessions of the run."""
 
-    def __init__(self, encoder: Encoder, settings: TrainSettings, group: Group) -> None:
+    def __init__(self, encoder: Encoder, settings: TrainSettings, group: ProcessGroup) -> None:
         """``encoder`` is on the group's device. With several ranks, all get the first one's weights.
 
         Raises BadInput where the ranks cannot share a step's batches evenly.
@@ -67,7 +67,7 @@ class Learner:
         )
         if settings.model.compile:
             encoder.network.compile()
-        self._pairs = _Pairs(encoder)
+        self._pairs = _PairEncoder(encoder)
         self._parallel = None
         if group.ranks > 1:
             # Said once on each rank of a few small gradients that are copied; nothing to act on.
@@ -159,7 +159,7 @@ class Learner:
         stored = {name: tensors[name] for name in _floating_point_state(ema)}
         ema.load_state_dict({**self.encoder.state_dict(), **stored})
 
-    def _chunks(self, batches: list[dict[str, Tensor]]) -> Iterator[_Chunk]:
+    def _chunks(self, batches: list[dict[str, Tensor]]) -> Iterator[_MicroBatch]:
         """The batches, cut to ``micro_batch`` pairs; a batch's seeds depend on its place in the whole step alone."""
         for i, tensors in enumerate(batches):
             pairs, at = len(tensors["pair"]), i * self.group.ranks + self.group.rank
@@ -167,9 +167,9 @@ class Learner:
             for start in range(0, pairs, size):
                 key = np.random.SeedSequence([self.settings.seed, self.steps, at, start])
                 part = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-                yield _Chunk(part if size < pairs else tensors, int(key.generate_state(1, np.uint64)[0]))
+                yield _MicroBatch(part if size < pairs else tensors, int(key.generate_state(1, np.uint64)[0]))
 
-    def _embed(self, chunk: _Chunk) -> tuple[Tensor, Tensor]:
+    def _embed(self, chunk: _MicroBatch) -> tuple[Tensor, Tensor]:
         """Embeddings of a chunk's views and tiles, float32; the same whenever it is called in a step."""
         device = device_of(self.encoder)
         images = {kind: chunk.tensors[kind].to(device, non_blocking=True) for kind in ("view", "tile")}
@@ -180,14 +180,14 @@ class Learner:
             embedded: tuple[Tensor, Tensor] = network(views, tiles)
         return embedded
 
-    def _one_pass(self, chunks: list[_Chunk]) -> Tensor:
+    def _one_pass(self, chunks: list[_MicroBatch]) -> Tensor:
         """Embed with a graph, and go back through it; the step's loss."""
         embedded = [self._embed(chunk) for chunk in chunks]
         loss, gradients = self._at_embeddings(embedded)
         torch.autograd.backward(_flat(embedded), _flat(gradients))
         return loss
 
-    def _two_passes(self, chunks: list[_Chunk]) -> Tensor:
+    def _two_passes(self, chunks: list[_MicroBatch]) -> Tensor:
         """As :meth:`_one_pass`, with the graph of one chunk at a time."""
         with torch.no_grad():
             statistics = [(buffer, buffer.clone()) for buffer in _statistics(self.encoder.network)]
@@ -235,7 +235,7 @@ def _floating_point_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
 
 
-class _Pairs(nn.Module):
+class _PairEncoder(nn.Module):
     """The encoder without its temperature, whose gradient does not come through the network."""
 
     def __init__(self, encoder: Encoder) -> None:

@@ -29,7 +29,7 @@ from geostream.training.checkpoint import (
     read_position,
     save_checkpoint,
 )
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 from geostream.runs.log import Record
 from geostream.runs.stages import load_trained, run_store
 from geostream.runs.loop import train
@@ -223,10 +223,10 @@ def test_a_record_of_an_epoch_without_its_checkpoint_is_replaced(
     """Killed between an epoch's record and its last checkpoint: its last batches are trained, and told, again."""
     run = Run.on(tmp_path)
 
-    def unsaved(folder: Store, learner: Learner, position: Position) -> str:
+    def unsaved(folder: Store, train_step: TrainStep, position: Position) -> str:
         if position.epoch == 2 and position.finished:
             raise Killed
-        return save_checkpoint(folder, learner, position)
+        return save_checkpoint(folder, train_step, position)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "save_checkpoint", unsaved)
