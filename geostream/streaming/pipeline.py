@@ -72,12 +72,23 @@ class Replacement(NamedTuple):
     tile: Int64  # (P,) member rows by pair id
     view: Int64
     pairs: Pairs
+    limit: int  # pairs that may be replaced in the epoch
 
     def samples(self, step: int, batch: set[int]) -> Iterator[Sample]:
+        """Yield the pairs that may replace one of ``batch``, the places now in it; best first, images not yet read."""
         codes = pair_codes(*self.pairs)
         for place, view in self.rule.candidates(step, batch):
             pair = int(np.searchsorted(codes, pair_codes(np.array([place], np.int32), np.array([view], np.int16))[0]))
             yield {"tile": int(self.tile[pair]), "view": int(self.view[pair]), "pair": pair}
+
+
+class Worker(NamedTuple):
+    """The process or thread that runs a pipeline."""
+
+    number: int = 0
+    threads: int = 1  # that decode
+    pin: bool = False  # put images into page-locked memory
+    stop: threading.Event | None = None  # set by another thread: end, even where bytes are waited for
 
 
 @dataclass(frozen=True)
@@ -94,22 +105,20 @@ class Pipeline:
     change: Change | None  # done to each decoded sample
     options: ReadOptions
     replacement: Replacement | None  # None: a damaged image is an error
-    may_replace: int  # pairs, before this is called too many
-    threads: int  # that decode
-    pin: bool  # put images into page-locked memory
-    worker: int
-    stop: threading.Event | None  # set by another thread: end, even where bytes are waited for
+    worker: Worker
 
     @cached_property
     def fetcher(self) -> Fetcher:
-        return Fetcher(self.members, [_member_rows(columns) for _, columns in self.steps], self.options, self.stop)
+        return Fetcher(
+            self.members, [_member_rows(columns) for _, columns in self.steps], self.options, self.worker.stop
+        )
 
     def batches(self) -> Iterator[Batch]:
-        pool = _Threads(self.threads) if self.threads > 1 else nullcontext()
+        pool = _Threads(self.worker.threads) if self.worker.threads > 1 else nullcontext()
         with self.fetcher, pool as executor:
             decoded = wds.map(self._make)
             if executor is not None:
-                decoded = partial(_map_ahead, self._make, executor, 2 * self.threads)
+                decoded = partial(_map_ahead, self._make, executor, 2 * self.worker.threads)
             batch: list[Sample] = []
             # Not wds.batched: it waits for the next batch's bytes before it hands over this batch.
             for sample in wds.DataPipeline(self._samples, decoded):
@@ -149,7 +158,7 @@ class Pipeline:
             # NumPy asks for huge pages, torch does not: a fifth of the decoding went into page faults.
             room[kind] = (
                 torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-                if self.pin
+                if self.worker.pin
                 else torch.from_numpy(np.empty(shape, dtype=np.uint8))
             )
         return room
@@ -176,7 +185,7 @@ class Pipeline:
         for index, sample in enumerate(batch):
             if "__bad__" in sample:
                 batch[index] = self._substitute(sample, batch)
-        return Batch(_collate(batch), batch[0]["__step__"], self.fetcher.stats.copy(), self.worker)
+        return Batch(_collate(batch), batch[0]["__step__"], self.fetcher.stats.copy(), self.worker.number)
 
     def _substitute(self, sample: Sample, batch: list[Sample]) -> Sample:
         """Another pair instead of a sample with a bad image. Raises where there is none, or where too many are bad."""
@@ -185,7 +194,7 @@ class Pipeline:
         stats = self.fetcher.stats
         if self.replacement is None:
             raise type(error)(f"{what}; restore the shard, or shard the dataset again") from error
-        if stats.replaced_pairs >= self.may_replace:
+        if stats.replaced_pairs >= self.replacement.limit:
             raise StoreError(
                 f"{what}; {stats.replaced_pairs + 1} pairs are damaged, more than may be replaced "
                 f"(replaced_limit {self.options.replaced_limit:g}); see what is wrong with: geostream verify"

@@ -1,13 +1,12 @@
-"""Augmentation that keeps tile and view of a pair in step.
+"""Augment the two images of a pair together: turns, flips, JPEG, colour, blur and holes.
 
-Decides three things. Turning and flipping move both images of a pair together, so that a direction in a panorama stays
-the same direction on the tile; a view that is no panorama is flipped with its tile, which turns alone. All randomness
-of a pair comes from (seed, epoch, pair id): a batch is the same whoever makes it. What every pair has is drawn for the
-whole epoch at once, at 47 bytes a pair; the details of a blur or of holes are drawn when they are needed. And the work
-is split by what it costs: JPEG, turns and flips belong to the threads that decode, each image alone, without the GIL;
-colour, blur and holes are done on the device, on those images of the batch that have them. What it all costs on two
-busy CPU cores, at 384 and 384×768: in the threads 10 ms a pair instead of 4, on the device 116 instead of 5, two thirds
-of that for the colour; fourteen times a batch without, and still little beside a network that is worth such images.
+Turns and flips move both images, so that a direction in a panorama stays the same direction on the tile. A view that is
+no panorama is flipped with its tile, which turns alone. All randomness of a pair comes from (seed, epoch, pair id): a
+batch is the same whoever makes it. What every pair has is drawn for the whole epoch at once, at 47 bytes a pair; the
+details of a blur or of holes are drawn when they are needed.
+
+JPEG, turns and flips run in the decoding threads, image by image, without the GIL. Colour, blur and holes run on the
+device, on those images of the batch that have them.
 
 Source: Sample4Geo (Deuser et al., ICCV 2023) and its code: flip p 0.5, turn p 0.75; then for each image by itself JPEG
 of quality 90 to 100 p 0.5, colour jitter of 0.15 p 0.5, blur or sharpening p 0.3, a grid of holes or rectangles p 0.3.

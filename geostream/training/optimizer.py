@@ -1,8 +1,7 @@
-"""AdamW: what it decays, its learning rate, and its state by name.
+"""Make AdamW, compute its learning rate, and read and write its state by parameter name.
 
-Decides that the learning rate is a pure function of how far the run is, so that there is no scheduler to store or to
-restore, and an epoch of more or fewer batches does not shift it; and that state is kept by the parameters' names, so
-that it can be read without this code.
+The learning rate is a pure function of how far the run is: there is no scheduler to store, and an epoch of more or
+fewer batches does not shift it. The state is kept by name so that it can be read without this code.
 
 Source: Sample4Geo (Deuser et al., ICCV 2023, section 4, and the authors' code) for AdamW with decay on everything and
 cosine with warm-up; the one-cycle shape is Smith and Topin's (2018), with torch's constants. Leaving norms and biases

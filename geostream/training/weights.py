@@ -1,11 +1,10 @@
-"""Weights to begin with: none, those that timm has for the network, or a local file.
+"""Set a network's first weights: random ones, those that timm has for it, or those of a local file.
 
-Decides when a file fits. Its tensors are matched by name, without the prefixes that wrappers leave; where that does not
-do, timm's own filter for this kind of network may rename them and resample position embeddings; where names still have
-nothing in common, they are taken in order, but only if number, shapes and the last part of every name agree, and the
-file keeps an order (safetensors sorts by name). Anything else is an error that names the first mismatches: a network
-that is half random trains, and badly. Classifier heads and the temperature of another training are left out, and said
-to be. Files are never unpickled.
+Tensors of a file are matched by name, without the prefixes that wrappers leave. Where that does not do, timm's filter
+for this kind of network renames them and resamples position embeddings. Where that does not do either, they are taken
+in order, but only if number, shapes and the last part of every name agree and the file keeps an order (safetensors
+sorts by name). Anything else is an error that names the first mismatches, because a network that is half random trains,
+and badly. Classifier heads and the temperature of another training are left out and logged. Files are never unpickled.
 """
 
 from __future__ import annotations
