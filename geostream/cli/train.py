@@ -41,14 +41,14 @@ def train(
     from geostream.runs.loop import train as train_run
     from geostream.runs.run import Run
     from geostream.settings import default_settings, parse_settings
-    from geostream.training.distributed import Group
+    from geostream.training.distributed import ProcessGroup
 
-    with Group.current() as group:
+    with ProcessGroup.current() as group:
         root = open_store(store)
         opened = open_layout(root, dataset, layout)
         settings = parse_settings(overrides or [], default_settings(opened.dataset))
         result = train_run(root, opened, run, settings, cluster=cluster, group=group)
-        if not group.is_first:
+        if not group.is_main:
             return
         trained = Run.open(root, opened, run)
         report.publish(trained, result, report.summarise(root.url, trained.layout, result))

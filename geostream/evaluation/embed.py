@@ -24,7 +24,7 @@ from geostream.streaming.dataset import scan_dataset
 from geostream.streaming.loader import Loader
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import ImageSizes
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder, autocast, device_of
 
 
@@ -44,7 +44,7 @@ def embed(
     encoder: Encoder,
     checkpoint: str,
     settings: TrainSettings,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
 ) -> Embeddings:
     """Embed a split of the layout with ``encoder``, write it to the run, and open what was written.
 
@@ -61,10 +61,10 @@ def embed(
     Raises:
         BadInput: The split has no pairs. What the loader raises passes through.
     """
-    group = group or Group()
+    group = group or ProcessGroup()
     pairs, references = split_pairs(layout, split), split_references(layout, split)
     writer = None
-    if group.is_first:
+    if group.is_main:
         writer = create_embeddings(
             run,
             name,
@@ -82,7 +82,7 @@ def embed(
     pin = device_of(encoder).type == "cuda"
     encoder.eval()
     rounds: Iterable[int] = range(-(-len(dataset.steps) // group.ranks))  # as many as the largest part has batches
-    if group.is_first:
+    if group.is_main:
         rounds = track(rounds, f"embed {split}")
     with Loader(dataset, settings.read.workers, settings.read.decode_threads, pin, group.local_ranks) as loader:
         batches = iter(loader)

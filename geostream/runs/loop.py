@@ -39,10 +39,10 @@ from geostream.runs.tensorboard import write_events
 from geostream.settings import TrainSettings, make_settings
 from geostream.store import Store
 from geostream.streaming.dataset import State
-from geostream.training.checkpoint import Position, drop_others, restore, restore_newest, save_checkpoint
-from geostream.training.distributed import Group
+from geostream.training.checkpoint import Position, prune_checkpoints, restore, restore_newest, save_checkpoint
+from geostream.training.distributed import ProcessGroup
 from geostream.training.epoch import Epoch, measured
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 from geostream.training.steps import EpochOutcome
 from geostream.training.weights import begin_with
 
@@ -57,7 +57,7 @@ def train(
     *,
     cluster: str | None = None,
     on_record: Callable[[Record], None] | None = None,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
 ) -> RunResult:
     """Train a run to its last epoch, from where it stands.
 
@@ -80,10 +80,10 @@ def train(
         SystemExit: It was stopped by SIGTERM or SIGINT (:mod:`geostream.runs.signals`).
     """
     if group is None:
-        with Group.current() as group:
+        with ProcessGroup.current() as group:
             return train(store, layout, name, settings, cluster=cluster, on_record=on_record, group=group)
     run = Run(store, layout, name, cluster)
-    with Stop(group, run.url) as stop, run.hold() if group.is_first else nullcontext():
+    with Stop(group, run.url) as stop, run.hold() if group.is_main else nullcontext():
         run.layout = run.current_layout()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
@@ -91,38 +91,38 @@ def train(
         if not run.checkpoints():
             begin_with(encoder, settings.model.weights)
         values = None
-        if group.is_first:
+        if group.is_main:
             values = begin(run, settings, group.ranks).model_dump()
             run.pin_layout(run.layout)
         run.settings = make_settings(group.broadcast_object(values))
-        return Trainer(run, Learner(encoder, run.settings, group), stop, on_record).finish()
+        return Trainer(run, TrainStep(encoder, run.settings, group), stop, on_record).finish()
 
 
 class Trainer:
     """A run in progress on this rank: its weights, its optimizer and what it has done so far."""
 
     def __init__(
-        self, run: Run, learner: Learner, stop: Stop, on_record: Callable[[Record], None] | None = None
+        self, run: Run, train_step: TrainStep, stop: Stop, on_record: Callable[[Record], None] | None = None
     ) -> None:
         """Restore the newest checkpoint that is whole, where there is one."""
-        self.run, self.learner, self.stop, self.on_record = run, learner, stop, on_record
-        self.settings, self.group = run.settings, learner.group
+        self.run, self.train_step, self.stop, self.on_record = run, train_step, stop, on_record
+        self.settings, self.group = run.settings, train_step.group
         self.checkpoint, self.epoch, self.step = "", 0, 0  # epoch: the last one finished
         self.begun: Position | None = None  # where the epoch after it was cut off
         self._restore()
 
     def _restore(self) -> None:
         run, found = self.run, None
-        if self.group.is_first:
+        if self.group.is_main:
             newest = run.checkpoints()
-            found = restore_newest(run.folder, self.learner, run.layout.places_id)
+            found = restore_newest(run.folder, self.train_step, run.layout.places_id)
             if found is not None and found[0] == newest[-1]:  # else what is damaged stays until there is a newer one
                 self._prune_checkpoints(found[0])
         self.checkpoint = self.group.broadcast_object("" if found is None else found[0])
         if not self.checkpoint:
             return
         if found is None:
-            at = restore(run.folder, self.checkpoint, self.learner, run.layout.places_id)
+            at = restore(run.folder, self.checkpoint, self.train_step, run.layout.places_id)
         else:
             _, at = found
         self.epoch, self.step = at.epoch, at.step
@@ -143,7 +143,7 @@ class Trainer:
         already_finished = bool(self.group.broadcast_object(run.log.records == before))
         if already_finished:
             self._say("finished before; nothing was left to do")
-        if self.group.is_first:
+        if self.group.is_main:
             run.write_evaluations(run.log.of("evaluate"))
         self.group.barrier()
         return RunResult.of(run.url, RunLog(run.folder, LOG), already_finished)
@@ -155,13 +155,13 @@ class Trainer:
         if self.begun is not None:
             before = EpochOutcome.from_dict(self.begun.outcome or {})
             state = {"plan": self.begun.plan, "cursor": self.begun.cursor}
-        epoch = Epoch(self.learner, self.run.layout, plan, before, state)
+        epoch = Epoch(self.train_step, self.run.layout, plan, before, state)
         first_step = self.step - before.steps
 
         def save(outcome: EpochOutcome, state: State) -> None:
             self.step = first_step + outcome.steps
             self._save(self._position(number, **state, finished=False, outcome=outcome.as_dict()))
-            if self.group.is_first:
+            if self.group.is_main:
                 self.run.log.append("progress", number, outcome.seconds, batches=outcome.batches, **measured(outcome))
 
         with self.stop.held() as asked:
@@ -175,7 +175,7 @@ class Trainer:
                 "train",
                 time.perf_counter() - outcome.seconds,
                 step=self.step,
-                temperature=float((-self.learner.encoder.logit_scale.detach()).exp()),
+                temperature=float((-self.train_step.encoder.logit_scale.detach()).exp()),
                 **measured(outcome),
                 curve=outcome.curve,
             )
@@ -184,7 +184,7 @@ class Trainer:
     def plan(self, number: int) -> EpochPlan:
         """Return the epoch's plan, which the main rank makes; all ranks read the plan's layout then."""
         run, plan = self.run, None
-        if self.group.is_first:
+        if self.group.is_main:
             run.check_held()
             started = time.perf_counter()
             plan = self._stored_plan(number, None) or stages.plan_epoch(run, number)
@@ -236,7 +236,7 @@ class Trainer:
         if self._to_do("evaluate", self._evaluation_due()):
             started = time.perf_counter()
             embeddings = self._embed("test")
-            if self.group.is_first:
+            if self.group.is_main:
                 found = evaluate_embeddings(run.layout, embeddings, run.cluster)
                 self._record("evaluate", started, **asdict(found))
                 run.write_best()
@@ -246,7 +246,7 @@ class Trainer:
             started = time.perf_counter()
             embeddings = self._embed("train")
             self._record("embed", started, queries=len(embeddings.pairs), references=len(embeddings.reference_place))
-        if self.group.is_first and due and not run.log.has("mine", epoch):
+        if self.group.is_main and due and not run.log.has("mine", epoch):
             started = time.perf_counter()
             graph = stages.mine(run, epoch)
             self._record("mine", started, places=len(graph.places), k=graph.k, search=graph.search)
@@ -261,15 +261,14 @@ class Trainer:
         return due and len(self.run.layout.pairs("test")) > 0
 
     def _embed(self, split: str) -> Embeddings:
-        with self.learner.averaged():
-            trained = stages.Trained(self.learner.encoder, self.settings, self.checkpoint, self.epoch)
-            return stages.embed_split(self.run, trained, split, self.group)
+        trained = stages.Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, self.epoch)
+        return stages.embed_split(self.run, trained, split, self.group)
 
     def _save(self, position: Position) -> None:
         """Write a checkpoint, and remove those that are no longer needed then."""
-        if self.group.is_first:
+        if self.group.is_main:
             self.run.check_held()
-            self.checkpoint = save_checkpoint(self.run.folder, self.learner, position)
+            self.checkpoint = save_checkpoint(self.run.folder, self.train_step, position)
             self._prune_checkpoints(self.checkpoint)
         self.checkpoint = self.group.broadcast_object(self.checkpoint)
         self.begun = None if position.finished else position
@@ -277,14 +276,14 @@ class Trainer:
 
     def _prune_checkpoints(self, newest: str) -> None:
         best = self.run.best()
-        drop_others(self.run.folder, newest, best["checkpoint"] if best else None, self.settings.keep_checkpoints)
+        prune_checkpoints(self.run.folder, newest, best["checkpoint"] if best else None, self.settings.keep_checkpoints)
 
     def _position(self, epoch: int, **where: Any) -> Position:
         return Position(self.run.layout.id, self.run.layout.places_id, epoch, step=self.step, **where)
 
     def _record(self, stage: str, started: float, epoch: int | None = None, **measured: object) -> None:
         """Add to the run's log what a stage that began at ``started`` came to; the main rank does."""
-        if self.group.is_first:
+        if self.group.is_main:
             seconds = time.perf_counter() - started
             self.run.check_held()
             record = self.run.log.append(stage, self.epoch if epoch is None else epoch, seconds, **measured)
@@ -293,5 +292,5 @@ class Trainer:
                 self.on_record(record)
 
     def _say(self, text: str, *values: object) -> None:
-        if self.group.is_first:
+        if self.group.is_main:
             logger.info(f"%s: {text}", self.run.url, *values)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from geostream.training.distributed import Group, is_loss
+from geostream.training.distributed import ProcessGroup, is_loss
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Stopped(SystemExit):
 class Stop:
     """Context manager: hears the signals for a run of ``group``, called ``name`` when it is said to be stopped."""
 
-    def __init__(self, group: Group, name: str) -> None:
+    def __init__(self, group: ProcessGroup, name: str) -> None:
         self.group, self.name = group, name
         self.saved = ""  # what of the epoch under way is saved, in words
         self._heard = 0  # number of the signal

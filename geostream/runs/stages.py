@@ -27,7 +27,7 @@ from geostream.reclustering.recluster import recluster as recluster_layout
 from geostream.runs.run import Run
 from geostream.settings import TrainSettings
 from geostream.training.checkpoint import load_weights, read_position
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder
 
 BEST = "best"  # asks for the checkpoint of the best evaluation
@@ -96,7 +96,7 @@ def load_trained(run: Run, checkpoint: str | None = None) -> Trained:
     return Trained(encoder, settings, checkpoint, position.epoch)
 
 
-def embed_split(run: Run, trained: Trained, split: str, group: Group | None = None) -> Embeddings:
+def embed_split(run: Run, trained: Trained, split: str, group: ProcessGroup | None = None) -> Embeddings:
     """Embed a split into the run. ``group``: the ranks that call this together; None: this one alone."""
     name = run.embeddings_name(split, trained.epoch)
     return embed(run.folder, name, run.layout, split, trained.encoder, trained.checkpoint, trained.settings, group)

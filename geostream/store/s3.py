@@ -34,7 +34,7 @@ from obstore.store import S3Store
 
 from geostream.errors import Refused, StoreError
 
-SILENCE = timedelta(seconds=15)  # a server that sends nothing for so long has forgotten us
+READ_TIMEOUT = timedelta(seconds=15)  # a server that sends nothing for so long has forgotten us
 YES, NO = ("1", "true", "yes", "on", "y", "t"), ("", "0", "false", "no", "off", "n", "f")
 SHARED_FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 SERVER = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
@@ -111,7 +111,7 @@ def client_options(address: str, retries: int) -> dict[str, Any]:
     return {
         "client_options": {
             "timeout": timedelta(days=1),  # else 30 s, whatever the size
-            "read_timeout": SILENCE,
+            "read_timeout": READ_TIMEOUT,
             "allow_http": address.startswith("http://"),
         },
         "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=60)},

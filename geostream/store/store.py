@@ -172,8 +172,8 @@ class Store:
         """Chunks of ``size`` bytes from ``offset`` as they come, each with the size of the whole object.
 
         Less comes only where the object ends; of an empty range, one empty chunk. Asked once, and given up after
-        ``s3.SILENCE``: for readers that have their own patience. Raises NotFound, Refused, Unanswered for whatever may
-        pass, and StoreError for what will not.
+        ``s3.READ_TIMEOUT``: for readers that have their own patience. Raises NotFound, Refused, Unanswered for whatever
+        may pass, and StoreError for what will not.
         """
         with explained(self._at(path)):
             # An empty range cannot be asked for.

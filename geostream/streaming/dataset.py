@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -24,12 +24,20 @@ from geostream.layout.members import MemberTable
 from geostream.planning.plan import EpochPlan
 from geostream.store.forks import check_process
 from geostream.streaming.options import ReadOptions
-from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pipeline, Replacement, n_samples
-from geostream.streaming.replace import StandIns
+from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pipeline, Replacement, Worker
+from geostream.streaming.replace import Substitutes
 from geostream.streaming.workers import enter_worker
 
 State = dict[str, Any]
 Batches = Generator[Batch, None, None]  # closed to end early
+
+
+class PlanSource(NamedTuple):
+    """The plan that a dataset's steps are from, as far as the dataset needs to know it."""
+
+    plan: str  # hash
+    lanes: int  # ranks and workers take steps in turn, and their number must divide it
+    replacement: Replacement  # of pairs with a damaged image
 
 
 class StreamDataset(IterableDataset[Batch]):
@@ -53,21 +61,32 @@ class StreamDataset(IterableDataset[Batch]):
         *,
         change: Change | None = None,
         options: ReadOptions | None = None,
-        lanes: int | None = None,
         rank: int = 0,
         ranks: int = 1,
-        plan: str = "",
-        replacement: Replacement | None = None,
+        source: PlanSource | None = None,
     ) -> None:
-        """``steps``: the samples of each batch; ``change``: done to each decoded sample.
+        """Make the dataset of this rank.
 
-        ``lanes``: ranks and workers take steps in turn, and their number must divide it. None: the order of the batches
-        does not matter, and each worker of each rank takes one run of steps, so that no two read the same shard.
-        ``plan``: hash of the plan that the steps are from. Without ``replacement`` a damaged image is an error.
+        Args:
+            members: where the images are.
+            steps: the samples of each batch, over all ranks.
+            sizes: height and width of the images that are delivered.
+            change: done to each decoded sample.
+            options: what reading may cost.
+            rank: of this process, from 0.
+            ranks: how many there are.
+            source: the plan that the steps are from. None: the order of the batches does not matter, each worker of
+                each rank takes one run of steps, so that no two read the same shard, and a damaged image is an error.
+
+        Raises:
+            BadInput: the ranks cannot share the lanes of the plan evenly.
         """
-        self.members, self.steps, self.sizes, self.change, self.lanes = members, steps, sizes, change, lanes
+        self.members, self.steps, self.sizes, self.change = members, steps, sizes, change
         self.options = options or ReadOptions()
-        self.rank, self.ranks, self.plan, self.replacement = rank, ranks, plan, replacement
+        self.rank, self.ranks = rank, ranks
+        self.plan = "" if source is None else source.plan
+        self.lanes = None if source is None else source.lanes
+        self.replacement = None if source is None else source.replacement
         self.cursor = 0
         self.check_workers(1)
 
@@ -115,20 +134,12 @@ class StreamDataset(IterableDataset[Batch]):
                 self.change,
                 self.options.share(max((self.lanes or 1) // (self.ranks * workers), 1), workers),
                 self.replacement,
-                self._may_replace(),
-                self.threads,
-                self.pin,
-                worker,
-                self.stop,
+                Worker(worker, self.threads, self.pin, self.stop),
             ).batches()
         except GeostreamError as error:
             if info is None or not self.errors_as_items:
                 raise
             yield error  # type: ignore[misc]  # raised by the Loader in the trainer's process
-
-    def _may_replace(self) -> int:
-        """Of the whole epoch's pairs, wherever it goes on and however many share it: bad ones come in clusters."""
-        return max(1, int(self.options.replaced_limit * sum(map(n_samples, self.steps))))
 
     def _share(self, worker: int, workers: int) -> range:
         """The steps of one of this rank's ``workers``."""
@@ -163,18 +174,18 @@ def plan_dataset(
     pairs = layout.pairs(split)
     pair = np.searchsorted(pair_codes(*pairs), pair_codes(plan.place, plan.view))
     tile, view = layout.member_rows(pairs.place), layout.member_rows(pairs.place, pairs.view)
-    rule = StandIns(plan.place, plan.view, plan.left_out_place, plan.left_out_view, layout.excluded(split))
+    rule = Substitutes(plan.place, plan.view, plan.left_out_place, plan.left_out_view, layout.excluded(split))
+    # Of the whole epoch's pairs, wherever it continues and however many share it: bad ones come in clusters.
+    limit = max(1, int((options or ReadOptions()).replaced_limit * plan.place.size))
     return StreamDataset(
         MemberTable.of(layout),
         [[{"tile": tile[ids], "view": view[ids], "pair": ids}] for ids in pair],
         sizes,
         change=change,
         options=options,
-        lanes=plan.lanes,
         rank=rank,
         ranks=ranks,
-        plan=plan.hash,
-        replacement=Replacement(rule, tile, view, pairs),
+        source=PlanSource(plan.hash, plan.lanes, Replacement(rule, tile, view, pairs, limit)),
     )
 
 

@@ -22,7 +22,7 @@ from geostream.streaming.options import ReadOptions
 from geostream.streaming.stats import StreamStats
 from geostream.streaming.transport import Arrived, Transport
 
-STOP_LOOK = 0.2  # seconds between two looks whether to go on waiting
+POLL_INTERVAL = 0.2  # seconds between two looks whether to go on waiting
 
 
 class Fetcher:
@@ -113,13 +113,13 @@ class Fetcher:
     def _result(self, asked: Future[Arrived]) -> Arrived:
         while True:
             try:
-                return asked.result(timeout=STOP_LOOK)
+                return asked.result(timeout=POLL_INTERVAL)
             except TimeoutError:
                 if asked.done():  # just now, or it failed with a TimeoutError itself
                     return asked.result()
                 if self._stop is not None and self._stop.is_set():
                     raise CancelledError from None
-                self._transport.check(STOP_LOOK)
+                self._transport.check(POLL_INTERVAL)
 
     def _let_go(self, row: int) -> None:
         self._views.pop(row, None)  # a bad member is not there

@@ -29,12 +29,12 @@ from geostream.errors import GeostreamError, Stalled
 from geostream.streaming.dataset import Batches, State, StreamDataset
 from geostream.streaming.pipeline import Batch
 from geostream.streaming.stats import StreamStats
-from geostream.streaming.workers import Patience, Watch, begin_worker, start_forkserver
+from geostream.streaming.workers import BatchWait, Watch, begin_worker, start_forkserver
 
-DEPTH = 2  # batches made before they are wanted, by the thread or by each worker
-MOST_THREADS = 8
-LOOK = 1.0  # seconds between two looks at the thread that makes batches
-LEAVE = 30.0  # seconds that its end is waited for
+PREFETCHED = 2  # batches made before they are wanted, by the thread or by each worker
+MAX_THREADS = 8
+POLL_INTERVAL = 1.0  # seconds between two looks at the thread that makes batches
+SHUTDOWN_TIMEOUT = 30.0  # seconds that its end is waited for
 
 
 class Loader:
@@ -59,7 +59,7 @@ class Loader:
         self.dataset = dataset = copy(dataset)  # with a position of its own
         self.workers, self.pin = workers, pin
         cores = cpu_count() // (max(workers, 1) * sharing)
-        dataset.threads = min(max(cores, 1), MOST_THREADS) if threads is None else threads
+        dataset.threads = min(max(cores, 1), MAX_THREADS) if threads is None else threads
         dataset.pin = pin and not workers
         dataset.errors_as_items = True
         self._parts: dict[int, StreamStats] = {}
@@ -130,7 +130,7 @@ class Loader:
                     self.dataset,
                     batch_size=None,
                     num_workers=self.workers,
-                    prefetch_factor=DEPTH,
+                    prefetch_factor=PREFETCHED,
                     collate_fn=_unchanged,
                     pin_memory=self.pin,
                     multiprocessing_context=context,
@@ -145,8 +145,8 @@ class Loader:
 
 
 def _ahead(batches: Batches, stop: threading.Event) -> Batches:
-    """``batches``, made by a thread up to DEPTH before they are wanted. ``stop`` is set when no more are."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(DEPTH)
+    """``batches``, made by a thread up to PREFETCHED before they are wanted. ``stop`` is set when no more are."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCHED)
 
     def work() -> None:
         try:
@@ -168,7 +168,7 @@ def _ahead(batches: Batches, stop: threading.Event) -> Batches:
             yield item
     finally:
         stop.set()
-        until = time.monotonic() + LEAVE  # one that is stuck is left behind
+        until = time.monotonic() + SHUTDOWN_TIMEOUT  # one that is stuck is left behind
         while thread.is_alive() and time.monotonic() < until:  # it may be waiting for room
             while not ready.empty():
                 ready.get_nowait()
@@ -177,12 +177,12 @@ def _ahead(batches: Batches, stop: threading.Event) -> Batches:
 
 def _next(ready: queue.Queue[Batch | BaseException | None], thread: threading.Thread) -> Batch | BaseException | None:
     """What ``thread`` has made. Raises Stalled where nothing can come any more."""
-    patience = Patience()
+    waited = BatchWait()
     while True:
         try:
-            return ready.get(timeout=LOOK)
+            return ready.get(timeout=POLL_INTERVAL)
         except queue.Empty:
-            reason = patience.ends(LOOK)
+            reason = waited.ends(POLL_INTERVAL)
             if not thread.is_alive() and ready.empty():
                 reason = "the thread that makes batches has ended; its error is above"
             if reason:

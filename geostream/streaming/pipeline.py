@@ -32,11 +32,11 @@ from geostream.settings import TrainSettings
 from geostream.streaming.decode import decode_image
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.options import ReadOptions
-from geostream.streaming.replace import StandIns
+from geostream.streaming.replace import Substitutes
 from geostream.streaming.stats import Replaced, StreamStats
 
 KINDS = ("tile", "view")
-LEAVE = 10.0  # seconds that the end of threads is waited for
+SHUTDOWN_TIMEOUT = 10.0  # seconds that the end of threads is waited for
 
 Sample = dict[str, Any]  # one pair or one image on its way through the pipeline
 Columns = dict[str, Int64]  # samples of one kind: "tile" and/or "view" (rows in members), and numbers to pass on
@@ -68,16 +68,27 @@ class Batch(NamedTuple):
 class Replacement(NamedTuple):
     """How a plan's bad pairs are replaced: the rule, and what it needs to make samples of its answers."""
 
-    rule: StandIns
+    rule: Substitutes
     tile: Int64  # (P,) member rows by pair id
     view: Int64
     pairs: Pairs
+    limit: int  # pairs that may be replaced in the epoch
 
     def samples(self, step: int, batch: set[int]) -> Iterator[Sample]:
+        """Yield the pairs that may replace one of ``batch``, the places now in it; best first, images not yet read."""
         codes = pair_codes(*self.pairs)
         for place, view in self.rule.candidates(step, batch):
             pair = int(np.searchsorted(codes, pair_codes(np.array([place], np.int32), np.array([view], np.int16))[0]))
             yield {"tile": int(self.tile[pair]), "view": int(self.view[pair]), "pair": pair}
+
+
+class Worker(NamedTuple):
+    """The process or thread that runs a pipeline."""
+
+    number: int = 0
+    threads: int = 1  # that decode
+    pin: bool = False  # put images into page-locked memory
+    stop: threading.Event | None = None  # set by another thread: end, even where bytes are waited for
 
 
 @dataclass(frozen=True)
@@ -94,22 +105,20 @@ class Pipeline:
     change: Change | None  # done to each decoded sample
     options: ReadOptions
     replacement: Replacement | None  # None: a damaged image is an error
-    may_replace: int  # pairs, before this is called too many
-    threads: int  # that decode
-    pin: bool  # put images into page-locked memory
-    worker: int
-    stop: threading.Event | None  # set by another thread: end, even where bytes are waited for
+    worker: Worker
 
     @cached_property
     def fetcher(self) -> Fetcher:
-        return Fetcher(self.members, [_member_rows(columns) for _, columns in self.steps], self.options, self.stop)
+        return Fetcher(
+            self.members, [_member_rows(columns) for _, columns in self.steps], self.options, self.worker.stop
+        )
 
     def batches(self) -> Iterator[Batch]:
-        pool = _Threads(self.threads) if self.threads > 1 else nullcontext()
+        pool = _Threads(self.worker.threads) if self.worker.threads > 1 else nullcontext()
         with self.fetcher, pool as executor:
             decoded = wds.map(self._make)
             if executor is not None:
-                decoded = partial(_map_ahead, self._make, executor, 2 * self.threads)
+                decoded = partial(_map_ahead, self._make, executor, 2 * self.worker.threads)
             batch: list[Sample] = []
             # Not wds.batched: it waits for the next batch's bytes before it hands over this batch.
             for sample in wds.DataPipeline(self._samples, decoded):
@@ -149,7 +158,7 @@ class Pipeline:
             # NumPy asks for huge pages, torch does not: a fifth of the decoding went into page faults.
             room[kind] = (
                 torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-                if self.pin
+                if self.worker.pin
                 else torch.from_numpy(np.empty(shape, dtype=np.uint8))
             )
         return room
@@ -175,17 +184,17 @@ class Pipeline:
     def _finish(self, batch: list[Sample]) -> Batch:
         for index, sample in enumerate(batch):
             if "__bad__" in sample:
-                batch[index] = self._stand_in(sample, batch)
-        return Batch(_collate(batch), batch[0]["__step__"], self.fetcher.stats.copy(), self.worker)
+                batch[index] = self._substitute(sample, batch)
+        return Batch(_collate(batch), batch[0]["__step__"], self.fetcher.stats.copy(), self.worker.number)
 
-    def _stand_in(self, sample: Sample, batch: list[Sample]) -> Sample:
+    def _substitute(self, sample: Sample, batch: list[Sample]) -> Sample:
         """Another pair instead of a sample with a bad image. Raises where there is none, or where too many are bad."""
         row, error = sample["__bad__"]
         what = f"{self.members.describe(row)}: {error}"
         stats = self.fetcher.stats
         if self.replacement is None:
             raise type(error)(f"{what}; restore the shard, or shard the dataset again") from error
-        if stats.replaced_pairs >= self.may_replace:
+        if stats.replaced_pairs >= self.replacement.limit:
             raise StoreError(
                 f"{what}; {stats.replaced_pairs + 1} pairs are damaged, more than may be replaced "
                 f"(replaced_limit {self.options.replaced_limit:g}); see what is wrong with: geostream verify"
@@ -235,7 +244,7 @@ class _Threads:
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
-            thread.join(LEAVE)
+            thread.join(SHUTDOWN_TIMEOUT)
 
     def submit(self, work: Callable[[Sample], Sample], sample: Sample) -> Future[Sample]:
         future: Future[Sample] = Future()

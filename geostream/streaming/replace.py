@@ -19,7 +19,7 @@ from geostream.arrays import Csr, Int32
 
 
 @dataclass(frozen=True)
-class StandIns:
+class Substitutes:
     """The stand-ins of a plan."""
 
     place: Int32  # (B, batch size) of the plan

@@ -1,12 +1,14 @@
-"""The transport: ranged reads of shards, many in flight, each repeated until it is whole and its members are right.
+"""Read ranges of shards, many at once, and repeat each read until its members are whole and right.
 
-Decides what counts as failure and how long to be patient. A read that fails for a reason that may pass (5xx, 429, a
-reset, a short body, silence, refused credentials that may just be being renewed) goes on where it broke off, after a
-pause that doubles, with jitter so that many readers don't return at once, until nothing has come for ``PATIENCE``. An
-object that is gone, or is not as long as the layout says, is no such reason. Every member's crc32c is compared with the
-index; one that differs is read again, ``BAD_READS`` times, and then reported as bad: what to do about it is not decided
-here. One event loop in one thread serves all requests. Members are taken out of the bytes as these come, one copy each:
-a large buffer per read would cost half as much again in page faults, and hold what nobody needs.
+A read that fails for a reason that may pass (5xx, 429, a reset, a short body, silence, refused credentials that may
+just be being renewed) continues where it broke off. The pauses between tries double, with jitter so that many readers
+do not return at once. After ``RETRY_DEADLINE`` seconds without a new member the read fails. A shard that is gone, or
+is not as long as the layout says, fails at once.
+
+Every member's crc32c is compared with the index. One that differs is read again ``CHECKSUM_RETRIES`` times and then
+reported as bad; the pipeline decides what happens to its pair. One event loop in one thread serves all requests.
+Members are copied out of the bytes as these arrive: a buffer for the whole read would cost half as much time again in
+page faults.
 """
 
 from __future__ import annotations
@@ -34,15 +36,15 @@ from geostream.streaming.stats import StreamStats
 
 IN_FLIGHT = 16  # requests
 IN_FLIGHT_BYTES = 256 * 2**20  # more would only share the line with what is needed first
-PATIENCE = 120.0  # seconds that one read may go on failing
+RETRY_DEADLINE = 120.0  # seconds that one read may go on failing
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds
-REFUSALS = 6  # answers of "access refused" that are put down to credentials being renewed
-BAD_READS = 3  # times that a member with a wrong checksum is read again
-DEADLINE = 60.0  # seconds for a request, and for each so many bytes of it one more:
-SLOWEST = 2**20
-BEAT = 1.0  # seconds between two signs of life of the thread
-STUCK = 300.0  # seconds without one, after which it is given up
-LEAVE = 10.0  # seconds that its end is waited for
+MAX_AUTH_RETRIES = 6  # answers of "access refused" that are put down to credentials being renewed
+CHECKSUM_RETRIES = 3  # times that a member with a wrong checksum is read again
+REQUEST_TIMEOUT = 60.0  # seconds for a request, and one more for each BYTES_PER_SECOND bytes of it
+BYTES_PER_SECOND = 2**20
+HEARTBEAT_INTERVAL = 1.0  # seconds between two signs of life of the thread
+HEARTBEAT_TIMEOUT = 300.0  # seconds without one, after which it is given up
+SHUTDOWN_TIMEOUT = 10.0  # seconds that its end is waited for
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Transport:
 
     def _beat(self) -> None:
         self._beats += 1
-        self._loop.call_later(BEAT, self._beat)
+        self._loop.call_later(HEARTBEAT_INTERVAL, self._beat)
 
     def check(self, waited: float) -> None:
         """Raise Stalled where no read can end any more. ``waited``: seconds since this was called last.
@@ -122,9 +124,9 @@ class Transport:
             self._beats_seen, self._quiet = self._beats, 0.0
         else:
             self._quiet += waited
-        if self._quiet > STUCK:
+        if self._quiet > HEARTBEAT_TIMEOUT:
             raise Stalled(
-                f"{url}: the thread that reads from the store has been stuck for {STUCK:.0f} s; "
+                f"{url}: the thread that reads from the store has been stuck for {HEARTBEAT_TIMEOUT:.0f} s; "
                 "does a program that hands out credentials (credential_process) wait for something?"
             )
 
@@ -136,9 +138,9 @@ class Transport:
             return
         if self._thread.is_alive():
             with suppress(TimeoutError, CancelledError):
-                self._submit(_cancel_all()).result(LEAVE)
+                self._submit(_cancel_all()).result(SHUTDOWN_TIMEOUT)
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(LEAVE)
+            self._thread.join(SHUTDOWN_TIMEOUT)
         if not self._thread.is_alive():  # a thread that is stuck is left behind
             self._loop.close()
 
@@ -164,14 +166,14 @@ class Transport:
     async def _members(self, shard: int, offset: int, size: int, rows: list[int]) -> Arrived:
         """The members ``rows``, sorted by offset; a wrong one is read again."""
         extents, right = self.members.extents, dict[int, bytes]()
-        for attempt in range(1 + BAD_READS):
+        for attempt in range(1 + CHECKSUM_RETRIES):
             incoming = Incoming(offset, size, rows, extents)
             await self._whole(shard, incoming)
             wrong = [
                 row for row, data in incoming.taken.items() if google_crc32c.value(data) != self.members.crc32c[row]
             ]
             right |= {row: data for row, data in incoming.taken.items() if row not in wrong}
-            if not wrong or attempt == BAD_READS:
+            if not wrong or attempt == CHECKSUM_RETRIES:
                 break
             self.stats.retries["checksum"] += len(wrong)
             await asyncio.sleep(self._pause(attempt))
@@ -188,7 +190,7 @@ class Transport:
                 return await self._once(shard, incoming)
             except Refused as error:
                 refused += 1
-                if refused > REFUSALS:
+                if refused > MAX_AUTH_RETRIES:
                     raise
                 self.members.store.renew()
                 failure, reason = str(error), "refused"
@@ -198,8 +200,8 @@ class Transport:
             if len(incoming.taken) > had:
                 began, attempt, refused = time.monotonic(), 0, 0
             pause = self._pause(attempt)
-            if time.monotonic() + pause - began > PATIENCE:
-                raise StoreError(f"{failure}; given up after {PATIENCE:.0f} s and {attempt + 1} tries")
+            if time.monotonic() + pause - began > RETRY_DEADLINE:
+                raise StoreError(f"{failure}; given up after {RETRY_DEADLINE:.0f} s and {attempt + 1} tries")
             await asyncio.sleep(pause)
             attempt += 1
 
@@ -207,7 +209,7 @@ class Transport:
         """What is missing of a range. Raises Refused and Unanswered, which may pass, StoreError for what will not."""
         store, name, url = self.members.store, self.members.shard_names[shard], self.members.shard_url(shard)
         offset, size = incoming.missing()
-        deadline = DEADLINE + size / SLOWEST
+        deadline = REQUEST_TIMEOUT + size / BYTES_PER_SECOND
         self.stats.requests += 1
         try:
             async with asyncio.timeout(deadline), aclosing(store.stream_range(name, offset, size)) as chunks:

@@ -29,11 +29,11 @@ from torch.utils.data import DataLoader
 from geostream.errors import Stalled
 
 GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-BEAT = 1.0  # seconds between two signs of life of a worker
-FROZEN = 60.0  # seconds without one, after which it is given up
-STARTING = 300.0  # seconds that workers may take to begin: a cold disk, a large index
-LONGEST = 3600.0  # seconds that a batch may take, as long as ranks wait for each other
-TELL_EVERY = 60.0  # seconds of waiting between two lines of the log
+HEARTBEAT_INTERVAL = 1.0  # seconds between two signs of life of a worker
+HEARTBEAT_TIMEOUT = 60.0  # seconds without one, after which it is given up
+START_TIMEOUT = 300.0  # seconds that workers may take to begin: a cold disk, a large index
+BATCH_TIMEOUT = 3600.0  # seconds that a batch may take, as long as ranks wait for each other
+LOG_INTERVAL = 60.0  # seconds of waiting between two lines of the log
 MORE_SHARED_MEMORY = (
     "shared memory (/dev/shm) is too small for the batches; give the container more (docker run --shm-size=2g), "
     "or load without worker processes (workers=0)"
@@ -43,7 +43,7 @@ MORE_FILES = "more files are open than may be; raise the limit (ulimit -n), or u
 logger = logging.getLogger(__name__)
 
 
-class Patience:
+class BatchWait:
     """How long a batch has been waited for; that is told once a minute.
 
     The waiting is counted, not the clock: a program that was suspended has waited for nothing.
@@ -55,11 +55,13 @@ class Patience:
     def ends(self, seconds: float) -> str | None:
         """Count ``seconds`` more. Returns why there is no more waiting, when it has been too long."""
         before, self._waited = self._waited, self._waited + seconds
-        if before // TELL_EVERY < self._waited // TELL_EVERY:
+        if before // LOG_INTERVAL < self._waited // LOG_INTERVAL:
             logger.warning("the next batch has been waited for for %.0f s", self._waited)
-        if self._waited < LONGEST:
+        if self._waited < BATCH_TIMEOUT:
             return None
-        return f"no batch came for {LONGEST:.0f} s, though its maker is alive; is decoding or augmenting it stuck?"
+        return (
+            f"no batch came for {BATCH_TIMEOUT:.0f} s, though its maker is alive; is decoding or augmenting it stuck?"
+        )
 
 
 class Watch:
@@ -69,7 +71,7 @@ class Watch:
         self._beats, self.beat = context.Pipe(duplex=False)  # beat: for begin_worker
         self._quiet, self._begun = [0.0] * workers, [False] * workers
         self._batches: Any = None  # torch's iterator
-        self._patience: Patience | None = None  # of whoever waits for a batch now
+        self._waiting: BatchWait | None = None  # of whoever waits for a batch now
         self._reason = ""  # why the workers were given up
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, name="geostream-watch", daemon=True)
@@ -101,7 +103,7 @@ class Watch:
 
     def take(self) -> Any:
         """Return the next item, None behind the last. Raises Stalled where none can come, and what workers raise."""
-        self._patience = Patience()
+        self._waiting = BatchWait()
         try:
             return next(self._batches, None)
         except (RuntimeError, OSError, EOFError) as error:
@@ -109,7 +111,7 @@ class Watch:
                 raise
             raise Stalled(reason) from error
         finally:
-            self._patience = None
+            self._waiting = None
 
     @property
     def _processes(self) -> Sequence[BaseProcess]:
@@ -117,25 +119,25 @@ class Watch:
 
     def _look(self) -> None:
         starting = 0.0
-        while not self._done.wait(BEAT):
+        while not self._done.wait(HEARTBEAT_INTERVAL):
             for worker, quiet in enumerate(self._quiet):
-                self._quiet[worker] = quiet + BEAT
+                self._quiet[worker] = quiet + HEARTBEAT_INTERVAL
             while self._beats.poll():
                 worker = int.from_bytes(self._beats.recv_bytes(), "little")
                 self._quiet[worker], self._begun[worker] = 0.0, True
             if self._reason:
                 continue
             if self._batches is None:
-                starting += BEAT
-                if starting > STARTING:
-                    self._reason = f"loader workers could not be started within {STARTING:.0f} s"
+                starting += HEARTBEAT_INTERVAL
+                if starting > START_TIMEOUT:
+                    self._reason = f"loader workers could not be started within {START_TIMEOUT:.0f} s"
                     _kill_forkserver()
                 continue
             for process, quiet, begun in zip(self._processes, self._quiet, self._begun, strict=True):
-                limit = FROZEN if begun else STARTING
+                limit = HEARTBEAT_TIMEOUT if begun else START_TIMEOUT
                 if quiet > limit and not wait([process.sentinel], 0):  # one that has ended is torch's to notice
                     self._give_up(f"loader worker {process.pid} has given no sign of life for {limit:.0f} s")
-            if (patience := self._patience) and (reason := patience.ends(BEAT)):
+            if (waited := self._waiting) and (reason := waited.ends(HEARTBEAT_INTERVAL)):
                 self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:
@@ -211,7 +213,7 @@ def begin_worker(environment: dict[str, str], beat: Connection, worker: int) -> 
         with suppress(OSError):  # nobody listens any more
             while trainer.is_alive():
                 beat.send_bytes(worker.to_bytes(4, "little"))
-                trainer.join(BEAT)
+                trainer.join(HEARTBEAT_INTERVAL)
         os._exit(1)
 
     threading.Thread(target=watch, name="geostream-watch", daemon=True).start()

@@ -1,13 +1,12 @@
-"""Augmentation that keeps tile and view of a pair in step.
+"""Augment the two images of a pair together: turns, flips, JPEG, colour, blur and holes.
 
-Decides three things. Turning and flipping move both images of a pair together, so that a direction in a panorama stays
-the same direction on the tile; a view that is no panorama is flipped with its tile, which turns alone. All randomness
-of a pair comes from (seed, epoch, pair id): a batch is the same whoever makes it. What every pair has is drawn for the
-whole epoch at once, at 47 bytes a pair; the details of a blur or of holes are drawn when they are needed. And the work
-is split by what it costs: JPEG, turns and flips belong to the threads that decode, each image alone, without the GIL;
-colour, blur and holes are done on the device, on those images of the batch that have them. What it all costs on two
-busy CPU cores, at 384 and 384×768: in the threads 10 ms a pair instead of 4, on the device 116 instead of 5, two thirds
-of that for the colour; fourteen times a batch without, and still little beside a network that is worth such images.
+Turns and flips move both images, so that a direction in a panorama stays the same direction on the tile. A view that is
+no panorama is flipped with its tile, which turns alone. All randomness of a pair comes from (seed, epoch, pair id): a
+batch is the same whoever makes it. What every pair has is drawn for the whole epoch at once, at 47 bytes a pair; the
+details of a blur or of holes are drawn when they are needed.
+
+JPEG, turns and flips run in the decoding threads, image by image, without the GIL. Colour, blur and holes run on the
+device, on those images of the batch that have them.
 
 Source: Sample4Geo (Deuser et al., ICCV 2023) and its code: flip p 0.5, turn p 0.75; then for each image by itself JPEG
 of quality 90 to 100 p 0.5, colour jitter of 0.15 p 0.5, blur or sharpening p 0.3, a grid of holes or rectangles p 0.3.
@@ -29,10 +28,18 @@ from torch import Tensor
 from geostream.arrays import Float32, Int16
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings
-from geostream.training.colour import colour_jitter
-from geostream.training.dropout import grid, no_holes, occlude, rectangles
+from geostream.training.augment_ops import (
+    KERNEL_WIDTH,
+    blur_kernel,
+    colour_jitter,
+    convolve,
+    cutout,
+    grid,
+    no_holes,
+    rectangles,
+    sharpen_kernel,
+)
 from geostream.training.model import as_float
-from geostream.training.sharpness import WIDTH, blur_kernel, convolve, sharpen_kernel
 
 Pixels = npt.NDArray[np.uint8]
 KINDS = ("tile", "view")
@@ -113,7 +120,7 @@ class Augmentation:
     def _kernel(self, pair: int, k: int, random: np.random.Generator | None) -> Float32:
         """Of image k of the pair; zeros where it is neither blurred nor sharpened."""
         if random is None or not self.focus[pair, k]:
-            return np.zeros((WIDTH, WIDTH), dtype=np.float32)
+            return np.zeros((KERNEL_WIDTH, KERNEL_WIDTH), dtype=np.float32)
         return blur_kernel(random) if self.focus[pair, k] == 1 else sharpen_kernel(random)
 
     def _holes(self, pair: int, k: int, random: np.random.Generator | None, shape: tuple[int, ...]) -> Int16:
@@ -166,7 +173,7 @@ def _on_device(kind: str, tensors: dict[str, Tensor], settings: TrainSettings) -
         images = _on_some(convolve, images, kernel, (kernel != 0).flatten(1).any(1))
     if settings.augment.dropout_probability > 0:
         holes = tensors[f"{kind}_holes"]
-        images = _on_some(occlude, images, holes, holes[:, 0, 1] > 0)
+        images = _on_some(cutout, images, holes, holes[:, 0, 1] > 0)
     return images
 
 

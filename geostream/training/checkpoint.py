@@ -25,7 +25,7 @@ from torch import Tensor
 from geostream.errors import BadInput, GeostreamError, NotFound, StaleArtefact, StoreError
 from geostream.store import Store
 from geostream.training.model import Encoder
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 
 FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -59,7 +59,7 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(run: Store, learner: Learner, position: Position) -> str:
+def save_checkpoint(run: Store, train_step: TrainStep, position: Position) -> str:
     """Write a checkpoint of the run and return its name."""
     name = checkpoint_name(position.step)
     folder = run.child(FOLDER, name)
@@ -67,16 +67,15 @@ def save_checkpoint(run: Store, learner: Learner, position: Position) -> str:
     if name not in begun:
         run.write_json(WRITTEN, sorted({*begun, name}))
     folder.delete(STATE)  # nothing may look whole while it is being replaced
-    tensors = learner.tensors()
-    with learner.averaged():
-        objects = {MODEL: safetensors.torch.save(_on_cpu(learner.encoder.state_dict()))}
+    tensors = train_step.tensors()
+    objects = {MODEL: safetensors.torch.save(_on_cpu(train_step.ema_encoder.state_dict()))}
     if any(key.startswith("ema/") for key in tensors):
-        tensors |= {f"{TRAINED}{key}": tensor for key, tensor in learner.encoder.state_dict().items()}
+        tensors |= {f"{TRAINED}{key}": tensor for key, tensor in train_step.encoder.state_dict().items()}
     objects[OPTIMIZER] = safetensors.torch.save(_on_cpu(tensors))
     for path, data in objects.items():
         folder.write(path, data)
     state = {
-        "model": learner.encoder.name,
+        "model": train_step.encoder.name,
         "position": asdict(position),
         "objects": {path: {"bytes": len(data), "crc32c": _crc32c(data)} for path, data in objects.items()},
     }
@@ -91,7 +90,7 @@ def drop_checkpoint(run: Store, name: str) -> None:
     folder.delete_all([MODEL, OPTIMIZER])
 
 
-def drop_others(run: Store, newest: str, best: str | None, keep: int) -> None:
+def prune_checkpoints(run: Store, newest: str, best: str | None, keep: int) -> None:
     """Remove all checkpoints but the ``keep`` newest, the newest of a whole epoch, and ``best``.
 
     Within an epoch only ``newest`` counts. What a kill left half written, and what came after ``newest`` before a run
@@ -132,7 +131,7 @@ def read_position(run: Store, name: str) -> Position:
     return _position(run, name, _state(run, name))
 
 
-def restore_newest(run: Store, learner: Learner, places_id: str) -> tuple[str, Position] | None:
+def restore_newest(run: Store, train_step: TrainStep, places_id: str) -> tuple[str, Position] | None:
     """:func:`restore` from the newest checkpoint that is whole, its name and position; None where there is none.
 
     A damaged one is passed over and told in the log. Raises StoreError where all are damaged.
@@ -140,7 +139,7 @@ def restore_newest(run: Store, learner: Learner, places_id: str) -> tuple[str, P
     names = list_checkpoints(run)
     for name in reversed(names):
         try:
-            return name, restore(run, name, learner, places_id)
+            return name, restore(run, name, train_step, places_id)
         except Damaged as error:
             logger.warning("%s; looking for an older checkpoint", error)
     if names:
@@ -148,8 +147,8 @@ def restore_newest(run: Store, learner: Learner, places_id: str) -> tuple[str, P
     return None
 
 
-def restore(run: Store, name: str, learner: Learner, places_id: str) -> Position:
-    """Set the learner to what the checkpoint holds; return its position.
+def restore(run: Store, name: str, train_step: TrainStep, places_id: str) -> Position:
+    """Set the train step to what the checkpoint holds; return its position.
 
     Raises StaleArtefact for a checkpoint of another model, or of other places than the layout's, Damaged for one that
     is not as it was written.
@@ -163,10 +162,10 @@ def restore(run: Store, name: str, learner: Learner, places_id: str) -> Position
         )
     tensors = _tensors(run, name, OPTIMIZER, state)
     trained = {key.removeprefix(TRAINED): tensors.pop(key) for key in [*tensors] if key.startswith(TRAINED)}
-    load_weights(run, name, learner.encoder)
+    load_weights(run, name, train_step.encoder)
     if trained:
-        learner.encoder.load_state_dict(trained)
-    learner.load_tensors(tensors)
+        train_step.encoder.load_state_dict(trained)
+    train_step.load_tensors(tensors)
     return position
 
 

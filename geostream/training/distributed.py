@@ -31,12 +31,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from geostream.errors import BadInput, GeostreamError
 
-IN_A_STEP = timedelta(hours=1)  # that a rank waits for the others' tensors
-LOOK_EVERY = 0.2  # seconds between two looks at the store
-LOOK = 1.0  # seconds between two looks of the thread that watches
-BEAT = 5.0  # seconds between two signs of life of a rank
-SILENT = 300.0  # seconds without one, after which a rank is given up
-GRACE = 20.0  # seconds that a rank has to leave by itself when another has ended
+COLLECTIVE_TIMEOUT = timedelta(hours=1)  # that a rank waits for the others' tensors
+MAX_POLL_INTERVAL = 0.2  # seconds between two looks at the store
+WATCH_INTERVAL = 1.0  # seconds between two looks of the thread that watches
+HEARTBEAT_INTERVAL = 5.0  # seconds between two signs of life of a rank
+HEARTBEAT_TIMEOUT = 300.0  # seconds without one, after which a rank is given up
+SHUTDOWN_TIMEOUT = 20.0  # seconds that a rank has to leave by itself when another has ended
 ENDED = "ended"  # counts the ranks that ended before the run did
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class RankLost(GeostreamError):
     """Another rank ended, and has said or will say why where it could."""
 
 
-class Group:
+class ProcessGroup:
     """Context manager: within it the ranks can reach each other. Made by :meth:`current`."""
 
     def __init__(self, rank: int = 0, ranks: int = 1, local_rank: int = 0, local_ranks: int = 1) -> None:
@@ -58,7 +58,7 @@ class Group:
         self._left = threading.Event()
 
     @classmethod
-    def current(cls) -> Group:
+    def current(cls) -> ProcessGroup:
         """The ranks that torchrun's environment tells of; one where it tells of none."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
@@ -66,7 +66,7 @@ class Group:
         return cls(*(int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)))
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank is the one that plans, mines, evaluates and writes."""
         return self.rank == 0
 
@@ -75,11 +75,11 @@ class Group:
         """Of this rank: its own GPU, or the CPU where there is none."""
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
-    def __enter__(self) -> Group:
+    def __enter__(self) -> ProcessGroup:
         """Raises BadInput where there are more ranks than GPUs."""
         if self.ranks == 1:
             return self
-        made, *_ = next(rendezvous("env://", self.rank, self.ranks, timeout=IN_A_STEP))
+        made, *_ = next(rendezvous("env://", self.rank, self.ranks, timeout=COLLECTIVE_TIMEOUT))
         self._store = PrefixStore("geostream", made)
         try:
             backend = "gloo"
@@ -92,13 +92,15 @@ class Group:
                     )
                 torch.cuda.set_device(self.device)
             tensors = PrefixStore("tensors", made)
-            dist.init_process_group(backend, store=tensors, rank=self.rank, world_size=self.ranks, timeout=IN_A_STEP)
+            dist.init_process_group(
+                backend, store=tensors, rank=self.rank, world_size=self.ranks, timeout=COLLECTIVE_TIMEOUT
+            )
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
-        beats = _Beats(PrefixStore("geostream", made), self.rank, self.ranks)
-        threading.Thread(target=self._watch, args=(beats,), name="geostream-ranks", daemon=True).start()
-        threading.Thread(target=self._guard, args=(beats,), name="geostream-ranks-guard", daemon=True).start()
+        heartbeats = _Heartbeats(PrefixStore("geostream", made), self.rank, self.ranks)
+        threading.Thread(target=self._watch, args=(heartbeats,), name="geostream-ranks", daemon=True).start()
+        threading.Thread(target=self._guard, args=(heartbeats,), name="geostream-ranks-guard", daemon=True).start()
         return self
 
     def __exit__(
@@ -112,7 +114,7 @@ class Group:
             self._left.set()
             # The store may live in the first rank: it goes last.
             self._store.set(f"left/{self.rank}", "")
-            if self.is_first:
+            if self.is_main:
                 self._wait([f"left/{rank}" for rank in range(self.ranks)])
             dist.destroy_process_group()
         elif not isinstance(error, SystemExit):
@@ -149,7 +151,7 @@ class Group:
         """As :meth:`gather`, for the first rank alone: the others get None."""
         if self.ranks == 1:
             return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.ranks)] if self.is_first else None
+        parts = [torch.empty_like(tensor) for _ in range(self.ranks)] if self.is_main else None
         dist.gather(tensor.contiguous(), parts)
         return None if parts is None else torch.cat(parts)
 
@@ -178,7 +180,7 @@ class Group:
         if self._store is None:
             return value
         key = self._meeting()
-        if self.is_first:
+        if self.is_main:
             self._store.set(key, json.dumps(value))
             return value
         self._wait([key])
@@ -189,7 +191,7 @@ class Group:
         if self._store is None:
             return [value]
         key = self._meeting()
-        if not self.is_first:
+        if not self.is_main:
             self._store.set(f"{key}/{self.rank}", json.dumps(value))
             return []
         others = [f"{key}/{rank}" for rank in range(1, self.ranks)]
@@ -218,35 +220,37 @@ class Group:
             if store.check([ENDED]):
                 raise RankLost("another rank of this run ended")
             time.sleep(pause)
-            pause = min(2 * pause, LOOK_EVERY)
+            pause = min(2 * pause, MAX_POLL_INTERVAL)
 
-    def _watch(self, beats: _Beats) -> None:
+    def _watch(self, heartbeats: _Heartbeats) -> None:
         """End this process where another rank has ended and this one cannot notice, waiting for its tensors."""
         store = cast(Store, self._store)
         try:
             while not store.check([ENDED]):
-                if self._left.wait(LOOK):
+                if self._left.wait(WATCH_INTERVAL):
                     return
-                if silent := beats.after(LOOK):
-                    logger.error("no sign of life from rank %s for %.0f s", ", ".join(map(str, silent)), SILENT)
+                if silent := heartbeats.after(WATCH_INTERVAL):
+                    logger.error(
+                        "no sign of life from rank %s for %.0f s", ", ".join(map(str, silent)), HEARTBEAT_TIMEOUT
+                    )
                     self.ends_first()
         except RuntimeError:  # the store is gone, and whoever kept it
             pass
-        if not self._left.wait(GRACE):
+        if not self._left.wait(SHUTDOWN_TIMEOUT):
             os._exit(1)
 
-    def _guard(self, beats: _Beats) -> None:
+    def _guard(self, heartbeats: _Heartbeats) -> None:
         """End this process where the key-value store neither answers nor is gone: its machine, or the way there, is."""
         seen, quiet = -1, 0.0
-        while quiet <= SILENT:
-            if self._left.wait(LOOK):
+        while quiet <= HEARTBEAT_TIMEOUT:
+            if self._left.wait(WATCH_INTERVAL):
                 return
-            seen, quiet = (seen, quiet + LOOK) if beats.given == seen else (beats.given, 0.0)
-        logger.error("no answer for %.0f s from %s, where the ranks meet", SILENT, os.environ["MASTER_ADDR"])
+            seen, quiet = (seen, quiet + WATCH_INTERVAL) if heartbeats.given == seen else (heartbeats.given, 0.0)
+        logger.error("no answer for %.0f s from %s, where the ranks meet", HEARTBEAT_TIMEOUT, os.environ["MASTER_ADDR"])
         os._exit(1)
 
 
-class _Beats:
+class _Heartbeats:
     """The ranks' signs of life, as one of them sees them.
 
     Seconds of watching are counted, not the clock: a rank that was suspended itself has missed nothing.
@@ -257,12 +261,12 @@ class _Beats:
         self._store, self._rank = store, rank
         self._seen = dict.fromkeys((other for other in range(ranks) if other != rank), 0)
         self._quiet = dict.fromkeys(self._seen, 0.0)
-        self._since = BEAT
+        self._since = HEARTBEAT_INTERVAL
 
     def after(self, seconds: float) -> list[int]:
         """Give and look for signs of life so many seconds after the last call; the ranks to be given up."""
         self._since += seconds
-        if self._since < BEAT:
+        if self._since < HEARTBEAT_INTERVAL:
             return []
         waited, self._since = self._since, 0.0
         self._store.add(f"beat/{self._rank}", 1)
@@ -272,7 +276,7 @@ class _Beats:
             alive = self._seen[other] != seen or self._store.check([f"left/{other}"])
             self._quiet[other] = 0.0 if alive else self._quiet[other] + waited
         self.given += 1
-        return [other for other, quiet in self._quiet.items() if quiet > SILENT]
+        return [other for other, quiet in self._quiet.items() if quiet > HEARTBEAT_TIMEOUT]
 
 
 def is_loss(error: BaseException) -> bool:

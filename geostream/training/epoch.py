@@ -18,8 +18,8 @@ from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import ImageSizes
 from geostream.streaming.stats import StreamStats
 from geostream.training.augment import Augmentation
-from geostream.training.distributed import Group
-from geostream.training.step import Learner
+from geostream.training.distributed import ProcessGroup
+from geostream.training.step import TrainStep
 from geostream.training.steps import EpochOutcome, train_epoch
 
 Save = Callable[[EpochOutcome, State], None]
@@ -29,11 +29,11 @@ class Epoch:
     """The epoch of a plan, of which ``before`` was trained in earlier sessions, up to position ``state``."""
 
     def __init__(
-        self, learner: Learner, layout: Layout, plan: EpochPlan, before: EpochOutcome, state: State | None
+        self, train_step: TrainStep, layout: Layout, plan: EpochPlan, before: EpochOutcome, state: State | None
     ) -> None:
         """Raises StaleArtefact where ``state`` is of another plan."""
-        settings, group = learner.settings, learner.group
-        self.learner, self.before, self.number = learner, before, plan.epoch
+        settings, group = train_step.settings, train_step.group
+        self.train_step, self.before, self.number = train_step, before, plan.epoch
         dataset = plan_dataset(
             layout,
             plan,
@@ -59,19 +59,19 @@ class Epoch:
             save(self._of_all(outcome), self.loader.state_dict())
 
         here = replace(self.before, stream=StreamStats())
-        settings = self.learner.settings
-        return self._of_all(train_epoch(self.learner, self.loader, settings, self.number, here, save_all, asked))
+        settings = self.train_step.settings
+        return self._of_all(train_epoch(self.train_step, self.loader, settings, self.number, here, save_all, asked))
 
     def _of_all(self, outcome: EpochOutcome) -> EpochOutcome:
         """With what all ranks have read in all sessions; so on the first rank, the others know their own only."""
         stream = self.before.stream
-        session = _together(self.learner.group, outcome.stream)
+        session = _together(self.train_step.group, outcome.stream)
         whole = StreamStats.total([stream, session])
         whole.peak_resident_bytes = max(stream.peak_resident_bytes, session.peak_resident_bytes)
         return replace(outcome, stream=whole)
 
 
-def _together(group: Group, stream: StreamStats) -> StreamStats:
+def _together(group: ProcessGroup, stream: StreamStats) -> StreamStats:
     parts = [StreamStats.from_dict(one) for one in group.collect_objects(stream.as_dict())]
     if not parts:
         return stream

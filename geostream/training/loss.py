@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 
 
 def info_nce(queries: Tensor, references: Tensor, logit_scale: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -34,7 +34,7 @@ def own_loss(queries: Tensor, references: Tensor, logit_scale: Tensor, label_smo
 
 
 def shared_loss(
-    queries: Tensor, references: Tensor, logit_scale: Tensor, label_smoothing: float, group: Group
+    queries: Tensor, references: Tensor, logit_scale: Tensor, label_smoothing: float, group: ProcessGroup
 ) -> Tensor:
     """The loss over the rows of all ranks at once, the same number on each; only the own rows carry a gradient.
 
@@ -44,7 +44,7 @@ def shared_loss(
     return info_nce(*everyone, logit_scale, label_smoothing)
 
 
-def _with_own(rows: Tensor, group: Group) -> Tensor:
+def _with_own(rows: Tensor, group: ProcessGroup) -> Tensor:
     """All ranks' rows, of which the own ones are ``rows`` themselves."""
     if group.ranks == 1:
         return rows

@@ -1,8 +1,7 @@
-"""AdamW: what it decays, its learning rate, and its state by name.
+"""Make AdamW, compute its learning rate, and read and write its state by parameter name.
 
-Decides that the learning rate is a pure function of how far the run is, so that there is no scheduler to store or to
-restore, and an epoch of more or fewer batches does not shift it; and that state is kept by the parameters' names, so
-that it can be read without this code.
+The learning rate is a pure function of how far the run is: there is no scheduler to store, and an epoch of more or
+fewer batches does not shift it. The state is kept by name so that it can be read without this code.
 
 Source: Sample4Geo (Deuser et al., ICCV 2023, section 4, and the authors' code) for AdamW with decay on everything and
 cosine with warm-up; the one-cycle shape is Smith and Topin's (2018), with torch's constants. Leaving norms and biases
@@ -13,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from timm.optim._param_groups import param_groups_weight_decay
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -57,12 +56,8 @@ def make_optimizer(encoder: Encoder, settings: TrainSettings) -> AdamW:
     if optim.decay_all:
         return AdamW(encoder.parameters(), optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
     exempt = {f"network.{name}" for name in getattr(encoder.network, "no_weight_decay", frozenset)()}
-    decayed: list[Tensor] = []
-    undecayed: list[Tensor] = []
-    for name, parameter in encoder.named_parameters():
-        (undecayed if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
-    return AdamW(groups, optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+    groups = param_groups_weight_decay(encoder, optim.weight_decay, no_weight_decay_list=exempt)
+    return AdamW(groups, optim.learning_rate, fused=True)
 
 
 def optimizer_tensors(encoder: Encoder, optimizer: AdamW) -> dict[str, Tensor]:

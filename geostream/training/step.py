@@ -1,6 +1,6 @@
-"""The learner: what one optimisation step is done with.
+"""Carry out one optimisation step, whole or in micro-batches, on one rank or several, with the same meaning.
 
-Decides that a step means the same however it is carried out. Its batches are embedded one by one, in chunks of at most
+Its batches are embedded one by one, in chunks of at most
 ``micro_batch`` pairs; the loss is of the embeddings of whole batches; and its gradient at the embeddings goes back
 through the network. Where all of this rank's pairs fit in a chunk, or chunks have no limit, one pass with a graph does
 it. Otherwise there are two (GradCache, Gao et al. 2021): first all embeddings without a graph, then chunk by chunk
@@ -15,37 +15,40 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from geostream.errors import BadInput, StaleArtefact
 from geostream.settings import TrainSettings
 from geostream.training.augment import augment_on_device
-from geostream.training.distributed import Group
-from geostream.training.ema import WeightAverage
+from geostream.training.distributed import ProcessGroup
 from geostream.training.loss import own_loss, shared_loss
 from geostream.training.model import Encoder, autocast, device_of
 from geostream.training.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
 
 FIRST_SCALE = 2.0**10  # of fp16's gradients; Sample4Geo's
+# After n steps the decay of the EMA is at most (1 + n) / (10 + n), as in TensorFlow: without that, the EMA of a short
+# run would still be its random beginning. timm computes 1 - (1 + s / gamma) ** -power with s = step - 1.
+EMA_WARMUP_GAMMA, EMA_WARMUP_POWER = 9.0, 1.0
 
 
-class _Chunk(NamedTuple):
+class _MicroBatch(NamedTuple):
     """Pairs that go through the network at once, and the seed of what is random in it."""
 
     tensors: dict[str, Tensor]
     seed: int
 
 
-class Learner:
+class TrainStep:
     """An encoder, and what training it needs. ``steps``: optimisation steps done, in all sessions of the run."""
 
-    def __init__(self, encoder: Encoder, settings: TrainSettings, group: Group) -> None:
+    def __init__(self, encoder: Encoder, settings: TrainSettings, group: ProcessGroup) -> None:
         """``encoder`` is on the group's device. With several ranks, all get the first one's weights.
 
         Raises BadInput where the ranks cannot share a step's batches evenly.
@@ -64,7 +67,7 @@ class Learner:
         )
         if settings.model.compile:
             encoder.network.compile()
-        self._pairs = _Pairs(encoder)
+        self._pairs = _PairEncoder(encoder)
         self._parallel = None
         if group.ranks > 1:
             # Said once on each rank of a few small gradients that are copied; nothing to act on.
@@ -73,7 +76,15 @@ class Learner:
                 # It warns of the argument that torch advises to give.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._parallel = DistributedDataParallel(self._pairs, broadcast_buffers=False)
-        self.average = WeightAverage(encoder, settings.optim.ema_decay) if settings.optim.ema_decay else None
+        self.ema: ModelEmaV3 | None = None
+        if settings.optim.ema_decay:
+            self.ema = ModelEmaV3(
+                encoder,
+                settings.optim.ema_decay,
+                use_warmup=True,
+                warmup_gamma=EMA_WARMUP_GAMMA,
+                warmup_power=EMA_WARMUP_POWER,
+            )
 
     def step(self, batches: list[dict[str, Tensor]], rate: float) -> Tensor:
         """One step of the optimizer with learning rate ``rate``; the loss, detached, on the device, on all ranks.
@@ -94,17 +105,18 @@ class Learner:
         self.scaler.update()
         self._share_statistics()
         self.steps += 1
-        if self.average is not None:
-            self.average.update(self.steps)
+        if self.ema is not None:
+            self.ema.update(self.encoder, self.steps + 2)  # timm's s is then steps + 1
         return loss
 
     def gradient_scale(self) -> list[float]:
         """What fp16's gradients are multiplied by now; empty with another precision."""
         return [float(self.scaler.get_scale())] if self.scaler.is_enabled() else []
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within it ``encoder`` has the weights to use: the average where there is one, else those last trained."""
-        return nullcontext() if self.average is None else self.average.in_place()
+    @property
+    def ema_encoder(self) -> Encoder:
+        """The encoder to evaluate, embed and mine with: the EMA of the weights, or the trained ones without EMA."""
+        return self.encoder if self.ema is None else cast(Encoder, self.ema.module)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a step changes but the encoder's weights: ``optimizer/<parameter>/<field>``, ``ema/<name>``,
@@ -114,8 +126,8 @@ class Learner:
         made |= {
             f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.encoder, self.optimizer).items()
         }
-        if self.average is not None:
-            made |= {f"ema/{name}": tensor for name, tensor in self.average.tensors.items()}
+        if self.ema is not None:
+            made |= {f"ema/{name}": tensor for name, tensor in _floating_point_state(self.ema.module).items()}
         if self.scaler.is_enabled():
             state = self.scaler.state_dict()
             made |= {
@@ -129,8 +141,8 @@ class Learner:
         try:
             self.steps = int(tensors["steps"])
             load_optimizer_tensors(self.encoder, self.optimizer, _under("optimizer", tensors))
-            if self.average is not None:
-                self.average.load(_under("ema", tensors))
+            if self.ema is not None:
+                self._load_ema(_under("ema", tensors))
             if self.scaler.is_enabled():
                 scale, tracker = (float(tensors[f"scaler/{name}"]) for name in ("scale", "_growth_tracker"))
                 self.scaler.load_state_dict(
@@ -141,7 +153,13 @@ class Learner:
                 f"the optimizer's state is not of {self.encoder.name} with these settings ({error})"
             ) from error
 
-    def _chunks(self, batches: list[dict[str, Tensor]]) -> Iterator[_Chunk]:
+    def _load_ema(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a stored EMA; whole numbers (batch norm's counts) are those of the trained encoder."""
+        ema = cast(ModelEmaV3, self.ema).module
+        stored = {name: tensors[name] for name in _floating_point_state(ema)}
+        ema.load_state_dict({**self.encoder.state_dict(), **stored})
+
+    def _chunks(self, batches: list[dict[str, Tensor]]) -> Iterator[_MicroBatch]:
         """The batches, cut to ``micro_batch`` pairs; a batch's seeds depend on its place in the whole step alone."""
         for i, tensors in enumerate(batches):
             pairs, at = len(tensors["pair"]), i * self.group.ranks + self.group.rank
@@ -149,9 +167,9 @@ class Learner:
             for start in range(0, pairs, size):
                 key = np.random.SeedSequence([self.settings.seed, self.steps, at, start])
                 part = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-                yield _Chunk(part if size < pairs else tensors, int(key.generate_state(1, np.uint64)[0]))
+                yield _MicroBatch(part if size < pairs else tensors, int(key.generate_state(1, np.uint64)[0]))
 
-    def _embed(self, chunk: _Chunk) -> tuple[Tensor, Tensor]:
+    def _embed(self, chunk: _MicroBatch) -> tuple[Tensor, Tensor]:
         """Embeddings of a chunk's views and tiles, float32; the same whenever it is called in a step."""
         device = device_of(self.encoder)
         images = {kind: chunk.tensors[kind].to(device, non_blocking=True) for kind in ("view", "tile")}
@@ -162,14 +180,14 @@ class Learner:
             embedded: tuple[Tensor, Tensor] = network(views, tiles)
         return embedded
 
-    def _one_pass(self, chunks: list[_Chunk]) -> Tensor:
+    def _one_pass(self, chunks: list[_MicroBatch]) -> Tensor:
         """Embed with a graph, and go back through it; the step's loss."""
         embedded = [self._embed(chunk) for chunk in chunks]
         loss, gradients = self._at_embeddings(embedded)
         torch.autograd.backward(_flat(embedded), _flat(gradients))
         return loss
 
-    def _two_passes(self, chunks: list[_Chunk]) -> Tensor:
+    def _two_passes(self, chunks: list[_MicroBatch]) -> Tensor:
         """As :meth:`_one_pass`, with the graph of one chunk at a time."""
         with torch.no_grad():
             statistics = [(buffer, buffer.clone()) for buffer in _statistics(self.encoder.network)]
@@ -212,7 +230,12 @@ class Learner:
                 buffer.copy_(mean.reshape(buffer.shape))
 
 
-class _Pairs(nn.Module):
+def _floating_point_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a module's state that an EMA is kept of, by name; writing to them writes to the module."""
+    return {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+
+
+class _PairEncoder(nn.Module):
     """The encoder without its temperature, whose gradient does not come through the network."""
 
     def __init__(self, encoder: Encoder) -> None:

@@ -24,7 +24,7 @@ from geostream.streaming.loader import Loader
 from geostream.streaming.stats import StreamStats
 from geostream.training.model import device_of
 from geostream.training.optimizer import learning_rate
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 
 SHOW_EVERY = 10  # steps between two looks at the loss
 CURVE_POINTS = 50  # of an epoch, at most
@@ -58,7 +58,7 @@ class EpochOutcome:
 
 
 def train_epoch(
-    learner: Learner,
+    train_step: TrainStep,
     loader: Loader,
     settings: TrainSettings,
     epoch: int,
@@ -72,22 +72,22 @@ def train_epoch(
     ``checkpoint_every`` steps, and once ``stopping``, which is asked after each step but the last and says the same on
     all ranks, is true: then Interrupted is raised. Raises GeostreamError where the loss is no longer a number.
     """
-    if len(loader) % learner.own_batches:
+    if len(loader) % train_step.own_batches:
         raise BadInput(
-            f"step_batches={learner.step_batches} does not divide the batches of the plan; it must divide lanes"
+            f"step_batches={train_step.step_batches} does not divide the batches of the plan; it must divide lanes"
         )
-    learner.encoder.train()
-    steps = before.steps + len(loader) // learner.own_batches
-    count = _Count(learner, loader, before, max(1, math.ceil(steps / CURVE_POINTS)))
-    bar = Bar(f"epoch {epoch}/{settings.optim.epochs}", steps) if learner.group.is_first else None
+    train_step.encoder.train()
+    steps = before.steps + len(loader) // train_step.own_batches
+    count = _Count(train_step, loader, before, max(1, math.ceil(steps / CURVE_POINTS)))
+    bar = Bar(f"epoch {epoch}/{settings.optim.epochs}", steps) if train_step.group.is_main else None
     with loader, bar or nullcontext():
         taken: list[dict[str, Tensor]] = []
         for batch in loader:
             taken.append(batch.tensors)
-            if len(taken) < learner.own_batches:
+            if len(taken) < train_step.own_batches:
                 continue
             rate = learning_rate((epoch - 1 + (count.steps + 0.5) / steps) / settings.optim.epochs, settings)
-            count.add(learner.step(taken, rate), rate, len(taken[0]["pair"]))
+            count.add(train_step.step(taken, rate), rate, len(taken[0]["pair"]))
             taken = []
             last = count.steps == steps
             if count.steps % SHOW_EVERY == 0 or last:
@@ -106,10 +106,10 @@ def train_epoch(
 class _Count:
     """What an epoch comes to, as it goes; what is said of the losses stays on the device until somebody looks."""
 
-    def __init__(self, learner: Learner, loader: Loader, before: EpochOutcome, point_every: int) -> None:
-        self.learner, self.loader, self.before, self.point_every = learner, loader, before, point_every
+    def __init__(self, train_step: TrainStep, loader: Loader, before: EpochOutcome, point_every: int) -> None:
+        self.train_step, self.loader, self.before, self.point_every = train_step, loader, before, point_every
         self.steps, self.pairs, self.curve = before.steps, before.pairs, list(before.curve)
-        self.losses = torch.tensor(before.loss_sum, dtype=torch.float64, device=device_of(learner.encoder))
+        self.losses = torch.tensor(before.loss_sum, dtype=torch.float64, device=device_of(train_step.encoder))
         self._of_point = torch.zeros_like(self.losses)
         self._steps_of_point = 0
         self.started = time.perf_counter()
@@ -117,13 +117,13 @@ class _Count:
     def add(self, loss: Tensor, rate: float, batch_size: int) -> None:
         """Count a step."""
         self.steps += 1
-        self.pairs += self.learner.step_batches * batch_size
+        self.pairs += self.train_step.step_batches * batch_size
         self.losses += loss
         self._of_point += loss
         self._steps_of_point += 1
         if self.steps % self.point_every == 0:
-            point = [self.learner.steps, float(self._of_point) / self._steps_of_point, rate]
-            self.curve.append([*point, *self.learner.gradient_scale()])
+            point = [self.train_step.steps, float(self._of_point) / self._steps_of_point, rate]
+            self.curve.append([*point, *self.train_step.gradient_scale()])
             self._of_point.zero_()
             self._steps_of_point = 0
 
@@ -133,7 +133,7 @@ class _Count:
         stream.peak_resident_bytes = max(self.before.stream.peak_resident_bytes, self.loader.stats.peak_resident_bytes)
         outcome = EpochOutcome(
             steps=self.steps,
-            batches=self.steps * self.learner.step_batches,
+            batches=self.steps * self.train_step.step_batches,
             pairs=self.pairs,
             loss_sum=float(self.losses),
             seconds=self.before.seconds + time.perf_counter() - self.started,
@@ -142,8 +142,8 @@ class _Count:
         )
         if not math.isfinite(outcome.loss):
             raise GeostreamError(
-                f"the loss is {outcome.loss} after {self.learner.steps} steps; lower learning_rate (now "
-                f"{self.learner.settings.optim.learning_rate}) and start another run"
+                f"the loss is {outcome.loss} after {self.train_step.steps} steps; lower learning_rate (now "
+                f"{self.train_step.settings.optim.learning_rate}) and start another run"
             )
         return outcome
 

@@ -1,25 +1,22 @@
-"""Weights to begin with: none, those that timm has for the network, or a local file.
+"""Set a network's first weights: random ones, those that timm has for it, or those of a local file.
 
-Decides when a file fits. Its tensors are matched by name, without the prefixes that wrappers leave; where that does not
-do, timm's own filter for this kind of network may rename them and resample position embeddings; where names still have
-nothing in common, they are taken in order, but only if number, shapes and the last part of every name agree, and the
-file keeps an order (safetensors sorts by name). Anything else is an error that names the first mismatches: a network
-that is half random trains, and badly. Classifier heads and the temperature of another training are left out, and said
-to be. Files are never unpickled.
+Tensors of a file are matched by name, without the prefixes that wrappers leave. Where that does not do, timm's filter
+for this kind of network renames them and resamples position embeddings. Where that does not do either, they are taken
+in order, but only if number, shapes and the last part of every name agree and the file keeps an order (safetensors
+sorts by name). Anything else is an error that names the first mismatches, because a network that is half random trains,
+and badly. Classifier heads and the temperature of another training are left out and logged. Files are never unpickled.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
-import torch
+import timm.models
 from huggingface_hub import constants, get_session
 from safetensors import SafetensorError
 from torch import Tensor
@@ -97,31 +94,22 @@ def read_tensors(path: Path) -> Tensors:
     if not path.is_file():
         raise BadInput(f"weights={path}: there is no such file")
     try:
-        content: Any
-        if path.suffix.lower() == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainings keep their arguments in it
-                content = torch.load(path, map_location="cpu", weights_only=True)
+        # weights_only: nothing is unpickled that could run code
+        content: Any = timm.models.load_state_dict(str(path), weights_only=True)
     except SafetensorError as error:
         raise BadInput(f"weights={path}: not a safetensors file, or a damaged one ({error})") from error
     except Exception as error:  # torch.load raises whatever its parsers do
+        reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
         raise BadInput(
             f"weights={path}: cannot be read without running code that may be in it, or damaged; save its state_dict "
-            f"as safetensors ({str(error).partition(chr(10))[0] or type(error).__name__})"
+            f"as safetensors ({reason})"
         ) from error
-    while isinstance(content, dict) and (inner := next((key for key in NESTED if _is_dict(content.get(key))), None)):
+    while inner := next((key for key in NESTED if isinstance(content.get(key), dict)), None):
         content = content[inner]
-    tensors = (
-        {str(key): value for key, value in content.items() if isinstance(value, Tensor)} if _is_dict(content) else {}
-    )
+    tensors: Tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise BadInput(f"weights={path}: holds no tensors by name")
     return tensors
-
-
-def _is_dict(value: object) -> bool:
-    return isinstance(value, dict)
 
 
 def load_tensors(encoder: Encoder, tensors: Tensors, where: str, in_order: bool) -> None:

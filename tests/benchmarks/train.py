@@ -26,9 +26,9 @@ from geostream.planning.make_plan import make_plan
 from geostream.runs.stages import new_encoder
 from geostream.settings import TrainSettings, default_settings, parse_settings
 from geostream.store import Store
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from geostream.training.epoch import Epoch, measured
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 from geostream.training.steps import EpochOutcome
 from infra.s3 import local_s3
 from sharding import ShardOptions, shard
@@ -132,10 +132,10 @@ def write_layout(raw: Path, store: Store, pairs: int, settings: TrainSettings) -
 def train(url: str, settings: TrainSettings) -> dict[str, Any]:
     """Train on the layout for one epoch and EPOCHS more; what the latter came to."""
     layout = open_layout(Store.open(url), DATASET)
-    with Group.current() as group:
-        learner = Learner(new_encoder(settings, group.device), settings, group)
+    with ProcessGroup.current() as group:
+        train_step = TrainStep(new_encoder(settings, group.device), settings, group)
         outcomes = [
-            Epoch(learner, layout, make_plan(layout, None, settings, epoch, 0), EpochOutcome(), None).train(
+            Epoch(train_step, layout, make_plan(layout, None, settings, epoch, 0), EpochOutcome(), None).train(
                 lambda outcome, state: None, lambda: False
             )
             for epoch in range(1, EPOCHS + 2)

@@ -126,7 +126,10 @@ def test_retrain_trains_evaluates_and_reports_on_the_newest_layout(
         "evaluate",
     ]
     settings = run.read_json("settings.json")
-    assert (settings["model"]["name"], settings["optim"]["epochs"]) == ("test_convnext", 1)  # of the recipe, and of the parameter
+    assert (settings["model"]["name"], settings["optim"]["epochs"]) == (
+        "test_convnext",
+        1,
+    )
     assert b"</html>" in run.read("report.html")
     [artifact] = _ask(state, "artifacts/filter", {"artifacts": {"key": {"any_": ["evaluation"]}}})
     gallery = len(open_layout(store, None, None).references("test"))

@@ -20,14 +20,14 @@ from geostream.layout import open_layout
 from geostream.runs.loop import train
 from geostream.settings import make_settings
 from geostream.store import Store
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 
 PACE = 0.02  # seconds a step
 
-taken, parent, step = 0, os.getppid(), Learner.step
+taken, parent, step = 0, os.getppid(), TrainStep.step
 
 
-def slowly(self: Learner, *arguments: Any) -> Tensor:
+def slowly(self: TrainStep, *arguments: Any) -> Tensor:
     global taken
     taken += 1
     while taken > int(sys.argv[3]) and os.getppid() == parent and not Path(sys.argv[4]).exists():
@@ -38,7 +38,7 @@ def slowly(self: Learner, *arguments: Any) -> Tensor:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    Learner.step = slowly  # type: ignore[method-assign]
+    TrainStep.step = slowly  # type: ignore[method-assign]
     store = Store.open(sys.argv[1])
     try:
         train(store, open_layout(store), "one", make_settings(json.loads(sys.argv[2])))

@@ -33,7 +33,7 @@ from geostream.training.checkpoint import (
     read_position,
     save_checkpoint,
 )
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 from infra.process import end, spawn, wait_until
 from tests.conftest import ROOT
 from tests.helpers import tiny_layout
@@ -228,10 +228,10 @@ def test_a_record_of_an_epoch_without_its_checkpoint_is_replaced(
     """Killed between an epoch's record and its last checkpoint: its last batches are trained, and told, again."""
     run = Trial.on(tmp_path)
 
-    def unsaved(folder: Store, learner: Learner, position: Position) -> str:
+    def unsaved(folder: Store, train_step: TrainStep, position: Position) -> str:
         if position.epoch == 2 and position.finished:
             raise Killed
-        return save_checkpoint(folder, learner, position)
+        return save_checkpoint(folder, train_step, position)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "save_checkpoint", unsaved)

@@ -23,7 +23,7 @@ from geostream.runs.signals import Stop, Stopped
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.training.checkpoint import list_checkpoints, read_position
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from tests.helpers import tiny_layout
 from tests.training.ranks import RUN_PROGRAM, environment, wait_for
 from tests.training.settings import TINY
@@ -44,7 +44,7 @@ def as_it_was() -> Iterator[None]:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_at_once_where_nothing_is_held(number: signal.Signals, code: int, caplog: pytest.LogCaptureFixture) -> None:
     handlers = [signal.getsignal(one) for one in stopping.SIGNALS]
-    with pytest.raises(Stopped) as stopped, Stop(Group(), "the run"):
+    with pytest.raises(Stopped) as stopped, Stop(ProcessGroup(), "the run"):
         signal.raise_signal(number)
         raise AssertionError("went on")
     assert stopped.value.code == code
@@ -55,7 +55,7 @@ def test_at_once_where_nothing_is_held(number: signal.Signals, code: int, caplog
 
 def test_held_until_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     done = []
-    with pytest.raises(Stopped) as stopped, Stop(Group(), "the run") as stop, stop.held() as asked:
+    with pytest.raises(Stopped) as stopped, Stop(ProcessGroup(), "the run") as stop, stop.held() as asked:
         done.append(asked())
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # the same, come by another way
@@ -67,7 +67,7 @@ def test_held_until_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "ONE", 0.0)
-    with pytest.raises(Stopped), Stop(Group(), "the run") as stop, stop.held():
+    with pytest.raises(Stopped), Stop(ProcessGroup(), "the run") as stop, stop.held():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("went on")
@@ -87,7 +87,7 @@ def test_whoever_listened_before_is_told_when_the_run_is_safe() -> None:
 
     before = signal.signal(signal.SIGTERM, listen)
     try:
-        with pytest.raises(Cancelled), Stop(Group(), "the run") as stop, stop.held() as asked:
+        with pytest.raises(Cancelled), Stop(ProcessGroup(), "the run") as stop, stop.held() as asked:
             signal.raise_signal(signal.SIGTERM)
             assert asked() and not heard
         assert heard == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is listen
@@ -98,7 +98,7 @@ def test_whoever_listened_before_is_told_when_the_run_is_safe() -> None:
 def test_other_threads_and_signals_to_be_ignored_are_left_alone() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Stop(Group(), "the run"):
+        with Stop(ProcessGroup(), "the run"):
             signal.raise_signal(signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
@@ -106,7 +106,7 @@ def test_other_threads_and_signals_to_be_ignored_are_left_alone() -> None:
     seen = []
 
     def elsewhere() -> None:
-        with Stop(Group(), "the run") as stop, stop.held() as asked:
+        with Stop(ProcessGroup(), "the run") as stop, stop.held() as asked:
             seen.extend([signal.getsignal(signal.SIGTERM), asked()])
 
     thread = threading.Thread(target=elsewhere)
@@ -116,7 +116,7 @@ def test_other_threads_and_signals_to_be_ignored_are_left_alone() -> None:
 
 
 def test_an_error_beside_it_stays_what_it_is() -> None:
-    with pytest.raises(ZeroDivisionError), Stop(Group(), "the run") as stop, stop.held():
+    with pytest.raises(ZeroDivisionError), Stop(ProcessGroup(), "the run") as stop, stop.held():
         signal.raise_signal(signal.SIGTERM)
         raise ZeroDivisionError
 

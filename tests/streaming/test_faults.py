@@ -166,13 +166,13 @@ def test_late_answers_are_waited_for(epoch: Epoch, proxy: FaultProxy) -> None:
 
 
 def test_silence_within_an_answer(epoch: Epoch, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geostream.store.s3.SILENCE", timedelta(seconds=1))
+    monkeypatch.setattr("geostream.store.s3.READ_TIMEOUT", timedelta(seconds=1))
     proxy.inject("stall", times=3)
     assert epoch.read().retries == {"stalled": 3} == expected_retries(proxy)
 
 
 def test_an_answer_beyond_its_deadline(epoch: Epoch, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "DEADLINE", 0.5)
+    monkeypatch.setattr(transport, "REQUEST_TIMEOUT", 0.5)
     proxy.inject("delay", times=2, seconds=30)
     stats = epoch.read()
     assert stats.retries == {"stalled": 2}
@@ -183,7 +183,7 @@ def test_an_answer_beyond_its_deadline(epoch: Epoch, proxy: FaultProxy, monkeypa
 @pytest.mark.parametrize("workers", [0, 2])
 def test_everything_at_once(epoch: Epoch, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     if not workers:
-        monkeypatch.setattr("geostream.store.s3.SILENCE", timedelta(seconds=1))
+        monkeypatch.setattr("geostream.store.s3.READ_TIMEOUT", timedelta(seconds=1))
         proxy.inject("stall", times=2)
     proxy.inject("delay", times=2, seconds=0.5)
     for seed, (kind, parameters) in enumerate(FAULTS):
@@ -278,7 +278,7 @@ def test_the_server_is_killed_and_comes_back(server: Server) -> None:
 
 
 def test_a_store_that_is_gone_for_good(epoch: Epoch, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "PATIENCE", 2.0)
+    monkeypatch.setattr(transport, "RETRY_DEADLINE", 2.0)
     taken = []
     with epoch.loader() as loader, pytest.raises(StoreError, match=r"given up after 2 s and \d+ tries$") as error:
         for batch in loader:
@@ -292,7 +292,7 @@ def test_a_store_that_is_gone_for_good(epoch: Epoch, proxy: FaultProxy, monkeypa
 
 
 def test_leaving_while_the_store_is_silent(epoch: Epoch, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "PATIENCE", 15.0)  # 120 s would do, and take long to fail
+    monkeypatch.setattr(transport, "RETRY_DEADLINE", 15.0)  # 120 s would do, and take long to fail
     with epoch.loader(ReadOptions(look_ahead=0, prefetch=0)) as loader:
         batches = iter(loader)
         next(batches)

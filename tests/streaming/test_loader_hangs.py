@@ -235,7 +235,7 @@ def test_a_worker_that_is_killed_between_two_batches_is_told(layout: Layout) -> 
 @pytest.mark.slow
 def test_a_worker_that_is_stopped_is_given_up(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP, while what it made ahead waits to be fetched from it."""
-    monkeypatch.setattr(workers, "FROZEN", 3.0)
+    monkeypatch.setattr(workers, "HEARTBEAT_TIMEOUT", 3.0)
 
     def load() -> None:
         with Loader(dataset_of(layout), workers=2) as loader:
@@ -265,7 +265,7 @@ def test_the_process_that_starts_workers_dies_or_stops(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
 ) -> None:
     """In the middle of an epoch. The next one has another."""
-    monkeypatch.setattr(workers, "STARTING", 20.0)
+    monkeypatch.setattr(workers, "START_TIMEOUT", 20.0)
     expected = list(Loader(dataset_of(layout)))
     with Loader(dataset_of(layout, Slow()), workers=1) as loader:
         batches = iter(loader)
@@ -289,9 +289,9 @@ def test_a_batch_that_takes_for_ever_is_given_up(
     """Where its maker is alive: decoding or augmenting is stuck."""
     free = threading.Event()
     stuck = Stuck() if "workers" in how else (lambda _: free.wait())
-    monkeypatch.setattr(workers, "LONGEST", 3.0)
-    monkeypatch.setattr(workers, "TELL_EVERY", 1.0)
-    monkeypatch.setattr(loading, "LEAVE", 1.0)
+    monkeypatch.setattr(workers, "BATCH_TIMEOUT", 3.0)
+    monkeypatch.setattr(workers, "LOG_INTERVAL", 1.0)
+    monkeypatch.setattr(loading, "SHUTDOWN_TIMEOUT", 1.0)
     try:
         with pytest.raises(Stalled, match="no batch came for 3 s"):
             within(LIMIT, lambda: list(Loader(dataset_of(layout, stuck), **how)))
@@ -311,7 +311,7 @@ from tests.streaming.bad_changes import Stuck
 from tests.streaming.plans import SIZES, hand_made_plan
 from geostream.streaming.dataset import plan_dataset
 
-workers.LONGEST, loader.LEAVE, pipeline.LEAVE = 2.0, 1.0, 1.0
+workers.BATCH_TIMEOUT, loader.SHUTDOWN_TIMEOUT, pipeline.SHUTDOWN_TIMEOUT = 2.0, 1.0, 1.0
 layout = open_layout(Store.open(sys.argv[1]))
 list(loader.Loader(plan_dataset(layout, hand_made_plan(layout), SIZES, change=Stuck()), threads=2))
 """
@@ -366,8 +366,8 @@ def test_a_fetching_thread_that_ends_is_told(layout: Layout) -> None:
 
 
 def test_a_fetching_thread_that_is_stuck_is_told(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "STUCK", 2.0)
-    monkeypatch.setattr(transport, "LEAVE", 0.5)
+    monkeypatch.setattr(transport, "HEARTBEAT_TIMEOUT", 2.0)
+    monkeypatch.setattr(transport, "SHUTDOWN_TIMEOUT", 0.5)
     free = threading.Event()
     try:
         with pytest.raises(Stalled, match="has been stuck for 2 s"):
@@ -403,7 +403,7 @@ from tests.streaming.bad_changes import Slow
 from tests.streaming.plans import SIZES, hand_made_plan
 
 if __name__ == "__main__":
-    workers.FROZEN = workers.LONGEST = 4.0
+    workers.HEARTBEAT_TIMEOUT = workers.BATCH_TIMEOUT = 4.0
     layout = open_layout(Store.open(sys.argv[1]))
     for batch in loader.Loader(plan_dataset(layout, hand_made_plan(layout), SIZES, change=Slow()), workers=1):
         print(batch.step, flush=True)

@@ -28,7 +28,7 @@ from geostream.streaming.decode import Pixels, decode_image
 from geostream.streaming.loader import Loader
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch
-from geostream.streaming.replace import StandIns
+from geostream.streaming.replace import Substitutes
 from geostream.streaming.stats import LISTED, Replaced, StreamStats
 from tests.helpers import TinyPlace, tiny_places, write_layout
 from tests.streaming.plans import SIZES, assert_as_planned, assert_same, hand_made_plan
@@ -37,7 +37,7 @@ Pair = tuple[int, int]
 
 
 @st.composite
-def stand_ins(draw: st.DrawFn) -> StandIns:
+def substitutes(draw: st.DrawFn) -> Substitutes:
     """Any pairs in any batches; two places exclude one another or don't."""
     places = draw(st.integers(1, 9))
     batch_size = draw(st.integers(1, 4))
@@ -48,7 +48,7 @@ def stand_ins(draw: st.DrawFn) -> StandIns:
     couples = draw(st.sets(st.tuples(st.integers(0, places - 1), st.integers(0, places - 1)), max_size=8))
     both_ways = couples | {(b, a) for a, b in couples}
     rows = [sorted(b for a, b in both_ways if a == place != b) for place in range(places)]
-    return StandIns(
+    return Substitutes(
         place=pairs[:n, 0].reshape(-1, batch_size).astype(np.int32),
         view=pairs[:n, 1].reshape(-1, batch_size).astype(np.int16),
         left_out_place=pairs[n:, 0].astype(np.int32),
@@ -59,8 +59,8 @@ def stand_ins(draw: st.DrawFn) -> StandIns:
     )
 
 
-@given(stand_ins(), st.data())
-def test_who_may_stand_in_and_in_which_order(rule: StandIns, data: st.DataObject) -> None:
+@given(substitutes(), st.data())
+def test_who_may_stand_in_and_in_which_order(rule: Substitutes, data: st.DataObject) -> None:
     batches = [list(zip(*map(np.ndarray.tolist, one), strict=True)) for one in zip(rule.place, rule.view, strict=True)]
     left_out = list(zip(rule.left_out_place.tolist(), rule.left_out_view.tolist(), strict=True))
     step = data.draw(st.integers(0, max(len(batches) - 1, 0)))
@@ -91,7 +91,7 @@ def test_left_out_pairs_take_turns() -> None:
     """Else one of them would stand in for all that is bad, and be seen as often."""
     empty = Csr(np.zeros(21, dtype=np.int64), np.zeros(0, dtype=np.int32))
     places = np.arange(20, dtype=np.int32)
-    rule = StandIns(places[:16].reshape(4, 4), np.zeros((4, 4), np.int16), places[16:], np.zeros(4, np.int16), empty)
+    rule = Substitutes(places[:16].reshape(4, 4), np.zeros((4, 4), np.int16), places[16:], np.zeros(4, np.int16), empty)
     assert {next(rule.candidates(step, set(rule.place[step].tolist()))) for step in range(4)} == {
         (place, 0) for place in range(16, 20)
     }

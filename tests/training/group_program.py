@@ -13,15 +13,15 @@ import torch
 
 from geostream.errors import BadInput, GeostreamError
 from geostream.training import distributed as ranks
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 
 
-def told(group: Group) -> dict[str, object]:
+def told(group: ProcessGroup) -> dict[str, object]:
     """By every method."""
     own = torch.full((2, 3), float(group.rank))
     gathered = group.gather(own.requires_grad_())
     collected = group.collect(torch.tensor([group.rank]))
-    if not group.is_first:
+    if not group.is_main:
         time.sleep(0.5)  # what the first rank has to wait for
     here = time.monotonic()
     group.barrier()
@@ -39,11 +39,11 @@ def told(group: Group) -> dict[str, object]:
 
 
 def main(folder: str, how: str) -> None:
-    with Group.current() as group:
+    with ProcessGroup.current() as group:
         if how == "tell":
             Path(folder, f"{group.rank}.json").write_text(json.dumps(told(group)))
         elif how == "the first, waited for":
-            if group.is_first:
+            if group.is_main:
                 raise BadInput("the disk is on fire")
             group.broadcast_object(None)
         elif how == "the other, in a step":
@@ -57,13 +57,13 @@ def main(folder: str, how: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             group.sum(torch.ones(3))
         elif how in ("silent, the first", "silent, the other"):  # as a rank whose machine is gone
-            if group.is_first == (how == "silent, the first"):
+            if group.is_main == (how == "silent, the first"):
                 os.kill(os.getpid(), signal.SIGSTOP)
             group.sum(torch.ones(3))
 
 
 if __name__ == "__main__":
-    ranks.BEAT, ranks.SILENT, ranks.GRACE = 0.5, 4.0, 3.0
+    ranks.HEARTBEAT_INTERVAL, ranks.HEARTBEAT_TIMEOUT, ranks.SHUTDOWN_TIMEOUT = 0.5, 4.0, 3.0
     try:
         main(*sys.argv[1:])
     except GeostreamError as error:  # as the command does

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from geostream.training.distributed import Group
-from tests.training.steps import do_steps, new_learner, plain_settings
+from geostream.training.distributed import ProcessGroup
+from tests.training.steps import do_steps, new_train_step, plain_settings
 
 STEPS = 3
 DROPPING = {"ls_init_value": 1.0, "drop_path_rate": 0.3}
@@ -32,20 +32,19 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def train_case(
-    changes: dict[str, Any], group: Group | None = None, steps: int = STEPS
+    changes: dict[str, Any], group: ProcessGroup | None = None, steps: int = STEPS
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of the steps and the weights after them; a small rate and a large epsilon keep rounding from growing."""
-    learner = new_learner(plain_settings(**({"step_batches": 2} | changes)), group)
-    for parameters in learner.optimizer.param_groups:
+    train_step = new_train_step(plain_settings(**({"step_batches": 2} | changes)), group)
+    for parameters in train_step.optimizer.param_groups:
         parameters["eps"] = 1e-2  # with AdamW's own, the sign of a gradient near 0 decides its first steps
-    losses = do_steps(learner, range(steps))
-    with learner.averaged():
-        return losses, {name: tensor.clone() for name, tensor in learner.encoder.state_dict().items()}
+    losses = do_steps(train_step, range(steps))
+    return losses, {name: tensor.clone() for name, tensor in train_step.ema_encoder.state_dict().items()}
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    with Group.current() as group:
+    with ProcessGroup.current() as group:
         for name, changes in CASES.items():
             losses, weights = train_case(changes, group)
             (folder / f"{name}-{group.rank}.json").write_text(json.dumps(losses))

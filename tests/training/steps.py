@@ -1,4 +1,4 @@
-"""Batches of noise and a learner for them: what the tests of single steps share, in one process or in several ranks."""
+"""Batches of noise and a train step for them: what the tests of single steps share, in one or several processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from geostream.settings import TrainSettings
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 
 PLAIN = TrainSettings().changed(
     model="test_convnext",
@@ -40,20 +40,22 @@ def noise_batch(step: int, number: int, size: int = 6) -> dict[str, Tensor]:
     } | {"pair": torch.arange(size)}
 
 
-def new_learner(settings: TrainSettings, group: Group | None = None) -> Learner:
-    """A learner in training, with the weights of the settings' seed."""
+def new_train_step(settings: TrainSettings, group: ProcessGroup | None = None) -> TrainStep:
+    """A train step in training, with the weights of the settings' seed."""
     torch.manual_seed(settings.seed)
     encoder = Encoder.of(settings)
     encoder.train()
-    return Learner(encoder, settings, group or Group())
+    return TrainStep(encoder, settings, group or ProcessGroup())
 
 
-def do_steps(learner: Learner, steps: range, rate: float = 1e-3) -> list[float]:
+def do_steps(train_step: TrainStep, steps: range, rate: float = 1e-3) -> list[float]:
     """The losses of these steps, each on this rank's share of the same batches whatever the ranks."""
-    ranks = learner.group.ranks
+    ranks = train_step.group.ranks
     return [
         float(
-            learner.step([noise_batch(step, i) for i in range(learner.group.rank, learner.step_batches, ranks)], rate)
+            train_step.step(
+                [noise_batch(step, i) for i in range(train_step.group.rank, train_step.step_batches, ranks)], rate
+            )
         )
         for step in steps
     ]

@@ -12,9 +12,17 @@ from torchvision.transforms.v2 import functional
 
 from geostream.settings import TrainSettings
 from geostream.training.augment import Augmentation, augment_on_device
-from geostream.training.colour import colour_jitter
-from geostream.training.dropout import grid, no_holes, occlude, rectangles
-from geostream.training.sharpness import WIDTH, blur_kernel, convolve, sharpen_kernel
+from geostream.training.augment_ops import (
+    KERNEL_WIDTH,
+    blur_kernel,
+    colour_jitter,
+    convolve,
+    cutout,
+    grid,
+    no_holes,
+    rectangles,
+    sharpen_kernel,
+)
 
 SIDES = st.integers(8, 60)
 SEEDS = st.integers(0, 2**32)
@@ -62,9 +70,9 @@ def test_colour_stays_in_range_and_factors_of_one_change_nothing(seed: int, heig
 def test_a_blur_weighs_its_neighbourhood_and_sharpening_takes_from_it(seed: int) -> None:
     random = np.random.default_rng(seed)
     blur, sharp = blur_kernel(random), sharpen_kernel(random)
-    assert blur.shape == sharp.shape == (WIDTH, WIDTH)
+    assert blur.shape == sharp.shape == (KERNEL_WIDTH, KERNEL_WIDTH)
     assert blur.sum() == pytest.approx(1, abs=1e-5) and blur.min() >= 0
-    middle = WIDTH // 2
+    middle = KERNEL_WIDTH // 2
     assert blur[middle, middle] > 0.9 * blur.max()  # but for the noise
     assert 0.75 <= sharp.sum() <= 1.0 + 1e-6
     around = np.delete(sharp[middle - 1 : middle + 2, middle - 1 : middle + 2].ravel(), 4)
@@ -84,7 +92,7 @@ def test_blurs_have_all_sizes_and_sharpening_makes_edges_steeper() -> None:
 
 
 def blur_wide() -> np.ndarray:
-    return np.full((WIDTH, WIDTH), 1 / WIDTH**2, dtype=np.float32)
+    return np.full((KERNEL_WIDTH, KERNEL_WIDTH), 1 / KERNEL_WIDTH**2, dtype=np.float32)
 
 
 @settings(deadline=None, max_examples=20)
@@ -92,15 +100,15 @@ def blur_wide() -> np.ndarray:
 def test_each_image_is_convolved_with_its_own_kernel(seed: int, height: int, width: int) -> None:
     random = np.random.default_rng(seed)
     images = torch.from_numpy(random.random((3, 3, height, width), dtype=np.float32))
-    same = np.zeros((WIDTH, WIDTH), np.float32)
-    same[WIDTH // 2, WIDTH // 2] = 1
+    same = np.zeros((KERNEL_WIDTH, KERNEL_WIDTH), np.float32)
+    same[KERNEL_WIDTH // 2, KERNEL_WIDTH // 2] = 1
     kernels = np.stack([same, blur_kernel(random), sharpen_kernel(random)])
     changed = convolve(images, torch.from_numpy(kernels))
     assert torch.equal(changed[0], images[0])
-    radius = WIDTH // 2
+    radius = KERNEL_WIDTH // 2
     for image, kernel, result in zip(images.numpy(), kernels, changed.numpy(), strict=True):
         wide = np.pad(image, ((0, 0), (radius, radius), (radius, radius)), mode="reflect")
-        windows = np.lib.stride_tricks.sliding_window_view(wide, (WIDTH, WIDTH), axis=(1, 2))
+        windows = np.lib.stride_tricks.sliding_window_view(wide, (KERNEL_WIDTH, KERNEL_WIDTH), axis=(1, 2))
         expected = np.einsum("chwij,ij->chw", windows, kernel).clip(0, 1)
         np.testing.assert_allclose(result, expected, atol=1e-5)
 
@@ -117,14 +125,14 @@ def test_rectangles_are_as_many_and_as_large_as_said_and_hide_themselves(seed: i
         assert max(1, height // 10) <= tall <= max(1, height // 5)
         assert top >= 0 and left >= 0 and top + tall <= height and left + wide <= width
         expected[top : top + tall, left : left + wide] = True
-    black = occlude(torch.ones(1, 3, height, width), torch.from_numpy(holes)[None])
+    black = cutout(torch.ones(1, 3, height, width), torch.from_numpy(holes)[None])
     assert np.array_equal(black[0].numpy() == 0, np.broadcast_to(expected, (3, height, width)))
 
 
 @pytest.mark.parametrize(("height", "width", "ratio"), [(384, 384, 0.4), (384, 768, 0.5), (33, 57, 0.5), (8, 90, 0.4)])
 def test_a_grid_hides_the_square_of_its_ratio(height: int, width: int, ratio: float) -> None:
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) + 0.1
-    hidden = occlude(images, torch.from_numpy(np.stack([grid(width, ratio), no_holes()])))
+    hidden = cutout(images, torch.from_numpy(np.stack([grid(width, ratio), no_holes()])))
     assert torch.equal(hidden[1], images[1])
     share = float((hidden[0] == 0).float().mean())
     assert share == pytest.approx(ratio**2, rel=0.1 if height == 384 else 0.6) and share > 0
@@ -136,7 +144,7 @@ def test_rectangles_hide_a_third_of_a_square_and_half_as_much_of_a_panorama() ->
     random = np.random.default_rng(1)
     for width, least, most in ((384, 0.29, 0.36), (768, 0.15, 0.20)):
         holes = torch.from_numpy(np.stack([rectangles(random, 384, width) for _ in range(60)]))
-        shares = (occlude(torch.ones(60, 1, 384, width), holes) == 0).float().mean((1, 2, 3))
+        shares = (cutout(torch.ones(60, 1, 384, width), holes) == 0).float().mean((1, 2, 3))
         assert least < float(shares.mean()) < most and float(shares.std()) > 0.02
 
 

@@ -16,17 +16,17 @@ from geostream.training.checkpoint import (
     WRITTEN,
     Damaged,
     Position,
-    drop_others,
     list_checkpoints,
     load_weights,
+    prune_checkpoints,
     read_position,
     restore,
     restore_newest,
     save_checkpoint,
 )
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 from tests.training.settings import TINY
 
 SETTINGS = TINY.changed(color_jitter=0.0, model_options={"drop_path_rate": 0.3})
@@ -34,25 +34,25 @@ POSITION = Position("layout", "places", epoch=3, plan="hash", cursor=10, step=30
 NAME = "step-00000030"
 
 
-def some_steps(learner: Learner, steps: int = 2) -> None:
+def some_steps(train_step: TrainStep, steps: int = 2) -> None:
     for _ in range(steps):
-        random = torch.Generator().manual_seed(learner.steps)
+        random = torch.Generator().manual_seed(train_step.steps)
         images = {
             kind: torch.randint(0, 256, (4, 3, 32, width), dtype=torch.uint8, generator=random)
             for kind, width in (("view", 64), ("tile", 32))
         }
-        learner.step([{**images, "pair": torch.arange(4)}], 1e-3)
+        train_step.step([{**images, "pair": torch.arange(4)}], 1e-3)
 
 
-def trained(seed: int = 0, **settings: object) -> Learner:
+def trained(seed: int = 0, **settings: object) -> TrainStep:
     made = SETTINGS.changed(seed=seed, **settings)
-    learner = Learner(new_encoder(made), made, Group())
-    some_steps(learner)
-    return learner
+    train_step = TrainStep(new_encoder(made), made, ProcessGroup())
+    some_steps(train_step)
+    return train_step
 
 
-def weights(learner: Learner) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in learner.encoder.state_dict().items()}
+def weights(train_step: TrainStep) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in train_step.encoder.state_dict().items()}
 
 
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -62,19 +62,18 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path, ema_decay: float) -> None:
     run = Store.open(tmp_path)
-    learner = trained(ema_decay=ema_decay)
-    assert save_checkpoint(run, learner, POSITION) == NAME
-    with learner.averaged():
-        to_use = weights(learner)
+    train_step = trained(ema_decay=ema_decay)
+    assert save_checkpoint(run, train_step, POSITION) == NAME
+    to_use = {name: tensor.clone() for name, tensor in train_step.ema_encoder.state_dict().items()}
     fresh = new_encoder(SETTINGS)
     load_weights(run, NAME, fresh)
     assert_equal(dict(fresh.state_dict()), to_use)
-    some_steps(learner)
-    other = Learner(new_encoder(SETTINGS.changed(seed=9)), learner.settings, Group())
+    some_steps(train_step)
+    other = TrainStep(new_encoder(SETTINGS.changed(seed=9)), train_step.settings, ProcessGroup())
     assert restore(run, NAME, other, "places") == POSITION
     some_steps(other)
-    assert_equal(weights(learner), weights(other))
-    assert_equal(learner.tensors(), other.tensors())
+    assert_equal(weights(train_step), weights(other))
+    assert_equal(train_step.tensors(), other.tensors())
 
 
 def test_only_safe_formats_are_written(tmp_path: Path) -> None:
@@ -86,24 +85,24 @@ def test_only_safe_formats_are_written(tmp_path: Path) -> None:
 
 def test_a_half_written_checkpoint_does_not_exist(tmp_path: Path) -> None:
     run = Store.open(tmp_path)
-    learner = trained()
-    assert restore_newest(run, learner, "places") is None
-    save_checkpoint(run, learner, POSITION)
+    train_step = trained()
+    assert restore_newest(run, train_step, "places") is None
+    save_checkpoint(run, train_step, POSITION)
     run.write("checkpoints/step-00000040/model.safetensors", b"half")
     assert list_checkpoints(run) == [NAME]
-    assert restore_newest(run, learner, "places") == (NAME, POSITION)
+    assert restore_newest(run, train_step, "places") == (NAME, POSITION)
     with pytest.raises(BadInput, match=r"no checkpoint step-00000040 \(there: step-00000030\)"):
-        restore(run, "step-00000040", learner, "places")
+        restore(run, "step-00000040", train_step, "places")
 
 
 @pytest.mark.parametrize("path", ["model.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize("damage", ["shorter", "one bit", "gone"])
 def test_damage_is_told_and_changes_nothing(tmp_path: Path, path: str, damage: str) -> None:
     run = Store.open(tmp_path)
-    learner = trained()
-    save_checkpoint(run, learner, POSITION)
-    some_steps(learner)
-    before = weights(learner)
+    train_step = trained()
+    save_checkpoint(run, train_step, POSITION)
+    some_steps(train_step)
+    before = weights(train_step)
     where = f"{FOLDER}/{NAME}/{path}"
     data = bytearray(run.read(where))
     data[-1] ^= 1
@@ -111,16 +110,16 @@ def test_damage_is_told_and_changes_nothing(tmp_path: Path, path: str, damage: s
     if damage == "gone":
         run.delete(where)
     with pytest.raises(Damaged, match=rf"{path}: (damaged|missing); delete {run.url}/{FOLDER}/{NAME}"):
-        restore(run, NAME, learner, "places")
-    assert_equal(weights(learner), before)
+        restore(run, NAME, train_step, "places")
+    assert_equal(weights(train_step), before)
 
 
 def test_another_layout_or_model_is_refused(tmp_path: Path) -> None:
     run = Store.open(tmp_path)
-    learner = trained()
-    save_checkpoint(run, learner, POSITION)
+    train_step = trained()
+    save_checkpoint(run, train_step, POSITION)
     with pytest.raises(StaleArtefact, match=r"made on places places, not on other"):
-        restore(run, NAME, learner, "other")
+        restore(run, NAME, train_step, "other")
     with pytest.raises(StaleArtefact, match=r"holds model test_convnext, not test_convnext2"):
         load_weights(run, NAME, Encoder("test_convnext2"))
 
@@ -128,13 +127,13 @@ def test_another_layout_or_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lacks", ["position", "objects", "places_id"])
 def test_a_state_of_another_version_is_told(tmp_path: Path, lacks: str) -> None:
     run = Store.open(tmp_path)
-    learner = trained()
-    name = save_checkpoint(run, learner, POSITION)
+    train_step = trained()
+    name = save_checkpoint(run, train_step, POSITION)
     state = run.read_json(f"checkpoints/{name}/state.json")
     del (state["position"] if lacks == "places_id" else state)[lacks]
     run.write_json(f"checkpoints/{name}/state.json", state)
     with pytest.raises(StaleArtefact, match="written by another version of geostream; start another run"):
-        restore(run, name, learner, "places")
+        restore(run, name, train_step, "places")
 
 
 def put(run: Store, step: int, finished: bool) -> None:
@@ -166,7 +165,7 @@ def test_what_is_kept(tmp_path: Path, newest: int, best: int | None, keep: int, 
     theirs = {"step-00000010-copy/state.json", "step-00000007/model.safetensors", "step-00000025/notes.txt"}
     for path in theirs:
         run.write(f"{FOLDER}/{path}", b"{}")
-    drop_others(run, f"step-{newest:08d}", None if best is None else f"step-{best:08d}", keep)
+    prune_checkpoints(run, f"step-{newest:08d}", None if best is None else f"step-{best:08d}", keep)
     left = {info.path.removeprefix(f"{FOLDER}/") for info in run.list(FOLDER)} - {"written.json"}
     assert left == theirs | {f"step-{step:08d}/state.json" for step in kept}
     assert run.read_json(WRITTEN) == [f"step-{step:08d}" for step in kept]
@@ -178,5 +177,5 @@ def test_an_older_run_has_not_written_its_checkpoints_down(tmp_path: Path) -> No
     for step in (10, 20, 30):
         put(run, step, True)
     run.write(f"{FOLDER}/mine/state.json", b"{}")
-    drop_others(run, "step-00000030", None, 1)
+    prune_checkpoints(run, "step-00000030", None, 1)
     assert run.folders(FOLDER) == ["mine", "step-00000030"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from tests.training.ranks import TOLD, ended, start_ranks
 
 PROGRAM = str(Path(__file__).with_name("group_program.py"))
@@ -65,12 +65,12 @@ def test_a_rank_that_falls_silent_ends_the_others(tmp_path: Path, silent: str, w
 
 def test_one_rank_is_given_back_what_it_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    with Group.current() as group:
+    with ProcessGroup.current() as group:
         rows = torch.ones(2, 3, requires_grad=True)
-        assert (group.rank, group.ranks, group.is_first) == (0, 1, True)
+        assert (group.rank, group.ranks, group.is_main) == (0, 1, True)
         assert torch.equal(group.gather(rows), rows) and not group.gather(rows).requires_grad
         assert group.collect(rows) is rows and group.sum(rows) is rows and group.mean(rows) is rows
         assert group.most(7) == 7 and group.broadcast_object("x") == "x" and group.collect_objects(3) == [3]
         group.barrier()
-    with pytest.raises(ZeroDivisionError), Group.current():
+    with pytest.raises(ZeroDivisionError), ProcessGroup.current():
         raise ZeroDivisionError

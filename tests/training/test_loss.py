@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from geostream.training.loss import info_nce, own_loss, shared_loss
 
 
@@ -61,7 +61,7 @@ def test_own_negatives_are_the_mean_over_batches() -> None:
     assert float(own_loss(q, r, scale, 0.1, 3)) == pytest.approx(sum(parts) / 3, rel=1e-6)
 
 
-class FirstOfTwo(Group):
+class FirstOfTwo(ProcessGroup):
     """A rank whose partner has the rows that follow its own in ``rows``."""
 
     def __init__(self, *rows: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""One step, in all the ways to carry it out: they mean the same, and a stored learner goes on as if never stopped."""
+"""One step, in all the ways to carry it out: they mean the same, and a stored one goes on as if never stopped."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from geostream.errors import BadInput, StaleArtefact
-from geostream.training.distributed import Group
-from geostream.training.step import Learner
-from tests.training.steps import do_steps, new_learner, noise_batch, plain_settings
+from geostream.training.distributed import ProcessGroup
+from geostream.training.step import TrainStep
+from tests.training.steps import do_steps, new_train_step, noise_batch, plain_settings
 
 DROPPING = {"ls_init_value": 1.0, "drop_path_rate": 0.5}
 
 
 def gradients(**changes: Any) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the first step."""
-    learner = new_learner(plain_settings(**changes))
-    loss = do_steps(learner, range(1))[0]
-    return loss, {name: p.grad for name, p in learner.encoder.named_parameters() if p.grad is not None}
+    train_step = new_train_step(plain_settings(**changes))
+    loss = do_steps(train_step, range(1))[0]
+    return loss, {name: p.grad for name, p in train_step.encoder.named_parameters() if p.grad is not None}
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-3) -> None:
@@ -59,20 +59,20 @@ def test_both_passes_drop_the_same_paths() -> None:
 
 
 def test_dropped_paths_are_the_steps_own() -> None:
-    learner = new_learner(plain_settings(model_options=DROPPING))
+    train_step = new_train_step(plain_settings(model_options=DROPPING))
     torch.manual_seed(5)
-    losses = [float(learner.step([noise_batch(0, 0)], 0.0)) for _ in range(2)]
+    losses = [float(train_step.step([noise_batch(0, 0)], 0.0)) for _ in range(2)]
     assert losses[0] != losses[1], "the same paths were dropped in both steps"
-    again = new_learner(plain_settings(model_options=DROPPING))
+    again = new_train_step(plain_settings(model_options=DROPPING))
     torch.manual_seed(6)
     assert [float(again.step([noise_batch(0, 0)], 0.0)) for _ in range(2)] == losses
 
 
 def test_two_passes_count_batch_norms_statistics_once() -> None:
     options: dict[str, Any] = {"model": "test_efficientnet", "model_options": {}, "step_batches": 2}
-    one, two = (new_learner(plain_settings(**options, micro_batch=size)) for size in (None, 6))
-    for learner in (one, two):
-        do_steps(learner, range(1))
+    one, two = (new_train_step(plain_settings(**options, micro_batch=size)) for size in (None, 6))
+    for train_step in (one, two):
+        do_steps(train_step, range(1))
     buffers = dict(two.encoder.named_buffers())
     for name, wanted in one.encoder.named_buffers():
         torch.testing.assert_close(buffers[name], wanted, rtol=1e-4, atol=1e-5)
@@ -96,50 +96,45 @@ def test_half_precision_stays_near(precision: str) -> None:
 
 
 def test_an_overflow_of_fp16_skips_the_step_and_lowers_the_scale() -> None:
-    learner = new_learner(plain_settings(precision="fp16"))
-    learner.load_tensors(learner.tensors() | {"scaler/scale": torch.tensor(2.0**40, dtype=torch.float64)})
-    before = {name: tensor.clone() for name, tensor in learner.encoder.state_dict().items()}
-    do_steps(learner, range(1))
-    assert learner.gradient_scale() == [2.0**39]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.encoder.state_dict().items())
-    learner.load_tensors(learner.tensors() | {"scaler/scale": torch.tensor(2.0**10, dtype=torch.float64)})
-    do_steps(learner, range(1))
-    assert not torch.equal(learner.encoder.logit_scale, before["logit_scale"])
+    train_step = new_train_step(plain_settings(precision="fp16"))
+    train_step.load_tensors(train_step.tensors() | {"scaler/scale": torch.tensor(2.0**40, dtype=torch.float64)})
+    before = {name: tensor.clone() for name, tensor in train_step.encoder.state_dict().items()}
+    do_steps(train_step, range(1))
+    assert train_step.gradient_scale() == [2.0**39]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in train_step.encoder.state_dict().items())
+    train_step.load_tensors(train_step.tensors() | {"scaler/scale": torch.tensor(2.0**10, dtype=torch.float64)})
+    do_steps(train_step, range(1))
+    assert not torch.equal(train_step.encoder.logit_scale, before["logit_scale"])
 
 
-def test_the_average_of_weights() -> None:
-    learner = new_learner(plain_settings(ema_decay=0.15))  # above the warm-up's 2/11, but not its 3/12
-    wanted = {name: tensor.clone() for name, tensor in learner.encoder.state_dict().items()}
+def test_the_ema_of_the_weights() -> None:
+    train_step = new_train_step(plain_settings(ema_decay=0.15))  # above the warm-up's 2/11, but not its 3/12
+    wanted = {name: tensor.clone() for name, tensor in train_step.encoder.state_dict().items()}
     for step in range(2):
-        do_steps(learner, range(step, step + 1))
+        do_steps(train_step, range(step, step + 1))
         decay = min(0.15, (2 + step) / (11 + step))
-        for name, tensor in learner.encoder.state_dict().items():
+        for name, tensor in train_step.encoder.state_dict().items():
             wanted[name] = decay * wanted[name] + (1 - decay) * tensor
-    trained = {name: tensor.clone() for name, tensor in learner.encoder.state_dict().items()}
-    with learner.averaged():
-        for name, tensor in learner.encoder.state_dict().items():
-            torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
-        assert not torch.equal(learner.encoder.logit_scale, trained["logit_scale"])
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in learner.encoder.state_dict().items())
+    for name, tensor in train_step.ema_encoder.state_dict().items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(train_step.encoder.logit_scale, train_step.ema_encoder.logit_scale)
 
 
-def test_without_an_average_the_weights_to_use_are_the_trained_ones() -> None:
-    learner = new_learner(plain_settings())
-    scale = learner.encoder.logit_scale.clone()
-    with learner.averaged():
-        assert torch.equal(learner.encoder.logit_scale, scale)
-    assert not any(name.startswith(("ema/", "scaler/")) for name in learner.tensors())
+def test_without_an_ema_the_weights_to_use_are_the_trained_ones() -> None:
+    train_step = new_train_step(plain_settings())
+    assert train_step.ema_encoder is train_step.encoder
+    assert not any(name.startswith(("ema/", "scaler/")) for name in train_step.tensors())
 
 
 def test_a_stored_learner_goes_on_as_if_never_stopped() -> None:
     settings = plain_settings(precision="fp16", ema_decay=0.9, decay_all=False, model_options=DROPPING)
-    whole = new_learner(settings)
+    whole = new_train_step(settings)
     losses = do_steps(whole, range(4))
-    part = new_learner(settings)
+    part = new_train_step(settings)
     do_steps(part, range(2))
     stored = save({name: tensor.clone() for name, tensor in part.tensors().items()})
     weights = part.encoder.state_dict()
-    later = new_learner(settings.changed(seed=settings.seed))
+    later = new_train_step(settings.changed(seed=settings.seed))
     later.encoder.load_state_dict(weights)
     later.load_tensors(load(stored))
     assert later.steps == 2
@@ -150,25 +145,25 @@ def test_a_stored_learner_goes_on_as_if_never_stopped() -> None:
 
 
 def test_another_models_state_is_refused() -> None:
-    stored = new_learner(plain_settings())
+    stored = new_train_step(plain_settings())
     do_steps(stored, range(1))
-    other = new_learner(plain_settings(model="test_vit", model_options={}))
+    other = new_train_step(plain_settings(model="test_vit", model_options={}))
     with pytest.raises(StaleArtefact, match="not of test_vit with these settings"):
         other.load_tensors(stored.tensors())
     with pytest.raises(StaleArtefact, match="not of test_convnext with these settings"):
-        new_learner(plain_settings(ema_decay=0.9)).load_tensors(stored.tensors())
+        new_train_step(plain_settings(ema_decay=0.9)).load_tensors(stored.tensors())
 
 
 def test_ranks_that_cannot_share_a_step() -> None:
     with pytest.raises(BadInput, match="step_batches=3: 2 ranks cannot share"):
-        Learner(new_learner(plain_settings()).encoder, plain_settings(step_batches=3), Group(0, 2))
+        TrainStep(new_train_step(plain_settings()).encoder, plain_settings(step_batches=3), ProcessGroup(0, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # needs a C++ compiler, and minutes where cores are few
 def test_a_compiled_network_learns_the_same() -> None:
     small = {"model_options": {"ls_init_value": 1.0, "depths": (1, 1, 1, 1)}}
-    losses = do_steps(new_learner(plain_settings(**small)), range(2))
-    compiled = new_learner(plain_settings(**small, compile=True))
+    losses = do_steps(new_train_step(plain_settings(**small)), range(2))
+    compiled = new_train_step(plain_settings(**small, compile=True))
     assert do_steps(compiled, range(2)) == pytest.approx(losses, rel=1e-3)
     assert not any("_orig_mod" in name for name in compiled.encoder.state_dict())

@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from geostream.errors import BadInput, GeostreamError, Interrupted
 from geostream.layout import Layout
-from geostream.planning.plan import EpochPlan
 from geostream.planning.make_plan import make_plan
+from geostream.planning.plan import EpochPlan
 from geostream.runs.stages import new_encoder
 from geostream.settings import TrainSettings
 from geostream.store import Store
@@ -25,10 +25,10 @@ from geostream.streaming.dataset import plan_dataset
 from geostream.streaming.loader import Loader
 from geostream.streaming.pipeline import ImageSizes
 from geostream.training.augment import Augmentation
-from geostream.training.distributed import Group
+from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder
 from geostream.training.optimizer import learning_rate, make_optimizer
-from geostream.training.step import Learner
+from geostream.training.step import TrainStep
 from geostream.training.steps import CURVE_POINTS, EpochOutcome, train_epoch
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
@@ -36,8 +36,8 @@ from tests.training.settings import TINY
 EIGHT = TINY.changed(epochs=8, batch_size=8, checkpoint_every=2)
 
 
-def new_learner(settings: TrainSettings) -> Learner:
-    return Learner(new_encoder(settings), settings, Group())
+def new_train_step(settings: TrainSettings) -> TrainStep:
+    return TrainStep(new_encoder(settings), settings, ProcessGroup())
 
 
 def loader_of(layout: Layout, plan: EpochPlan, settings: TrainSettings, epoch: int = 1) -> Loader:
@@ -52,20 +52,20 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 def one_epoch(
     layout: Layout, settings: TrainSettings, run: Path, stopping: Callable[[], bool] = lambda: False, **arguments: Any
-) -> tuple[EpochOutcome | Interrupted, list[EpochOutcome], Learner]:
-    """What an epoch of four batches came to, what it saved, and the learner behind it."""
+) -> tuple[EpochOutcome | Interrupted, list[EpochOutcome], TrainStep]:
+    """What an epoch of four batches came to, what it saved, and the train_step behind it."""
     plan = make_plan(layout, None, settings.changed(strategy="random"), 1, settings.seed)
-    learner, saved = arguments.get("learner") or new_learner(settings), []
+    train_step, saved = arguments.get("train_step") or new_train_step(settings), []
     loader = loader_of(layout, plan, settings)
     before = arguments.get("before", EpochOutcome())
     loader.load_state_dict({"plan": plan.hash, "cursor": before.batches})
     try:
         outcome: EpochOutcome | Interrupted
-        outcome = train_epoch(learner, loader, settings, 1, before, saved.append, stopping)
+        outcome = train_epoch(train_step, loader, settings, 1, before, saved.append, stopping)
     except Interrupted as error:
         outcome = error
     assert loader.state_dict()["cursor"] == (saved[-1].batches if isinstance(outcome, Interrupted) else plan.n_batches)
-    return outcome, saved, learner
+    return outcome, saved, train_step
 
 
 def test_one_cycle_is_torchs() -> None:
@@ -116,12 +116,12 @@ def test_what_decays() -> None:
 def test_a_few_epochs_lower_the_loss(layout: Layout, tmp_path: Path) -> None:
     settings = EIGHT.changed(blur_probability=0.0, dropout_probability=0.0)
     plan = make_plan(layout, None, settings.changed(strategy="random"), 1, settings.seed)
-    learner = new_learner(settings)
+    train_step = new_train_step(settings)
     losses = []
     for epoch in range(1, 9):
         saved: list[EpochOutcome] = []
         loader = loader_of(layout, plan, settings, epoch)
-        outcome = train_epoch(learner, loader, settings, epoch, EpochOutcome(), saved.append)
+        outcome = train_epoch(train_step, loader, settings, epoch, EpochOutcome(), saved.append)
         losses.append(outcome.loss)
         assert outcome.pairs == plan.place.size and 0 <= outcome.stream.stall_seconds <= outcome.seconds
         assert [(one.steps, one.batches, one.pairs) for one in saved] == [(2, 2, 16)]  # every second of four
@@ -131,9 +131,9 @@ def test_a_few_epochs_lower_the_loss(layout: Layout, tmp_path: Path) -> None:
 
 
 def test_the_curve(layout: Layout, tmp_path: Path) -> None:
-    outcome, _, learner = one_epoch(layout, EIGHT.changed(precision="fp16"), tmp_path)
+    outcome, _, train_step = one_epoch(layout, EIGHT.changed(precision="fp16"), tmp_path)
     assert isinstance(outcome, EpochOutcome)
-    assert [point[0] for point in outcome.curve] == [1, 2, 3, 4] and learner.steps == 4
+    assert [point[0] for point in outcome.curve] == [1, 2, 3, 4] and train_step.steps == 4
     assert np.mean([point[1] for point in outcome.curve]) == pytest.approx(outcome.loss, rel=1e-6)
     rates = [learning_rate((step + 0.5) / 4 / 8, EIGHT) for step in range(4)]
     assert [point[2] for point in outcome.curve] == pytest.approx(rates)
@@ -152,10 +152,10 @@ def test_a_long_epochs_curve_has_few_points(layout: Layout, tmp_path: Path) -> N
 
 def test_a_step_of_several_batches(layout: Layout, tmp_path: Path) -> None:
     settings = TINY.changed(step_batches=2, lanes=2, checkpoint_every=1)
-    outcome, saved, learner = one_epoch(layout, settings, tmp_path)
+    outcome, saved, train_step = one_epoch(layout, settings, tmp_path)
     assert isinstance(outcome, EpochOutcome) and outcome.steps > 2
     assert outcome.batches == 2 * outcome.steps and outcome.pairs == 4 * outcome.batches
-    assert learner.steps == outcome.steps
+    assert train_step.steps == outcome.steps
     assert [(one.steps, one.batches) for one in saved] == [(step, 2 * step) for step in range(1, outcome.steps)]
     with pytest.raises(BadInput, match="does not divide the batches of the plan; it must divide lanes"):
         one_epoch(layout, settings.changed(step_batches=outcome.batches + 1), tmp_path)
@@ -165,13 +165,13 @@ def test_a_request_to_stop_saves_and_what_is_left_ends_as_if_there_was_none(layo
     settings = EIGHT.changed(checkpoint_every=100)
     whole, _, wanted = one_epoch(layout, settings, tmp_path)
     answers = iter([False, True])
-    stopped, saved, learner = one_epoch(layout, settings, tmp_path, stopping=lambda: next(answers))
+    stopped, saved, train_step = one_epoch(layout, settings, tmp_path, stopping=lambda: next(answers))
     assert isinstance(stopped, Interrupted) and "stopped after step 2 of 4" in str(stopped)
     assert isinstance(whole, EpochOutcome) and [one.steps for one in saved] == [2]
-    rest, saved, _ = one_epoch(layout, settings, tmp_path, before=saved[0], learner=learner)
+    rest, saved, _ = one_epoch(layout, settings, tmp_path, before=saved[0], train_step=train_step)
     assert isinstance(rest, EpochOutcome) and saved == []
     assert (rest.steps, rest.pairs, rest.loss_sum, rest.curve) == (4, 32, whole.loss_sum, whole.curve)
-    for name, tensor in learner.encoder.state_dict().items():
+    for name, tensor in train_step.encoder.state_dict().items():
         assert torch.equal(tensor, wanted.encoder.state_dict()[name])
 
 
@@ -182,8 +182,8 @@ def test_a_request_to_stop_at_the_last_step_is_not_asked_for(layout: Layout, tmp
 
 
 def test_a_loss_that_is_no_number_ends_the_run_unsaved(layout: Layout, tmp_path: Path) -> None:
-    learner = new_learner(EIGHT)
+    train_step = new_train_step(EIGHT)
     with torch.no_grad():
-        learner.encoder.logit_scale.fill_(float("nan"))
+        train_step.encoder.logit_scale.fill_(float("nan"))
     with pytest.raises(GeostreamError, match="the loss is nan after 2 steps; lower learning_rate"):
-        one_epoch(layout, EIGHT, tmp_path, learner=learner)
+        one_epoch(layout, EIGHT, tmp_path, train_step=train_step)
