@@ -24,7 +24,7 @@ def main(store_url: str) -> None:
     settings = geostream.default_settings(layout.dataset).changed(batch_size=16)
     run = store.child(layout.dataset, "runs", "your-loop")  # what is made on the way is kept here
 
-    graph = geostream.build_gps_graph(run, layout, k=32)
+    graph = geostream.build_gps_graph(run, "gps.zarr", layout, k=32)
     plan = geostream.make_plan(layout, graph, settings, epoch=1, seed=0)
     dataset = geostream.plan_dataset(layout, plan, geostream.ImageSizes.of(settings))
 

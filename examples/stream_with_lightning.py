@@ -47,13 +47,13 @@ class PlannedEpochs(lightning.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the graph; Lightning calls this on the first rank alone."""
-        geostream.build_gps_graph(self.run, self.layout, k=32)
+        geostream.build_gps_graph(self.run, "gps.zarr", self.layout, k=32)
 
     def train_dataloader(self) -> Batches:
         trainer = self.trainer
         assert trainer is not None
         settings = self.settings.changed(lanes=trainer.world_size)  # the ranks share the lanes evenly
-        graph = geostream.open_graph(self.run, "neighbours/gps.zarr", self.layout)
+        graph = geostream.open_graph(self.run, "gps.zarr", self.layout)
         plan = geostream.make_plan(self.layout, graph, settings, epoch=trainer.current_epoch + 1, seed=0)
         print(f"epoch {plan.epoch}: {plan.n_batches} batches, hardness {plan.quality['hardness_score']:.2f}")
         sizes = geostream.ImageSizes.of(settings)

@@ -34,12 +34,12 @@ def main(store_url: str) -> None:
         print(f"epoch {evaluation['epoch']}: R@1 {evaluation['r1']:.1%}, R@5 {evaluation['r5']:.1%} on the test split")
 
     # Everything that the run made is in its folder, to be opened again: plans, graphs, embeddings.
-    run = geostream.Store.open(result.url)
-    plan = geostream.load_plan(run, epoch=4, layout=layout)
-    graph = geostream.open_graph(run, plan.graph, layout)
+    run = geostream.Run.open(store, layout, "example")
+    mined = run.newest_embeddings()
+    graph = run.graph(mined)
     print(f"epoch 4 was planned from {graph.name}: {len(graph.places)} places, {graph.k} neighbours each")
-    embeddings = geostream.open_embeddings(run, graph.embeddings, layout)
-    seen = geostream.evaluate_embeddings(layout, embeddings)
+    embeddings = run.embeddings("train", mined)
+    seen = geostream.evaluate_embeddings(run.layout, embeddings)
     print(f"R@1 {seen.r1:.1%} on the {embeddings.split} split, whose places were trained on")
 
 

@@ -25,7 +25,7 @@ Planning, from a graph to the batches of an epoch:
 Streaming, from a plan to batches of tensors:
     Loader, Batch, ImageSizes, ReadOptions, plan_dataset, scan_dataset
 Training and evaluation:
-    train, RunResult, evaluate_embeddings, Evaluation
+    train, Run, RunResult, evaluate_embeddings, Evaluation
 Errors:
     GeostreamError, of which every error that is meant for a person is a kind
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # for editors and type checkers; when the program runs, __get
     from geostream.planning.plan import EpochPlan, load_plan, save_plan
     from geostream.runs.log import RunResult
     from geostream.runs.loop import train
+    from geostream.runs.run import Run
     from geostream.settings import TrainSettings, default_settings, parse_settings
     from geostream.store import Store
     from geostream.streaming.dataset import plan_dataset, scan_dataset
@@ -72,6 +73,7 @@ __all__ = [
     "Loader",
     "NeighbourGraph",
     "ReadOptions",
+    "Run",
     "RunResult",
     "Store",
     "TrainSettings",
@@ -106,6 +108,7 @@ _NAMES = {
     "planning.plan": ("EpochPlan", "load_plan", "save_plan"),
     "runs.log": ("RunResult",),
     "runs.loop": ("train",),
+    "runs.run": ("Run",),
     "settings": ("TrainSettings", "default_settings", "parse_settings"),
     "store": ("Store",),
     "streaming.dataset": ("plan_dataset", "scan_dataset"),
