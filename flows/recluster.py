@@ -6,7 +6,6 @@ writes nothing. Trainings go on undisturbed: the old generation stays until ``ge
 
 from __future__ import annotations
 
-from geostream.runs.run import Run
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
@@ -14,6 +13,7 @@ from flows.common import open_layout, open_store, show, store_failed
 from geostream.layout import Layout
 from geostream.reclustering.recluster import describe
 from geostream.runs import stages
+from geostream.runs.run import Run
 from geostream.store import Store
 
 

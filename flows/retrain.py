@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from geostream.runs.run import Run
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -19,6 +18,7 @@ from geostream.report import report
 from geostream.report.evaluation_page import results_by_epoch
 from geostream.runs import loop as trainer
 from geostream.runs.log import Record, RunResult
+from geostream.runs.run import Run
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
 

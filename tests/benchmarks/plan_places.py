@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from geostream.runs.run import Run
 
 from geostream.layout import Coordinates, Layout, open_layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings, read_rows
 from geostream.runs.loop import train
+from geostream.runs.run import Run
 from geostream.settings import default_settings
 from geostream.store import Store
 from sharding import ShardOptions, read_places, shard

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from geostream.runs.run import Run
 
 from geostream.arrays import Int32, Pairs
 from geostream.errors import BadInput, GeostreamError, NotFound, StaleArtefact
@@ -21,6 +20,7 @@ from geostream.mining.embeddings import (
     pick_rows,
     read_rows,
 )
+from geostream.runs.run import Run
 from geostream.store import Store
 from tests.cities import city
 

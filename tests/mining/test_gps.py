@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from geostream.runs.run import GPS_GRAPH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from geostream.errors import BadInput
 from geostream.mining import gps
 from geostream.mining import graph as graphs
 from geostream.mining.gps import EARTH_RADIUS, build_gps_graph, nearest, points_in_metres
+from geostream.runs.run import GPS_GRAPH
 from geostream.store import Store
 from tests.cities import city, csr
 
