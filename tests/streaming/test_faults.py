@@ -402,6 +402,7 @@ def keys_of_shard_requests(proxy: FaultProxy) -> list[str | None]:
     return [request.access_key for request in proxy.requests if ".tar" in request.path]
 
 
+@pytest.mark.slow  # its seconds are too few for a machine that does something else, too
 def test_credentials_are_renewed_before_they_expire(
     epoch: Epoch, proxy: FaultProxy, users: UserAdministration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -286,9 +286,9 @@ def test_the_flows_cities_are_of_the_recipe_s_sizes(
     stored = ShardOptions(**rendered.shard_options(adapter))
     layout = shard(read_places(adapter, raw, **cities), Store.open(str(tmp_path)), "any", "base", stored, 1).layout
     recipe = default_settings(rendered.dataset_name(adapter))
-    assert recipe.model == "test_convnext"
-    assert list(layout.info["images"]["tile_size"]) == [recipe.tile_size] * 2
-    assert list(layout.info["images"]["view_size"]) == [recipe.view_height, recipe.view_width]
+    assert recipe.model.name == "test_convnext"
+    assert list(layout.info["images"]["tile_size"]) == [recipe.model.tile_size] * 2
+    assert list(layout.info["images"]["view_size"]) == [recipe.model.view_height, recipe.model.view_width]
     assert layout.info["images"]["enlarged"] == 0
     assert len(layout.pairs("train").place) > 0
 
