@@ -29,18 +29,11 @@ from infra.s3 import S3Server, local_s3, without_aws
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process of pytest-xdist, and all that use the stack, which is started once.
-
-    Mark those that use a server, which `make test-fast` leaves out.
-    """
+    """Mark the tests that use a server, which `make test-fast` leaves out."""
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & {"s3", "checkout"}:
+        if {"s3", "checkout"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("server")
-        together = "stack" if "checkout" in fixtures else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(together))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import numpy as np
 
 from geostream.arrays import Float64, Int64
 from geostream.evaluation.protocols import BOTH_WAYS, PAIRED, TO_TILE, Search
-from geostream.evaluation.ranks import Ranks
+from geostream.evaluation.ranks import NEVER, Ranks
 
 
 def measures(protocol: str, search: Search, ranks: Ranks) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def average_precision(wrong: Int64, indptr: Int64) -> Float64:
     i = np.arange(len(wrong)) - indptr[owner]
     position = i + wrong
     just_before = np.where(position > 0, i / np.maximum(position, 1), 1.0)
-    area = ((i + 1) / (position + 1) + just_before) / 2
+    area = np.where(wrong < NEVER, ((i + 1) / (position + 1) + just_before) / 2, 0.0)
     summed: Float64 = np.bincount(owner, area, len(count)) / count
     return summed
 

@@ -266,12 +266,7 @@ def _copy(layout: Layout, rows: Int64, target: Int64, buffer: memoryview) -> Non
     members = layout.members.take(rows).to_pylist()
     shard = layout.shard_names[members[0]["shard"]]
     begin = members[0]["offset"] - HEADER
-    try:
-        data = memoryview(layout.store.read_range(shard, begin, members[-1]["offset"] + members[-1]["size"] - begin))
-    except StoreError as error:
-        if type(error) is not StoreError:  # gone, refused, no answer
-            raise
-        data = memoryview(b"")  # the range begins behind the shard's end: the first member tells
+    data = memoryview(layout.store.read_range(shard, begin, members[-1]["offset"] + members[-1]["size"] - begin))
     for member, to in zip(members, target.tolist(), strict=True):
         at = member["offset"] - HEADER - begin
         one = bytes(data[at : at + HEADER + member["size"]])

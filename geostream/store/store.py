@@ -27,7 +27,7 @@ from obstore.fsspec import FsspecStore
 from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore as ZarrStore
 
-from geostream.errors import BadInput, NotFound, StoreError, Unsupported
+from geostream.errors import BadInput, NotFound, Refused, StoreError, Unanswered, Unsupported
 from geostream.store.conditional import put_new
 from geostream.store.errors import explained
 from geostream.store.forks import check_process
@@ -164,9 +164,16 @@ class Store:
             return bytes(obstore.get(self._obstore, path).bytes())
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``; fewer only where the object ends."""
-        with explained(self._at(path)):
-            return bytes(obstore.get_range(self._obstore, path, start=offset, length=size))
+        """``size`` bytes from ``offset``; fewer only where the object ends, none from behind its end."""
+        try:
+            with explained(self._at(path)):
+                return bytes(obstore.get_range(self._obstore, path, start=offset, length=size))
+        except (NotFound, Refused, Unanswered):
+            raise
+        except StoreError:  # behind the end, each kind of server refuses in its own words
+            if offset < self.size(path):
+                raise
+            return b""
 
     async def stream_range(self, path: str, offset: int, size: int) -> AsyncGenerator[tuple[memoryview, int]]:
         """Chunks of ``size`` bytes from ``offset`` as they come, each with the size of the whole object.

@@ -28,6 +28,8 @@ def test_bytes_ranges_and_names(store: Store) -> None:
     store.write("a/two.bin", b"")
     assert store.read("a/b/one.bin") == data
     assert store.read_range("a/b/one.bin", 250, 10) == data[250:260]
+    end = len(data)
+    assert store.read_range("a/b/one.bin", end - 2, 10) == data[-2:] and store.read_range("a/b/one.bin", end, 10) == b""
     assert [(o.path, o.size) for o in store.list("a")] == [("a/b/one.bin", 1024), ("a/two.bin", 0)]
     assert store.folders() == ["a"]
     assert store.folders("a") == ["b"]
