@@ -170,10 +170,17 @@ class Store:
                 return bytes(obstore.get_range(self._obstore, path, start=offset, length=size))
         except (NotFound, Refused, Unanswered):
             raise
-        except StoreError:  # behind the end, each kind of server refuses in its own words
-            if offset < self.size(path):
-                raise
-            return b""
+        except StoreError:  # each kind of server refuses in its own words what lies behind the end
+            if self._ends_before(path, offset):
+                return b""
+            raise
+
+    def _ends_before(self, path: str, offset: int) -> bool:
+        """Say whether an object is known to end at or before ``offset``; an error of this question hides no other."""
+        try:
+            return self.size(path) <= offset
+        except StoreError:
+            return False
 
     async def stream_range(self, path: str, offset: int, size: int) -> AsyncGenerator[tuple[memoryview, int]]:
         """Chunks of ``size`` bytes from ``offset`` as they come, each with the size of the whole object.
