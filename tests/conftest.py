@@ -29,11 +29,18 @@ from infra.s3 import S3Server, local_s3, without_aws
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a server, which `make test-fast` leaves out."""
+    """Mark the tests that use a server, and say which tests one process runs, longest first.
+
+    A file's tests share their fixtures. All that use the stack share it: to start one takes most of a minute.
+    """
     for item in items:
-        if {"s3", "checkout"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker("server")
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if {"s3", "checkout"} & fixtures:
+            item.add_marker("server")  # left out by `make test-fast`
+        item.add_marker(pytest.mark.xdist_group("stack" if "checkout" in fixtures else item.path.name))
+    items.sort(key=lambda item: 0 if "checkout" in getattr(item, "fixturenames", ()) else 1)
 
 
 @pytest.fixture(scope="session")
