@@ -14,8 +14,8 @@ import geostream
 SETTINGS = [
     "epochs=4",
     "batch_size=16",
-    "first_mining=2",
-    "mine_every=2",
+    "first_mining=1",
+    "mine_every=1",
     "evaluate_every=2",
     "neighbours=16",
     "learning_rate=1e-3",
@@ -23,7 +23,7 @@ SETTINGS = [
 
 
 def main(store_url: str) -> None:
-    """Train four epochs: two planned by geographic neighbours, two by mined ones."""
+    """Train four epochs: two planned by geographic neighbours, two by neighbours mined two epochs before."""
     store = geostream.Store.open(store_url)
     layout = geostream.open_layout(store)
     settings = geostream.parse_settings(SETTINGS, geostream.default_settings(layout.dataset))

@@ -106,6 +106,13 @@ class PlanSettings(BaseModel):
     neighbours: int = Field(128, ge=1, description="K, neighbours of each place in the graphs")
     first_mining: int = Field(4, ge=1, description="epochs planned by geographic neighbours, before the first mining")
     mine_every: int = Field(4, ge=1, description="epochs between two minings")
+    mining_lag: int = Field(
+        1,
+        ge=0,
+        le=1,
+        description="epochs that train while a background process mines and plans for the one after; 0: the trainer "
+        "prepares each epoch itself, between two epochs",
+    )
     lanes: int = Field(
         1, ge=1, description="independent streams of batches; raised to a multiple of ranks times workers"
     )

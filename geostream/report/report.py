@@ -60,6 +60,7 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
         "reclusterings": list(result.reclusterings),
         "stream": dict(result.stream),
         "seconds": dict(result.seconds),
+        "seconds_beside": dict(result.beside),
     }
 
 

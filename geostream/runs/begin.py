@@ -39,6 +39,8 @@ def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:
     except AlreadyExists:
         begun = run.settings
         wanted = settings.changed(**_as_begun(settings, begun))
+        if run.predates_lag:
+            wanted = wanted.changed(mining_lag=0)
         was, now = begun.flat(), wanted.flat()
         if changed := [name for name in now if now[name] != was[name] and name not in MAY_CHANGE]:
             names = ", ".join(f"{name} {was[name]} → {now[name]}" for name in changed)

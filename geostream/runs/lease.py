@@ -43,7 +43,41 @@ class RunHeld(GeostreamError):
     """Another process holds the run."""
 
 
-class Lease:
+class Holding:
+    """The right to write into a run, which the lease of a number gives; also to helpers of the process that holds it.
+
+    Args:
+        run: The run's folder.
+        number: Number of the lease.
+    """
+
+    def __init__(self, run: Store, number: int) -> None:
+        self.run, self.number = run, number
+        self._folder = run.child(FOLDER)
+        self._lost = ""
+
+    def check(self) -> None:
+        """Check that the run is still held; to be called before anything is written into it.
+
+        Raises:
+            RunHeld: Another process has taken the run over.
+            StoreError: The lease cannot be read.
+        """
+        numbers = _numbers(self._folder)
+        if not self._lost and numbers[-1:] != [self.number]:
+            self._lost = _who(self._read(numbers[-1])) if numbers else "another process"
+        if self._lost:
+            raise RunHeld(f"{self.run.url}: taken over by {self._lost}; this process stops")
+
+    def _read(self, number: int) -> dict[str, Any] | None:
+        try:
+            said = self._folder.read_json(_name(number))
+        except NotFound:
+            return None
+        return said if isinstance(said, dict) else {}
+
+
+class Lease(Holding):
     """Hold a run while the context is open.
 
     Args:
@@ -55,11 +89,8 @@ class Lease:
     """
 
     def __init__(self, run: Store) -> None:
-        self.run = run
-        self._folder = run.child(FOLDER)
+        super().__init__(run, 0)
         self._me = _identity()
-        self._number = 0
-        self._lost = ""
         self._done = threading.Event()
         self._beats = threading.Thread(target=self._keep, name="geostream-lease", daemon=True)
 
@@ -72,21 +103,8 @@ class Lease:
         self._done.set()
         self._beats.join(BEAT)
         with suppress(StoreError):  # if the lease stays, the next trainer finds that its process has ended
-            if self._number in _numbers(self._folder):
-                self._folder.delete_all([_name(self._number)])
-
-    def check(self) -> None:
-        """Check that this process still holds the run; to be called before anything is written into it.
-
-        Raises:
-            RunHeld: Another process has taken the run over.
-            StoreError: The lease cannot be read.
-        """
-        numbers = _numbers(self._folder)
-        if not self._lost and numbers[-1:] != [self._number]:
-            self._lost = _who(self._read(numbers[-1])) if numbers else "another process"
-        if self._lost:
-            raise RunHeld(f"{self.run.url}: taken over by {self._lost}; this process stops")
+            if self.number in _numbers(self._folder):
+                self._folder.delete_all([_name(self.number)])
 
     def _acquire(self) -> None:
         while True:
@@ -102,7 +120,7 @@ class Lease:
                 self._folder.delete(_name(number))
                 continue
             self._folder.delete_all(map(_name, numbers))
-            self._number = number
+            self.number = number
             return
 
     def _wait_for_end_of(self, number: int) -> None:
@@ -129,18 +147,11 @@ class Lease:
         while not self._done.wait(BEAT):
             # A failed write is tried again at the next beat; check() looks at the numbers before anything is written.
             with suppress(StoreError):
-                if _numbers(self._folder)[-1:] == [self._number]:
-                    self._folder.write_json(_name(self._number), self._said())
+                if _numbers(self._folder)[-1:] == [self.number]:
+                    self._folder.write_json(_name(self.number), self._said())
 
     def _said(self) -> dict[str, Any]:
         return self._me | {"beat": datetime.now(UTC).isoformat()}
-
-    def _read(self, number: int) -> dict[str, Any] | None:
-        try:
-            said = self._folder.read_json(_name(number))
-        except NotFound:
-            return None
-        return said if isinstance(said, dict) else {}
 
 
 def _name(number: int) -> str:

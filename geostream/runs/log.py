@@ -8,6 +8,7 @@ its record. While an epoch is trained, its ``progress`` record is updated with e
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,22 @@ from geostream.errors import NotFound, StoreError
 from geostream.store import Store
 from geostream.streaming.stats import StreamStats
 
-STAGES = ("plan", "train", "embed", "mine", "recluster", "evaluate")
+STAGES = ("wait", "plan", "train", "embed", "mine", "recluster", "evaluate")
 
 Record = dict[str, Any]  # "stage", "epoch", "seconds", and what the stage measured
+
+
+def new_record(stage: str, epoch: int, seconds: float, **measured: Any) -> Record:
+    """Return the record of a stage that ends now.
+
+    Args:
+        stage: Name of the stage.
+        epoch: The epoch that it belongs to.
+        seconds: How long the stage took.
+        **measured: What else the record tells; values that JSON can hold.
+    """
+    times = {"seconds": round(seconds, 3), "started": round(time.time() - seconds, 3)}
+    return {"stage": stage, "epoch": epoch} | times | measured
 
 
 class RunLog:
@@ -57,7 +71,18 @@ class RunLog:
         Returns:
             The new record.
         """
-        record = {"stage": stage, "epoch": epoch, "seconds": round(seconds, 3)} | measured
+        return self.add(new_record(stage, epoch, seconds, **measured))
+
+    def add(self, record: Record) -> Record:
+        """Add a record as it is, in place of an earlier one of the same stage and epoch.
+
+        Args:
+            record: It has ``stage``, ``epoch``, ``seconds`` and ``started`` (seconds since 1970).
+
+        Returns:
+            The record.
+        """
+        stage, epoch = record["stage"], record["epoch"]
         self.records = [r for r in self.records if (r["stage"], r["epoch"]) != (stage, epoch)] + [record]
         self._folder.write(self._file, "".join(json.dumps(r) + "\n" for r in self.records).encode())
         return record
@@ -65,6 +90,11 @@ class RunLog:
     def of(self, stage: str) -> list[Record]:
         """Return the records of a stage, sorted by epoch."""
         return sorted((r for r in self.records if r["stage"] == stage), key=lambda r: int(r["epoch"]))
+
+    def seconds(self, *, beside: bool) -> dict[str, float]:
+        """Return the seconds of each stage: of those beside the training, or of the others."""
+        of = {stage: [r["seconds"] for r in self.of(stage) if r.get("beside", False) == beside] for stage in STAGES}
+        return {stage: round(sum(seconds), 3) for stage, seconds in of.items()}
 
     def has(self, stage: str, epoch: int) -> bool:
         """Return whether the stage has a record for the epoch, which means that it is done."""
@@ -84,7 +114,8 @@ class RunResult:
         reclusterings: For each reclustering: epoch, layout, generation, score_before, score_after.
         training: For each epoch: epoch, loss, pairs, pairs_per_second, wait_share, stream.
         stream: ``StreamStats`` of all training, as a dict.
-        seconds: Seconds spent in each stage.
+        seconds: Seconds of each stage that the trainer spent, or waited.
+        beside: Seconds of each stage that passed in the background, while the trainer trained.
     """
 
     url: str
@@ -96,6 +127,7 @@ class RunResult:
     training: list[dict[str, Any]]
     stream: dict[str, Any]
     seconds: dict[str, float]
+    beside: dict[str, float]
 
     @classmethod
     def of(cls, url: str, log: RunLog, already_finished: bool) -> RunResult:
@@ -125,5 +157,6 @@ class RunResult:
             reclusterings=[row | {"score_after": score.get(row["epoch"])} for row in rows("recluster")],
             training=training,
             stream=stream.as_dict(),
-            seconds={stage: round(sum(r["seconds"] for r in log.of(stage)), 3) for stage in STAGES},
+            seconds=log.seconds(beside=False),
+            beside=log.seconds(beside=True),
         )

@@ -25,14 +25,16 @@ from typing import Any
 
 import torch
 
-from geostream.errors import Interrupted, NotFound, StaleArtefact
+from geostream.errors import Interrupted
 from geostream.evaluation.evaluate import evaluate_embeddings
 from geostream.layout import Layout, open_layout
 from geostream.mining.embeddings import Embeddings
 from geostream.planning.plan import EpochPlan
 from geostream.runs import stages
+from geostream.runs.background import Background
 from geostream.runs.begin import begin
-from geostream.runs.log import Record, RunLog, RunResult
+from geostream.runs.log import Record, RunLog, RunResult, new_record
+from geostream.runs.preparation import checkpoints_to_embed, prepare, prepared
 from geostream.runs.run import LOG, Run
 from geostream.runs.signals import Stop
 from geostream.runs.tensorboard import write_events
@@ -122,6 +124,8 @@ class Trainer:
         self.settings, self.group = run.settings, train_step.group
         self.checkpoint, self.epoch, self.step = "", 0, 0
         self.begun: Position | None = None
+        beside = self.group.is_main and self.settings.plan.mining_lag > 0
+        self.background = Background(run) if beside else None
         self._restore()
 
     def _restore(self) -> None:
@@ -158,9 +162,10 @@ class Trainer:
         elif self.epoch:
             self._say("goes on from epoch %d", self.epoch)
             self.follow_up()
-        while self.epoch < self.settings.optim.epochs:
-            self.train_epoch(self.epoch + 1)
-            self.follow_up()
+        with self.background or nullcontext():
+            while self.epoch < self.settings.optim.epochs:
+                self.train_epoch(self.epoch + 1)
+                self.follow_up()
         already_finished = bool(self.group.broadcast_object(run.log.records == before))
         if already_finished:
             self._say("finished before; nothing was left to do")
@@ -210,9 +215,9 @@ class Trainer:
             self._save(self._position(number, plan=plan.hash, cursor=plan.n_batches, finished=True))
 
     def plan(self, number: int) -> EpochPlan:
-        """Return an epoch's plan, and make all ranks read the layout that it is for.
+        """Return an epoch's plan once it is prepared, and make all ranks read the layout that it is for.
 
-        The main rank loads or makes the plan; the others load it from the store.
+        The main rank waits for the preparation and begins that of the epoch after it; the others load the plan.
 
         Args:
             number: Number of the epoch, from 1.
@@ -220,12 +225,10 @@ class Trainer:
         run, plan = self.run, None
         if self.group.is_main:
             run.check_held()
-            started = time.perf_counter()
-            plan = self._stored_plan(number, None) or stages.plan_epoch(run, number)
-            if not run.log.has("plan", number):
-                plan = self._recorded(plan, time.perf_counter() - started)
-            elif plan.layout_id != run.layout.id:  # after a damaged checkpoint, an epoch of an earlier generation
-                run.go_back_to(plan.layout_id)
+            self._finish_preparation(number)
+            plan = run.plan(number, None)
+            run.move_to(plan.layout_id)
+            self._prepare_beside(number + 1)
         name = self.group.broadcast_object(run.layout.name)
         if plan is None:
             if name != run.layout.name:
@@ -233,39 +236,27 @@ class Trainer:
             plan = run.plan(number, run.layout)
         return plan
 
-    def _recorded(self, plan: EpochPlan, seconds: float) -> EpochPlan:
-        """Record the plan in the log and return it; if it is too easy, recluster and plan again first."""
-        run = self.run
-        # A plan of another generation, and not in the log: a reclustering was cut off after it was pinned.
-        due = stages.recluster_due(plan, self.settings) and not run.log.has("recluster", plan.epoch)
-        if due or plan.layout_id != run.layout.id:
-            self._recluster(plan)
-            plan = self._stored_plan(plan.epoch, run.layout) or stages.plan_epoch(run, plan.epoch)
-        started = time.perf_counter() - seconds
-        self._record("plan", started, plan.epoch, source=plan.source, hash=plan.hash, **plan.quality)
-        return plan
+    def _finish_preparation(self, number: int) -> None:
+        """Wait until an epoch is prepared, and copy the records of its preparation into the log."""
+        run, started = self.run, time.perf_counter()
+        if run.log.has("plan", number):
+            return
+        if self.background is not None and self.background.asked == number:
+            self.background.wait()
+            self._record("wait", started, number)
+        elif prepared(run, number) is None:
+            prepare(run, number)
+        for record in prepared(run, number) or []:
+            self._log(record)
 
-    def _stored_plan(self, number: int, layout: Layout | None) -> EpochPlan | None:
-        """Return the run's stored plan for ``layout`` (None: any generation), or None if there is no such plan."""
-        try:
-            return self.run.plan(number, layout)
-        except (NotFound, StaleArtefact):
-            return None
-
-    def _recluster(self, easy: EpochPlan) -> None:
-        """Rewrite the shards in the order of the newest embeddings, and make the run read the new generation."""
-        run, started, score = self.run, time.perf_counter(), easy.quality.get("reachable_score")
-        run.check_held()
-        if easy.layout_id == run.layout.id:
-            logger.info("%s: hardness score %.2f, reclustering %s", run.url, score, run.layout.name)
-            run.pin_layout(stages.recluster(run, easy.epoch - 1))
-        # The score afterwards is in the new plan's record. Until that plan is stored, the easy plan on the store shows
-        # that the reclustering may not be recorded yet.
-        facts = {"layout": run.layout.name, "generation": run.layout.generation, "score_before": score}
-        self._record("recluster", started, easy.epoch, **facts)
+    def _prepare_beside(self, number: int) -> None:
+        """Begin to prepare an epoch in the background, unless that is done or there is no such epoch."""
+        due = number <= self.settings.optim.epochs and prepared(self.run, number) is None
+        if self.background is not None and due:
+            self.background.start(number)
 
     def follow_up(self) -> None:
-        """Evaluate, embed and mine after the last trained epoch, where that is due and not done yet."""
+        """Evaluate and embed after the last trained epoch, where that is due and not done yet."""
         run, epoch = self.run, self.epoch
         run.check_held()
         if self._to_do("evaluate", self._evaluation_due()):
@@ -276,15 +267,15 @@ class Trainer:
                 self._record("evaluate", started, **asdict(found))
                 run.write_best()
                 self._prune_checkpoints(self.checkpoint)
-        due = stages.mining_due(epoch, self.settings)
-        if self._to_do("embed", due):
+        if self._to_do("embed", stages.mining_due(epoch, self.settings) and not self._embeds_beside):
             started = time.perf_counter()
             embeddings = self._embed("train")
             self._record("embed", started, queries=len(embeddings.pairs), references=len(embeddings.reference_place))
-        if self.group.is_main and due and not run.log.has("mine", epoch):
-            started = time.perf_counter()
-            graph = stages.mine(run, epoch)
-            self._record("mine", started, places=len(graph.places), k=graph.k, search=graph.search)
+
+    @property
+    def _embeds_beside(self) -> bool:
+        """Whether the background embeds the training set: where the trainer is on a CPU, and leaves cores to it."""
+        return self.settings.plan.mining_lag > 0 and self.group.device.type == "cpu"
 
     def _to_do(self, stage: str, due: bool) -> bool:
         """Return whether a stage that is ``due`` is still to be done, by the main rank's log."""
@@ -311,7 +302,8 @@ class Trainer:
 
     def _prune_checkpoints(self, newest: str) -> None:
         best = self.run.best()
-        prune_checkpoints(self.run.folder, newest, best["checkpoint"] if best else None, self.settings.keep_checkpoints)
+        needed = checkpoints_to_embed(self.run) | ({best["checkpoint"]} if best else set())
+        prune_checkpoints(self.run.folder, newest, needed, self.settings.keep_checkpoints)
 
     def _position(self, epoch: int, **where: Any) -> Position:
         return Position(self.run.layout.id, self.run.layout.places_id, epoch, step=self.step, **where)
@@ -320,11 +312,15 @@ class Trainer:
         """Log the result of a stage that began at ``started`` (a ``time.perf_counter`` value), on the main rank."""
         if self.group.is_main:
             seconds = time.perf_counter() - started
-            self.run.check_held()
-            record = self.run.log.append(stage, self.epoch if epoch is None else epoch, seconds, **measured)
-            write_events(self.run.folder, self.run.log.records)
-            if self.on_record is not None:
-                self.on_record(record)
+            self._log(new_record(stage, self.epoch if epoch is None else epoch, seconds, **measured))
+
+    def _log(self, record: Record) -> None:
+        """Add a record to the run's log."""
+        self.run.check_held()
+        self.run.log.add(record)
+        write_events(self.run.folder, self.run.log.records)
+        if self.on_record is not None:
+            self.on_record(record)
 
     def _say(self, text: str, *values: object) -> None:
         if self.group.is_main:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from geostream.layout import Layout, layout_infos, open_layout
 from geostream.mining.embeddings import Embeddings, open_embeddings
 from geostream.mining.graph import NeighbourGraph, open_graph
 from geostream.planning.plan import EpochPlan, load_plan
-from geostream.runs.lease import Lease
+from geostream.runs.lease import Holding, Lease
 from geostream.runs.log import Record, RunLog
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store, check_name
@@ -71,6 +72,7 @@ class Run:
     Attributes:
         folder: The run's folder on the store.
         layout: The generation of the layout that the run reads.
+        predates_lag: Whether the run was begun before there was the setting ``mining_lag``; it goes on without a lag.
 
     Raises:
         BadInput: ``name`` is not a valid name for a run.
@@ -79,7 +81,8 @@ class Run:
     def __init__(self, store: Store, layout: Layout, name: str, cluster: str | None = None) -> None:
         self.store, self.layout, self.name, self.cluster = store, layout, name, cluster
         self.folder = run_folder(store, layout.dataset, name)
-        self._lease: Lease | None = None
+        self.predates_lag = False
+        self._holding: Holding | None = None
 
     @classmethod
     def open(cls, store: Store, layout: Layout, name: str, cluster: str | None = None) -> Run:
@@ -132,8 +135,14 @@ class Run:
         self.folder.write_json(LAYOUT, {"layout": layout.name, "id": layout.id})
         self.layout = layout
 
-    def go_back_to(self, layout_id: str) -> None:
-        """Make this object read an earlier generation again, without recording it.
+    def on(self, layout: Layout) -> Run:
+        """Return this run as it is on another generation of its layout; nothing is recorded."""
+        other = copy(self)
+        other.layout = layout
+        return other
+
+    def move_to(self, layout_id: str) -> None:
+        """Make the run read another generation from now on, and record this in its folder.
 
         Args:
             layout_id: Id of the layout.
@@ -141,9 +150,11 @@ class Run:
         Raises:
             LayoutNotCommitted: That generation is gone.
         """
+        if layout_id == self.layout.id:
+            return
         for name, info in layout_infos(self.store, self.layout.dataset).items():
             if info["id"] == layout_id:
-                self.layout = open_layout(self.store, self.layout.dataset, name)
+                self.pin_layout(open_layout(self.store, self.layout.dataset, name))
                 return
         raise LayoutNotCommitted(
             f"{self.store.url}/{self.layout.dataset}: generation {layout_id[:12]}, which a plan is of, is gone; "
@@ -160,9 +171,11 @@ class Run:
             BadInput: There is no such run.
         """
         try:
-            return make_settings(self.folder.read_json(SETTINGS))
+            settings = make_settings(self.folder.read_json(SETTINGS))
         except NotFound as error:
             raise BadInput(f"{self.url}: no such run; begin it with: geostream train") from error
+        self.predates_lag = "mining_lag" not in settings.plan.model_fields_set
+        return settings.changed(mining_lag=0) if self.predates_lag else settings
 
     @property
     def exists(self) -> bool:
@@ -185,6 +198,10 @@ class Run:
     def log(self) -> RunLog:
         """Log of what the run has done so far."""
         return RunLog(self.folder, LOG)
+
+    def preparation_log(self, epoch: int) -> RunLog:
+        """Read what was done so far to prepare an epoch (:mod:`geostream.runs.preparation`)."""
+        return RunLog(self.folder, f"prepared/epoch-{epoch:04d}.jsonl")
 
     def best(self) -> dict[str, Any] | None:
         """Find the evaluation with the highest R@1; of equals, the newest.
@@ -314,11 +331,24 @@ class Run:
         Raises:
             RunHeld: Another process holds it.
         """
-        with Lease(self.folder) as self._lease:
+        with Lease(self.folder) as self._holding:
             try:
                 yield
             finally:
-                self._lease = None
+                self._holding = None
+
+    def hold_by(self, lease: int) -> None:
+        """Write into the run for the process that holds it, as long as it does.
+
+        Args:
+            lease: Number of the lease that process has.
+        """
+        self._holding = Holding(self.folder, lease)
+
+    @property
+    def lease(self) -> int:
+        """Number of the lease by which the run is held; 0 outside :meth:`hold`."""
+        return 0 if self._holding is None else self._holding.number
 
     def check_held(self) -> None:
         """Check that the run is still this process's; to be called before anything is written into it.
@@ -328,5 +358,5 @@ class Run:
         Raises:
             RunHeld: Another process has taken the run over.
         """
-        if self._lease is not None:
-            self._lease.check()
+        if self._holding is not None:
+            self._holding.check()

@@ -198,18 +198,20 @@ def recluster(run: Run, epoch: int | None = None) -> Layout:
 def mining_due(epoch: int, settings: TrainSettings) -> bool:
     """Return whether the training set is mined after ``epoch``, for the plans of later epochs."""
     after_first = epoch - settings.plan.first_mining
-    in_time = settings.plan.strategy != "random" and epoch < settings.optim.epochs
+    in_time = settings.plan.strategy != "random" and first_planned_from(epoch, settings) <= settings.optim.epochs
     return in_time and after_first >= 0 and after_first % settings.plan.mine_every == 0
+
+
+def first_planned_from(mining: int, settings: TrainSettings) -> int:
+    """Return the first epoch that is planned from the mining after epoch ``mining``."""
+    return mining + 1 + settings.plan.mining_lag
 
 
 def mining_for(epoch: int, settings: TrainSettings) -> int:
     """Return the epoch after which the graph for planning ``epoch`` is mined; 0 stands for the geographic graph."""
-    since_first = epoch - 1 - settings.plan.first_mining
-    return (
-        0
-        if since_first < 0
-        else settings.plan.first_mining + since_first // settings.plan.mine_every * settings.plan.mine_every
-    )
+    since_first = epoch - first_planned_from(settings.plan.first_mining, settings)
+    every = settings.plan.mine_every
+    return 0 if since_first < 0 else settings.plan.first_mining + since_first // every * every
 
 
 def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
@@ -220,7 +222,7 @@ def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
     network learns less from them (docs/notes/training.md).
     """
     score = plan.quality.get("reachable_score")
-    new = plan.source == "visual" and mining_for(plan.epoch, settings) == plan.epoch - 1
+    new = plan.source == "visual" and mining_for(plan.epoch, settings) != mining_for(plan.epoch - 1, settings)
     wanted = min(settings.plan.recluster_below, settings.plan.hardness)
     return new and wanted > 0 and not hard_enough(score, wanted)
 

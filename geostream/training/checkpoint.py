@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,8 +91,8 @@ def drop_checkpoint(run: Store, name: str) -> None:
     folder.delete_all([MODEL, OPTIMIZER])
 
 
-def prune_checkpoints(run: Store, newest: str, best: str | None, keep: int) -> None:
-    """Remove all checkpoints but the ``keep`` newest, the newest of a whole epoch, and ``best``.
+def prune_checkpoints(run: Store, newest: str, needed: Set[str], keep: int) -> None:
+    """Remove all checkpoints but the ``keep`` newest, the newest of a whole epoch, and those ``needed``.
 
     Within an epoch only ``newest`` counts. What a kill left half written, and what came after ``newest`` before a run
     went back to it, goes too. Only checkpoints that the run has written down as its own are looked at.
@@ -103,7 +104,7 @@ def prune_checkpoints(run: Store, newest: str, best: str | None, keep: int) -> N
             if name < newest and read_position(run, name).finished:
                 whole.append(name)
     last = read_position(run, newest)
-    kept = {newest, best, *[*whole, newest][-keep:], *([] if last.finished else whole[-1:])}
+    kept = {newest, *needed, *[*whole, newest][-keep:], *([] if last.finished else whole[-1:])}
     for name in names:
         if name not in kept:
             drop_checkpoint(run, name)

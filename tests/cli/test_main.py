@@ -15,7 +15,7 @@ from tests.command import geostream, refused, said
 from tests.helpers import tiny_layout
 
 SETTINGS = ["model=test_convnext", "tile_size=32", "view_height=32", "view_width=64", "batch_size=4", "neighbours=6"]
-SETTINGS += ["epochs=2", "first_mining=1", "mine_every=1", "evaluate_every=1", "threads=1"]
+SETTINGS += ["epochs=2", "first_mining=1", "mine_every=1", "mining_lag=0", "evaluate_every=1", "threads=1"]
 SET = [word for setting in SETTINGS for word in ("--set", setting)]
 
 

@@ -22,6 +22,7 @@ TINY = TrainSettings().changed(
     neighbours=4,
     first_mining=1,
     mine_every=2,
+    mining_lag=0,  # to start a process takes longer than these runs
     evaluate_every=2,
     resident_shards=2,
     threads=1,

@@ -165,7 +165,7 @@ def test_what_is_kept(tmp_path: Path, newest: int, best: int | None, keep: int, 
     theirs = {"step-00000010-copy/state.json", "step-00000007/model.safetensors", "step-00000025/notes.txt"}
     for path in theirs:
         run.write(f"{FOLDER}/{path}", b"{}")
-    prune_checkpoints(run, f"step-{newest:08d}", None if best is None else f"step-{best:08d}", keep)
+    prune_checkpoints(run, f"step-{newest:08d}", set() if best is None else {f"step-{best:08d}"}, keep)
     left = {info.path.removeprefix(f"{FOLDER}/") for info in run.list(FOLDER)} - {"written.json"}
     assert left == theirs | {f"step-{step:08d}/state.json" for step in kept}
     assert run.read_json(WRITTEN) == [f"step-{step:08d}" for step in kept]
@@ -177,5 +177,5 @@ def test_an_older_run_has_not_written_its_checkpoints_down(tmp_path: Path) -> No
     for step in (10, 20, 30):
         put(run, step, True)
     run.write(f"{FOLDER}/mine/state.json", b"{}")
-    prune_checkpoints(run, "step-00000030", None, 1)
+    prune_checkpoints(run, "step-00000030", set(), 1)
     assert run.folders(FOLDER) == ["mine", "step-00000030"]

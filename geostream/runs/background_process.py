@@ -1,0 +1,76 @@
+"""Run the process of :mod:`geostream.runs.background`: prepare epochs as a trainer asks for them on standard input."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from queue import SimpleQueue
+from typing import IO, Any
+
+from geostream import errors
+from geostream.errors import GeostreamError
+from geostream.layout import open_layout
+from geostream.runs.preparation import prepare
+from geostream.runs.run import Run
+from geostream.settings import make_settings
+from geostream.store import Store
+
+NICE = 10
+BEAT = 10.0  # seconds
+
+
+def main() -> None:
+    """Prepare one epoch after the other, until the input ends."""
+    if hasattr(os, "nice"):
+        os.nice(NICE)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    lines: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    threading.Thread(target=_beat, args=(answers,), daemon=True).start()
+    work = json.loads(lines.get())
+    while True:
+        epoch = json.loads(lines.get())["epoch"]
+        _say(answers, _prepared(work, epoch))
+
+
+def _beat(answers: IO[str]) -> None:
+    """Tell the trainer again and again that this process lives."""
+    while True:
+        time.sleep(BEAT)
+        _say(answers, {})
+
+
+def _say(answers: IO[str], what: dict[str, Any]) -> None:
+    answers.write(json.dumps(what) + "\n")
+    answers.flush()
+
+
+def _read(lines: SimpleQueue[str]) -> None:
+    """Read what the trainer asks; when it has ended, end this process in the middle of its work."""
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)
+
+
+def _prepared(work: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """Prepare an epoch; return the answer to the trainer."""
+    try:
+        store = Store.open(work["store"])
+        run = Run.open(store, open_layout(store, work["dataset"], work["layout"]), work["run"], work["cluster"])
+        run.settings = make_settings(work["settings"])
+        run.hold_by(work["lease"])
+        prepare(run, epoch, beside=True)
+    except GeostreamError as error:
+        known = next(one.__name__ for one in type(error).__mro__ if getattr(errors, one.__name__, None) is one)
+        return {"epoch": epoch, "error": str(error), "kind": known}
+    return {"epoch": epoch}
+
+
+if __name__ == "__main__":
+    main()
