@@ -292,10 +292,10 @@ class Store:
     # documents and tables
 
     def read_json(self, path: str) -> Any:
-        """Read a JSON document.
+        """Read the JSON document at ``path``.
 
         Raises:
-            NotFound: There is no such object.
+            NotFound: There is no object at this path.
             StoreError: It cannot be read, or is no JSON.
         """
         try:
@@ -304,7 +304,7 @@ class Store:
             raise StoreError(f"{self._at(path)}: not valid JSON ({error}); the object is damaged") from error
 
     def write_json(self, path: str, value: Any, *, if_absent: bool = False) -> None:
-        """Write a value as a JSON document; arguments and errors are those of :meth:`write`."""
+        """Write ``value`` as a JSON document; the other arguments and the errors are those of :meth:`write`."""
         self.write(path, (json.dumps(value, indent=1) + "\n").encode(), if_absent=if_absent)
 
     def read_table(self, path: str, columns: Names | None = None) -> pa.Table:
@@ -330,7 +330,7 @@ class Store:
                 raise StoreError(f"{self._at(path)}: not a whole Parquet file ({error}); write it again") from error
 
     def write_table(self, path: str, table: pa.Table) -> None:
-        """Write a table as a Parquet file; errors are those of :meth:`write`."""
+        """Write a table as a Parquet file at ``path``; errors are those of :meth:`write`."""
         self.write(path, table_bytes(table))
 
     def filesystem(self) -> tuple[Any, str]:
@@ -361,7 +361,7 @@ class Store:
         return self.is_local and not Path(self.url).exists()
 
     def exists(self, path: str) -> bool:
-        """Return whether there is such an object.
+        """Return whether there is an object at ``path``.
 
         Raises:
             StoreError: The store cannot be asked.
@@ -373,10 +373,10 @@ class Store:
         return True
 
     def size(self, path: str) -> int:
-        """Return the size of an object in bytes.
+        """Return the size of the object at ``path``, in bytes.
 
         Raises:
-            NotFound: There is no such object.
+            NotFound: There is no object at this path.
             StoreError: The store cannot be asked.
         """
         with explained(self._at(path)):
@@ -425,7 +425,7 @@ class Store:
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listing["common_prefixes"])
 
     def delete(self, path: str) -> None:
-        """Remove an object; do nothing where there is none.
+        """Remove the object at ``path``; do nothing where there is none.
 
         Raises:
             StoreError: It cannot be removed; Unsupported on a web server.
