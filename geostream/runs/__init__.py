@@ -1,0 +1,1 @@
+"""Start, resume, log and stop training runs, and do the stages between their epochs."""

@@ -1,8 +1,8 @@
 """Start or resume a run: fill in settings that depend on the number of ranks, store them, check which may change.
 
-Batches belong to steps and lanes from a run's beginning to its end: ``step_batches`` is the number of ranks it begins
-with, ``lanes`` enough for these ranks and their loader workers. So every plan suits them, and a run that goes on with
-other ranks trains the same steps. The price: only a number of ranks that divides ``step_batches`` fits.
+``step_batches`` and ``lanes`` keep their values for the whole run. ``step_batches`` defaults to the number of ranks at
+the start, and ``lanes`` is raised until these ranks and their loader workers can share it. So a run that is resumed
+with another number of ranks trains the same steps. The price: that number must divide ``step_batches``.
 """
 
 from __future__ import annotations
@@ -13,16 +13,24 @@ from geostream.errors import AlreadyExists, BadInput
 from geostream.runs.run import Run
 from geostream.settings import TrainSettings
 
-# Settings that do not change what is trained.
+# Settings that may change on resume, because they do not change what is trained.
 READING = {"look_ahead", "prefetch", "buffer_mib", "gap_kib", "replaced_limit"}
 MAY_CHANGE = READING | {"workers", "threads", "decode_threads", "checkpoint_every", "keep_checkpoints"}
 
 
 def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:
-    """Return the settings to train with on so many ranks: stored with a new run, compared with those of an old one.
+    """Store the settings of a new run, or compare them with those that an existing run was begun with.
+
+    Args:
+        run: The run to start or resume.
+        settings: The settings asked for.
+        ranks: Number of processes that train together.
+
+    Returns:
+        The settings to train with, ``step_batches`` and ``lanes`` filled in.
 
     Raises:
-        BadInput: The run was begun with other settings, or its steps cannot be shared by the ranks.
+        BadInput: The run was begun with other settings, or the ranks cannot share its steps or lanes evenly.
     """
     wanted = resolve(settings, ranks)
     check_ranks(wanted, ranks)
@@ -40,14 +48,22 @@ def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:
 
 
 def resolve(settings: TrainSettings, ranks: int) -> TrainSettings:
-    """The settings with ``step_batches`` and ``lanes`` as a run begins with them on so many ranks."""
+    """Fill in ``step_batches`` and ``lanes`` for a run that begins on ``ranks`` processes.
+
+    Args:
+        settings: The settings asked for; ``step_batches`` 0 means one batch a rank.
+        ranks: Number of processes that train together.
+
+    Returns:
+        A copy of the settings, in which ``lanes`` is a multiple of ``step_batches`` and of all loader workers.
+    """
     step_batches = settings.optim.step_batches or ranks
     lanes = lcm(settings.plan.lanes, step_batches, ranks * max(settings.read.workers, 1))
     return settings.changed(step_batches=step_batches, lanes=lanes)
 
 
 def _as_begun(settings: TrainSettings, begun: TrainSettings) -> dict[str, int]:
-    """The numbers that were made whole when the run began, where they still are what ``settings`` ask for."""
+    """Return ``step_batches`` and ``lanes`` of the run as it was begun, where ``settings`` still allow them."""
     same = {}
     if settings.optim.step_batches in (0, begun.optim.step_batches):
         same["step_batches"] = begun.optim.step_batches
@@ -57,7 +73,15 @@ def _as_begun(settings: TrainSettings, begun: TrainSettings) -> dict[str, int]:
 
 
 def check_ranks(settings: TrainSettings, ranks: int) -> None:
-    """Raise BadInput where so many ranks cannot share the steps, or they and their workers the lanes."""
+    """Check that the ranks can share each step's batches, and that their loader workers can share the lanes.
+
+    Args:
+        settings: Settings with ``step_batches`` and ``lanes`` filled in (:func:`resolve`).
+        ranks: Number of processes that train together.
+
+    Raises:
+        BadInput: One of the two cannot be shared evenly; the error names numbers that fit.
+    """
     steps, lanes = settings.optim.step_batches, settings.plan.lanes
     if steps % ranks:
         fit = _said([n for n in range(1, steps + 1) if steps % n == 0])
@@ -71,6 +95,6 @@ def check_ranks(settings: TrainSettings, ranks: int) -> None:
 
 
 def _said(numbers: list[int]) -> str:
-    """``1, 2 or 4``."""
+    """Join numbers for an error text: ``1, 2 or 4``."""
     *most, last = map(str, numbers)
     return f"{', '.join(most)} or {last}" if most else last

@@ -1,11 +1,12 @@
-"""Which generations of a layout are there, who needs them, and which may go.
+"""List the generations of a dataset's layouts, find out which runs need them, and remove those that nobody needs.
 
-Decides that a generation is removed only where a committed one descends from it and no run needs it. A run needs what
-it would go on with or be looked at with: the layouts of all its checkpoints, of the plan of its newest epoch, and the
-one its ``layout.json`` names. A run that says none of this, or not legibly, needs everything: keeping costs disk space,
-removing costs the run. Of folders that were never committed, a reclustering's goes when nobody was at work in it for a
-day; the sharding's never does, it can be gone on with. Of a layout that goes, the objects that were written down as its
-own are removed; what else somebody has put into its folder stays.
+A generation is removed only if a newer committed one descends from it and no run needs it. A run needs the layouts of
+all its checkpoints, the layout of its newest plan, and the one that its ``layout.json`` names. A run whose files do not
+say this legibly is taken to need every generation: keeping one costs disk space, removing it could cost the run.
+
+A folder that was never committed is removed if it belongs to a reclustering that has shown no sign of life for a day.
+An unfinished sharding is never removed, because it can be resumed. Only the objects that belong to a layout are
+removed; other files in its folder stay.
 """
 
 from __future__ import annotations
@@ -21,23 +22,44 @@ from geostream.reclustering.rewrite import GOING, ancestors
 from geostream.runs.run import needed_layouts
 from geostream.store import Store, check_name
 
-IDLE = timedelta(days=1)  # without a sign of life, after which a reclustering counts as given up
+IDLE = timedelta(days=1)  # a reclustering without a sign of life for so long counts as given up
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A layout's folder. ``keep``: why it stays, in words; "" where nothing speaks for it."""
+    """A layout's folder on the store.
+
+    Attributes:
+        name: The layout's name.
+        number: Its generation; None if it was never committed.
+        parent: Name of the generation that it was made from, its id if that one is gone, "" if there is none.
+        bytes: Size of the layout in bytes.
+        runs: Names of the runs that need it.
+        keep: The reason to keep it, in words; "" if there is none.
+    """
 
     name: str
-    number: int | None  # None: not committed
-    parent: str  # name of the generation before, its id where that is gone, "" where there is none
+    number: int | None
+    parent: str
     bytes: int
-    runs: tuple[str, ...]  # that need it
+    runs: tuple[str, ...]
     keep: str
 
 
 def list_generations(store: Store, dataset: str) -> list[Generation]:
-    """Every layout of the dataset, oldest generation first, then what was never committed."""
+    """List every layout of a dataset with the reason to keep it.
+
+    Args:
+        store: The store that holds the dataset.
+        dataset: The dataset's name.
+
+    Returns:
+        Committed layouts, oldest generation first, then the folders that were never committed.
+
+    Raises:
+        BadInput: ``dataset`` is not a valid name.
+        StoreError: The store cannot be read.
+    """
     infos = layout_infos(store, dataset)
     layouts = store.child(check_name("dataset", dataset), "layouts")
     runs = store.child(dataset, "runs")
@@ -46,9 +68,9 @@ def list_generations(store: Store, dataset: str) -> list[Generation]:
     begun = [
         _unfinished(layouts.child(name), name)
         for name in layouts.folders()
-        if name not in infos and any(map(layouts.child(name).exists, (JOB, GOING)))  # else it is none of ours
+        if name not in infos and any(map(layouts.child(name).exists, (JOB, GOING)))  # other folders are not layouts
     ]
-    # What a reclustering reads from stays until it is done or given up.
+    # The layout that a reclustering reads from stays until the reclustering is done or given up.
     sources = {parent: found.name for found, parent in begun if found.keep}
     names = {info["id"]: name for name, info in infos.items()}
     descended = {one for info in infos.values() for one in ancestors(info)[:-1]}
@@ -71,10 +93,22 @@ def list_generations(store: Store, dataset: str) -> list[Generation]:
 
 
 def prune(store: Store, dataset: str, *, dry_run: bool = False) -> list[Generation]:
-    """Remove what :func:`list_generations` finds no reason to keep; returns its list from before.
+    """Remove the layouts that :func:`list_generations` finds no reason to keep.
 
-    ``dry_run``: remove nothing. Killed in between, the next call finishes what it began: ``layout.json`` goes first, so
-    that nothing half removed reads as committed.
+    A call that is killed halfway is finished by the next one. ``layout.json`` is removed first, so that a layout that
+    is half removed never counts as committed.
+
+    Args:
+        store: The store that holds the dataset.
+        dataset: The dataset's name.
+        dry_run: Remove nothing, only return the list.
+
+    Returns:
+        The list of :func:`list_generations` from before the removal.
+
+    Raises:
+        BadInput: ``dataset`` is not a valid name.
+        StoreError: The store cannot be read or written.
     """
     found = list_generations(store, dataset)
     for one in found:
@@ -84,7 +118,7 @@ def prune(store: Store, dataset: str, *, dry_run: bool = False) -> list[Generati
 
 
 def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
-    """A folder without a commit, and the id of the layout it is made from."""
+    """Describe a folder that was never committed, and return the id of the layout that it is made from ("": none)."""
     size = sum(info.size for info in folder.list())
     keep, parent = "not committed; if its sharding was cut off, run the same command again, or delete the folder", ""
     try:
@@ -101,13 +135,13 @@ def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
 
 
 def _remove(folder: Store, *, committed: bool) -> None:
-    """Remove a layout's objects, those that were written down when it was made, and nothing else in its folder.
+    """Remove the objects that belong to a layout, and nothing else in its folder.
 
-    Cut off at any moment, it is either committed and whole or marked as going.
+    If this is killed at any moment, the layout is either still committed and whole, or marked by the file ``GOING``.
     """
     objects = _committed_objects(folder) if committed else _begun_objects(folder)
     folder.write_json(GOING, {"objects": objects})
-    if not committed and _unfinished(folder, "")[0].keep:  # somebody went on with it just now
+    if not committed and _unfinished(folder, "")[0].keep:  # somebody resumed it just now
         folder.delete(GOING)
         return
     for file in ("layout.json", *TABLES):
@@ -117,12 +151,12 @@ def _remove(folder: Store, *, committed: bool) -> None:
 
 
 def _committed_objects(folder: Store) -> list[str]:
-    """Names of what a committed layout consists of, and of what making it may have left."""
+    """Return the names of a committed layout's objects, and of those that making it may have left behind."""
     return object_names([shard["name"] for shard in read_info(folder)["shards"]])
 
 
 def _begun_objects(folder: Store) -> list[str]:
-    """Names of what a folder without a commit may hold, as its job says, or an earlier removal that was cut off."""
+    """Return the names of the objects of an uncommitted layout, from its job or from an earlier, unfinished removal."""
     try:
         return object_names(shard_names(int(folder.read_json(JOB)["shards"])))
     except NotFound:
@@ -131,7 +165,15 @@ def _begun_objects(folder: Store) -> list[str]:
 
 
 def check_dataset(store: Store, dataset: str | None) -> str:
-    """The dataset asked for, or the only one with layouts. Raises BadInput where there is none, or several."""
+    """Return the dataset asked for, or the store's only one.
+
+    Args:
+        store: The store to look into.
+        dataset: A dataset's name; None for the only dataset that has layouts.
+
+    Raises:
+        BadInput: There is no such dataset, or ``dataset`` is None and the store has none or several.
+    """
     found = [name for name in store.folders() if "layouts" in store.folders(name)]
     if dataset in found:
         return check_name("dataset", dataset)

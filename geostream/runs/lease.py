@@ -1,14 +1,15 @@
-"""Hold a run: one trainer at a time writes into a run's folder, and one that has died does not lock it for ever.
+"""Lock a run, so that only one trainer at a time writes into its folder; a trainer that has died can be replaced.
 
-The holder keeps an object ``lease/00000001.json`` in the run, which says who it is, and writes it anew every ten
-seconds. Whoever comes second reads it. On the same machine the process tells whether the holder lives; elsewhere its
-last sign of life does, and since clocks differ, one that looks old is watched before it is given up. To take over is
-to write the next number by a conditional put, so one of several wins, and to remove the number before. The highest
-number holds. A holder that was suspended looks at the numbers before it writes anything, and stops where there is a
-higher one.
+The holder keeps an object ``lease/00000001.json`` in the run's folder that says who it is, and rewrites it every ten
+seconds. A second trainer reads it. On the same machine it looks whether the holder's process is running. Elsewhere it
+looks at the time of the last rewrite; because clocks differ, a lease that looks old is watched for a while first.
 
-It costs a small object written every ten seconds, and a listing of one folder before each record and checkpoint. On a
-server without conditional puts two that take over at the same moment can both go through (docs/guarantees.md).
+To take over, the second trainer writes the next number with a conditional put, so that only one of several succeeds,
+and removes the earlier number. The highest number holds the run. A holder looks at the numbers before it writes
+anything and stops if there is a higher one, for example after it was suspended.
+
+The lease costs one small write every ten seconds, and a listing of one folder before each record and checkpoint. On a
+server without conditional puts, two trainers that take over at the same moment can both succeed (docs/guarantees.md).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from geostream.errors import AlreadyExists, GeostreamError, NotFound, StoreError
 from geostream.store import Store
 
 FOLDER = "lease"
-BEAT = 10.0  # seconds between two signs of life
-DEAD = 60.0  # seconds without one, after which a holder on another machine may be dead
-WATCH = 2.0  # times BEAT that such a holder is watched before it is given up
+BEAT = 10.0  # seconds between two rewrites of the lease
+DEAD = 60.0  # seconds without a rewrite, after which a holder on another machine may be dead
+WATCH = 2.0  # such a holder is watched for WATCH * BEAT seconds before it is replaced
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,15 @@ class RunHeld(GeostreamError):
 
 
 class Lease:
-    """Context manager: within it this process holds the run. Raises RunHeld where another one does."""
+    """Hold a run while the context is open.
+
+    Args:
+        run: The run's folder.
+
+    Raises:
+        RunHeld: Another process holds the run (on entry).
+        StoreError: The lease cannot be read or written (on entry).
+    """
 
     def __init__(self, run: Store) -> None:
         self.run = run
@@ -62,12 +71,17 @@ class Lease:
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self._beats.join(BEAT)
-        with suppress(StoreError):  # then it is taken over as that of a process that has ended
+        with suppress(StoreError):  # if the lease stays, the next trainer finds that its process has ended
             if self._number in _numbers(self._folder):
                 self._folder.delete_all([_name(self._number)])
 
     def check(self) -> None:
-        """Raise RunHeld where another process has taken the run over. Called before anything is written into it."""
+        """Check that this process still holds the run; to be called before anything is written into it.
+
+        Raises:
+            RunHeld: Another process has taken the run over.
+            StoreError: The lease cannot be read.
+        """
         numbers = _numbers(self._folder)
         if not self._lost and numbers[-1:] != [self._number]:
             self._lost = _who(self._read(numbers[-1])) if numbers else "another process"
@@ -92,7 +106,7 @@ class Lease:
             return
 
     def _wait_for_end_of(self, number: int) -> None:
-        """Return where the holder is dead or gone. Raises RunHeld where it lives."""
+        """Return when the holder is found dead or gone; raise RunHeld if it lives."""
         holder = self._read(number)
         if holder is None:
             return
@@ -113,7 +127,7 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._done.wait(BEAT):
-            # A store that stumbles is asked again; before anything is written the numbers are looked at anyway.
+            # A failed write is tried again at the next beat; check() looks at the numbers before anything is written.
             with suppress(StoreError):
                 if _numbers(self._folder)[-1:] == [self._number]:
                     self._folder.write_json(_name(self._number), self._said())
@@ -139,7 +153,7 @@ def _numbers(folder: Store) -> list[int]:
 
 
 def _identity() -> dict[str, Any]:
-    """What a holder says of itself."""
+    """Return what a holder's lease says about its process."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container's user without a name
@@ -157,9 +171,9 @@ def _identity() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What two processes share where one can see whether the other lives: host, boot, and space of process ids."""
+    """Return a name for this host, boot and process-id namespace; processes that share it can see each other."""
     parts = [socket.gethostname()]
-    with suppress(OSError):  # Linux alone has these
+    with suppress(OSError):  # only Linux has these
         parts += [
             Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             str(Path("/proc/self/ns/pid").readlink()),
@@ -168,7 +182,7 @@ def _machine() -> str:
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the very process runs, not another under its number, nor its remains."""
+    """Return whether the holder's own process runs, not a later one with the same process id, and not a zombie."""
     try:
         process = psutil.Process(int(holder["pid"]))
         same = abs(process.create_time() - float(holder["started"])) < 1
@@ -178,7 +192,7 @@ def _lives(holder: dict[str, Any]) -> bool:
 
 
 def _age(holder: dict[str, Any]) -> float:
-    """Seconds since the last sign of life, as this machine's clock has it."""
+    """Return the seconds since the lease was rewritten, by this machine's clock; infinity if it does not say."""
     try:
         return (datetime.now(UTC) - datetime.fromisoformat(str(holder["beat"]))).total_seconds()
     except (KeyError, ValueError, TypeError):

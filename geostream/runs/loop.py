@@ -1,17 +1,17 @@
 """Train a run: plan, train, and every few epochs evaluate, embed, mine and recluster, until the epochs are over.
 
-A run can be cut off anywhere. An epoch trains on a plan that lies on the store. A checkpoint is the weights and a
-position in that plan, written every so many steps and at the end. Everything else (evaluation, embeddings, the next
-graph, the next plan) follows from checkpoint and layout. So a run that is started again restores the newest checkpoint,
-goes on with the batch behind it, and ends with the same weights as one that was never interrupted. The price: up to
-``checkpoint_every`` steps are trained again.
+A run can be cut off anywhere. An epoch trains on a plan that lies on the store. A checkpoint holds the weights and a
+position in that plan; it is written every ``checkpoint_every`` steps and at the end of the epoch. Everything else
+(evaluation, embeddings, the next graph, the next plan) follows from the checkpoint and the layout. So a run that is
+started again restores the newest checkpoint, continues with the next batch, and ends with the same weights as a run
+that was never interrupted. The price: up to ``checkpoint_every`` steps are trained again.
 
-Several ranks go through this together. They train and embed in common. Whatever else there is to do, and every write to
-the store, is the main rank's, while the others wait for what it decides. It holds the run: a second trainer of the same
-run is refused (:mod:`geostream.runs.lease`).
+All ranks run this loop together. They share training and embedding. The main rank does everything else and writes to
+the store, while the others wait. It also holds the run, so that a second trainer of the same run is refused
+(:mod:`geostream.runs.lease`).
 
-Where the first plan from a new graph is too easy (``recluster_below``), the shards are rewritten as the layout's next
-generation in the order of similarity, and the run goes on from there.
+If the first plan from a new graph is too easy (``recluster_below``), the shards are rewritten in the order of
+similarity as the layout's next generation, and the run continues on that.
 """
 
 from __future__ import annotations
@@ -59,25 +59,26 @@ def train(
     on_record: Callable[[Record], None] | None = None,
     group: ProcessGroup | None = None,
 ) -> RunResult:
-    """Train a run to its last epoch, from where it stands.
+    """Start a run or resume it, and train it to its last epoch.
 
     Args:
-        store: Where the data set is.
-        layout: The layout to begin on; a run that has reclustered goes on with its own generation.
+        store: The store that holds the dataset.
+        layout: The layout to begin on; a run that has reclustered continues on its own generation.
         name: The run's name.
-        settings: What to train with; they are stored with a new run, and have to be the same when it goes on.
-        cluster: URL of a Dask scheduler for mining; None: threads of this process.
+        settings: The settings to train with. They are stored with a new run; a resumed run must get the same ones
+            (:mod:`geostream.runs.begin` lists the exceptions).
+        cluster: URL of a Dask scheduler for mining; None uses threads of this process.
         on_record: Called with each record of the run's log when it is written.
-        group: The ranks that call this together, entered; None: those that torchrun's environment tells of.
+        group: The ranks that call this together, already entered; None reads them from torchrun's environment.
 
     Returns:
-        What the run has come to, over all its sessions.
+        The run's result, over all its sessions.
 
     Raises:
         RunHeld: Another process trains the run.
-        BadInput: It was begun with other settings.
-        StaleArtefact: It was begun on other places.
-        SystemExit: It was stopped by SIGTERM or SIGINT (:mod:`geostream.runs.signals`).
+        BadInput: The run was begun with other settings, or the ranks cannot share its batches evenly.
+        StaleArtefact: The run was begun on other places.
+        SystemExit: The run was stopped by SIGTERM or SIGINT (:mod:`geostream.runs.signals`).
     """
     if group is None:
         with ProcessGroup.current() as group:
@@ -99,16 +100,28 @@ def train(
 
 
 class Trainer:
-    """A run in progress on this rank: its weights, its optimizer and what it has done so far."""
+    """A run in progress on this rank. Making one restores the newest checkpoint that is undamaged, if there is one.
+
+    Args:
+        run: The run, with its settings and the layout to read.
+        train_step: The encoder and its optimizer; the checkpoint is loaded into them.
+        stop: Handler of the signals that stop the run.
+        on_record: Called with each record of the run's log when it is written.
+
+    Attributes:
+        checkpoint: Name of the newest checkpoint; "" if there is none.
+        epoch: The last epoch that was trained to its end.
+        step: Number of optimizer steps so far.
+        begun: Position in the next epoch, if a checkpoint was written within it; else None.
+    """
 
     def __init__(
         self, run: Run, train_step: TrainStep, stop: Stop, on_record: Callable[[Record], None] | None = None
     ) -> None:
-        """Restore the newest checkpoint that is whole, where there is one."""
         self.run, self.train_step, self.stop, self.on_record = run, train_step, stop, on_record
         self.settings, self.group = run.settings, train_step.group
-        self.checkpoint, self.epoch, self.step = "", 0, 0  # epoch: the last one finished
-        self.begun: Position | None = None  # where the epoch after it was cut off
+        self.checkpoint, self.epoch, self.step = "", 0, 0
+        self.begun: Position | None = None
         self._restore()
 
     def _restore(self) -> None:
@@ -116,7 +129,7 @@ class Trainer:
         if self.group.is_main:
             newest = run.checkpoints()
             found = restore_newest(run.folder, self.train_step, run.layout.places_id)
-            if found is not None and found[0] == newest[-1]:  # else what is damaged stays until there is a newer one
+            if found is not None and found[0] == newest[-1]:  # a damaged newer one stays until it is replaced
                 self._prune_checkpoints(found[0])
         self.checkpoint = self.group.broadcast_object("" if found is None else found[0])
         if not self.checkpoint:
@@ -130,7 +143,15 @@ class Trainer:
             self.epoch, self.begun = at.epoch - 1, at
 
     def finish(self) -> RunResult:
-        """Do everything that is still to do: the loop."""
+        """Train the remaining epochs, each with the stages that follow it.
+
+        Returns:
+            The run's result, over all its sessions.
+
+        Raises:
+            Stopped: A signal stopped the run.
+            RunHeld: Another process has taken the run over.
+        """
         run, before = self.run, list(self.run.log.records)
         if self.begun is not None:
             self._say("goes on in epoch %d, batch %d", self.begun.epoch, self.begun.cursor)
@@ -149,7 +170,14 @@ class Trainer:
         return RunResult.of(run.url, RunLog(run.folder, LOG), already_finished)
 
     def train_epoch(self, number: int) -> None:
-        """Train an epoch, or what is left of it, and write its checkpoint."""
+        """Train an epoch, or the rest of one that was cut off, and write its checkpoint.
+
+        Args:
+            number: Number of the epoch, from 1.
+
+        Raises:
+            Stopped: A signal stopped the run; a checkpoint was written after the current step.
+        """
         plan = self.plan(number)
         before, state = EpochOutcome(), None
         if self.begun is not None:
@@ -170,7 +198,7 @@ class Trainer:
             except Interrupted:
                 return
             self.epoch, self.step = number, first_step + outcome.steps
-            # The record goes first: a checkpoint without one would be an epoch missing from the run's story.
+            # The record goes first: after a checkpoint without one, the epoch would be missing from the log for good.
             self._record(
                 "train",
                 time.perf_counter() - outcome.seconds,
@@ -182,7 +210,13 @@ class Trainer:
             self._save(self._position(number, plan=plan.hash, cursor=plan.n_batches, finished=True))
 
     def plan(self, number: int) -> EpochPlan:
-        """Return the epoch's plan, which the main rank makes; all ranks read the plan's layout then."""
+        """Return an epoch's plan, and make all ranks read the layout that it is for.
+
+        The main rank loads or makes the plan; the others load it from the store.
+
+        Args:
+            number: Number of the epoch, from 1.
+        """
         run, plan = self.run, None
         if self.group.is_main:
             run.check_held()
@@ -190,7 +224,7 @@ class Trainer:
             plan = self._stored_plan(number, None) or stages.plan_epoch(run, number)
             if not run.log.has("plan", number):
                 plan = self._recorded(plan, time.perf_counter() - started)
-            elif plan.layout_id != run.layout.id:  # a damaged checkpoint led back to an epoch on an earlier generation
+            elif plan.layout_id != run.layout.id:  # after a damaged checkpoint, an epoch of an earlier generation
                 run.go_back_to(plan.layout_id)
         name = self.group.broadcast_object(run.layout.name)
         if plan is None:
@@ -200,9 +234,9 @@ class Trainer:
         return plan
 
     def _recorded(self, plan: EpochPlan, seconds: float) -> EpochPlan:
-        """Return the plan in the log, after the shards were rewritten where it is too easy."""
+        """Record the plan in the log and return it; if it is too easy, recluster and plan again first."""
         run = self.run
-        # Of another generation and not recorded: the reclustering was cut off after it was pinned.
+        # A plan of another generation, and not in the log: a reclustering was cut off after it was pinned.
         due = stages.recluster_due(plan, self.settings) and not run.log.has("recluster", plan.epoch)
         if due or plan.layout_id != run.layout.id:
             self._recluster(plan)
@@ -212,25 +246,26 @@ class Trainer:
         return plan
 
     def _stored_plan(self, number: int, layout: Layout | None) -> EpochPlan | None:
-        """Return the plan that the run holds, where it is of ``layout`` (None: any generation)."""
+        """Return the run's stored plan for ``layout`` (None: any generation), or None if there is no such plan."""
         try:
             return self.run.plan(number, layout)
         except (NotFound, StaleArtefact):
             return None
 
     def _recluster(self, easy: EpochPlan) -> None:
-        """Go on from the next generation of the layout, in the order of the newest embeddings."""
+        """Rewrite the shards in the order of the newest embeddings, and make the run read the new generation."""
         run, started, score = self.run, time.perf_counter(), easy.quality.get("reachable_score")
         run.check_held()
         if easy.layout_id == run.layout.id:
             logger.info("%s: hardness score %.2f, reclustering %s", run.url, score, run.layout.name)
             run.pin_layout(stages.recluster(run, easy.epoch - 1))
-        # The score after it is the new plan's. Until there is one, the easy plan tells that this was not recorded.
+        # The score afterwards is in the new plan's record. Until that plan is stored, the easy plan on the store shows
+        # that the reclustering may not be recorded yet.
         facts = {"layout": run.layout.name, "generation": run.layout.generation, "score_before": score}
         self._record("recluster", started, easy.epoch, **facts)
 
     def follow_up(self) -> None:
-        """Do what is due after the epoch just trained, as far as it is not done: evaluate, embed, mine."""
+        """Evaluate, embed and mine after the last trained epoch, where that is due and not done yet."""
         run, epoch = self.run, self.epoch
         run.check_held()
         if self._to_do("evaluate", self._evaluation_due()):
@@ -252,11 +287,11 @@ class Trainer:
             self._record("mine", started, places=len(graph.places), k=graph.k, search=graph.search)
 
     def _to_do(self, stage: str, due: bool) -> bool:
-        """Return whether a stage that is ``due`` is still to be done, as the main rank has it in its log."""
+        """Return whether a stage that is ``due`` is still to be done, by the main rank's log."""
         return bool(self.group.broadcast_object(due and not self.run.log.has(stage, self.epoch)))
 
     def _evaluation_due(self) -> bool:
-        """Every so many epochs and after the last, where the layout has test pairs."""
+        """Return whether the epoch is evaluated: every ``evaluate_every`` epochs and after the last, on test pairs."""
         due = self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.optim.epochs
         return due and len(self.run.layout.pairs("test")) > 0
 
@@ -265,7 +300,7 @@ class Trainer:
         return stages.embed_split(self.run, trained, split, self.group)
 
     def _save(self, position: Position) -> None:
-        """Write a checkpoint, and remove those that are no longer needed then."""
+        """Write a checkpoint, and remove those that are no longer needed."""
         if self.group.is_main:
             self.run.check_held()
             self.checkpoint = save_checkpoint(self.run.folder, self.train_step, position)
@@ -282,7 +317,7 @@ class Trainer:
         return Position(self.run.layout.id, self.run.layout.places_id, epoch, step=self.step, **where)
 
     def _record(self, stage: str, started: float, epoch: int | None = None, **measured: object) -> None:
-        """Add to the run's log what a stage that began at ``started`` came to; the main rank does."""
+        """Log the result of a stage that began at ``started`` (a ``time.perf_counter`` value), on the main rank."""
         if self.group.is_main:
             seconds = time.perf_counter() - started
             self.run.check_held()

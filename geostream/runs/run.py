@@ -1,7 +1,7 @@
-"""Know a training run: where it lies on the store, its settings, its log, and the layout that it reads.
+"""Open a training run on the store: its settings, its log, its files, and the layout that it reads.
 
-A run is the folder ``<store>/<dataset>/runs/<name>``. This module is the only one that spells the names of what lies
-in it; everything else asks a :class:`Run`. Opening one costs one small object.
+A run is the folder ``<store>/<dataset>/runs/<name>``. Only this module spells the names of the files in it; everything
+else asks a :class:`Run`. Opening a run reads one small object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from geostream.store import Store, check_name
 from geostream.training.checkpoint import checkpoint_name, list_checkpoints
 
 SETTINGS = "settings.json"
-LAYOUT = "layout.json"  # the generation that the run reads
+LAYOUT = "layout.json"  # names the layout that the run reads
 LOG = "metrics.jsonl"
 BEST = "best.json"  # the checkpoint of the evaluation with the highest R@1
 EVALUATIONS = "evaluation.json"
@@ -37,9 +37,10 @@ def run_folder(store: Store, dataset: str, name: str) -> Store:
 
 
 def needed_layouts(folder: Store) -> set[str] | None:
-    """Return the ids of the layouts that the run in ``folder`` needs; None: it does not say, so it may need any.
+    """Return the ids of the layouts that the run in ``folder`` needs, or None if its files do not say.
 
-    These are the layouts of its checkpoints, of the plan of its newest epoch, and the one that it reads.
+    A run needs the layouts of its checkpoints, the layout of its newest plan, and the one that it reads. A run for
+    which this returns None may need any layout.
     """
     needed = set()
     try:
@@ -51,7 +52,7 @@ def needed_layouts(folder: Store) -> set[str] | None:
             needed.add(str(folder.read_json(max(plans))["layout_id"]))
         if folder.exists(LAYOUT):
             needed.add(str(folder.read_json(LAYOUT)["id"]))
-    except (StoreError, KeyError, TypeError):  # damaged, of another form, or just being written
+    except (StoreError, KeyError, TypeError):  # damaged, in an unknown form, or just being written
         return None
     return needed or None
 
@@ -59,27 +60,41 @@ def needed_layouts(folder: Store) -> set[str] | None:
 class Run:
     """A training run on the store.
 
-    Attributes:
-        store: Where the data set is.
+    Made directly, a run reads ``layout``, whatever it has read before; :meth:`open` looks up the run's own.
+
+    Args:
+        store: The store that holds the dataset.
+        layout: The layout to read.
         name: The run's name.
-        folder: The run's folder.
+        cluster: URL of a Dask scheduler for the run's jobs; None uses threads of this process.
+
+    Attributes:
+        folder: The run's folder on the store.
         layout: The generation of the layout that the run reads.
-        cluster: URL of a Dask scheduler for the run's jobs; None: threads of this process.
+
+    Raises:
+        BadInput: ``name`` is not a valid name for a run.
     """
 
     def __init__(self, store: Store, layout: Layout, name: str, cluster: str | None = None) -> None:
-        """Take ``layout`` as the generation that is read, whatever the run has read before."""
         self.store, self.layout, self.name, self.cluster = store, layout, name, cluster
         self.folder = run_folder(store, layout.dataset, name)
         self._lease: Lease | None = None
 
     @classmethod
     def open(cls, store: Store, layout: Layout, name: str, cluster: str | None = None) -> Run:
-        """Return the run on the generation that it reads: its own where it has reclustered, else ``layout``.
+        """Open a run on the generation that it reads.
+
+        Args:
+            store: The store that holds the dataset.
+            layout: The layout to read, unless the run has recorded another generation of it.
+            name: The run's name.
+            cluster: URL of a Dask scheduler for the run's jobs; None uses threads of this process.
 
         Raises:
+            BadInput: ``name`` is not a valid name for a run.
             StaleArtefact: The run was begun on other places than those of ``layout``.
-            LayoutNotCommitted: Its generation is gone.
+            LayoutNotCommitted: The run's generation is gone.
         """
         run = cls(store, layout, name, cluster)
         run.layout = run.current_layout()
@@ -87,13 +102,18 @@ class Run:
 
     @property
     def url(self) -> str:
-        """The URL of the run's folder."""
+        """URL of the run's folder."""
         return self.folder.url
 
     # layout
 
     def current_layout(self) -> Layout:
-        """Return the generation that the run has written down as its own; where there is none, the one at hand."""
+        """Return the generation that the run's ``layout.json`` names; without that file, the layout set on this object.
+
+        Raises:
+            StaleArtefact: The run was begun on other places than those of the layout set here.
+            LayoutNotCommitted: The generation is gone.
+        """
         try:
             own_id, name = (str(self.folder.read_json(LAYOUT)[fact]) for fact in ("id", "layout"))
         except NotFound:
@@ -108,15 +128,18 @@ class Run:
         return own
 
     def pin_layout(self, layout: Layout) -> None:
-        """Write down that from now on the run reads this layout."""
+        """Make the run read ``layout`` from now on, and record this in its folder."""
         self.folder.write_json(LAYOUT, {"layout": layout.name, "id": layout.id})
         self.layout = layout
 
     def go_back_to(self, layout_id: str) -> None:
-        """Read the generation with this id again.
+        """Make this object read an earlier generation again, without recording it.
+
+        Args:
+            layout_id: Id of the layout.
 
         Raises:
-            LayoutNotCommitted: It is gone.
+            LayoutNotCommitted: That generation is gone.
         """
         for name, info in layout_infos(self.store, self.layout.dataset).items():
             if info["id"] == layout_id:
@@ -131,7 +154,7 @@ class Run:
 
     @cached_property
     def settings(self) -> TrainSettings:
-        """The settings that the run was begun with.
+        """Settings that the run was begun with.
 
         Raises:
             BadInput: There is no such run.
@@ -143,11 +166,11 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether the run was begun."""
+        """Whether the run was begun, that is, has settings."""
         return self.folder.exists(SETTINGS)
 
     def settings_or_recipe(self) -> TrainSettings:
-        """Return the run's settings; where it was not begun, those to begin with on its data set."""
+        """Return the run's settings, or the default settings of its dataset if the run was not begun."""
         return self.settings if self.exists else default_settings(self.layout.dataset)
 
     def store_settings(self, settings: TrainSettings) -> None:
@@ -160,11 +183,15 @@ class Run:
 
     @cached_property
     def log(self) -> RunLog:
-        """What the run has done so far."""
+        """Log of what the run has done so far."""
         return RunLog(self.folder, LOG)
 
     def best(self) -> dict[str, Any] | None:
-        """Return checkpoint, epoch and R@1 of the best evaluation, the newer of equals; None where there is none."""
+        """Find the evaluation with the highest R@1; of equals, the newest.
+
+        Returns:
+            A dict of ``checkpoint`` (name), ``epoch`` and ``r1``, or None if no epoch was evaluated.
+        """
         step = {record["epoch"]: record["step"] for record in self.log.of("train")}
         evaluated = [record for record in self.log.of("evaluate") if record["epoch"] in step]
         if not evaluated:
@@ -173,7 +200,7 @@ class Run:
         return {"checkpoint": checkpoint_name(step[best["epoch"]]), "epoch": best["epoch"], "r1": best["r1"]}
 
     def write_best(self) -> None:
-        """Name the checkpoint of the best evaluation, for readers."""
+        """Write the name of the best evaluation's checkpoint into the run's folder."""
         self.folder.write_json(BEST, self.best())
 
     def read_best(self) -> str:
@@ -190,42 +217,65 @@ class Run:
             ) from error
 
     def write_evaluations(self, records: list[Record]) -> None:
-        """Write the records of all evaluations, for readers."""
+        """Write the log's records of all evaluations as one file, for other programs to read."""
         self.folder.write_json(EVALUATIONS, records)
 
     def write_report(self, page: str) -> None:
-        """Write the report's page."""
+        """Write the report.
+
+        Args:
+            page: The report as HTML.
+        """
         self.folder.write(REPORT, page.encode())
 
     # what the stages leave
 
     def checkpoints(self) -> list[str]:
-        """Return the names of the whole checkpoints, oldest first."""
+        """Return the names of the complete checkpoints, oldest first."""
         return list_checkpoints(self.folder)
 
     def plan(self, epoch: int, layout: Layout | None) -> EpochPlan:
-        """Return the stored plan of an epoch; raises as :func:`load_plan` does. ``layout`` None: of any generation."""
+        """Return the stored plan of an epoch.
+
+        Args:
+            epoch: Number of the epoch, from 1.
+            layout: The layout that the plan must be for; None allows any.
+
+        Raises:
+            NotFound: The epoch has no plan.
+            StaleArtefact: The plan is for another layout.
+            GeostreamError: The plan was changed or damaged.
+        """
         return load_plan(self.plans, epoch, layout)
 
     @property
     def plans(self) -> Store:
-        """The folder of the plans."""
+        """Folder of the plans."""
         return self.folder.child("plans")
 
     @staticmethod
     def embeddings_name(split: str, epoch: int) -> str:
-        """Return where within the run the embeddings of a split after an epoch lie."""
+        """Return the path, within the run's folder, of a split's embeddings after an epoch."""
         return f"embeddings/{'' if split == 'train' else f'{split}-'}epoch-{epoch:04d}.zarr"
 
     def embeddings(self, split: str, epoch: int) -> Embeddings:
-        """Return the embeddings of a split after an epoch; raises as :func:`open_embeddings` does."""
+        """Open a split's embeddings after an epoch.
+
+        Args:
+            split: "train" or "test".
+            epoch: Number of the epoch.
+
+        Raises:
+            NotFound: There are none, or they were never finished.
+            StaleArtefact: They are of other places than those of the run's layout.
+        """
         return open_embeddings(self.folder, self.embeddings_name(split, epoch), self.layout)
 
     def newest_embeddings(self) -> int:
         """Return the last epoch whose training set was embedded.
 
         Raises:
-            BadInput: None was.
+            BadInput: It was never embedded.
         """
         epochs = [name.removeprefix("epoch-").removesuffix(".zarr") for name in self.folder.folders("embeddings")]
         numbers = [int(text) for text in epochs if text.isdigit()]
@@ -235,23 +285,31 @@ class Run:
 
     @staticmethod
     def graph_name(epoch: int) -> str:
-        """Return where within the run the graph of an epoch's embeddings lies; epoch 0: the geographic graph."""
+        """Return the path, within the run's folder, of the graph of an epoch's embeddings (0: the geographic graph)."""
         return f"neighbours/visual-epoch-{epoch:04d}.zarr" if epoch else GPS_GRAPH
 
     def graph(self, epoch: int) -> NeighbourGraph:
-        """Return the graph of an epoch's embeddings, 0: the geographic one; raises as :func:`open_graph` does."""
+        """Open the neighbour graph of an epoch's embeddings.
+
+        Args:
+            epoch: Number of the epoch; 0 for the geographic graph.
+
+        Raises:
+            NotFound: There is none, or it was never finished.
+            StaleArtefact: It is of other places than those of the run's layout.
+        """
         return open_graph(self.folder, self.graph_name(epoch), self.layout)
 
     @staticmethod
     def evaluation_name(split: str, epoch: int) -> str:
-        """Return where within the run an evaluation's files lie, without their endings."""
+        """Return the path, within the run's folder, of an evaluation's files, without the file extension."""
         return f"evaluation-{split}-epoch-{epoch:04d}"
 
     # who may write
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the run while this process writes into it.
+        """Hold the run's lease while the context is open, so that only this process writes into the run.
 
         Raises:
             RunHeld: Another process holds it.
@@ -263,6 +321,12 @@ class Run:
                 self._lease = None
 
     def check_held(self) -> None:
-        """Raise RunHeld where another process has taken the run over. Called before anything is written."""
+        """Check that the run is still this process's; to be called before anything is written into it.
+
+        Without a lease (outside :meth:`hold`) this does nothing.
+
+        Raises:
+            RunHeld: Another process has taken the run over.
+        """
         if self._lease is not None:
             self._lease.check()

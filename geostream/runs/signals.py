@@ -1,10 +1,11 @@
-"""Stopping a run: what SIGTERM and SIGINT do to it.
+"""Stop a run on SIGTERM or SIGINT where that loses the least work.
 
-Decides that they end a run where that loses least. Within an epoch the signal is held until the step is done and its
-checkpoint written, on all ranks after the same step; anywhere else the run ends at once, because those stages are done
-again from the checkpoint anyway. A second signal does not wait. Signals reach the main thread alone: elsewhere a run
-hears none. Who handled them before (Prefect does) gets them when the run has made itself safe; where nobody did, the
-process ends with 143 or 130, as shells expect.
+Within an epoch, the signal waits until the current step is done and its checkpoint is written; all ranks stop after
+the same step. Anywhere else the run ends at once, because the other stages are repeated from the checkpoint anyway. A
+second signal does not wait. Python delivers signals only to the main thread; in other threads a run gets none.
+
+An earlier signal handler (Prefect has one) is called once the run is saved. Without one, the process ends with exit
+code 143 or 130, as shells expect.
 """
 
 from __future__ import annotations
@@ -23,21 +24,32 @@ from geostream.training.distributed import ProcessGroup, is_loss
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A terminal's Ctrl-C may come twice, from it and from torchrun.
-ONE = 1.0  # second, within which signals count as one
+# Ctrl-C in a terminal may arrive twice: from the terminal and from torchrun.
+ONE = 1.0  # seconds within which several signals count as one
 
 
 class Stopped(SystemExit):
-    """The run was stopped by a signal; ends the process with ``code``, 128 and the signal's number."""
+    """The run was stopped by a signal; the process ends with exit code 128 + the signal's number."""
 
 
 class Stop:
-    """Context manager: hears the signals for a run of ``group``, called ``name`` when it is said to be stopped."""
+    """Handle SIGTERM and SIGINT while the context is open.
+
+    Args:
+        group: The run's process group.
+        name: What the run is called in the message that says it was stopped.
+
+    Attributes:
+        saved: What is saved of the current epoch, in words, for that message; to be set by the caller.
+
+    Raises:
+        Stopped: A signal came (from within the context).
+    """
 
     def __init__(self, group: ProcessGroup, name: str) -> None:
         self.group, self.name = group, name
-        self.saved = ""  # what of the epoch under way is saved, in words
-        self._heard = 0  # number of the signal
+        self.saved = ""
+        self._heard = 0  # number of the signal that came; 0: none
         self._heard_at = 0.0
         self._held = False
         self._earlier: dict[int, Any] = {}
@@ -60,14 +72,20 @@ class Stop:
                 by = signal.Signals(self._heard).name
                 where = self.saved or "what was under way is done again"
                 logger.warning("%s: stopped by %s; start the same command again to go on (%s)", self.name, by, where)
-            if not self._leaving:  # another rank was stopped, too, and was quicker
+            if not self._leaving:  # another rank was stopped too, and ended before this one
                 raise Stopped(128 + self._heard) from error
 
     @contextmanager
     def held(self) -> Iterator[Callable[[], bool]]:
-        """Within, a signal waits; what it gives says whether one has come to any rank, and all have to ask together.
+        """Hold signals back while the context is open, and stop the run at its end if one came.
 
-        They do at the end of it, too: then the run is stopped.
+        All ranks must open it and leave it together, because its end asks all of them (:meth:`asked`).
+
+        Yields:
+            The method :meth:`asked`.
+
+        Raises:
+            Stopped: A signal came to some rank, or a second one to this rank.
         """
         self._held = True
         try:
@@ -78,7 +96,7 @@ class Stop:
             self._held = False
 
     def asked(self) -> bool:
-        """Whether a signal has come to any rank; the same on all of them, which have to ask together."""
+        """Return whether a signal has come to any rank; all ranks must call this together and get the same answer."""
         number = self.group.most(self._heard)
         self._heard = self._heard or number
         return number > 0

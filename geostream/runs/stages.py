@@ -1,7 +1,7 @@
-"""The stages of a run beside the training itself: embed, mine, plan an epoch, recluster.
+"""Do a run's stages other than training: embed, mine, plan an epoch, recluster.
 
-Each takes the run and an epoch, reads what earlier stages left on the store, and leaves its own result there. So each
-can be done alone, on any machine that reaches the store, and done again after a kill. A run on a layout without
+Each stage takes the run and an epoch, reads the results of earlier stages from the store, and writes its own there. So
+a stage can run alone, on any machine that reaches the store, and be repeated after a kill. A run on a layout without
 coordinates begins with random batches instead of geographic neighbours.
 """
 
@@ -30,13 +30,20 @@ from geostream.training.checkpoint import load_weights, read_position
 from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder
 
-BEST = "best"  # asks for the checkpoint of the best evaluation
-PLANS_BEFORE = 2  # plans of earlier epochs that a new one is not to repeat
+BEST = "best"  # stands for the checkpoint of the best evaluation
+PLANS_BEFORE = 2  # number of earlier plans whose batches a new plan avoids
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An encoder with the weights of a checkpoint, and the settings it was trained with."""
+    """An encoder with the weights of a checkpoint.
+
+    Attributes:
+        encoder: The encoder.
+        settings: The settings that it was trained with.
+        checkpoint: The checkpoint's name.
+        epoch: The epoch that the checkpoint belongs to.
+    """
 
     encoder: Encoder
     settings: TrainSettings
@@ -45,7 +52,15 @@ class Trained:
 
 
 def new_encoder(settings: TrainSettings, device: torch.device | None = None) -> Encoder:
-    """An encoder from scratch on ``device`` (None: the GPU where there is one); the same for the same seed."""
+    """Build an untrained encoder; the same seed gives the same weights.
+
+    Args:
+        settings: The run's settings.
+        device: Where the encoder goes; None for the GPU, or the CPU if there is none.
+
+    Raises:
+        BadInput: There is no such model, or it cannot take images of the settings' sizes.
+    """
     torch.manual_seed(settings.seed)
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,7 +70,7 @@ def new_encoder(settings: TrainSettings, device: torch.device | None = None) -> 
 
 
 def _check_sizes(encoder: Encoder, settings: TrainSettings, device: torch.device) -> None:
-    """Raise BadInput where the network cannot take images of the settings' sizes."""
+    """Raise BadInput if the network cannot take images of the settings' sizes."""
     encoder.eval()
     for height, width in (
         (settings.model.tile_size, settings.model.tile_size),
@@ -73,14 +88,16 @@ def _check_sizes(encoder: Encoder, settings: TrainSettings, device: torch.device
 
 
 def load_trained(run: Run, checkpoint: str | None = None) -> Trained:
-    """Return the encoder with the weights of a checkpoint.
+    """Load an encoder with the weights of a checkpoint.
 
     Args:
         run: The run.
-        checkpoint: A checkpoint's name, "best" for that of the best evaluation, None for the newest at an epoch's end.
+        checkpoint: A checkpoint's name; "best" for that of the best evaluation; None for the newest at an epoch's end.
 
     Raises:
-        BadInput: There is no such checkpoint.
+        BadInput: There is no such run, or no such checkpoint.
+        StoreError: The checkpoint is damaged or cannot be read.
+        StaleArtefact: The checkpoint does not fit the run's model.
     """
     settings = run.settings
     if checkpoint == BEST:
@@ -97,13 +114,35 @@ def load_trained(run: Run, checkpoint: str | None = None) -> Trained:
 
 
 def embed_split(run: Run, trained: Trained, split: str, group: ProcessGroup | None = None) -> Embeddings:
-    """Embed a split into the run. ``group``: the ranks that call this together; None: this one alone."""
+    """Embed the images of a split and store the embeddings in the run.
+
+    Args:
+        run: The run.
+        trained: The encoder to embed with.
+        split: "train" or "test".
+        group: The ranks that call this together; None for this process alone.
+
+    Returns:
+        The stored embeddings.
+
+    Raises:
+        BadInput: The split has no pairs.
+    """
     name = run.embeddings_name(split, trained.epoch)
     return embed(run.folder, name, run.layout, split, trained.encoder, trained.checkpoint, trained.settings, group)
 
 
 def mine(run: Run, epoch: int) -> NeighbourGraph:
-    """Build the graph of the training set's embeddings after ``epoch``; epoch 0: the geographic graph."""
+    """Build the neighbour graph of the training set and store it in the run.
+
+    Args:
+        run: The run.
+        epoch: The epoch whose embeddings are compared; 0 builds the graph from coordinates instead.
+
+    Raises:
+        NotFound: The training set was not embedded after that epoch.
+        BadInput: ``epoch`` is 0, and the layout has no coordinates.
+    """
     name, neighbours = run.graph_name(epoch), run.settings.plan.neighbours
     if epoch == 0:
         return build_gps_graph(run.folder, name, run.layout, neighbours)
@@ -111,7 +150,11 @@ def mine(run: Run, epoch: int) -> NeighbourGraph:
 
 
 def plan_epoch(run: Run, epoch: int) -> EpochPlan:
-    """Make the plan of ``epoch`` from the graph that is due, and save it in the run.
+    """Make the plan of an epoch from the newest graph that is due by then, and save it in the run.
+
+    Args:
+        run: The run.
+        epoch: Number of the epoch, from 1.
 
     Raises:
         NotFound: That graph was not mined yet.
@@ -132,14 +175,20 @@ def plan_epoch(run: Run, epoch: int) -> EpochPlan:
 
 
 def recluster(run: Run, epoch: int | None = None) -> Layout:
-    """Write the next generation of the run's layout, in the order of its embeddings, and return it.
+    """Write the next generation of the run's layout, in the order of its embeddings.
 
-    The run goes on reading the generation that it read. ``epoch``: after which the training set was embedded and mined;
-    None: the newest.
+    The run itself goes on reading its current generation (:meth:`Run.pin_layout` changes that).
+
+    Args:
+        run: The run.
+        epoch: The epoch after which the training set was embedded and mined; None for the newest.
+
+    Returns:
+        The new layout.
 
     Raises:
         BadInput: The run has no embeddings.
-        NotFound: It has none of that epoch, or no graph of them.
+        NotFound: It has no embeddings of that epoch, or no graph of them.
     """
     epoch = run.newest_embeddings() if epoch is None else epoch
     embeddings, graph = run.embeddings("train", epoch), run.graph(epoch)
@@ -147,14 +196,14 @@ def recluster(run: Run, epoch: int | None = None) -> Layout:
 
 
 def mining_due(epoch: int, settings: TrainSettings) -> bool:
-    """Whether the training set is mined after ``epoch``: a later epoch is planned from it."""
+    """Return whether the training set is mined after ``epoch``, for the plans of later epochs."""
     after_first = epoch - settings.plan.first_mining
     in_time = settings.plan.strategy != "random" and epoch < settings.optim.epochs
     return in_time and after_first >= 0 and after_first % settings.plan.mine_every == 0
 
 
 def mining_for(epoch: int, settings: TrainSettings) -> int:
-    """The epoch after which the graph for ``epoch`` was mined; 0: the geographic one."""
+    """Return the epoch after which the graph for planning ``epoch`` is mined; 0 stands for the geographic graph."""
     since_first = epoch - 1 - settings.plan.first_mining
     return (
         0
@@ -164,10 +213,11 @@ def mining_for(epoch: int, settings: TrainSettings) -> int:
 
 
 def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
-    """Whether a plan is the first from a new graph, and too easy but in ways that drift along the order of the shards.
+    """Return whether the shards should be rewritten before the plan's epoch is trained.
 
-    These may reach the hardness that is wanted, but a network learns less from them: on rendered cities R@1 was 0.50
-    three epochs after such plans, 0.56 where the shards were rewritten instead.
+    This is so if the plan is the first one from a new graph and too easy. What counts is its ``reachable_score``, the
+    hardness without strategies whose batches drift along the order of the shards: those can be hard enough, but a
+    network learns less from them (docs/notes/training.md).
     """
     score = plan.quality.get("reachable_score")
     new = plan.source == "visual" and mining_for(plan.epoch, settings) == plan.epoch - 1
@@ -176,7 +226,7 @@ def recluster_due(plan: EpochPlan, settings: TrainSettings) -> bool:
 
 
 def _geographic_graph(run: Run) -> NeighbourGraph:
-    """Return the run's geographic graph, made now if this is its first use."""
+    """Return the run's geographic graph; build it first if there is none."""
     try:
         return run.graph(0)
     except NotFound:
@@ -184,7 +234,7 @@ def _geographic_graph(run: Run) -> NeighbourGraph:
 
 
 def _plans_before(run: Run, epoch: int) -> list[EpochPlan]:
-    """Return the plans of the two epochs before, newest first; of any generation, because only batches matter."""
+    """Return the plans of the two epochs before, newest first; any generation will do, because only batches matter."""
     plans = []
     for before in range(epoch - 1, max(epoch - 1 - PLANS_BEFORE, 0), -1):
         try:

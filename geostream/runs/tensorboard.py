@@ -1,13 +1,12 @@
-"""The run's curves in TensorBoard's format, made from its log.
+"""Write a run's curves in TensorBoard's format, from its log.
 
-Decides that the log is the truth and the curves are only another way to read it: the one event file is written whole,
-under the same name, when the log has grown. So nothing is in it twice after a resume, and a writer that is killed
-leaves the file before. Steps go over the whole run; what is known once an epoch has the epoch for its step. Times are
-the seconds that the run took until then, without the breaks between sessions. It costs 0.1 ms a point, and a second for
-the import, which waits until there is something to write.
+The whole event file is rewritten under the same name whenever the log has grown. So it holds nothing twice after a
+resume, and a kill while writing leaves the earlier file. Steps count over the whole run; values known once an epoch
+have the epoch as their step. Times are the seconds that the run took until then, without the breaks between sessions.
+Writing costs about 0.1 ms a point, and one second for the import of TensorBoard at the first write.
 
-Open it with ``tensorboard --logdir <run>``. To see a run grow, add ``--load_fast=false``: TensorBoard's faster reader
-keeps the file that it began with.
+Open it with ``tensorboard --logdir <run>``. To watch a run grow, add ``--load_fast=false``, because TensorBoard's
+faster reader does not notice that the file was replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from geostream.store import Store
 
 EVENTS = "tensorboard/events.out.tfevents.0.geostream"
 
-# Tags of what a record tells once an epoch, by stage and name in the record.
+# TensorBoard tags of the values known once an epoch, by stage and by name in the record.
 ONCE = {
     "train": {
         "loss": "epoch/loss",
@@ -36,27 +35,46 @@ ONCE = {
         "resident_share": "plan/resident share",
     },
 }
-BY_STEP = ("loss", "learning rate", "gradient scale")  # what follows the step in a record's curve; the last in fp16
+BY_STEP = ("loss", "learning rate", "gradient scale")  # values after the step in a record's curve; the last: fp16 only
 MEASURES = ("r1", "r5", "r10", "r1pct", "hit_rate", "ap")
 
 
 class Point(NamedTuple):
-    """One value of a curve."""
+    """One value of a curve.
+
+    Attributes:
+        step: The optimizer step, or the epoch.
+        seconds: Training time of the run until then.
+        value: The value.
+    """
 
     step: int
-    seconds: float  # of the run until then
+    seconds: float
     value: float
 
 
 def write_events(run: Store, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write the curves of the log's ``records`` into the run's folder; nothing where there are none yet."""
+    """Write the event file into the run's folder, unless the log has no values for it yet.
+
+    Args:
+        run: The run's folder.
+        records: The records of the run's log.
+    """
     found = curves(records)
     if found:
         run.write(EVENTS, event_file(found))
 
 
 def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
-    """The points of each tag by step, one a step, the last told of it; values that are no numbers are left out."""
+    """Collect the points of each curve from the log's records.
+
+    Args:
+        records: The records of the run's log, in the order in which they were written.
+
+    Returns:
+        For each tag its points, sorted by step, one a step (the newest). Values that are not finite numbers are left
+        out.
+    """
     found: dict[str, dict[int, Point]] = {}
     elapsed = 0.0
 
@@ -66,7 +84,7 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
 
     for record in records:
         stage, epoch, began = record["stage"], int(record["epoch"]), elapsed
-        if stage == "progress":  # what it tells of will be in the epoch's train record again
+        if stage == "progress":  # the epoch's train record will hold the same values
             continue
         elapsed = ended = began + float(record["seconds"])
         for name, tag in ONCE.get(stage, {}).items():
@@ -87,15 +105,19 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
 
 
 def event_file(found: Mapping[str, Iterable[Point]]) -> bytes:
-    """The curves as a file of TensorBoard's events; the same curves always give the same bytes."""
-    from tensorboard.compat.proto.event_pb2 import Event  # takes a second, and most commands never come here
+    """Return the curves as a TensorBoard event file; the same curves always give the same bytes.
+
+    Args:
+        found: The points of each tag, as :func:`curves` returns them.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event  # takes a second, and most commands do not need it
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     buffer = io.BytesIO()
     writer = RecordWriter(buffer)
     writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
-    # In the order of time, so that a log that grows makes a file that grows.
+    # Sorted by time, so that a longer log only appends to the file.
     in_time = sorted((point.seconds, tag, point) for tag, points in found.items() for point in points)
     for seconds, tag, point in in_time:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=point.value)])
