@@ -36,11 +36,11 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# Read by OpenMP when torch is first imported. Its threads otherwise spin while they wait: beside a loader thread and a
-# local server on the same cores, a training step was seen to take several times its CPU time.
+# Read by OpenMP when torch is first imported. Without it, OpenMP's threads spin while they wait, and take the cores
+# from loader threads and from a local server.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-if TYPE_CHECKING:  # for editors and type checkers; when the program runs, __getattr__ does it
+if TYPE_CHECKING:  # for editors and type checkers; at run time, __getattr__ imports the names
     from geostream.errors import GeostreamError
     from geostream.evaluation.evaluate import Evaluation, evaluate_embeddings
     from geostream.layout import Layout, list_datasets, list_layouts, open_layout

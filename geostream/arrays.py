@@ -1,8 +1,8 @@
-"""Pairs, and lists of place ids of unequal length, as arrays: what a layout hands out and plans are made of.
+"""Hold pairs, and lists of place ids of unequal length, as arrays; layouts and plans use them.
 
-Decides that a pair is two small numbers and a ragged list one flat array: a hundred thousand of either is a few hundred
-kilobytes, and whole epochs are planned without a Python object for each pair. The cost is that a name is looked up in
-the layout.
+A pair is two small numbers, and lists of unequal length are one flat array. A hundred thousand of either take a few
+hundred kilobytes, and an epoch is planned without a Python object for each pair. Names of places are only in the
+layout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Pairs(NamedTuple):
-    """Pairs in the order of (place, view); a *pair id* is a row number here."""
+    """Pairs in the order of (place, view). The row number of a pair is its *pair id*."""
 
     place: Int32  # (P,)
     view: Int16  # (P,) number of the view within its place
@@ -31,22 +31,36 @@ class Pairs(NamedTuple):
 
 
 def pair_codes(place: Int32, view: Int16) -> Int64:
-    """One number a pair, the same in every generation, in the order of (place, view); any shape."""
+    """Return one number for each pair: the same in every generation, and in the order of (place, view).
+
+    Args:
+        place: Place ids, in any shape.
+        view: Number of each pair's view within its place, in the same shape.
+    """
     return place.astype(np.int64) << 16 | view
 
 
 class Csr(NamedTuple):
-    """Ragged lists of place ids: those of row i are ``indices[indptr[i]:indptr[i + 1]]``, sorted."""
+    """Lists of place ids of unequal length: list i is ``indices[indptr[i]:indptr[i + 1]]``, sorted."""
 
-    indptr: Int64
-    indices: Int32
+    indptr: Int64  # (lists + 1,)
+    indices: Int32  # all lists, one after the other
 
     def row(self, i: int) -> Int32:
+        """Return list number ``i``."""
         return self.indices[self.indptr[i] : self.indptr[i + 1]]
 
 
 def restrict(lists: Csr, places: Int32) -> Csr:
-    """Ragged lists over all place ids as lists over rows of ``places`` (sorted ids); other places fall away."""
+    """Replace place ids by rows of ``places``, and drop all other places.
+
+    Args:
+        lists: One list of place ids for every place id.
+        places: (N,) sorted place ids.
+
+    Returns:
+        N lists of rows of ``places``.
+    """
     row = np.full(len(lists.indptr) - 1, -1, dtype=np.int32)
     row[places] = np.arange(len(places), dtype=np.int32)
     owner = np.repeat(row, np.diff(lists.indptr))
@@ -57,7 +71,7 @@ def restrict(lists: Csr, places: Int32) -> Csr:
 
 
 def take(lists: Csr, rows: npt.NDArray[np.integer]) -> Csr:
-    """The lists of ``rows``, in their order."""
+    """Return the lists with the numbers ``rows``, in that order."""
     lengths = np.diff(lists.indptr)[rows]
     indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     at = np.arange(indptr[-1]) + np.repeat(lists.indptr[rows] - indptr[:-1], lengths)
@@ -65,7 +79,13 @@ def take(lists: Csr, rows: npt.NDArray[np.integer]) -> Csr:
 
 
 def listed(lists: Csr, row: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Whether ``other`` is in the list of ``row``, elementwise."""
+    """Return whether ``other`` is in list number ``row``, elementwise.
+
+    Args:
+        lists: The lists.
+        row: Numbers of lists; broadcast against ``other``.
+        other: Ids to look for.
+    """
     codes = np.repeat(np.arange(len(lists.indptr) - 1), np.diff(lists.indptr)) << 32 | lists.indices
     if not len(codes):
         return np.zeros(np.broadcast(row, other).shape, dtype=bool)

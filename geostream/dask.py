@@ -1,9 +1,9 @@
-"""The Dask cluster is a URL. Where there is none, one of threads runs within this process.
+"""Run tasks on a Dask cluster: the one at a URL, or without a URL a cluster of threads in this process.
 
-Threads start in a tenth of a second where processes take seconds, and what the tasks spend their time in (FAISS, NumPy,
-object storage) holds no GIL. What that costs is isolation: a task that crashes takes this process with it.
-A worker that dies takes the results it held with it; Dask makes these again from their inputs, so every task can run
-twice, and gives up on a task that four workers have died of.
+Threads start in a tenth of a second where processes take seconds, and the tasks spend their time in code that releases
+the GIL (FAISS, NumPy, object storage). The cost is isolation: a task that crashes ends this process, too. When a worker
+of a cluster dies, its results are lost and Dask makes them again from their inputs. So every task may run twice. Dask
+gives up on a task after four workers have died while running it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,32 @@ from geostream.errors import GeostreamError, Stalled
 Task = TypeVar("Task")
 
 CONNECT_SECONDS = 20
-LOOK_EVERY = 5.0  # seconds between two looks at the scheduler, and that it has to answer one
+LOOK_EVERY = 5.0  # seconds between two questions to the scheduler, and the longest wait for an answer
 NO_ANSWER = 120.0  # seconds that a scheduler may be silent
 NO_WORKER = 300.0  # seconds that it may be without any worker
-ALL_PAUSED = 1800.0  # seconds that all may be paused: they finish the task they have, and take no other
+ALL_PAUSED = 1800.0  # seconds that all workers may be paused; a paused worker finishes its task and takes no other
 TELL_EVERY = 60.0  # seconds between two lines of the log
-COURTESY = 30.0  # seconds for what workers may do or leave undone
+COURTESY = 30.0  # seconds for clean-up in the workers, which is not essential
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def connected(url: str | None, tasks: int) -> Iterator[Any]:
-    """A ``distributed.Client`` of the scheduler at ``url``, or of a cluster of threads for up to ``tasks`` at once.
+    """Connect to a Dask cluster, and turn its failures within the context into errors of one line.
 
-    Raises GeostreamError where the scheduler cannot be reached or is lost, or workers die of their task; Stalled where
-    no task can be carried out any more.
+    Args:
+        url: URL of a scheduler; None starts a cluster of threads in this process.
+        tasks: How many tasks there are; no more threads are started.
+
+    Yields:
+        A ``distributed.Client``.
+
+    Raises:
+        GeostreamError: The scheduler cannot be reached, or workers die again and again while running a task.
+        Stalled: The scheduler is lost, or no task can be carried out any more.
     """
-    from distributed import KilledWorker  # a second to import, which only mining should wait for
+    from distributed import KilledWorker  # imported here because it takes a second
     from distributed.comm.core import CommClosedError
 
     with ExitStack() as stack:
@@ -59,10 +67,10 @@ def connected(url: str | None, tasks: int) -> Iterator[Any]:
 
 
 class _Watch:
-    """Context manager: looks whether tasks can still be carried out; where not, whoever waits for one is told.
+    """Context manager that checks whether tasks can still be carried out, and ends the waiting for them if not.
 
-    What Dask does by itself: it ends the waiting when the connection breaks. But a scheduler that is stuck keeps its
-    connections, and tasks without a worker wait for one.
+    Dask itself ends the waiting only when the connection breaks. But a scheduler that is stuck keeps its connections,
+    and tasks without a worker wait for one.
     """
 
     def __init__(self, client: Any, name: str) -> None:
@@ -83,7 +91,7 @@ class _Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        # Counted, not read from the clock: who was suspended has waited for nothing.
+        # Counted, not read from the clock: time in which the process was suspended does not count.
         waits = {"has not answered": 0.0, "has no worker": 0.0, "has only workers that are paused": 0.0}
         limits = dict(zip(waits, (NO_ANSWER, NO_WORKER, ALL_PAUSED), strict=True))
         while not self._done.wait(LOOK_EVERY):
@@ -103,19 +111,19 @@ class _Watch:
             if client.sync(client.scheduler.ncores_running, callback_timeout=LOOK_EVERY):
                 return None
             some = client.sync(client.scheduler.ncores, callback_timeout=LOOK_EVERY)
-        except Exception:  # of whatever kind: it says that there was no answer
+        except Exception:  # any error here means that no answer came
             return "has not answered"
         return "has only workers that are paused" if some else "has no worker"
 
     def _give_up(self, reason: str) -> None:
-        """Close the connection: all that is waited for then fails."""
+        """Close the connection, so that whatever waits for a result fails."""
         self.reason = reason
         with suppress(Exception):
             self._client.sync(self._client._close, fast=True, callback_timeout=CONNECT_SECONDS)
 
 
 def results(futures: Sequence[Any]) -> Iterator[Any]:
-    """Results of the futures, as they come. A task that fails raises here, its own error."""
+    """Yield the results of futures, in the order in which they are done; raise the error of a task that failed."""
     from distributed import as_completed
 
     for future in as_completed(futures):  # type: ignore[no-untyped-call]
@@ -123,34 +131,41 @@ def results(futures: Sequence[Any]) -> Iterator[Any]:
 
 
 def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task]) -> Iterator[Any]:
-    """Results of ``work`` on each of ``tasks``, as they come. A task that fails raises here, its own error.
+    """Run tasks on a cluster, and yield their results in the order in which they are done.
 
-    ``url``: of a Dask scheduler; None starts a cluster of threads. Tasks run again where a worker dies, so they may
-    be carried out twice. Raises GeostreamError where the scheduler cannot be reached.
+    Args:
+        url: URL of a Dask scheduler; None starts a cluster of threads in this process.
+        work: Called with each task. It may be called twice for one, because tasks run again where a worker dies.
+        tasks: The arguments of ``work``.
+
+    Raises:
+        GeostreamError: The scheduler cannot be reached or is lost.
+        Exception: Whatever ``work`` raised.
     """
     with connected(url, len(tasks)) as client:
         yield from results(client.map(work, tasks, pure=False))
 
 
 def everywhere(client: Any, work: Callable[[], Any]) -> None:
-    """``work`` in every worker that can be reached, soon. A scheduler that cannot be reached has told so before."""
+    """Call ``work`` in every worker that can be reached within ``COURTESY`` seconds; ignore the others."""
     with suppress(OSError, RuntimeError, AttributeError, CancelledError):
         client.sync(client._run, work, on_error="ignore", callback_timeout=COURTESY)
 
 
 def give_back() -> None:
-    """Called by tasks that take blocks of memory, first: what the one before freed goes back to the system.
+    """Give freed memory back to the operating system. Tasks that use large blocks of memory call this first.
 
-    glibc would keep some 60 MB for each thread. Dask spares its worker processes that by an environment variable,
-    which threads within this process cannot have; elsewhere than on glibc nothing happens.
+    The C library glibc would keep about 60 MB for each thread. Dask prevents that in its worker processes by an
+    environment variable, which cannot be set for threads of this process. With another C library, nothing happens.
     """
     with suppress(AttributeError, TypeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _client(url: str) -> Any:
-    """A client of the scheduler at ``url``. Raises OSError where that does not answer: Dask itself would wait for ever
-    for one that takes the connection and is silent.
+    """Return a client of the scheduler at ``url``; raise OSError where it does not answer.
+
+    Dask itself would wait for ever for a scheduler that accepts the connection and is silent.
     """
     from distributed import Client
 
@@ -175,17 +190,17 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
             return stack.enter_context(_client(url))
         except (OSError, ValueError) as error:
             raise GeostreamError(f"Dask scheduler {url}: cannot connect; is it up, and the URL right?") from error
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection, also to others' handlers
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # it logs every connection
     ours = {
         "distributed.worker.profile.enabled": False,  # it samples a hundred times a second
-        "distributed.scheduler.worker-ttl": None,  # a program that was suspended would find its only worker removed
+        "distributed.scheduler.worker-ttl": None,  # else the only worker is removed while the program is suspended
     }
     stack.enter_context(config.set(ours))
     local = LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=1,  # of which all threads have one queue: none is idle while another has tasks waiting
+        n_workers=1,  # all threads share its queue, so none is idle while tasks wait for another
         threads_per_worker=max(1, min(cpu_count(), tasks)),
         processes=False,
-        memory_limit=0,  # a limit would be compared with the whole process, and pause a worker of a large one for ever
+        memory_limit=0,  # a limit counts the whole process, and would pause the worker of a large one for ever
         dashboard_address="127.0.0.1:0",  # the default listens to the whole network
         worker_dashboard_address="127.0.0.1:0",
     )

@@ -1,14 +1,14 @@
-"""The errors a person is meant to read: one line that says what is wrong and what to do.
+"""Define the errors that users see: one line that says what is wrong and what to do.
 
-Commands print the line and exit with 1; anything that is not a ``GeostreamError`` is a defect of ours and
-keeps its traceback.
+Commands print the line and exit with 1. Any other error than a ``GeostreamError`` is a defect of geostream and keeps
+its traceback.
 """
 
 from __future__ import annotations
 
 
 class GeostreamError(Exception):
-    """Base of every error that a user can do something about."""
+    """Base class of all errors that a user can do something about."""
 
 
 class BadInput(GeostreamError):
@@ -24,15 +24,20 @@ class StoreError(GeostreamError):
 
 
 class NotFound(StoreError):
-    """No object at this path."""
+    """There is no object at this path."""
 
 
 class Refused(StoreError):
-    """The object store does not let us: wrong or expired credentials, or no right to do it."""
+    """The object store refuses access: the credentials are wrong, have expired, or lack a right."""
 
 
 class Unanswered(StoreError):
-    """A request got no whole answer, for a ``reason`` that may pass: "busy" (429, 5xx) or "dropped"."""
+    """A request got no complete answer, for a reason that may be temporary.
+
+    Args:
+        message: One line for the user.
+        reason: A word to count failures by, such as "busy" (429, 5xx), "stalled", "short" or "dropped".
+    """
 
     def __init__(self, message: str, reason: str = "dropped") -> None:  # torch makes errors anew from a text alone
         super().__init__(message)
@@ -43,23 +48,23 @@ class Unanswered(StoreError):
 
 
 class Unsupported(StoreError):
-    """The object store cannot do what this takes, whichever object is asked for (as to send ranges)."""
+    """The object store lacks an ability that is needed, such as sending ranges of objects."""
 
 
 class AlreadyExists(StoreError):
-    """A conditional write found an object in its place."""
+    """A conditional write found that the object exists already."""
 
 
 class ForkedProcess(GeostreamError):
-    """Object storage was used in a forked child process, where its library's threads are missing."""
+    """Object storage was used in a forked child process, which lacks the threads of the object store library."""
 
 
 class Stalled(GeostreamError):
-    """What is waited for cannot come: the worker, thread, server or rank that makes it has ended, or is stuck."""
+    """A result can no longer come, because the worker, thread, server or rank that makes it has ended or is stuck."""
 
 
 class LayoutNotCommitted(GeostreamError):
-    """The layout has no ``layout.json``: it was never finished, so nothing of it may be read."""
+    """The layout has no ``layout.json``: it was never finished and must not be read."""
 
 
 class StaleArtefact(GeostreamError):
@@ -67,4 +72,4 @@ class StaleArtefact(GeostreamError):
 
 
 class Interrupted(GeostreamError):
-    """Work was stopped on request, after what was done had been saved; the same command goes on from there."""
+    """Work was stopped on request and its state saved; the same command continues it."""

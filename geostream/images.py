@@ -1,10 +1,12 @@
-"""Decode a JPEG or PNG to RGB pixels: the one rule, for what is stored and for what is trained on.
+"""Decode a JPEG or PNG to RGB pixels, in the same way for sharding and for training.
 
-JPEGs go through libjpeg-turbo, scaled while decoding where a smaller size is wanted; those in CMYK, which it gives no
-RGB of, and PNGs go through Pillow. Of 16 bits the upper eight are kept, transparency is dropped, and the orientation
-that a camera noted (EXIF) is ignored: a panorama or a tile lies in its file as it is meant. Whatever libjpeg-turbo
-warns of is refused, with one exception: zero bytes in front of the end mark, which some writers pad with. Other stray
-bytes there look as what one flipped bit in the picture leaves behind, and viewers show such pictures, too.
+JPEGs are decoded by libjpeg-turbo, which scales them while decoding where a smaller size is wanted. PNGs are decoded by
+Pillow, and so are JPEGs in CMYK, because libjpeg-turbo does not convert these to RGB. Of 16-bit values the upper eight
+bits are kept, transparency is dropped, and the orientation that a camera recorded (EXIF) is ignored.
+
+A JPEG is refused if libjpeg-turbo warns of anything in it. The only exception are zero bytes in front of the end mark,
+which some programs write as padding. Other bytes there may be the trace of a flipped bit, although image viewers show
+such pictures.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import simplejpeg
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
-LARGEST = 2**27  # pixels: 400 MB decoded, 16,000 × 8,000; the largest panoramas are below
+LARGEST = 2**27  # pixels, about 16,000 × 8,000: 400 MB decoded, more than the largest panoramas
 STRAY = "extraneous bytes before marker 0xd9"
 END = b"\xff\xd9"
 
@@ -28,7 +30,15 @@ def is_jpeg(data: bytes | memoryview) -> bool:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise ValueError for an image that would take the memory away."""
+    """Check that an image is not too large to decode.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+
+    Raises:
+        ValueError: It has more than ``LARGEST`` pixels.
+    """
     if height * width > LARGEST:
         raise ValueError(f"{width} × {height} pixels, more than {LARGEST:,} are not decoded")
 
@@ -37,15 +47,15 @@ def decode_jpeg(data: bytes | memoryview, into: Pixels | None = None) -> Pixels:
     """Decode a JPEG.
 
     Args:
-        data: the whole file.
-        into: where the pixels go if they have its size (height, width, 3); then it is what is returned. Else they come
-            at the smallest of libjpeg's scales that is no smaller than it.
+        data: The whole file.
+        into: (height, width, 3) of the wanted size. The JPEG is decoded at the smallest of libjpeg's scales that is no
+            smaller. If that is the wanted size, the pixels are written here.
 
     Returns:
-        RGB pixels; at the JPEG's own size where ``into`` is None.
+        RGB pixels: ``into`` where they fit it; at the JPEG's own size where ``into`` is None.
 
     Raises:
-        ValueError: it is damaged, or of a kind that cannot be decoded.
+        ValueError: The JPEG is damaged, too large, or of a kind that cannot be decoded.
     """
     try:
         return _turbo(data, into)
@@ -54,7 +64,7 @@ def decode_jpeg(data: bytes | memoryview, into: Pixels | None = None) -> Pixels:
             raise
         picture = bytes(data).rpartition(END)[0]
         kept = picture.rstrip(b"\0")
-        if kept.endswith(b"\xff"):  # whose zero belongs to it
+        if kept.endswith(b"\xff"):  # this byte is part of the picture, and so is the zero that follows it
             kept += b"\0"
         if kept == picture:
             raise
@@ -66,7 +76,7 @@ def _turbo(data: bytes | memoryview, into: Pixels | None) -> Pixels:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data, **at_least)
     check_size(height, width)
     if colours in ("CMYK", "YCCK"):
-        simplejpeg.decode_jpeg(data, "CMYK")  # strictly, as the others are
+        simplejpeg.decode_jpeg(data, "CMYK")  # raises for what Pillow would tolerate
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return np.asarray(image.convert("RGB"))
     if into is not None and (height, width) == into.shape[:2]:
@@ -79,13 +89,19 @@ def _turbo(data: bytes | memoryview, into: Pixels | None) -> Pixels:
 def decode_png(data: bytes | memoryview) -> Pixels:
     """Decode a PNG at its own size.
 
+    Args:
+        data: The whole file.
+
+    Returns:
+        RGB pixels.
+
     Raises:
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: what Pillow raises for one that is damaged, and
-            ValueError for one that is too large.
+        ValueError: The PNG is too large, or damaged.
+        OSError: It is damaged; Pillow may also raise SyntaxError or Image.DecompressionBombError.
     """
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         check_size(image.height, image.width)
-        if image.mode.startswith("I"):  # 16 bits of grey: convert() would cut off what is above 255, not scale it
+        if image.mode.startswith("I"):  # 16-bit grey: convert() would clip values above 255 instead of scaling them
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))

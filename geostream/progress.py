@@ -1,7 +1,6 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log file.
+"""Show the progress of long work: as a bar on a terminal, elsewhere as a line every ten seconds.
 
-Decides nothing about the work. A bar costs one lock and a redraw of ten times a second; in a log it prints a
-line every ten seconds, so that a flow's or a container's log stays readable.
+So the log of a flow or a container stays readable. A bar is redrawn ten times a second.
 """
 
 from __future__ import annotations
@@ -27,15 +26,19 @@ LOG_EVERY_SECONDS = 10.0
 
 
 def _text(fields: dict[str, object]) -> str:
-    """``{"loss": 1.2345}`` as ``loss 1.234``."""
+    """Return fields as text: ``{"loss": 1.2345}`` as ``loss 1.234``."""
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
 
 
 class Bar:
-    """Context manager around one piece of long work of ``total`` steps (None: unknown).
+    """Context manager that shows the progress of one piece of work.
 
     >>> with Bar("epoch 3", total=160) as bar:
     ...     bar.advance(1, loss=0.52)
+
+    Args:
+        description: Shown in front of the bar.
+        total: Steps of the work; None if unknown.
     """
 
     def __init__(self, description: str, total: int | None) -> None:
@@ -60,7 +63,12 @@ class Bar:
         return self
 
     def advance(self, steps: int = 1, **fields: object) -> None:
-        """Count ``steps`` as done; ``fields`` (loss=…, rate=…) are shown behind the bar."""
+        """Count steps as done.
+
+        Args:
+            steps: How many.
+            **fields: Shown behind the bar, such as ``loss=0.52``.
+        """
         self.done += steps
         if self._progress is not None:
             self._progress.update(self._task, advance=steps, text=_text(fields))
@@ -77,7 +85,13 @@ class Bar:
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield ``items`` with a bar; ``total`` defaults to their length where they have one."""
+    """Yield items, and show the progress.
+
+    Args:
+        items: Any items.
+        description: Shown in front of the bar.
+        total: How many there are; None takes their length where they have one.
+    """
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Bar(description, total) as bar:

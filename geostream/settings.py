@@ -1,9 +1,9 @@
-"""Hold every number that shapes a training run, in groups, in one frozen object that is stored with the run.
+"""Define all settings of a training run, in groups, as one frozen object that is stored with the run.
 
-The defaults are Sample4Geo's (Deuser et al., ICCV 2023, section 4, and the authors' code), except that weights begin
-from scratch, so that nothing needs a download. What a data set is trained with stands in the recipe of its name
-(``geostream/recipes``). Any setting is overridden by its own name: ``--set batch_size=32`` on the command line,
-``settings`` in a flow's parameters. ``geostream settings`` lists all of them.
+The defaults are Sample4Geo's (Deuser et al., ICCV 2023, section 4, and the authors' code), except that training begins
+from random weights, so that no download is needed. The recipe with a data set's name (``geostream/recipes``) has the
+settings for that data set. Any setting can be given by its own name: ``--set batch_size=32`` on the command line, or
+``settings`` in a flow's parameters. ``geostream settings`` lists them all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelSettings(BaseModel):
-    """The encoder that both views share, and how it computes."""
+    """The network that tiles and views share, and how it computes."""
 
     model_config = FROZEN
 
@@ -76,7 +76,7 @@ class OptimSettings(BaseModel):
 
 
 class AugmentSettings(BaseModel):
-    """How often, and how far, images are changed in training."""
+    """How often, and how much, images are changed in training."""
 
     model_config = FROZEN
 
@@ -129,7 +129,7 @@ class PlanSettings(BaseModel):
 
 
 class ReadSettings(BaseModel):
-    """What reading may cost. Nothing here changes what is trained."""
+    """What reading may cost. These settings do not change what is trained."""
 
     model_config = FROZEN
 
@@ -145,7 +145,7 @@ class ReadSettings(BaseModel):
 
 
 class TrainSettings(BaseModel):
-    """All settings of a training run. Where they are given, a setting's own name is enough: ``batch_size=64``."""
+    """All settings of a training run. They can be given by their own names, without the group: ``batch_size=64``."""
 
     model_config = FROZEN
 
@@ -163,7 +163,7 @@ class TrainSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _into_groups(cls, values: Any) -> Any:
-        """Put settings that are given by their own names into their groups. Runs before version 2 stored them so."""
+        """Put settings that are given by their own names into their groups; runs before version 2 stored them so."""
         if not isinstance(values, Mapping):
             return values
         found: dict[str, Any] = {}
@@ -178,12 +178,15 @@ class TrainSettings(BaseModel):
         return found
 
     def flat(self) -> dict[str, Any]:
-        """Return the value of each setting by its own name."""
+        """Return the value of each setting by its own name, without groups."""
         values = self.model_dump()
         return {name: values[group][field] if group else values[field] for name, (group, field) in SETTINGS.items()}
 
     def changed(self, **values: Any) -> TrainSettings:
-        """Return these settings with others in place of some, given by their own names.
+        """Return a copy with some settings changed.
+
+        Args:
+            **values: New values by the settings' own names.
 
         Raises:
             BadInput: A setting is unknown, or its value is not allowed.
@@ -198,7 +201,8 @@ GROUPS: dict[str, type[BaseModel]] = {
     "plan": PlanSettings,
     "read": ReadSettings,
 }
-#: Settings by their own names, as (group, field); "" is no group. A field's name is its setting's, but for two.
+#: (group, field) of each setting by its own name; the group is "" for settings outside the groups. All fields but two
+#: have their setting's name.
 SETTINGS: dict[str, tuple[str, str]] = {
     {"name": "model", "options": "model_options"}.get(field, field): (group, field)
     for group, kind in GROUPS.items()
@@ -207,13 +211,21 @@ SETTINGS: dict[str, tuple[str, str]] = {
 
 
 def default_settings(dataset: str) -> TrainSettings:
-    """Return the settings to begin with on a data set: its recipe where there is one, else Sample4Geo's."""
+    """Return the settings of a data set's recipe; Sample4Geo's where it has no recipe.
+
+    Args:
+        dataset: The data set's name.
+    """
     recipe = files("geostream").joinpath("recipes", f"{dataset}.toml")
     return make_settings(tomllib.loads(recipe.read_text())) if recipe.is_file() else TrainSettings()
 
 
 def parse_settings(overrides: list[str], base: TrainSettings) -> TrainSettings:
-    """Return ``base`` with the settings that were typed as ``name=value``.
+    """Return settings that are changed by texts ``name=value``.
+
+    Args:
+        overrides: The texts, such as "batch_size=64". Values are JSON, or else plain text.
+        base: The settings to change.
 
     Raises:
         BadInput: A text is no ``name=value``, a setting is unknown, or its value is not allowed.
@@ -231,10 +243,13 @@ def parse_settings(overrides: list[str], base: TrainSettings) -> TrainSettings:
 
 
 def make_settings(values: Mapping[str, object]) -> TrainSettings:
-    """Return settings from a mapping of their own names, or of groups.
+    """Make settings from their values.
+
+    Args:
+        values: Values by the settings' own names, or groups of them.
 
     Raises:
-        BadInput: With one line that names each wrong setting.
+        BadInput: A setting is unknown, or its value is not allowed; the message names each of them.
     """
     try:
         return TrainSettings.model_validate(values)

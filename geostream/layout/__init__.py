@@ -1,4 +1,4 @@
-"""Read and commit layouts: what lies on the store of a data set, its schema, its files and :class:`Layout`."""
+"""Commit, open and verify layouts: the sets of shards, each with an index, that hold a data set on the store."""
 
 from geostream.layout.layout import Layout, commit_layout, layout_infos, list_datasets, list_layouts, open_layout
 from geostream.layout.schema import MEMBERS, PLACES, Coordinates, Protocol

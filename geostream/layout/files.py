@@ -1,11 +1,11 @@
 """Read and check the files of a layout's index: ``layout.json`` and the two tables that it names by hash.
 
-Anyone may have written to these files since the commit, so everything is checked before it is used: the fields of
+The files may have been changed since the commit, so everything is checked before it is used: the fields of
 ``layout.json``, the hash, schema and invariants of each table (:mod:`geostream.layout.schema`), and that they agree. An
 error is one line that names the file.
 
-The names of a layout's objects are given here, too. Whoever writes a layout first says in ``parts/job.json`` how many
-shards there will be. From that number follow the names of all its objects, and only these are ever removed.
+The names of a layout's objects are defined here, too. Before a layout is written, ``parts/job.json`` records how many
+shards it will have. The names of all its objects follow from that number, and only these objects are ever removed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from geostream.store import NAME, Store
 FORMAT = 1
 SHARD = "^shard-[0-9]{5,}[.]tar$"
 TABLES = ("places.parquet", "members.parquet")
-JOB = "parts/job.json"  # whose the folder is and how many shards it is to hold; gone when the layout is committed
+JOB = "parts/job.json"  # who writes the folder, and how many shards it will hold; removed after the commit
 ADVICE = "restore the layout's folder from a copy, or delete it and shard the dataset again"
 
 
@@ -73,17 +73,25 @@ def shard_name(number: int) -> str:
 
 
 def sidecar_name(shard: str) -> str:
-    """Return the name of the note that a shard is whole; it is there only until the layout is committed."""
+    """Return the name of the object that marks a shard as complete; it exists only until the layout is committed."""
     return f"parts/{shard.removesuffix('.tar')}.json"
 
 
 def shard_names(shards: int) -> list[str]:
-    """Return the names of the shards of a layout that is to have so many."""
+    """Return the names of a layout's shards.
+
+    Args:
+        shards: How many shards it has.
+    """
     return [shard_name(number) for number in range(shards)]
 
 
 def object_names(shards: Sequence[str]) -> list[str]:
-    """Return the names of all objects, except ``parts/job.json``, that writing a layout of these shards can make."""
+    """Return the names of all objects, except ``parts/job.json``, that are made while a layout is written.
+
+    Args:
+        shards: Names of the layout's shards.
+    """
     return ["layout.json", *TABLES, *shards, *map(sidecar_name, shards)]
 
 
@@ -91,10 +99,10 @@ def check_info(info: Any) -> None:
     """Check the fields of ``layout.json``.
 
     Args:
-        info: its content, as read.
+        info: The content of the file.
 
     Raises:
-        IndexDamage: a field is missing, or has a value that no commit writes.
+        IndexDamage: The format is another, or a field is missing or has a wrong value.
     """
     if isinstance(info, dict) and info.get("format", FORMAT) != FORMAT:
         raise IndexDamage(f"layout.json: format {info['format']}, but this geostream reads format {FORMAT}")
@@ -102,7 +110,7 @@ def check_info(info: Any) -> None:
         _Info.model_validate(info)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ascii(".".join(map(str, first["loc"])))[1:-1]  # on one line, whatever the names in it
+        where = ascii(".".join(map(str, first["loc"])))[1:-1]  # one line, whatever characters the names have
         raise IndexDamage(f"layout.json: {where or 'all'}: {first['msg']}") from error
     names = [shard["name"] for shard in info["shards"]]
     if len(set(names)) < len(names):
@@ -113,9 +121,12 @@ def summary(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int
     """Return the fields of ``layout.json`` that follow from the tables.
 
     Args:
-        places: the table of places.
-        members: the table of members.
-        shards: (name, bytes) in order of their number.
+        places: The table of places.
+        members: The table of members.
+        shards: (name, bytes) of each shard, in order.
+
+    Returns:
+        The numbers of places and bytes, the pairs of each split, and the shards.
     """
     splits = pc.list_flatten(places["views"].combine_chunks()).field("split")
     in_shard = np.bincount(members["shard"].to_numpy(), minlength=len(shards))
@@ -131,11 +142,14 @@ def summary(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int
 
 
 def read_info(folder: Store) -> dict[str, Any]:
-    """Read and check ``layout.json`` in a layout's folder.
+    """Read and check ``layout.json``.
+
+    Args:
+        folder: The layout's folder.
 
     Raises:
-        LayoutNotCommitted: there is none.
-        StoreError: it is damaged.
+        LayoutNotCommitted: There is no ``layout.json``.
+        StoreError: It is damaged, or cannot be read.
     """
     try:
         info: dict[str, Any] = folder.read_json("layout.json")
@@ -153,14 +167,14 @@ def read_tables(folder: Store, info: dict[str, Any]) -> tuple[pa.Table, pa.Table
     """Read and check the two tables of a layout.
 
     Args:
-        folder: the layout's folder.
-        info: its checked ``layout.json``.
+        folder: The layout's folder.
+        info: Its checked ``layout.json``.
 
     Returns:
         The tables of places and of members.
 
     Raises:
-        StoreError: a table is gone, changed or damaged.
+        StoreError: A table is missing, changed or damaged.
     """
     shards = [(shard["name"], shard["size"]) for shard in info["shards"]]
     try:
@@ -176,7 +190,7 @@ def read_tables(folder: Store, info: dict[str, Any]) -> tuple[pa.Table, pa.Table
 
 
 def _read_table(folder: Store, file: str, info: dict[str, Any]) -> pa.Table:
-    """Read one table; raise IndexDamage where it is not the one that was committed."""
+    """Read one table; raise IndexDamage if it is not the one that was committed."""
     try:
         data = folder.read(file)
     except NotFound as error:
@@ -186,7 +200,7 @@ def _read_table(folder: Store, file: str, info: dict[str, Any]) -> pa.Table:
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
         check_schema(file, table)
-        table.validate(full=True)  # texts that are no UTF-8, lists that end before they begin
+        table.validate(full=True)  # finds texts that are not UTF-8, and lists that end before they begin
     except (pa.ArrowException, OSError) as error:
         raise IndexDamage(f"{file}: not a whole Parquet file ({' '.join(str(error).split())[:200]})") from error
     return table

@@ -1,12 +1,12 @@
 """Commit, list and open layouts: immutable sets of tar shards, each with an index of places and members.
 
-A layout is committed when ``layout.json`` is there; it is written last and once. The index is checked against
-:mod:`geostream.layout.schema` by the commit and again by every opening. All of it is held in memory: about 100 bytes a
-member.
+A layout is committed when ``layout.json`` exists; that file is written last, and only once. The index is checked
+against :mod:`geostream.layout.schema` by the commit and whenever the layout is opened. It is held in memory: about 100
+bytes a member.
 
-A place's id is its row in ``places.parquet``, the same in every generation of a layout. Only ``members.parquet`` (which
-shard, where in it) differs between generations. So a neighbour graph stays valid after a reclustering; code that needs
-the order on disk looks it up in ``shard_of_place``.
+The id of a place is its row in ``places.parquet`` and the same in every generation of a layout. Generations differ only
+in ``members.parquet``, which says in which shard, and where in it, each member lies. So a neighbour graph stays valid
+after a reclustering. Code that needs the order on disk uses ``shard_of_place``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from geostream.store import NAME, Store, check_name, table_bytes
 
 @dataclass(frozen=True)
 class Layout:
-    """Hold a committed layout, opened: its index as tables and arrays.
+    """A committed layout, opened: its index as tables and arrays.
 
-    N places have ids 0 to N-1; M members are the rows of ``members``, sorted by shard and offset.
+    The ids of its N places are 0 to N-1. The rows of ``members`` are its M members, sorted by shard and offset.
 
     Attributes:
-        store: the layout's own folder.
+        store: The layout's folder.
         info: ``layout.json``.
         places: ``places.parquet``.
         members: ``members.parquet``.
@@ -59,7 +59,7 @@ class Layout:
 
     @property
     def id(self) -> str:
-        """Hash of the index; every artefact made from this layout names it."""
+        """Hash of the index; recorded in every artefact made from this layout."""
         return str(self.info["id"])
 
     @property
@@ -69,12 +69,12 @@ class Layout:
 
     @property
     def generation(self) -> int:
-        """How many reclusterings led to this layout; 0 as it was sharded."""
+        """Number of reclusterings that led to this layout; 0 for a layout as it was sharded."""
         return int(self.info["generation"])
 
     @property
     def coordinates(self) -> Coordinates:
-        """The unit of ``position``: degrees ("latlon"), metres ("utm"), or "none"."""
+        """The kind of ``position``: degrees ("latlon"), metres ("utm"), or "none"."""
         kind: Coordinates = self.info["coordinates"]
         return kind
 
@@ -106,12 +106,12 @@ class Layout:
 
     @cached_property
     def position(self) -> npt.NDArray[np.float64]:
-        """(N, 2) north and east of each place's tile, in the unit of ``coordinates``; NaN where unknown."""
+        """(N, 2) north and east of each place's tile, in degrees or metres (``coordinates``); NaN where unknown."""
         return np.stack([self.places["north"].to_numpy(), self.places["east"].to_numpy()], axis=1)
 
     @cached_property
     def area(self) -> Int32:
-        """(N,) number of the area of each place (areas sorted by name)."""
+        """(N,) number of each place's area; areas are numbered in the order of their names."""
         names = self.places["area"].to_numpy(zero_copy_only=False)
         numbers: Int32 = np.unique(names, return_inverse=True)[1].astype(np.int32)
         return numbers
@@ -138,17 +138,20 @@ class Layout:
         """Return the pairs of a split, sorted by place and view.
 
         Args:
-            split: "train", "test" or "gallery".
+            split: "train", "test", or "gallery" for views that are no queries.
         """
         place, number, splits, _ = self._views
         of_split = splits == split
         return Pairs(place[of_split], number[of_split])
 
     def references(self, split: str) -> Int32:
-        """Return the (R,) sorted ids of the places in the gallery of a split, distractors included.
+        """Return the places whose tiles are in the gallery of a split, distractors included.
 
         Args:
             split: "train" or "test".
+
+        Returns:
+            (R,) place ids, sorted.
         """
         lists = self.places["splits"].combine_chunks()
         place = pc.list_parent_indices(lists).to_numpy()
@@ -156,10 +159,13 @@ class Layout:
         return inside
 
     def semi_positives(self, split: str) -> Csr:
-        """Return, for each pair of a split, the other places whose tile shows the query, too.
+        """Return the semi-positives of each pair of a split: other places whose tile also shows the query.
 
         Args:
-            split: as of :meth:`pairs`, which has the same rows.
+            split: "train", "test" or "gallery".
+
+        Returns:
+            A list of place ids for each row of :meth:`pairs`.
         """
         _, _, splits, flat = self._views
         lists = flat.field("semi_positives").filter(pa.array(splits == split))
@@ -168,18 +174,21 @@ class Layout:
         return Csr(indptr, lists.flatten().to_numpy().astype(np.int32))
 
     def excluded(self, split: str = "train") -> Csr:
-        """Return, for each of the N places, the places that must not share a batch with it.
+        """Return the places that must not share a batch with each place.
 
-        These are the semi-positives of its views, and the places that have it as a semi-positive: a tile that shows the
-        query is no negative, whichever of the two brought it into the batch.
+        These are the semi-positives of its views, and the places that have it as a semi-positive. A tile that shows a
+        query must not be its negative.
 
         Args:
-            split: whose views count.
+            split: The split whose views count.
+
+        Returns:
+            A list of place ids for each of the N places.
         """
         pairs, semi = self.pairs(split), self.semi_positives(split)
         one, two = np.repeat(pairs.place, np.diff(semi.indptr)).astype(np.int64), semi.indices.astype(np.int64)
         one, two = one[one != two], two[one != two]
-        both = np.unique(np.concatenate([one << 32 | two, two << 32 | one]))  # as single numbers: a tenth of the time
+        both = np.unique(np.concatenate([one << 32 | two, two << 32 | one]))  # one number a pair is ten times faster
         counts = np.bincount(both >> 32, minlength=self.n_places)
         return Csr(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), (both & 0xFFFFFFFF).astype(np.int32))
 
@@ -195,14 +204,17 @@ class Layout:
         return place[order].astype(np.int32), view[rows][order], rows[order]
 
     def member_rows(self, place: Int32, view: npt.NDArray[np.int16] | None = None) -> Int64:
-        """Return the rows in ``members`` of some views or tiles.
+        """Return the rows of some views or tiles in ``members``.
 
         Args:
-            place: (n,) places.
-            view: (n,) numbers of the views; None: the places' tiles.
+            place: (n,) place ids.
+            view: (n,) number of each view within its place; None asks for the places' tiles.
+
+        Returns:
+            (n,) rows.
 
         Raises:
-            BadInput: a place has no such image.
+            BadInput: A place has no such image.
         """
         places, views, rows = self._member_rows
         wanted = np.asarray(place, dtype=np.int64) * 2**16 + (0 if view is None else np.asarray(view, np.int64) + 1)
@@ -220,20 +232,39 @@ def list_datasets(store: Store) -> list[str]:
 
 
 def list_layouts(store: Store, dataset: str) -> list[str]:
-    """Return the names of a data set's committed layouts, oldest generation first."""
+    """Return the names of a data set's committed layouts, oldest generation first.
+
+    Args:
+        store: The root of the store.
+        dataset: The data set's name.
+
+    Raises:
+        StoreError: A ``layout.json`` is damaged.
+    """
     infos = layout_infos(store, dataset)
     return sorted(infos, key=lambda name: (infos[name]["generation"], name))
 
 
 def layout_infos(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
-    """Return ``layout.json`` of each committed layout of a data set, by the layout's name."""
+    """Read ``layout.json`` of each committed layout of a data set.
+
+    Args:
+        store: The root of the store.
+        dataset: The data set's name.
+
+    Returns:
+        Its content by the layout's name.
+
+    Raises:
+        StoreError: A ``layout.json`` is damaged.
+    """
     folder = store.child(check_name("dataset", dataset), "layouts")
     infos = {}
-    for name in filter(NAME.fullmatch, folder.folders()):  # others are no layouts of ours
+    for name in filter(NAME.fullmatch, folder.folders()):  # folders with other names are no layouts
         try:
             infos[name] = read_info(folder.child(name))
         except LayoutNotCommitted:
-            continue  # not committed: it does not exist for a reader
+            continue  # for a reader it does not exist
     return infos
 
 
@@ -241,14 +272,14 @@ def open_layout(store: Store, dataset: str | None = None, name: str | None = Non
     """Open a committed layout.
 
     Args:
-        store: the root of the store.
-        dataset: the data set's name; None: the only one in the store.
-        name: the layout's name; None: its newest generation.
+        store: The root of the store.
+        dataset: The data set's name; None takes the only one in the store.
+        name: The layout's name; None takes the newest generation.
 
     Raises:
-        LayoutNotCommitted: there is none, or ``layout.json`` is missing.
-        BadInput: several data sets or layouts could be meant.
-        StoreError: the index is damaged.
+        LayoutNotCommitted: There is no such layout, or its ``layout.json`` is missing.
+        BadInput: The name of the data set or layout is missing, and there is none or more than one.
+        StoreError: The index is damaged.
     """
     if dataset is None:
         found = list_datasets(store)
@@ -295,31 +326,33 @@ def commit_layout(
     parent: str | None = None,
     places_file: bytes | None = None,
 ) -> Layout:
-    """Write a layout's index and then, as the commit, ``layout.json``.
+    """Write a layout's index, and then ``layout.json``, which commits it.
+
+    Committing the same index again changes nothing.
 
     Args:
-        folder: the layout's folder, in which its shards lie.
-        dataset: the data set's name.
-        name: the layout's name.
+        folder: The layout's folder, which holds its shards.
+        dataset: The data set's name.
+        name: The layout's name.
         generation: 0 as sharded, one more with each reclustering.
-        coordinates: the unit of positions.
-        places: the table of places, of schema ``PLACES``.
-        members: the table of members, of schema ``MEMBERS``, sorted by shard and offset.
-        shards: (name, bytes) in order of their number.
-        source: what it was made from, for ``layout.json``.
-        images: how images are stored, for ``layout.json``.
-        broken: raw images that were left out, in words.
-        protocols: the data set's evaluation protocols, the default one first.
-        parent: id of the generation before.
-        places_file: ``places.parquet`` of that generation, kept byte for byte: another version of pyarrow would write
-            the same table with another hash.
+        coordinates: The kind of the positions.
+        places: The table of places, of schema ``PLACES``.
+        members: The table of members, of schema ``MEMBERS``, sorted by shard and offset.
+        shards: (name, bytes) of each shard, in order.
+        source: What the layout was made from, for ``layout.json``.
+        images: How images are stored, for ``layout.json``.
+        broken: A description of each raw image that was left out.
+        protocols: The data set's evaluation protocols, the default one first.
+        parent: Id of the generation before.
+        places_file: Content of that generation's ``places.parquet``, which is kept byte for byte. Another version of
+            pyarrow could write the same table with another hash.
 
     Returns:
-        The layout, opened. Committing the same index again changes nothing.
+        The layout, opened.
 
     Raises:
-        AlreadyExists: another layout is committed in the folder.
-        BadInput: the index contradicts itself.
+        AlreadyExists: Another layout is committed in the folder.
+        BadInput: The index contradicts itself.
     """
     try:
         places, members = places.cast(PLACES), members.cast(MEMBERS)
@@ -344,7 +377,7 @@ def commit_layout(
     except (IndexDamage, pa.ArrowException, ValueError) as error:
         raise BadInput(f"{folder.url}: {error}; nothing was committed") from error
     if folder.exists("layout.json"):
-        # The same commit made twice (a kill between commit and clean-up) is no conflict.
+        # The same commit may be made twice, after a kill between commit and clean-up.
         if read_info(folder)["id"] == info["id"]:
             return _open(folder)
         raise AlreadyExists(f"{folder.url}: another layout is committed here; choose another name")

@@ -1,4 +1,4 @@
-"""Hold where a layout's members lie, as arrays: all that a loader worker needs of the index, and cheap to send."""
+"""Hold the part of a layout's index that loader workers need, as arrays that are cheap to send to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from geostream.store import Store
 
 
 class Extents(NamedTuple):
-    """Say where the M members of a layout lie; rows are those of ``members.parquet``, sorted by shard and offset.
+    """The positions of a layout's M members; rows are those of ``members.parquet``, sorted by shard and offset.
 
     Attributes:
         shard: (M,) number of the shard.
@@ -29,17 +29,17 @@ class Extents(NamedTuple):
 
 @dataclass(frozen=True)
 class MemberTable:
-    """Hold a layout's index as arrays; rows are those of ``members.parquet``.
+    """A layout's index as arrays; rows are those of ``members.parquet``.
 
     Attributes:
-        store: the layout's folder.
-        shard_names: names of the S shards.
-        shard_sizes: (S,) their bytes.
-        extents: where each of the M members lies.
+        store: The layout's folder.
+        shard_names: Names of the S shards.
+        shard_sizes: (S,) bytes of the shards.
+        extents: Positions of the M members.
         crc32c: (M,) checksums of their data.
-        member: (M,) their names behind the place's key, such as "tile.jpg".
-        place: (M,) their places.
-        keys: the N places' keys.
+        member: (M,) their names without the place's key, such as "tile.jpg".
+        place: (M,) ids of their places.
+        keys: Keys of the N places.
     """
 
     store: Store
@@ -71,10 +71,10 @@ class MemberTable:
         return f"{self.store.url}/{self.shard_names[shard]}"
 
     def key(self, row: int) -> str:
-        """Return the key of the member's place."""
+        """Return the key of the place that the member in this row belongs to."""
         return self.keys[int(self.place[row])]
 
     def describe(self, row: int) -> str:
-        """Return the member, its place and its shard in words, for an error."""
+        """Return a text for errors that names the member in this row, its place and its shard."""
         shard = self.shard_url(int(self.extents.shard[row]))
         return f"{self.member[row]} of place {self.key(row)} in {shard}"

@@ -1,9 +1,9 @@
 """Define the two tables of a layout's index, and check what every reader relies on.
 
-Every member lies in its shard behind its header and in front of the next one's. Every place has one tile, its views
-and its facts in one shard. Every name can be a file's name in any folder. This is checked at every commit and every
-opening (about 0.3 s for a million members), so a damaged index is refused before an epoch begins. Whether the shards
-hold what the index says is for :mod:`geostream.layout.verify` to find.
+Members lie in their shard one after the other, each behind its tar header. All members of a place (one tile, its
+views, and its facts in a JSON) lie in one shard. Every name is a valid file name. This is checked at every commit and
+whenever a layout is opened (about 0.3 s for a million members), so a damaged index is refused before an epoch begins.
+:mod:`geostream.layout.verify` checks whether the shards hold what the index says.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 from geostream.arrays import Bools, Int32, Int64
 
 Coordinates = Literal["latlon", "utm", "none"]
-# What counts as a hit. "paired": the tile of the query's own place. "within-5m": any tile within 5 metres of it, too.
-# "both-ways": the first of several positives, and their average precision, from view to tile and from tile to view.
+# What counts as a hit. "paired": the tile of the query's own place. "within-5m": also any tile within 5 metres of it.
+# "both-ways": for a view its tile, and for a tile any of its views; average precision is measured, too.
 Protocol = Literal["paired", "within-5m", "both-ways"]
 
 HEADER = 512  # bytes of a tar header, in front of each member's data
-KEY = "^[A-Za-z0-9_-]+$"  # neither a dot (where the key ends) nor a slash
+KEY = "^[A-Za-z0-9_-]+$"  # no slash, and no dot, because a dot ends the key in a member's name
 MEMBER = "^(tile|view-[0-9]{2,5})[.][A-Za-z0-9]+$|^json$"
 MOST_VIEWS = 2**15 - 1  # of a place: view numbers are int16
 SPLITS = ("train", "test")  # of tiles
@@ -33,7 +33,7 @@ VIEW_SPLITS = (*SPLITS, "gallery")
 VIEW = pa.struct(
     [
         ("name", pa.string()),  # "view-00"
-        ("split", pa.string()),  # which pairs this view belongs to; "gallery": no query, only a candidate
+        ("split", pa.string()),  # the split of this view's pair; "gallery": it is a candidate and no query
         ("source", pa.string()),  # the raw file's name
         ("north", pa.float64()),
         ("east", pa.float64()),
@@ -65,7 +65,7 @@ TABLES = {"places.parquet": PLACES, "members.parquet": MEMBERS}
 
 
 class IndexDamage(Exception):
-    """Say how an index is damaged; whoever reads or commits it adds where, and what to do."""
+    """An index is damaged; the caller adds which layout's it is, and what to do."""
 
 
 def check_schema(file: str, table: pa.Table) -> None:
@@ -73,10 +73,10 @@ def check_schema(file: str, table: pa.Table) -> None:
 
     Args:
         file: "places.parquet" or "members.parquet".
-        table: its content.
+        table: Its content.
 
     Raises:
-        IndexDamage: it has other columns or types than a commit writes.
+        IndexDamage: The table has other columns or types than a commit writes.
     """
     schema = TABLES[file]
     if table.column_names != schema.names:
@@ -88,7 +88,7 @@ def check_schema(file: str, table: pa.Table) -> None:
 
 
 def content_id(places: pa.Table, members: pa.Table) -> str:
-    """Return the hash of the index's values, which is the same whatever version wrote the Parquet files."""
+    """Return the hash of the index's values, which does not depend on the library that wrote the Parquet files."""
     digest = hashlib.sha256()
     for table in (places, members):
         for column in table.column_names:
@@ -102,12 +102,12 @@ def check_index(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str,
     """Check the invariants that every reader relies on.
 
     Args:
-        places: the table of places, of the right schema.
-        members: the table of members, of the right schema.
-        shards: (name, bytes) in order of their number.
+        places: The table of places, of the right schema.
+        members: The table of members, of the right schema.
+        shards: (name, bytes) of each shard, in order.
 
     Raises:
-        IndexDamage: an invariant does not hold; names the first row that breaks it.
+        IndexDamage: An invariant does not hold; the message names the first row that breaks it.
     """
     for file, table in (("places.parquet", places), ("members.parquet", members)):
         for name in table.column_names:
@@ -153,7 +153,7 @@ def _check_places(places: pa.Table) -> None:
 
 
 def _check_splits(keys: pa.ChunkedArray, lists: pa.Array, known: Sequence[str], what: str) -> None:
-    """``lists``: of each place its splits, or its views."""
+    """Check the splits in ``lists``, which has the splits or the views of each place."""
     splits = lists.flatten()
     splits = splits.field("split") if pa.types.is_struct(splits.type) else splits
     if (row := _first(~pc.is_in(splits, pa.array(known)).to_numpy(zero_copy_only=False))) >= 0:
@@ -193,7 +193,7 @@ class _Members:
         self._check_names()
 
     def _check_names(self) -> None:
-        """Every place has its tile, its views and its facts, once each."""
+        """Check that every place has its tile, each of its views and its facts exactly once."""
         names, code = self.member.dictionary, self.member.indices.to_numpy()
         known = pc.match_substring_regex(names, MEMBER).to_numpy(zero_copy_only=False)
         self._refuse(~known[code], "is neither tile.jpg (or another suffix), nor view-00.jpg and so on, nor json")
@@ -201,7 +201,7 @@ class _Members:
         view = pc.fill_null(number, -1).to_numpy()[code]
         views = self.views[self.place]
         self._refuse(view >= views, "is of a view that places.parquet lacks")
-        # Of each place: a slot for the tile, one for each view, one for the facts.
+        # Each place has a slot for its tile, one for each view, and one for its facts.
         facts = pc.equal(names, "json").to_numpy(zero_copy_only=False)[code]
         first = np.concatenate([[0], np.cumsum(self.views + 2)])
         slot = first[self.place] + np.where(facts, views + 1, view + 1)
@@ -213,7 +213,7 @@ class _Members:
             raise IndexDamage(f"members.parquet: place {self.keys[place]} has {count[wrong]} members {name}, not one")
 
     def _refuse(self, wrong: Bools, what: str, row: int = 0) -> None:
-        """Raise IndexDamage where a member is wrong; ``wrong`` begins with the member number ``row``."""
+        """Raise IndexDamage for the first wrong member; the first entry of ``wrong`` is that of member ``row``."""
         if (found := _first(wrong)) >= 0:
             raise IndexDamage(f"members.parquet: {self._describe(found + row)} {what}")
 
@@ -227,5 +227,5 @@ class _Members:
 
 
 def _first(wrong: Bools) -> int:
-    """Return the first row where ``wrong`` holds; -1 where none does."""
+    """Return the first row in which ``wrong`` is true; -1 if there is none."""
     return int(wrong.argmax()) if wrong.any() else -1

@@ -1,8 +1,9 @@
-"""Compare a layout's shards with its index: every byte of every shard is read once.
+"""Compare a layout's shards with its index, by reading every byte of every shard once.
 
-The index says where each member's header and data lie, so each is looked at there, and whatever lies between them or
-behind the last one must be zero. A reader of tar archives would see less: it takes a broken header for the archive's
-end, and follows links and extended headers. A shard is read in order, in ranges of 4 MiB, a few shards at a time.
+The index says where the header and data of each member lie. Each member is checked there, and all bytes between members
+and behind the last one must be zero. Reading the shards as tar archives would find less: a tar reader takes a broken
+header for the end of the archive, and follows links and extended headers. Shards are read in order, in ranges of 4 MiB,
+a few shards at a time.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from geostream.progress import Bar
 from geostream.store import Store
 
 CHUNK = 4 * 2**20  # bytes of a read
-THREADS = 4  # shards read at a time
-SHOWN = 100  # problems that are kept in words; the rest is counted
+THREADS = 4  # shards read at the same time
+SHOWN = 100  # problems that are described; the others are only counted
 END = 2 * tarfile.BLOCKSIZE  # bytes of the empty blocks that end an archive
 
 
 @dataclass(frozen=True)
 class Report:
-    """Report what a verification found.
+    """The result of a verification.
 
     Attributes:
-        shards: how many were read.
-        members: how many the index has.
-        bytes: of all shards, as committed.
-        problems: the first 100, a line each that names the shard and the member.
-        count: of all problems.
+        shards: Number of shards read.
+        members: Number of members in the index.
+        bytes: Bytes of all shards, as committed.
+        problems: The first 100 problems, one line each that names the shard and the member.
+        count: Number of all problems.
     """
 
     shards: int
@@ -49,13 +50,13 @@ class Report:
 
 
 def verify_layout(layout: Layout) -> Report:
-    """Compare every shard of ``layout`` with its index.
+    """Compare every shard of a layout with its index.
 
-    It costs one reading of the layout, and memory for four reads and four members.
+    The layout is read once. Memory holds four reads and four members at a time.
 
     Raises:
-        Refused: the store does not let us read.
-        Unsupported: the store cannot read ranges of objects.
+        Refused: The store refuses access.
+        Unsupported: The store cannot read ranges of objects.
     """
     problems, count = list[str](), 0
     names = layout.shard_names
@@ -76,13 +77,16 @@ def verify_layout(layout: Layout) -> Report:
 
 
 def member_damage(data: bytes, name: str, size: int, crc32c: int) -> str:
-    """Return what is wrong with a member in words; "" where it is as committed.
+    """Describe what is wrong with a member.
 
     Args:
-        data: its header and data, as they lie in the shard.
-        name: what the index calls it, with its place's key.
-        size: bytes of its data, by the index.
-        crc32c: checksum of its data, by the index.
+        data: Its header and data, as read from the shard.
+        name: Its name in the tar, by the index: the place's key, a dot and the member's name.
+        size: Bytes of its data, by the index.
+        crc32c: Checksum of its data, by the index.
+
+    Returns:
+        The problem in words; "" if the member is as committed.
     """
     if len(data) < HEADER + size:
         return "its shard ends before it"
@@ -99,7 +103,7 @@ def member_damage(data: bytes, name: str, size: int, crc32c: int) -> str:
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:
-    """Return what a block says as a header; None where it is none."""
+    """Read a block as a tar header; return None if it is none."""
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -107,7 +111,7 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _check_shard(layout: Layout, shard: int, start: int, stop: int) -> list[str]:
-    """Return the problems of one shard; its members are the rows from ``start`` to ``stop`` of the index."""
+    """Return the problems of one shard, whose members are the rows ``start`` to ``stop`` of the index."""
     name, committed = layout.shard_names[shard], int(layout.shard_sizes[shard])
     problems = []
     try:
@@ -121,7 +125,7 @@ def _check_shard(layout: Layout, shard: int, start: int, stop: int) -> list[str]
     except NotFound:
         problems.append("gone since the commit")
     except (Refused, Unsupported):
-        raise  # of one shard as of all: no word about the layout
+        raise  # it concerns all shards alike, and says nothing about the layout
     except StoreError as error:
         problems.append(f"cannot be read: {error}")
     return problems
@@ -147,7 +151,7 @@ class _Object(io.RawIOBase):
 
 
 def _compare(stream: BinaryIO, members: list[tuple[str, dict[str, int]]], size: int, whole: bool) -> list[str]:
-    """Return the problems of a shard of ``size`` bytes; ``whole``: that many were committed."""
+    """Return the problems of a shard of ``size`` bytes; ``whole`` says whether that is its committed size."""
     problems, misplaced, at = list[str](), 0, 0
     for number, (name, row) in enumerate(members):
         header, end = row["offset"] - HEADER, row["offset"] + row["size"]
@@ -169,7 +173,7 @@ def _compare(stream: BinaryIO, members: list[tuple[str, dict[str, int]]], size: 
 
 
 def _unknown(stream: BinaryIO, at: int, end: int) -> Iterator[str]:
-    """Read the bytes from ``at`` to ``end``, of which the index knows nothing, and say what is in them but zeros."""
+    """Read the bytes from ``at`` to ``end``, where the index has no member, and yield what is there besides zeros."""
     said = False
     while at < end:
         block = stream.read(min(HEADER - at % HEADER, end - at))

@@ -1,9 +1,9 @@
 """Write and read Zarr groups that are either committed or absent; embeddings and neighbour graphs are such groups.
 
-A group is committed by an attribute that is set last. It lies in the group's own ``zarr.json``, one object, so it
-appears at once or not at all. A group names the layout it was made from and the hash of its table of places. Every
-generation of that layout may read it; a layout with other places may not.
-When a group is made anew, its objects are removed by the names that its arrays' metadata give; other objects stay.
+A group is committed by an attribute that is set last. The attribute is in the group's ``zarr.json``, one object, so it
+is set at once or not at all. A group records the layout that it was made from and the hash of its table of places.
+Every generation of that layout may use it; a layout with other places may not. When a group is made again, the old
+objects are removed by the names that follow from its arrays' metadata. Other objects stay.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from geostream.errors import NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout
 from geostream.store import Store
 
-SCRATCH = "scratch"  # folder within a group's, for what tasks hand on to others while it is made
-MADE = f"{SCRATCH}/made.json"  # how many objects of each kind lie there
+SCRATCH = "scratch"  # folder within a group, for objects that tasks hand on to others while the group is made
+MADE = f"{SCRATCH}/made.json"  # how many objects of each kind are in it
 
 
 def new_group(run: Store, name: str, layout: Layout, arrays: Sequence[str]) -> zarr.Group:
-    """Make an empty group, and remove one that was there before.
+    """Make an empty group, and remove an older one with the same name.
 
-    The old group's mark is removed first, so that no half of it reads as committed.
+    The older group's mark is removed first, so that a half-removed group does not count as committed.
 
     Args:
-        run: the run's folder.
-        name: the group's path in it.
-        layout: what the group is made from.
-        arrays: names of the arrays that it is to hold.
+        run: The run's folder.
+        name: The group's path in it.
+        layout: The layout that the group is made from.
+        arrays: Names of the arrays that the older group may have.
 
     Raises:
-        StoreError: the metadata of an old array is damaged.
+        StoreError: The metadata of an old array is damaged.
     """
     run.delete(f"{name}/zarr.json")
     for array in arrays:
         if run.exists(f"{name}/{array}/zarr.json"):
             run.delete_all(f"{name}/{key}" for key in _chunk_keys(run, name, array))
-            run.delete_all([f"{name}/{array}/zarr.json"])  # last: the chunks' names follow from it
+            run.delete_all([f"{name}/{array}/zarr.json"])  # last, because the chunks' names follow from it
     drop_scratch(run, name)
     group = zarr.create_group(run.zarr(name), zarr_format=3)
     group.attrs.update({"layout": layout.id, "places": layout.places_id})
@@ -51,7 +51,7 @@ def new_group(run: Store, name: str, layout: Layout, arrays: Sequence[str]) -> z
 
 
 def _chunk_keys(run: Store, name: str, array: str) -> Iterator[str]:
-    """Yield the name within the group of each object that an array's data may be in."""
+    """Yield the name, within the group, of each object that may hold data of an array."""
     try:
         old = zarr.open_array(run.zarr(f"{name}/{array}", read_only=True), mode="r")
         blocks = [ceil(size / of) for size, of in zip(old.shape, old.shards or old.chunks, strict=True)]
@@ -63,17 +63,29 @@ def _chunk_keys(run: Store, name: str, array: str) -> Iterator[str]:
 
 
 def scratch_object(name: str, kind: str, number: int) -> str:
-    """Return the path within the run of an object that tasks use while the group ``name`` is made."""
+    """Return the path of an object that tasks use while a group is made.
+
+    Args:
+        name: The group's path in the run.
+        kind: The kind of object.
+        number: Its number among those of its kind.
+    """
     return f"{name}/{SCRATCH}/{kind}-{number:05d}"
 
 
 def claim_scratch(run: Store, name: str, **counts: int) -> None:
-    """Write down, before they are made, how many scratch objects of each kind the group ``name`` will have."""
+    """Record how many scratch objects of each kind will be made for a group, so that they can be removed.
+
+    Args:
+        run: The run's folder.
+        name: The group's path in it.
+        **counts: How many objects there will be, by kind.
+    """
     run.write_json(f"{name}/{MADE}", _scratch(run, name) | counts)
 
 
 def drop_scratch(run: Store, name: str) -> None:
-    """Remove the scratch objects of the group ``name`` that were written down."""
+    """Remove the scratch objects that were recorded for the group ``name``."""
     if not (counts := _scratch(run, name)):
         return
     run.delete_all(scratch_object(name, kind, number) for kind, count in counts.items() for number in range(count))
@@ -92,14 +104,14 @@ def open_committed(run: Store, name: str, layout: Layout | None, again: str) -> 
     """Open a committed group for reading.
 
     Args:
-        run: the run's folder.
-        name: the group's path in it.
-        layout: whose places it must be made from; None: any.
-        again: how a user makes it anew, for messages.
+        run: The run's folder.
+        name: The group's path in it.
+        layout: The layout whose places it must be made from; None allows any.
+        again: How a user makes it again, for errors.
 
     Raises:
-        NotFound: there is none, or it was never finished.
-        StaleArtefact: it was made from other places.
+        NotFound: There is no such group, or it was never finished.
+        StaleArtefact: It was made from other places.
     """
     where = f"{run.url}/{name}"
     if not run.exists(f"{name}/zarr.json"):
@@ -115,7 +127,12 @@ def open_committed(run: Store, name: str, layout: Layout | None, again: str) -> 
 
 @contextmanager
 def being_replaced(where: str, again: str) -> Iterator[None]:
-    """Raise NotFound where another process makes the group anew while it is read: its arrays go one by one."""
+    """Raise NotFound within the context if arrays of a group vanish, because another process makes it again.
+
+    Args:
+        where: The group's URL, for the error.
+        again: How a user makes it again, for the error.
+    """
     try:
         yield
     except (KeyError, FileNotFoundError) as error:
@@ -128,5 +145,5 @@ def array_of(group: zarr.Group, name: str) -> npt.NDArray[Any]:
 
 
 def commit(group: zarr.Group) -> None:
-    """Mark the group as committed: from now on it can be read."""
+    """Mark the group as committed, so that it can be opened."""
     group.attrs["committed"] = True

@@ -1,1 +1,1 @@
-"""Mining: embeddings of a split, and neighbour graphs made from them or from coordinates."""
+"""Store embeddings of a split, and build neighbour graphs from them or from coordinates."""

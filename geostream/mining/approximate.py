@@ -1,4 +1,4 @@
-"""Search neighbours approximately, by Dask tasks over inverted lists that lie on the store meanwhile.
+"""Search neighbours approximately, by Dask tasks over inverted lists that are kept on the store during the search.
 
 1. Centroids are trained on a sample of the references.
 2. Each block of queries and of references is read once and written again as one object (a *run*), sorted by list.
@@ -8,10 +8,10 @@
 5. One task for each range of whole Zarr shards of the graph collects the finds and writes the shards.
 
 Workers need only the store, and a task that runs twice writes the same objects again. A thread holds at most four
-blocks of BLOCK rows and the finds of one, 0.5 GB at D = 1024 and K = 128 whatever N is. The client holds some 40 bytes
-a vector, and the task that trains the centroids 65,536 vectors twice (0.5 GB). The store holds all vectors and the
-finds a second time until the end. Where too many lists must be searched, the exact search is as fast and is used
-instead. That is always so for vectors without local structure (uniform noise).
+blocks of BLOCK rows and the finds of one: 0.5 GB at D = 1024 and K = 128, whatever N is. The client holds about 40
+bytes a vector. The task that trains the centroids holds 65,536 vectors twice (0.5 GB). The store holds the vectors and
+finds a second time until the search ends. Where too many lists would have to be searched, the exact search is as fast
+and is used instead. This is always the case for vectors without local structure (uniform noise).
 """
 
 from __future__ import annotations
@@ -52,17 +52,36 @@ from geostream.mining.topk import References, TopK, by_place, merge, nearest_of,
 from geostream.progress import track
 
 SAMPLE = 1000  # queries that are searched exactly
-WORTH = 0.25  # of the references: if more must be searched, the exact search is as fast
+WORTH = 0.25  # share of the references; if more must be searched, the exact search is as fast
 
 
 def sampled(job: SearchJob, kind: str, start: int, stop: int, rows: Int64) -> Float32:
-    """Run as a task: return the vectors ``rows``, which lie between ``start`` and ``stop``."""
+    """Run as a task: read some sampled vectors of one block.
+
+    Args:
+        job: The search.
+        kind: "query" or "reference".
+        start: First row of the block.
+        stop: Row behind its last.
+        rows: (n,) rows to read, all in the block.
+
+    Returns:
+        (n, D) vectors.
+    """
     embeddings = job.open()
     return read_rows(getattr(embeddings, kind), start, stop)[rows - start]
 
 
 def centroids_of(parts: list[Float32], lists: int) -> Float32:
-    """Run as a task: train the centroids of ``lists`` lists on the sampled vectors."""
+    """Run as a task: train centroids on sampled vectors.
+
+    Args:
+        parts: The samples of all blocks, (n, D) each.
+        lists: How many centroids to train.
+
+    Returns:
+        (L, D) centroids.
+    """
     return train(np.concatenate(parts), lists)
 
 
@@ -72,13 +91,13 @@ def sort_block(job: SearchJob, kind: str, number: int, start: int, stop: int, ce
     Args:
         job: The search.
         kind: "query" or "reference".
-        number: Of the block among those of its kind.
+        number: Number of the block among those of its kind.
         start: First row of the block.
         stop: Row behind its last.
-        centroids: (L, D) of the lists.
+        centroids: (L, D) centroids of the lists.
 
     Returns:
-        (stop - start,) the list of each row, -1 for references without a training query.
+        (stop - start,) list of each row, -1 for references without a training query.
     """
     give_back()
     embeddings = job.open()
@@ -91,7 +110,19 @@ def sort_block(job: SearchJob, kind: str, number: int, start: int, stop: int, ce
 
 
 def top_of_sample(job: SearchJob, parts: list[Float32], own: Int32, excluded: Csr, start: int, stop: int) -> TopK:
-    """Run as a task: find the sampled queries' K most similar of the references ``start`` to ``stop``."""
+    """Run as a task: search one block of references exactly for the sampled queries.
+
+    Args:
+        job: The search.
+        parts: The sampled queries' vectors, (n, D) each; Q together.
+        own: (Q,) place id of each query.
+        excluded: Q lists of further ids that are no neighbours.
+        start: First row of the block.
+        stop: Row behind its last.
+
+    Returns:
+        The finds of the Q queries.
+    """
     references = References(*read_references(job.open(), start, stop))
     return nearest_of(np.concatenate(parts), own, Csr(*excluded), references, job.k)
 
@@ -103,11 +134,11 @@ def search_lists(
 
     Args:
         job: The search.
-        number: Of the task; it names the object that is written.
+        number: Number of the task, which is part of the written object's name.
         queries: The queries of the lists.
-        references: Those to search, in slices of at most BLOCK rows.
-        near: (n, probes) lists to search for each of the queries' lists, itself first.
-        excluded: For each of ``queries.rows`` the place ids that are no neighbours.
+        references: The references to search, in slices of at most BLOCK rows.
+        near: (n, probes) lists to search for each of the n lists of queries, itself first.
+        excluded: A list of ids that are no neighbours for each of ``queries.rows``.
     """
     give_back()
     embeddings = job.open()
@@ -121,7 +152,7 @@ def search_lists(
         vectors = _read(job, "reference", part, embeddings.dim)[by_list]
         ids, of_list = embeddings.reference_place[part.rows[by_list]], part.lists[by_list]
         for probed in near:
-            mine = slice(*np.searchsorted(lists, [probed[0], probed[0] + 1]))  # a list is the first that it searches
+            mine = slice(*np.searchsorted(lists, [probed[0], probed[0] + 1]))  # the first list is the queries' own
             here = [slice(*np.searchsorted(of_list, [one, one + 1])) for one in np.sort(probed)]
             some = np.concatenate([ids[one] for one in here])
             if mine.start == mine.stop or not len(some):
@@ -143,7 +174,7 @@ def write_group(job: SearchJob, start: int, parts: list[tuple[Int32, RunSlice]])
     Args:
         job: The search.
         start: First row, at the beginning of a Zarr shard.
-        parts: Consecutive places, and where the finds of their queries lie.
+        parts: Ranges of consecutive places, each with the position of its queries' finds.
     """
     pair_place = job.open().pairs.place
     made = []
@@ -172,7 +203,14 @@ def _read(job: SearchJob, kind: str, part: RunSlice, columns: int) -> Float32:
 
 
 class Approximate:
-    """Lead one approximate search from the client: :meth:`prepare`, and if that finds it worthwhile :meth:`search`."""
+    """Run one approximate search from the client: call :meth:`prepare`, and if it is worthwhile :meth:`search`.
+
+    Args:
+        client: A Dask client.
+        job: The search.
+        embeddings: The embeddings to search.
+        excluded: For every place id, a list of ids that are no neighbours.
+    """
 
     def __init__(self, client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -> None:
         self._client, self._job, self._embeddings, self._excluded = client, job, embeddings, excluded
@@ -184,11 +222,11 @@ class Approximate:
         """Sort all vectors into lists, and measure how many lists must be searched.
 
         Args:
-            wanted: Recall to reach, measured on a sample of queries.
+            wanted: The recall to reach, measured on a sample of queries.
 
         Returns:
-            What the graph records of its search. ``mode`` is "approximate" if the search is worthwhile, else "exact",
-            and ``because`` says why.
+            The facts that the graph records about its search. ``mode`` is "approximate" if the search is worthwhile;
+            else it is "exact", and ``because`` says why.
         """
         job, embeddings, rng = self._job, self._embeddings, np.random.default_rng(0)
         place = embeddings.pairs.place
@@ -249,7 +287,11 @@ class Approximate:
         return picked
 
     def search(self) -> list[Any]:
-        """Search all lists, then submit the tasks that write the graph and return their futures."""
+        """Search all lists, and submit the tasks that write the graph.
+
+        Returns:
+            The futures of these tasks.
+        """
         near = self._near[:, : self._probes]
         searches: list[Any] = []
         found: list[Int64] = []
@@ -273,7 +315,7 @@ class Approximate:
         return self._write(found)
 
     def _write(self, found: list[Int64]) -> list[Any]:
-        """Submit the tasks that write the graph; ``found``: the queries of each task that searched, sorted."""
+        """Submit the tasks that write the graph; ``found`` has the sorted queries of each task that searched."""
         places, pair_place = np.unique(self._embeddings.pairs.place), self._embeddings.pairs.place
         writes = []
         for start, stop in row_groups(len(places), len(pair_place)):

@@ -1,9 +1,9 @@
 """Write and read the embeddings of one split as a Zarr group on the store: queries by pair, references by place.
 
-Rows may arrive in any order, because a layout's order on disk is not that of its ids. Two writers of one Zarr shard
-would lose each other's regions silently. So only whole shards are written, and rows wait in memory until theirs is
-full: one shard if rows come in order, the whole array if they come in none. The mark ``committed`` is set last; without
-it the group does not exist for a reader.
+Rows may arrive in any order, because a layout's order on disk is not that of its ids. Only whole Zarr shards are
+written, because two writers of the same shard would overwrite each other's rows. So rows wait in memory until their
+shard is full. That is one shard if rows come in order, and up to the whole array if they come in random order. The mark
+``committed`` is set last; without it the group does not exist for a reader.
 """
 
 from __future__ import annotations
@@ -27,32 +27,49 @@ CHUNK_ROWS = 512  # rows that can be read alone
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Committed embeddings, opened. The vectors stay on the store until they are asked for."""
+    """Committed embeddings, opened. The vectors stay on the store until they are read."""
 
     run: Store
     name: str
-    layout_id: str  # the generation they were read from
+    layout_id: str  # the generation whose images were embedded
     places_id: str
-    checkpoint: str  # the checkpoint they came from
+    checkpoint: str  # name of the checkpoint that the weights are from
     split: str
-    pairs: Pairs  # rows of ``query``
-    reference_place: Int32  # (R,) rows of ``reference``, sorted
+    pairs: Pairs  # the P rows of ``query``
+    reference_place: Int32  # (R,) place ids of the rows of ``reference``, sorted
     query: zarr.Array[Any]  # (P, D) float32, L2-normalised
     reference: zarr.Array[Any]  # (R, D) float32, L2-normalised
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Number of dimensions, D."""
         return int(self.query.shape[1])
 
 
 def read_rows(array: zarr.Array[Any], start: int = 0, stop: int | None = None) -> Float32:
-    """Read the rows ``start`` to ``stop`` of an array of embeddings."""
+    """Read consecutive rows of an array of embeddings.
+
+    Args:
+        array: ``query`` or ``reference``.
+        start: First row.
+        stop: Row behind the last; None reads to the end.
+
+    Returns:
+        (n, D) vectors.
+    """
     return cast("Float32", array[start:stop])
 
 
 def pick_rows(array: zarr.Array[Any], rows: Int64) -> Float32:
-    """Read the rows with these numbers, which are sorted and distinct."""
+    """Read some rows of an array of embeddings.
+
+    Args:
+        array: ``query`` or ``reference``.
+        rows: (n,) row numbers, sorted and distinct.
+
+    Returns:
+        (n, D) vectors.
+    """
     return cast("Float32", array.get_orthogonal_selection((rows, slice(None))))
 
 
@@ -60,7 +77,7 @@ ARRAYS = ("query", "reference", "pair_place", "pair_view", "reference_place")
 
 
 class EmbeddingWriter:
-    """Write embeddings; made by :func:`create_embeddings`. Not to be shared between threads."""
+    """Writer of embeddings, made by :func:`create_embeddings`. Threads must not share it."""
 
     def __init__(self, group: zarr.Group, n_pairs: int, n_references: int, dim: int) -> None:
         self._group = group
@@ -68,15 +85,27 @@ class EmbeddingWriter:
         self._reference = _Rows(group, "reference", n_references, dim)
 
     def write_query(self, rows: npt.NDArray[np.integer], vectors: Float32) -> None:
-        """Write vectors (n, D) of the pairs ``rows`` (pair ids of the split), each row once.
+        """Write the vectors of some queries. Each row is written once.
+
+        Args:
+            rows: (n,) pair ids of the split.
+            vectors: (n, D) vectors.
 
         Raises:
-            GeostreamError: A vector is not finite, or a row was written before.
+            GeostreamError: A vector is not finite or of another length, or a row was written before.
         """
         self._query.write(rows, vectors)
 
     def write_reference(self, rows: npt.NDArray[np.integer], vectors: Float32) -> None:
-        """Write vectors (n, D) of the reference rows ``rows``, each row once. Raises as :meth:`write_query`."""
+        """Write the vectors of some references. Each row is written once.
+
+        Args:
+            rows: (n,) rows of ``reference_place``.
+            vectors: (n, D) vectors.
+
+        Raises:
+            GeostreamError: A vector is not finite or of another length, or a row was written before.
+        """
         self._reference.write(rows, vectors)
 
     def commit(self) -> None:
@@ -91,7 +120,7 @@ class EmbeddingWriter:
 
 
 class _Rows:
-    """Write one array shard by shard."""
+    """Writer of one array, shard by shard."""
 
     def __init__(self, group: zarr.Group, name: str, n_rows: int, dim: int) -> None:
         self.name, self.n_rows, self.dim = name, n_rows, dim
@@ -101,13 +130,14 @@ class _Rows:
             dtype="float32",
             chunks=(CHUNK_ROWS, dim),
             shards=(SHARD_ROWS, dim),
-            compressors=None,  # noise-like numbers: nothing to gain
+            compressors=None,  # the numbers are like noise and do not compress
         )
-        self.waiting: dict[int, Float32] = {}  # shards begun
-        self.missing: dict[int, npt.NDArray[np.bool_]] = {}  # which of their rows have not come
+        self.waiting: dict[int, Float32] = {}  # shards that have some of their rows
+        self.missing: dict[int, npt.NDArray[np.bool_]] = {}  # which of their rows are missing
         self.done: set[int] = set()
 
     def write(self, rows: npt.NDArray[np.integer], vectors: Float32) -> None:
+        """Keep the vectors, and write every shard that is complete."""
         vectors = np.asarray(vectors, dtype=np.float32)
         if vectors.shape != (len(rows), self.dim) or not np.isfinite(vectors).all():
             raise GeostreamError(
@@ -134,6 +164,7 @@ class _Rows:
                 self.done.add(shard)
 
     def check_complete(self) -> None:
+        """Raise GeostreamError if rows are missing."""
         missing = -(-self.n_rows // SHARD_ROWS) - len(self.done)
         if missing:
             raise GeostreamError(f"{self.name} embeddings: rows of {missing} Zarr shards are missing; embed again")
@@ -150,20 +181,21 @@ def create_embeddings(
     reference_place: Int32,
     dim: int,
 ) -> EmbeddingWriter:
-    """Begin to write embeddings at ``name`` in the run; those that are there are removed.
+    """Begin to write embeddings. Older ones at the same path are removed.
 
     Args:
         run: The run's folder.
         name: Path of the embeddings within the run.
-        layout: That the images are read from.
+        layout: The layout whose images are embedded.
         checkpoint: Name of the checkpoint that the weights are from.
-        split: Of the layout.
-        pairs: Rows of the queries, sorted by place and view, as :meth:`Layout.pairs` gives them.
-        reference_place: (R,) place ids, rows of the references, sorted.
-        dim: Numbers in a vector.
+        split: The split whose pairs are embedded.
+        pairs: The queries, sorted by place and view, as :meth:`Layout.pairs` returns them.
+        reference_place: (R,) place ids of the references, sorted.
+        dim: Number of dimensions, D.
 
     Raises:
         BadInput: The split has no pairs.
+        GeostreamError: Pairs or references are not sorted.
     """
     if len(pairs) == 0 or len(reference_place) == 0:
         raise BadInput(f"nothing to embed: split {split!r} of layout {layout.name} has no pairs")
@@ -180,9 +212,14 @@ def create_embeddings(
 def open_embeddings(run: Store, name: str, layout: Layout | None) -> Embeddings:
     """Open committed embeddings.
 
+    Args:
+        run: The run's folder.
+        name: Path of the embeddings within the run.
+        layout: The layout whose places they must be of; None allows any.
+
     Raises:
         NotFound: There are none at ``name``, or they were never finished.
-        StaleArtefact: They are of other places than those of ``layout``; None allows any.
+        StaleArtefact: They are of other places.
     """
     again = "embed again: geostream embed"
     group = open_committed(run, name, layout, again)

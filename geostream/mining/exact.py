@@ -1,13 +1,13 @@
-"""Search neighbours exactly: blocks of queries × blocks of references as Dask tasks, merged in a tree.
+"""Search neighbours exactly: each Dask task compares a block of queries with a block of references.
 
 A task reads at most QUERIES queries and BLOCK references and finds the K most similar. A tree of tasks merges the finds
-of all blocks of references, and its last task alone writes the Zarr shards of the graph that belong to its queries.
-Only (QUERIES, K) finds travel between workers. A thread keeps its block of references until it needs another, and
-threads of one process share a block, so a single block is read once.
+of all blocks of references. Only the last task of a tree writes the Zarr shards of the graph that belong to its
+queries. Only (QUERIES, K) finds are sent between workers. A thread keeps its block of references until it needs
+another, and threads of one process share blocks, so where there is a single block it is read once.
 
-Tasks of later queries wait for those of earlier ones. So beside the blocks a cluster holds the finds of about its
-threads plus the height of the tree, whatever N is. A thread holds BLOCK × D × 4 bytes of references, QUERIES × D × 4 of
-queries and some 6 × QUERIES × K × 8 of finds: 220 MB at D = 1024, K = 128.
+Tasks of later queries wait for those of earlier ones. So beside the blocks, the number of finds that a cluster holds is
+about its number of threads plus the height of the tree, whatever N is. A thread holds BLOCK × D × 4 bytes of
+references, QUERIES × D × 4 of queries and about 6 × QUERIES × K × 8 of finds: 220 MB at D = 1024, K = 128.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from geostream.mining.topk import SLICE, References, TopK, by_place, merge, near
 from geostream.store import Store
 
 BLOCK = 32_768  # references of a block: 128 MiB at 1024 dimensions; small blocks cost time (docs/notes/mining.md)
-QUERIES = 8_192  # of a block; their finds take memory, too
-GROUPS = 8  # least number of row groups, if there are as many Zarr shards: several cores have work to the end
+QUERIES = 8_192  # queries of a block; their finds take memory, too
+GROUPS = 8  # least number of row groups, if there are as many Zarr shards, so that all cores have work to the end
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class SearchJob:
-    """Facts that every task of a search needs."""
+    """The facts that every task of a search needs."""
 
     run: Store
     embeddings: str  # path within the run
@@ -64,21 +64,35 @@ def _opened(job: SearchJob) -> Embeddings:
 
 @dataclass(frozen=True)
 class PlaceRange:
-    """Some consecutive places and their queries."""
+    """A range of consecutive places, and their queries."""
 
-    first: int  # rows of the queries: from here
-    last: int  # to here
+    first: int  # first row of the queries
+    last: int  # row behind their last
     places: Int32  # (n,) place ids
     excluded: Csr  # n lists of place ids that are no neighbours
 
     @classmethod
     def of(cls, places: Int32, rows: Sequence[int], excluded: Csr) -> PlaceRange:
-        """Make the range of ``places``, whose queries are the rows from ``rows[0]`` to ``rows[1]``."""
+        """Make a range of places.
+
+        Args:
+            places: (n,) place ids.
+            rows: First row of their queries, and the row behind the last.
+            excluded: For every place id, a list of ids that are no neighbours.
+        """
         return cls(rows[0], rows[1], places, take(excluded, places))
 
 
 def row_groups(n_places: int, n_queries: int) -> list[tuple[int, int]]:
-    """Return ranges of a graph's rows: whole Zarr shards, about equally many rows, at most about QUERIES queries."""
+    """Cut a graph's rows into ranges of whole Zarr shards, of similar size and with about QUERIES queries at most.
+
+    Args:
+        n_places: Rows of the graph.
+        n_queries: Queries of all places.
+
+    Returns:
+        The first row of each range, and the row behind its last.
+    """
     shards = -(-n_places // SHARD_ROWS)
     ends = np.linspace(0, shards, min(shards, max(GROUPS, -(-n_queries // QUERIES))) + 1).astype(int) * SHARD_ROWS
     return [(int(start), int(min(end, n_places))) for start, end in pairwise(ends)]
@@ -88,10 +102,10 @@ def place_ranges(places: Int32, pair_place: Int32, excluded: Csr, most: int) -> 
     """Cut places into ranges of at most ``most`` queries, or of one place.
 
     Args:
-        places: (n,) sorted ids.
-        pair_place: (P,) place of every query, sorted.
-        excluded: For every place id the ids that are no neighbours.
-        most: Queries of a range.
+        places: (n,) place ids, sorted.
+        pair_place: (P,) place id of every query, sorted.
+        excluded: For every place id, a list of ids that are no neighbours.
+        most: Most queries of a range.
     """
     row = np.append(np.searchsorted(pair_place, places), np.searchsorted(pair_place, places[-1] + 1))
     cut = [0]
@@ -101,13 +115,29 @@ def place_ranges(places: Int32, pair_place: Int32, excluded: Csr, most: int) -> 
 
 
 def reference_blocks(n: int) -> list[tuple[int, int]]:
-    """Return ranges of at most BLOCK references, about equally many, cut where a chunk of the embeddings ends."""
+    """Cut the references into blocks of similar size, at most BLOCK, that end where a chunk of the embeddings ends.
+
+    Args:
+        n: Number of references.
+
+    Returns:
+        The first row of each block, and the row behind its last.
+    """
     ends = np.linspace(0, -(-n // CHUNK_ROWS), -(-n // BLOCK) + 1).astype(int) * CHUNK_ROWS
     return [(int(start), int(min(end, n))) for start, end in pairwise(ends)]
 
 
 def read_references(embeddings: Embeddings, start: int, stop: int) -> tuple[Int32, Float32]:
-    """Read ids and vectors of these references, without tiles that have no training query."""
+    """Read a block of references, without tiles that have no query.
+
+    Args:
+        embeddings: The embeddings to read from.
+        start: First row of the block.
+        stop: Row behind its last.
+
+    Returns:
+        (n,) place ids and (n, D) vectors.
+    """
     ids = embeddings.reference_place[start:stop]
     vectors = read_rows(embeddings.reference, start, stop)
     wanted = np.isin(ids, embeddings.pairs.place)
@@ -115,7 +145,7 @@ def read_references(embeddings: Embeddings, start: int, stop: int) -> tuple[Int3
 
 
 class SharedBlock:
-    """Share a block of references among threads, until none of them has it as the last that it searched."""
+    """A block of references that threads share. It is freed when every thread has gone on to another block."""
 
     _all: ClassVar[WeakValueDictionary[tuple[str, int, int], SharedBlock]] = WeakValueDictionary()
     _of_thread: ClassVar[dict[int, SharedBlock]] = {}
@@ -127,7 +157,13 @@ class SharedBlock:
 
     @classmethod
     def of(cls, job: SearchJob, start: int, stop: int) -> SharedBlock:
-        """Return this process's block of the references ``start`` to ``stop``, and let go of the thread's last one."""
+        """Return this process's block of some references, and release the one that this thread used before.
+
+        Args:
+            job: The search.
+            start: First row of the block.
+            stop: Row behind its last.
+        """
         with cls._choosing:
             held = cls._all.setdefault((job.token, start, stop), cls())
             cls._of_thread[get_ident()] = held
@@ -135,13 +171,19 @@ class SharedBlock:
 
     @classmethod
     def release_all(cls) -> None:
-        """Release what searches left in this process."""
+        """Release the blocks and embeddings that searches have left in this process."""
         with cls._choosing:
             cls._of_thread.clear()
         _opened.cache_clear()
 
     def references(self, embeddings: Embeddings, start: int, stop: int) -> References:
-        """Return the references; the first thread that asks reads them."""
+        """Return the references; the first thread that calls this reads them.
+
+        Args:
+            embeddings: The embeddings to read from.
+            start: First row of the block.
+            stop: Row behind its last.
+        """
         with self._reading:
             if self._references is None:
                 self._references = References(*read_references(embeddings, start, stop))
@@ -149,7 +191,17 @@ class SharedBlock:
 
 
 def top_of_block(job: SearchJob, place_range: PlaceRange, start: int, stop: int) -> TopK:
-    """Run as a task: find the K most similar of the references ``start`` to ``stop`` for each place of the range."""
+    """Run as a task: search one block of references for the queries of a range of places.
+
+    Args:
+        job: The search.
+        place_range: The places.
+        start: First row of the block.
+        stop: Row behind its last.
+
+    Returns:
+        The finds of each place.
+    """
     give_back()
     embeddings = job.open()
     row = np.searchsorted(place_range.places, embeddings.pairs.place[place_range.first : place_range.last])
@@ -160,13 +212,24 @@ def top_of_block(job: SearchJob, place_range: PlaceRange, start: int, stop: int)
 
 
 def write_rows(job: SearchJob, start: int, parts: list[TopK]) -> None:
-    """Run as a task: write the graph's rows from ``start``; no other task writes these Zarr shards."""
+    """Run as a task: write the graph's rows from ``start``; no other task writes these Zarr shards.
+
+    Args:
+        job: The search.
+        start: First row, at the beginning of a Zarr shard.
+        parts: Finds of consecutive places.
+    """
     other = np.concatenate([part.other for part in parts])
     job.writer().write(start, other, np.concatenate([part.score for part in parts]))
 
 
 def fold(parts: list[Item], merge: Callable[[Item, Item], Item]) -> Item:
-    """Merge all parts in a balanced tree, neighbours first, so that few wait at a time."""
+    """Merge all parts in a balanced tree, neighbours first, so that few parts wait at a time.
+
+    Args:
+        parts: At least one.
+        merge: Merges two parts into one.
+    """
     waiting: list[tuple[int, Item]] = []
     for part in parts:
         height = 0
@@ -180,12 +243,23 @@ def fold(parts: list[Item], merge: Callable[[Item, Item], Item]) -> Item:
 
 
 def identity(place_range: PlaceRange) -> PlaceRange:
-    """Run as a task: return the range, so that the scheduler holds it once and not with each of its tasks."""
+    """Run as a task: return the range, so that the cluster stores it once instead of once for each task."""
     return place_range
 
 
 def search_range(client: Any, job: SearchJob, place_range: Any, blocks: list[tuple[int, int]], priority: int) -> Any:
-    """Return the future of a range's finds over all blocks of references; ``place_range`` is a future, too."""
+    """Submit the tasks that search all blocks of references for a range of places.
+
+    Args:
+        client: A Dask client.
+        job: The search.
+        place_range: A future of the range.
+        blocks: The first row of each block of references, and the row behind its last.
+        priority: Dask's priority of these tasks.
+
+    Returns:
+        A future of the finds.
+    """
 
     def submit(work: Callable[..., TopK], *arguments: Any, soon: int = 0) -> Any:
         return client.submit(work, *arguments, pure=False, priority=priority + soon)
@@ -202,15 +276,15 @@ def search(client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -
     Args:
         client: A Dask client.
         job: The search.
-        embeddings: Those to search.
-        excluded: For every place id the ids that are no neighbours.
+        embeddings: The embeddings to search.
+        excluded: For every place id, a list of ids that are no neighbours.
 
     Returns:
         A future for each range of the graph's rows, done when the range is written.
     """
     places = np.unique(embeddings.pairs.place)
     blocks = reference_blocks(len(embeddings.reference_place))
-    most = QUERIES if len(blocks) > 1 else SLICE  # where no task reads a block again, small ones keep all cores busy
+    most = QUERIES if len(blocks) > 1 else SLICE  # a single block is read only once, and small tasks keep cores busy
     writes = []
     for number, (start, stop) in enumerate(row_groups(len(places), len(embeddings.pairs))):
         priority = -2 * number  # merges go before blocks, blocks of these queries before those of the next

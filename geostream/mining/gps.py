@@ -1,8 +1,8 @@
 """Build the geographic neighbour graph: the K nearest by great circle (latitude and longitude) or plane (UTM).
 
-There is one tree per area and never the matrix of distances. Areas are not compared, because places of two cities are
-no hard negatives by distance. Time is N log N where few places share a point. Where thousands do, all of them are
-looked at for each, because ties go to the smaller key.
+Each area has a search tree of its own; places of two areas are never neighbours. The matrix of all distances is never
+made. The time grows with N log N where few places share a point. Where thousands do, each of them is compared with all
+the others, because equal distances are ordered by key.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ TREE_BLOCK = 4_000_000  # distances held at once
 
 
 def points_in_metres(position: Float64, coordinates: str) -> Float64:
-    """Return places as points whose straight distance is their distance in metres.
+    """Turn positions into points whose straight distance is the distance of the places in metres.
 
-    On the sphere that is the chord. It orders places as the arc does, and is shorter by less than 1 mm up to 9 km.
+    On the sphere this is the chord. It orders places as the arc does, and up to 9 km it is less than 1 mm shorter.
 
     Args:
         position: (N, 2) latitude and longitude in degrees, or UTM in metres.
-        coordinates: "utm", else degrees.
+        coordinates: "utm"; any other value means degrees.
 
     Returns:
         (N, 2) for UTM, (N, 3) on the sphere otherwise.
@@ -38,7 +38,13 @@ def points_in_metres(position: Float64, coordinates: str) -> Float64:
 
 
 def build_gps_graph(run: Store, name: str, layout: Layout, k: int) -> NeighbourGraph:
-    """Build the graph of the training places' K nearest, and write it to the run at ``name``.
+    """Build the graph of the training places' K nearest, and write it to the run.
+
+    Args:
+        run: The run's folder.
+        name: Path of the graph within the run; a graph that is there is replaced.
+        layout: The layout whose training places are compared.
+        k: Neighbours of each place.
 
     Raises:
         BadInput: The layout or a training place has no coordinates.
@@ -62,21 +68,22 @@ def build_gps_graph(run: Store, name: str, layout: Layout, k: int) -> NeighbourG
 
 
 def nearest(points: Float64, area: Int32, k: int, excluded: Csr, rank: Int64) -> tuple[Int32, Float64]:
-    """Find the nearest others within the same area.
+    """Find the nearest other places within the same area.
 
-    Distances are compared to the millimetre and equal ones by rank, so that rounding does not decide on a regular grid.
+    Distances are rounded to millimetres, and equal ones are ordered by rank. So the order on a regular grid does not
+    depend on rounding errors.
 
     Args:
-        points: (N, 2 or 3) in metres.
+        points: (N, 2 or 3) points in metres.
         area: (N,) number of each place's area.
         k: How many to find.
         excluded: N lists of rows that are no neighbours.
-        rank: (N,) order of places that are equally far.
+        rank: (N,) rank of each place among places at the same distance.
 
     Returns:
         (N, k) rows and (N, k) distances in metres; -1 and inf where there are no more.
     """
-    from sklearn.neighbors import KDTree  # a tenth of a gigabyte with SciPy, which a visual search should not hold
+    from sklearn.neighbors import KDTree  # here, because with SciPy it takes 0.1 GB that a visual search does not need
 
     indices = np.full((len(points), k), -1, dtype=np.int32)
     metres = np.full((len(points), k), np.inf)
@@ -84,7 +91,7 @@ def nearest(points: Float64, area: Int32, k: int, excluded: Csr, rank: Int64) ->
     for number in np.unique(area):
         rows = np.flatnonzero(area == number).astype(np.int32)
         tree = KDTree(points[rows])
-        todo, wanted = rows, enough + 8  # a few more, because ties at the end are looked for again
+        todo, wanted = rows, enough + 8  # a few more, because a tie at the end needs another query
         while len(todo):
             wanted = min(wanted, len(rows))
             again = []

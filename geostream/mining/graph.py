@@ -1,8 +1,8 @@
 """Write and read neighbour graphs on the store: for each training place its K hardest others.
 
-Rows are the places with training pairs, in the order of their ids. Entries are place ids, so a graph holds for every
-generation of a layout. Workers write whole Zarr shards in any order. A graph is read whole: 6 bytes an entry, 30 MB for
-VIGOR at K = 128, half of that on the store.
+Rows are the places with training pairs, in the order of their ids. Entries are place ids, so a graph is valid for every
+generation of a layout. Workers write whole Zarr shards in any order. A graph is read into memory as a whole: 6 bytes an
+entry, 30 MB for VIGOR at K = 128, and half of that on the store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from geostream.layout.zarr_groups import array_of, being_replaced, commit, new_g
 from geostream.store import Store
 
 Kind = Literal["gps", "visual"]
-#: Rows of a Zarr shard of a graph: write regions aligned to these, only.
+#: Rows of a Zarr shard of a graph. Only whole shards may be written.
 SHARD_ROWS = 2048
 
 
@@ -34,26 +34,38 @@ class NeighbourGraph:
     layout_id: str  # the generation it was mined on
     places_id: str
     embeddings: str  # path of the embeddings it came from, "" for gps
-    search: dict[str, Any]  # mode: exact or approximate; because: why exact was fallen back to; and for approximate
-    # the measured recall, wanted (recall), probes, lists, sample (queries measured), share (of all references searched)
+    # mode: exact or approximate; because: why the search fell back to exact. An approximate search has also recall
+    # (measured), wanted (recall), probes, lists, sample (queries measured) and share (of the references, searched).
+    search: dict[str, Any]
     places: Int32  # (N,) place ids, sorted
     indices: Int32  # (N, K) place ids, hardest first, -1 where there are no more
     scores: npt.NDArray[np.float16]  # (N, K) cosine (visual) or minus metres (gps); -inf where there are no more
 
     @property
     def k(self) -> int:
-        """Neighbours of each place."""
+        """Number of neighbours of each place, K."""
         return int(self.indices.shape[1])
 
     def rows(self, nearest: int | None = None) -> Int32:
-        """Return (N, K) neighbours as rows of ``places``, -1 where there are no more; only the ``nearest`` if given."""
-        row = np.full(int(self.places[-1]) + 2, -1, dtype=np.int32)  # the last entry is that of -1, no neighbour
+        """Return the neighbours as rows of ``places``.
+
+        Args:
+            nearest: How many neighbours of each place; None returns all K.
+
+        Returns:
+            (N, K) rows, -1 where there are no more neighbours.
+        """
+        row = np.full(int(self.places[-1]) + 2, -1, dtype=np.int32)  # the last entry is for the id -1, no neighbour
         row[self.places] = np.arange(len(self.places), dtype=np.int32)
         return row[self.indices[:, :nearest]]
 
 
 class GraphWriter:
-    """Write a graph. Several workers may each have a writer, for different Zarr shards."""
+    """Writer of a graph. Several workers may each have one, for different Zarr shards.
+
+    Args:
+        group: The graph's Zarr group, with its arrays.
+    """
 
     def __init__(self, group: zarr.Group) -> None:
         self._group = group
@@ -64,15 +76,15 @@ class GraphWriter:
     def create(
         cls, run: Store, name: str, *, kind: Kind, layout: Layout, embeddings: str, places: Int32, k: int
     ) -> GraphWriter:
-        """Begin a graph at ``name`` in the run; one that is there is removed.
+        """Begin a graph. An older one at the same path is removed.
 
         Args:
             run: The run's folder.
             name: Path of the graph within the run.
             kind: "gps" or "visual".
-            layout: That the graph is made on.
-            embeddings: Path of the embeddings it comes from, "" for gps.
-            places: (N,) sorted ids, one for each row.
+            layout: The layout whose places are the rows.
+            embeddings: Path of the embeddings that the graph comes from, "" for gps.
+            places: (N,) place ids, sorted, one for each row.
             k: Neighbours of each place.
         """
         group = new_group(run, name, layout, ("places", "indices", "scores"))
@@ -86,18 +98,23 @@ class GraphWriter:
                 chunks=(SHARD_ROWS // 4, k),
                 shards=(SHARD_ROWS, k),
                 fill_value=nothing,
-                # Numbers' upper bytes are nearly all the same: smaller than Zarr's own choice, and twice as fast.
+                # Shuffling puts the numbers' upper bytes together, which are nearly all the same.
                 compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
             )
         return cls(group)
 
     @classmethod
     def reopen(cls, run: Store, name: str) -> GraphWriter:
-        """Open the graph that was begun at ``name``, for another worker."""
+        """Open a graph that was begun, for another worker.
+
+        Args:
+            run: The run's folder.
+            name: Path of the graph within the run.
+        """
         return cls(zarr.open_group(run.zarr(name), mode="r+"))
 
     def write(self, start: int, indices: Int32, scores: npt.NDArray[np.floating[Any]]) -> None:
-        """Write rows from ``start``: whole Zarr shards; only the last shard may be short.
+        """Write some rows: whole Zarr shards, of which only the graph's last one may be shorter.
 
         Args:
             start: First row, at the beginning of a Zarr shard.
@@ -105,7 +122,7 @@ class GraphWriter:
             scores: (n, K) cosines or minus metres, -inf where there are no more.
 
         Raises:
-            ValueError: The rows are not whole shards; part of a shard would be lost.
+            ValueError: The rows are not whole shards.
         """
         stop = start + len(indices)
         if start % SHARD_ROWS or (stop % SHARD_ROWS and stop != self._indices.shape[0]):
@@ -114,17 +131,26 @@ class GraphWriter:
         self._scores[start:stop] = np.maximum(scores, -65504, where=np.isfinite(scores), out=scores.copy())
 
     def commit(self, search: dict[str, Any]) -> None:
-        """Commit the graph; ``search`` says how it was searched, as in :class:`NeighbourGraph`."""
+        """Commit the graph.
+
+        Args:
+            search: How it was searched, as in :class:`NeighbourGraph`.
+        """
         self._group.attrs["search"] = search
         commit(self._group)
 
 
 def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
-    """Open the committed graph at ``name`` in the run.
+    """Read a committed graph.
+
+    Args:
+        run: The run's folder.
+        name: Path of the graph within the run.
+        layout: The layout whose places it must be of; None allows any.
 
     Raises:
-        NotFound: There is none, or it was never finished.
-        StaleArtefact: It is of other places than those of ``layout``; None allows any.
+        NotFound: There is none at ``name``, or it was never finished.
+        StaleArtefact: It is of other places.
     """
     again = "make it again: geostream mine"
     group = open_committed(run, name, layout, again)

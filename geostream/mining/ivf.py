@@ -1,10 +1,10 @@
 """Make inverted lists of vectors, and choose how many of them a query searches. Pure functions on arrays.
 
-Lists are the cells of a spherical k-means with a fixed seed on a sample of the references, ordered so that neighbouring
-lists are alike. All queries of one list search the same lists, those of the most similar centroids. So a list of
-queries against its references is one dense block for the matrix product; FAISS's own inverted file takes one query at a
-time. The number of lists to search (nprobe) follows from the exact neighbours of a sample of queries: a neighbour is
-found if and only if its list is searched, so one pass gives the recall at every nprobe.
+Lists are the cells of a spherical k-means, trained with a fixed seed on a sample of the references. They are ordered so
+that neighbouring lists are similar. All queries of one list search the same lists, those of the most similar centroids.
+So the queries of a list and their references make one dense matrix product, whereas FAISS's own inverted file searches
+one query at a time. The number of lists to search (nprobe) follows from the exact neighbours of a sample of queries: a
+neighbour is found if and only if its list is searched, so one pass gives the recall at every nprobe.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from joblib import cpu_count
 from geostream.arrays import Float32, Int32, Int64
 from geostream.mining.topk import References, most_similar
 
-LIST = 256  # references of a list, about; constant, so that the work of a query does not grow with N
-MOST_LISTS = 2048  # from half a million references on lists grow instead: k-means would take too long
-TRAINED_ON = 32  # vectors a list; 65,536 at most: 256 MiB at 1024 dimensions
-ROUNDS = 8  # of k-means
+LIST = 256  # references of a list, about; a constant, so that the work of a query does not grow with N
+MOST_LISTS = 2048  # more would make k-means slow; from half a million references on, lists grow instead
+TRAINED_ON = 32  # training vectors for each list; 65,536 at most, 256 MiB at 1024 dimensions
+ROUNDS = 8  # iterations of k-means
 
 
 def n_lists(references: int) -> int:
@@ -32,7 +32,15 @@ def n_lists(references: int) -> int:
 
 
 def train(sample: Float32, lists: int) -> Float32:
-    """Train (L, D) unit centroids on ``sample`` (S, D), alike ones next to one another, on all cores."""
+    """Train the centroids of lists by k-means, on all cores.
+
+    Args:
+        sample: (S, D) vectors to train on.
+        lists: How many lists to make; S at most.
+
+    Returns:
+        (L, D) centroids of length 1, similar ones next to one another.
+    """
     import faiss
 
     faiss.omp_set_num_threads(cpu_count())
@@ -47,7 +55,14 @@ def train(sample: Float32, lists: int) -> Float32:
 
 
 def chain_order(centroids: Float32) -> Int64:
-    """Return an order of the centroids: from the first always on to the most similar one not yet in it."""
+    """Order centroids so that each is followed by the most similar one that is not yet in the order.
+
+    Args:
+        centroids: (L, D) centroids of length 1.
+
+    Returns:
+        (L,) their numbers, beginning with 0.
+    """
     left = np.ones(len(centroids), dtype=bool)
     order = np.zeros(len(centroids), dtype=np.int64)
     for at in range(1, len(centroids)):
@@ -57,32 +72,50 @@ def chain_order(centroids: Float32) -> Int64:
 
 
 def assign(vectors: Float32, centroids: Float32) -> Int32:
-    """Return (n,) the number of each vector's list."""
+    """Assign vectors to lists by their most similar centroid.
+
+    Args:
+        vectors: (n, D) vectors.
+        centroids: (L, D) centroids.
+
+    Returns:
+        (n,) list numbers.
+    """
     return most_similar(vectors, References(np.arange(len(centroids), dtype=np.int32), centroids), 1).other[:, 0]
 
 
 def centroid_order(centroids: Float32) -> Int32:
-    """Return (L, L): for each list all lists by the similarity of their centroids, itself first."""
+    """Order all lists, for each list, by the similarity of their centroids.
+
+    Args:
+        centroids: (L, D) centroids.
+
+    Returns:
+        (L, L) list numbers; each row begins with the list itself.
+    """
     similar = centroids @ centroids.T
     np.fill_diagonal(similar, np.inf)
     return np.argsort(-similar, axis=1, kind="stable").astype(np.int32)
 
 
 class Nprobe(NamedTuple):
-    """How many lists a query searches, and the recall of that on the sample."""
+    """The number of lists that a query searches, and its recall on the sample."""
 
     probes: int
     recall: float
 
 
 def choose_nprobe(near: Int32, own: Int32, lists: Int32, wanted: float) -> Nprobe:
-    """Return the fewest lists whose recall on a sample is the wanted one, with two standard errors to spare.
+    """Choose the fewest lists whose recall on a sample exceeds the wanted recall by two standard errors.
 
     Args:
-        near: (L, L) as :func:`centroid_order` gives it.
+        near: (L, L) as :func:`centroid_order` returns it.
         own: (S,) list of each sampled query.
         lists: (S, K) list of each of its true neighbours, -1 for none.
         wanted: Recall, 0 to 1.
+
+    Returns:
+        The number and its recall; all L lists where fewer do not suffice.
     """
     rank = np.empty_like(near)
     np.put_along_axis(rank, near, np.broadcast_to(np.arange(len(near), dtype=np.int32), near.shape), axis=1)
@@ -100,27 +133,26 @@ def choose_nprobe(near: Int32, own: Int32, lists: Int32, wanted: float) -> Nprob
 
 @dataclass(frozen=True)
 class RunSlice:
-    """Some of the vectors of a :class:`SortedRuns`, as spans of its runs."""
+    """The position of some vectors in the runs of a :class:`SortedRuns`."""
 
-    spans: list[tuple[int, int, int]]  # run, first row in it, row behind the last
-    rows: Int64  # (n,) which rows of the embeddings these are, in the order of the spans
+    spans: list[tuple[int, int, int]]  # number of the run, first row in it, row behind the last
+    rows: Int64  # (n,) rows of the embeddings, in the order of the spans
     lists: Int32  # (n,) their lists
 
 
 class SortedRuns:
-    """Know where vectors lie that were sorted by list, block by block: any lists are few spans of each run.
+    """An index of vectors that were sorted by list, block by block.
 
-    A run is one block of vectors in the order of their lists. ``sizes`` (L,) counts the vectors of each list.
+    A run is one block of vectors in the order of their lists, so some lists are a few spans of each run. ``sizes`` (L,)
+    counts the vectors of each list.
+
+    Args:
+        lists: For each block, the list of every row; -1 for rows that are left out.
+        starts: First row of each block.
+        n: Number of lists, L.
     """
 
     def __init__(self, lists: list[Int32], starts: list[int], n: int) -> None:
-        """Index the runs.
-
-        Args:
-            lists: For each block the list of every row, -1 for rows that are left out.
-            starts: First row of each block.
-            n: Number of lists.
-        """
         self.lists = np.concatenate(lists)
         self.sizes: npt.NDArray[np.intp] = np.bincount(self.lists[self.lists >= 0], minlength=n)
         self._order = [run_order(of_block) for of_block in lists]
@@ -128,7 +160,11 @@ class SortedRuns:
         self._starts = starts
 
     def slice_of(self, wanted: npt.NDArray[np.integer]) -> RunSlice:
-        """Return where the vectors of the lists ``wanted`` (sorted) lie."""
+        """Return the position of the vectors of some lists.
+
+        Args:
+            wanted: Numbers of the lists, sorted.
+        """
         gap = np.flatnonzero(np.diff(wanted) != 1) + 1
         spans, rows = [], [np.zeros(0, dtype=np.int64)]
         for run, (order, ends, start) in enumerate(zip(self._order, self._ends, self._starts, strict=True)):
@@ -142,13 +178,28 @@ class SortedRuns:
 
 
 def run_order(lists: Int32) -> Int64:
-    """Return the rows of a block in the order of their lists, without those of list -1."""
+    """Sort the rows of a block by list.
+
+    Args:
+        lists: (n,) list of each row; -1 for rows that are left out.
+
+    Returns:
+        Row numbers in the order of their lists.
+    """
     order = np.argsort(lists, kind="stable")
     return order[np.searchsorted(lists[order], 0) :]
 
 
 def split_by_size(sizes: npt.NDArray[np.integer], most: int) -> list[npt.NDArray[np.intp]]:
-    """Split the numbers 0 … n-1 into ranges whose sizes sum up to at most ``most``, or of one number."""
+    """Split n items into consecutive ranges whose sizes add up to at most ``most``, or that have one item only.
+
+    Args:
+        sizes: (n,) size of each item.
+        most: Largest size of a range.
+
+    Returns:
+        The numbers of the items in each range.
+    """
     total = np.concatenate([[0], np.cumsum(sizes)])
     ends = [0]
     while ends[-1] < len(sizes):

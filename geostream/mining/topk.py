@@ -1,9 +1,8 @@
 """Find the K most similar of one block of references, and merge the finds of several blocks and views.
 
-FAISS's flat search does the work. It holds one block of the matrix product at a time in cache and keeps only what beats
-a row's K-th best so far, so it costs little more than the product alone. FAISS 1.15 leaves the matrix product below
-about 400 queries and is then 2.5 times slower, so it is told not to. With a GPU the search runs there, one block at a
-time. Measurements: docs/notes/mining.md.
+FAISS's flat search does the work. It keeps one part of the matrix product in cache at a time, and only those entries
+that are better than a row's K-th best so far. So it costs little more than the product alone. With a GPU the search
+runs there, one block at a time. Measurements are in docs/notes/mining.md.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ import numpy as np
 
 from geostream.arrays import Csr, Float32, Int32, Int64, take
 
-GPU_MOST = 2048  # what FAISS finds at once on a GPU
-SLICE = 2048  # queries
+GPU_MOST = 2048  # the largest K that FAISS supports on a GPU
+SLICE = 2048  # queries that are searched at a time
 _gpu_in_use = Lock()
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The K best finds of each of n rows, best first; equal scores by id; -1 and -inf where there are no more."""
+    """The K best finds of each of n rows, best first; equal scores are ordered by id."""
 
-    other: Int32  # (n, K) ids
-    score: Float32  # (n, K) cosines
+    other: Int32  # (n, K) ids, -1 where there are no more
+    score: Float32  # (n, K) cosines, -inf where there are no more
 
 
 @cache
@@ -40,21 +39,24 @@ def _gpu() -> Any:
 
 @dataclass(frozen=True)
 class References:
-    """A block of references, with their ids."""
+    """A block of R references."""
 
-    ids: Int32  # (R,)
+    ids: Int32  # (R,) their place ids
     vectors: Float32  # (R, D) L2-normalised
 
 
 def most_similar(query: Float32, references: References, k: int) -> TopK:
-    """Return the (Q, min(k, R)) most similar references of each query.
+    """Find the most similar references of each query.
 
     If several references are exactly as similar as the k-th, any of them may be left out.
 
     Args:
-        query: (Q, D) L2-normalised.
-        references: R of them.
+        query: (Q, D) L2-normalised vectors.
+        references: A block of R references.
         k: How many to find.
+
+    Returns:
+        (Q, min(k, R)) finds.
     """
     query, ids = np.ascontiguousarray(query), references.ids
     k = min(k, len(ids))
@@ -66,8 +68,8 @@ def _flat(query: Float32, vectors: Float32, k: int) -> tuple[Float32, Int64]:
     """Return (Q, k) scores and rows of the most similar vectors, by FAISS."""
     import faiss
 
-    faiss.omp_set_num_threads(1)  # of this thread: Dask has as many task threads as cores
-    faiss.cvar.distance_compute_blas_threshold = 20
+    faiss.omp_set_num_threads(1)  # for this thread; Dask has as many task threads as cores
+    faiss.cvar.distance_compute_blas_threshold = 20  # by default, FAISS is slower below about 400 queries
     vectors = np.ascontiguousarray(vectors)
     if faiss.get_num_gpus() > 0 and k <= GPU_MOST:
         with _gpu_in_use:
@@ -76,14 +78,17 @@ def _flat(query: Float32, vectors: Float32, k: int) -> tuple[Float32, Int64]:
 
 
 def nearest_of(query: Float32, own: Int32, excluded: Csr, references: References, k: int) -> TopK:
-    """Return the (Q, k) most similar references of each query that may be its neighbours.
+    """Find the most similar references of each query that may be its neighbours.
 
     Args:
-        query: (Q, D) L2-normalised.
+        query: (Q, D) L2-normalised vectors.
         own: (Q,) place id of each query, which is no neighbour.
         excluded: Q lists of further ids that are no neighbours.
-        references: A block of them.
+        references: A block of references.
         k: How many to find.
+
+    Returns:
+        (Q, k) finds.
     """
     enough = k + 1 + int(np.diff(excluded.indptr).max(initial=0))
     best = no_finds(len(query), k)
@@ -95,12 +100,17 @@ def nearest_of(query: Float32, own: Int32, excluded: Csr, references: References
 
 
 def _slices(n: int) -> Iterator[slice]:
-    """Yield the rows to work on at once: intermediate results take several times the memory of the result."""
+    """Yield slices of n rows to work on one after the other, because intermediate results take much memory."""
     return (slice(start, min(start + SLICE, n)) for start in range(0, n, SLICE))
 
 
 def in_order(other: Int32, score: Float32) -> TopK:
-    """Sort finds that are sorted by score already by id, too, where scores are equal."""
+    """Sort finds by id where their scores are equal.
+
+    Args:
+        other: (n, K) ids, sorted by score; changed in place.
+        score: (n, K) scores, falling; changed in place.
+    """
     tied = ((score[:, 1:] == score[:, :-1]) & (other[:, 1:] >= 0)).any(axis=1)
     if tied.any():
         order = np.lexsort((other[tied], -score[tied]), axis=1)
@@ -110,13 +120,23 @@ def in_order(other: Int32, score: Float32) -> TopK:
 
 
 def drop_excluded(found: TopK, own: Int32, excluded: Csr, k: int) -> TopK:
-    """Return (n, k) finds without the ids that are no neighbours of row i: ``own[i]`` and list i of ``excluded``."""
+    """Drop the finds that are no neighbours.
+
+    Args:
+        found: The finds of n rows.
+        own: (n,) place id of each row, which is no neighbour.
+        excluded: n lists of further ids that are no neighbours.
+        k: How many finds of a row are kept.
+
+    Returns:
+        (n, k) finds.
+    """
     row = np.broadcast_to(np.arange(len(own))[:, None], found.other.shape)
     valid = found.other != own[:, None]
     lengths = np.diff(excluded.indptr)
     table = np.full((len(own), int(lengths.max(initial=0))), -1, dtype=np.int32)
     table[np.arange(table.shape[1]) < lengths[:, None]] = excluded.indices
-    for column in table.T:  # lists are short: a tenth of the time of a search in them
+    for column in table.T:  # lists are short, so this is ten times faster than searching them
         valid &= found.other != column[:, None]
     rank = np.cumsum(valid, axis=1) - 1
     valid &= rank < k
@@ -127,12 +147,20 @@ def drop_excluded(found: TopK, own: Int32, excluded: Csr, k: int) -> TopK:
 
 
 def no_finds(n: int, k: int) -> TopK:
-    """Return ``n`` rows without a find."""
+    """Return n rows of k entries without a find."""
     return TopK(np.full((n, k), -1, dtype=np.int32), np.full((n, k), -np.inf, dtype=np.float32))
 
 
 def merge(one: TopK, two: TopK) -> TopK:
-    """Return (n, K) the best of both. No id may be in both."""
+    """Merge the finds of two blocks of references for the same rows.
+
+    Args:
+        one: (n, K) finds.
+        two: (n, any number) finds of other ids.
+
+    Returns:
+        (n, K) best finds of both.
+    """
     best = no_finds(*one.other.shape)
     for some in _slices(len(one.other)):
         other = np.concatenate([one.other[some], two.other[some]], axis=1)
@@ -146,10 +174,11 @@ def merge(one: TopK, two: TopK) -> TopK:
 def by_place(row: Int64, found: TopK, n_rows: int) -> TopK:
     """Merge the finds of views into those of places.
 
-    A place's similarity to another is that of its most similar view, so its best K are among its views' best K.
+    The similarity of a place to another is that of its most similar view. So its best K finds are among those of its
+    views.
 
     Args:
-        row: (V,) row of each view's place.
+        row: (V,) row of each view's place, from 0.
         found: (V, K) finds of the views.
         n_rows: How many places there are.
 
@@ -166,16 +195,19 @@ def by_place(row: Int64, found: TopK, n_rows: int) -> TopK:
 
 
 def merge_views(row: Int64, other: Int32, score: Float32, n_rows: int, k: int) -> tuple[Int32, Float32]:
-    """Return (n_rows, k) neighbours and (n_rows, k) scores from single finds, hardest first.
+    """Collect single finds into rows, hardest first.
 
-    A find of several views counts with its best score. Equal scores are ordered by id.
+    If several views have found the same id, the best score counts. Equal scores are ordered by id.
 
     Args:
-        row: (F,) row that each find is of.
+        row: (F,) row of each find.
         other: (F,) id that was found.
         score: (F,) its similarity.
         n_rows: How many rows there are.
         k: How many finds of a row are kept.
+
+    Returns:
+        (n_rows, k) ids and (n_rows, k) scores; -1 and -inf where there are no more.
     """
     code = row.astype(np.int64) << 32 | other
     order = np.argsort(code, kind="stable")

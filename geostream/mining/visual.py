@@ -1,9 +1,9 @@
 """Build the visual neighbour graph: for each training place the K others that look most like it.
 
 The search runs as Dask tasks that hold a few blocks of vectors each, whatever N is. Up to EXACT_UP_TO references it is
-exact (:mod:`geostream.mining.exact`), in time that grows with N². Above, it uses inverted lists
-(:mod:`geostream.mining.approximate`) and searches as many of them as the wanted recall takes; where these are many, it
-falls back to the exact search. A place itself and its semi-positives are never among its neighbours.
+exact (:mod:`geostream.mining.exact`), and its time grows with N². With more references it uses inverted lists
+(:mod:`geostream.mining.approximate`), and searches as many of them as the wanted recall needs. Where these are too
+many, it falls back to the exact search. A place and its semi-positives are never among its own neighbours.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from geostream.mining.graph import GraphWriter, NeighbourGraph, open_graph
 from geostream.progress import track
 from geostream.store import Store
 
-#: References. Up to here the exact search takes a minute or two, and nothing is missed: VIGOR, CVUSA and CVACT are
-#: searched exactly.
+#: Number of references up to which the search is exact, which takes a minute or two. VIGOR, CVUSA and CVACT are below.
 EXACT_UP_TO = 100_000
 RECALL = 0.99  # of the approximate search
 
@@ -43,21 +42,21 @@ def build_visual_graph(
 ) -> NeighbourGraph:
     """Build the graph of the training places' K most similar, and write it to the run.
 
-    A place's similarity to another is that of its most similar view.
+    The similarity of a place to another is that of its most similar view.
 
     Args:
         run: The run's folder.
         name: Path of the graph within the run; a graph that is there is replaced.
-        layout: Of the same places as the embeddings.
-        embeddings: Of the training split.
+        layout: A layout with the same places as the embeddings.
+        embeddings: The embeddings of the training split.
         k: Neighbours of each place.
         cluster: URL of a Dask scheduler whose workers reach the store; None starts one within this process.
-        search: None decides by the number of references.
-        recall: Wanted of an approximate search, measured on a sample of queries.
+        search: The kind of search; None chooses it by the number of references.
+        recall: The recall that an approximate search must reach, measured on a sample of queries.
 
     Raises:
         StaleArtefact: The embeddings are of other places.
-        GeostreamError: The scheduler cannot be reached.
+        GeostreamError: The scheduler cannot be reached, or workers die again and again.
     """
     if embeddings.places_id != layout.places_id:
         raise StaleArtefact(f"{embeddings.name}: made from other places than those of {layout.name}; embed again")

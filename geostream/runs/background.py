@@ -30,6 +30,7 @@ from geostream import errors
 from geostream.errors import GeostreamError
 from geostream.runs.run import Run
 
+PROGRAM = ("-m", "geostream.runs.background_process")
 STARTS = 3  # of the process, for one epoch
 PATIENCE = 5.0  # seconds that it has to end by itself
 LOOK_EVERY = 1.0  # seconds
@@ -127,7 +128,7 @@ class Background:
         limits = {"OMP_NUM_THREADS": cores, "LOKY_MAX_CPU_COUNT": cores, "CUDA_VISIBLE_DEVICES": ""}
         self._answers = SimpleQueue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "geostream.runs.background_process"],
+            [sys.executable, *PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The object store: one folder of objects at a URL, S3's configuration, and errors that say what to do."""
+"""Read and write objects below one URL, on S3, in a local folder or on another object store."""
 
 from geostream.store.store import NAME, ObjectInfo, Store, check_name, table_bytes
 

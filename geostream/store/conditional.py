@@ -1,12 +1,13 @@
 """Write an object only where there is none, also on S3 servers that cannot do so in one step.
 
-A conditional put (``If-None-Match: *``) lets one of many writers win. Some servers refuse it, and a few overwrite the
-object all the same. Which kind a server is, the first write in a process finds out, once a bucket. On those two kinds
-the weaker way is taken from then on: look whether the object is there, then write it. Two writers who look at the same
-moment can then both believe that they won, so a warning says that jobs under the same name must not run at once.
+A conditional put (``If-None-Match: *``) lets exactly one of many writers succeed. Some servers refuse it, and a few
+ignore it and overwrite the object. The first conditional write to a bucket in a process finds out which kind the server
+is. On servers of these two kinds, later writes use a weaker way: look whether the object exists, then write it. Two
+writers that look at the same moment can then both succeed, so a warning says that jobs under the same name must not run
+at once.
 
-It costs two requests more in the first write: a look before, since a server that overwrites would do so, and the same
-put again behind it, which has to be refused.
+The first write costs two more requests: a look at the object before it, so that nothing is overwritten, and a second
+conditional put after it, which the server has to refuse.
 """
 
 from __future__ import annotations
@@ -30,20 +31,30 @@ from geostream.store.s3 import s3_access
 if TYPE_CHECKING:
     from geostream.store.store import Store
 
-TRIES, FIRST_PAUSE = 8, 0.1  # a pause doubles each time: 13 seconds in all, or less
+TRIES, FIRST_PAUSE = 8, 0.1  # pauses in seconds; each is twice as long, at most 13 seconds together
 PROBE = "geostream-probe-"
 
-_sound = set[str]()  # URLs of buckets whose server is known to keep what is there
-_weak = dict[str, str]()  # of the others, with the warning
+_sound = set[str]()  # URLs of the buckets whose server is known to obey conditional puts
+_weak = dict[str, str]()  # URLs of the buckets whose server does not, with the warning
 log = logging.getLogger(__name__)
 
 
 class _HeaderRefused(Exception):
-    """The server does not take conditional puts."""
+    """The server refuses conditional puts."""
 
 
 def put_new(store: Store, path: str, data: bytes) -> None:
-    """Write the object, or raise AlreadyExists where there is one. Raises StoreError for the rest."""
+    """Write an object where there is none.
+
+    Args:
+        store: The store to write to.
+        path: Path of the object within it.
+        data: The object's content.
+
+    Raises:
+        AlreadyExists: There is an object at this path.
+        StoreError: The object cannot be written.
+    """
     if not store.is_s3:
         obstore.put(store._obstore, path, data, mode="create", use_multipart=False)
         return
@@ -56,21 +67,25 @@ def put_new(store: Store, path: str, data: bytes) -> None:
             refusal = str(error)
     _look(store, path)
     obstore.put(store._obstore, path, data)
-    if bucket not in _weak:  # now, since what was refused was the header
+    if bucket not in _weak:  # the plain put was accepted, so the header was the reason for the refusal
         _warn(store, bucket, f"takes no conditional puts ({refusal})")
 
 
 def probe(store: Store) -> str | None:
-    """Write an object of our own and remove it; return the warning where the server has no conditional puts.
+    """Try the store by writing a small object under a unique name and removing it again.
 
-    Its name is like no other. Raises StoreError where nothing may be written, or the object not be removed.
+    Returns:
+        A warning where the server has no conditional puts, else None.
+
+    Raises:
+        StoreError: The object cannot be written or removed.
     """
     name = f"{PROBE}{uuid4().hex}"
     try:
         store.write(name, b"written by geostream to try this store; may be removed\n", if_absent=True)
     except StoreError:
         with suppress(StoreError):
-            store.delete(name)  # an answer may have been lost
+            store.delete(name)  # it may have been written, and only the answer lost
         raise
     store.delete(name)
     return _weak.get(_bucket(store)) if store.is_s3 else None
@@ -86,9 +101,9 @@ def _look(store: Store, path: str) -> None:
 
 
 def _put_conditionally(store: Store, bucket: str, path: str, data: bytes) -> None:
-    """A conditional put; raises _HeaderRefused where the server knows none."""
+    """Put the object conditionally; raise _HeaderRefused where the server has no conditional puts."""
     if bucket not in _sound:
-        with suppress(Refused):  # who may write need not be allowed to look
+        with suppress(Refused):  # credentials that may write are not always allowed to read
             _look(store, path)
     try:
         _put_patiently(store, path, data)
@@ -96,7 +111,7 @@ def _put_conditionally(store: Store, bucket: str, path: str, data: bytes) -> Non
         _sound.add(bucket)
         raise
     if bucket not in _sound:
-        with suppress(StoreError, _HeaderRefused):  # it could not be found out this time
+        with suppress(StoreError, _HeaderRefused):  # the next write tries to find out again
             try:
                 _put(store, path, data)
                 _warn(store, bucket, "overwrites an object in spite of If-None-Match")
@@ -105,13 +120,13 @@ def _put_conditionally(store: Store, bucket: str, path: str, data: bytes) -> Non
 
 
 def _put_patiently(store: Store, path: str, data: bytes) -> None:
-    """Try again what may pass; raise AlreadyExists, _HeaderRefused, and StoreError for the rest."""
+    """Put the object conditionally, and repeat that after temporary failures."""
     for attempt in range(TRIES):
         try:
             _put(store, path, data)
             return
         except AlreadyExists:
-            if attempt and _holds(store, path, data):  # of an earlier try only the answer was lost
+            if attempt and _holds(store, path, data):  # an earlier try has written it; only its answer was lost
                 return
             raise
         except Unanswered:
@@ -128,9 +143,9 @@ def _holds(store: Store, path: str, data: bytes) -> bool:
 
 
 def _put(store: Store, path: str, data: bytes) -> None:
-    """One conditional put, asked once."""
+    """Send one conditional put, without a retry."""
     try:
-        # It cannot be multipart, and S3 takes up to 5 GB in one.
+        # A multipart upload cannot be conditional; S3 accepts up to 5 GB in a single put.
         obstore.put(store._impatient, path, data, mode="create", use_multipart=False)
     except (obexc.BaseError, BotoCoreError, OSError) as error:
         answer = Answer.of(error)

@@ -1,8 +1,8 @@
 """Turn the object store libraries' errors into geostream's: one line with the URL, the server's code and what to do.
 
-The server's own code decides, since different refusals want different remedies. What kind of error it becomes says what
-a program can do about it: Refused where credentials may just be being renewed, Unanswered where trying again may help,
-StoreError where it will not. Neither keys nor signatures get into a line, whatever a server repeats of the request.
+The advice follows from the server's error code. The class of the error says what a program can do: Refused where
+credentials may be about to be renewed, Unanswered where trying again may help, StoreError where it will not. Keys and
+signatures are removed from the line, because some servers repeat parts of the request in their answer.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from geostream.errors import AlreadyExists, NotFound, Refused, StoreError, Unans
 from geostream.store.s3 import is_unsigned
 
 DEBUG = "\n\nDebug source:"  # in obstore's messages, before pages of debug output
-# How obstore reports, before that.
+# How obstore words its errors, before the debug output.
 METHOD, STATUS = re.compile(r"Error performing ([A-Z]+) "), re.compile(r"status code: (\d{3})[^:]*: ?(.*)", re.S)
 BODY = re.compile(r"Server returned error response: (.*)", re.S)  # S3 may say 200 and mean an error
 CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)|certificate verify failed")
 OUR_CREDENTIALS = re.compile(r"External AWS credential provider: (?:[\w.]+: )?(.*)", re.S)
-# Shown of a message: neither keys nor signatures, nor what may be part of one.
+# Removed from messages: keys and signatures, and whatever could be a part of one.
 SECRETS = re.compile(
     r"(?i:signature|credential|token|key(?: ?id)?)[=:]\S+|[A-Za-z0-9/+=]{40,}|\b(?=\w*\d)[A-Z0-9]{16,}\b"
 )
-SHOWN = 200  # characters of a server's message
+SHOWN = 200  # characters of a server's message that are shown
 
 RIGHTS = {"list": "s3:ListBucket", "read": "s3:GetObject", "write": "s3:PutObject", "delete": "s3:DeleteObject"}
 KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
@@ -43,7 +43,7 @@ VIRTUAL = (
     "~/.aws/config"
 )
 FULL = "the store is full, or its quota is used up; make room, or have the quota raised"
-# Whom the server does not let in. Credentials may be renewed meanwhile, hence Refused.
+# Codes of refused credentials, with what to do. They become Refused, because credentials may be renewed meanwhile.
 REFUSALS = {
     "RequestTimeTooSkewed": "this machine's clock and the server's differ; set the clock (NTP)",
     "RequestExpired": "the request came too late; set this machine's clock (NTP)",
@@ -93,23 +93,23 @@ PASSING = {
     "ThrottlingException",
     "TooManyRequests",
 }
-NEVER = (501, 505, 507)  # of 5xx, those that trying again does not change
+NEVER = (501, 505, 507)  # the 5xx codes for which trying again does not help
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server refused, and how: ``status`` 0 where it sent no answer, ``code`` "" where it gave none."""
+    """A server's answer that refuses a request."""
 
-    verb: str  # list, read, write, delete
-    status: int = 0
-    code: str = ""
+    verb: str  # what was asked: list, read, write or delete
+    status: int = 0  # HTTP status; 0 where no answer came
+    code: str = ""  # the server's error code; "" where it gave none
     message: str = ""
-    region: str = ""  # that the server expects
+    region: str = ""  # the one that the server expects
     is_head: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Answer:
-        """Of an error by obstore, s3fs or botocore."""
+        """Read the server's answer from an error of obstore, s3fs or botocore."""
         if client_error := _client_error(error):
             return cls._of_client_error(client_error)
         text = str(error).split(DEBUG)[0]
@@ -143,11 +143,12 @@ class Answer:
 
     @property
     def is_conflict(self) -> bool:
-        """Whether this is 409 for another request's sake: AWS wants it sent again."""
+        """Whether this is a 409 because of another request at the same time; AWS then wants it sent again."""
         return self.status == 409 and self.code in ("", "ConditionalRequestConflict", "OperationAborted")
 
     @property
     def is_passing(self) -> bool:
+        """Whether the failure is temporary, so that trying again may help."""
         busy = self.status >= 500 and self.status not in NEVER
         return self.is_conflict or busy or self.status in (408, 429) or self.code in PASSING
 
@@ -158,14 +159,21 @@ class Answer:
         return self.status == 501 or (self.status == 400 and odd)
 
     def said(self) -> str:
-        """The server's code, else the status in words."""
+        """Return the server's code, or the status in words where it gave no code."""
         names = {status.value: status.phrase for status in HTTPStatus}
         return self.code or f"{self.status} {names.get(self.status, '')}".rstrip()
 
 
 @contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn the libraries' errors into ours, with the URL and what to do."""
+    """Turn errors of the object store libraries into geostream's.
+
+    Args:
+        url: The URL that the errors name.
+
+    Raises:
+        StoreError: In place of a library's error: one line with the URL and what to do.
+    """
     try:
         yield
     except StoreError:
@@ -179,7 +187,15 @@ def explained(url: str) -> Iterator[None]:
 
 
 def translated(url: str, error: BaseException) -> StoreError:
-    """Return our error for one by obstore, s3fs or botocore."""
+    """Return geostream's error for one of obstore, s3fs or botocore.
+
+    Args:
+        url: The URL that was asked for.
+        error: The library's error.
+
+    Returns:
+        A StoreError, or the kind of it that says what a program can do about it.
+    """
     if found := OUR_CREDENTIALS.search(str(error).split(DEBUG)[0]):
         return Refused(f"{url}: access refused: {_shown(found[1])}")
     if (asked := _client_error(error)) and "Role" in asked.operation_name:
@@ -195,12 +211,12 @@ def translated(url: str, error: BaseException) -> StoreError:
 
 
 def _is_there(url: str, answer: Answer) -> bool:
-    """Whether 409 is about the object: Azure says so where there is one, S3 where two requests met."""
+    """Return whether a 409 means that the object exists, as on Azure; on S3 it may mean that two requests met."""
     return not url.startswith("s3://") or "Exist" in answer.code
 
 
 def _answered(url: str, answer: Answer) -> StoreError:
-    """What a server's refusal means."""
+    """Return the error for a server's refusal."""
     said = answer.said()
     if answer.is_passing:
         return Unanswered(f"{url}: {said}: the server is busy, or has a fault of its own; try again", "busy")
@@ -221,7 +237,7 @@ def _of_web_server(url: str, answer: Answer) -> StoreError:
 
 
 def _remedy(answer: Answer) -> str | None:
-    """What to do where new credentials would not help."""
+    """Return what to do about a refusal that new credentials would not change; None if it is not known."""
     message = _shown(answer.message)
     if answer.code.upper().startswith("KMS"):
         return f"{KMS} ({message})" if message else KMS
@@ -234,7 +250,7 @@ def _remedy(answer: Answer) -> str | None:
 
 
 def _refusal(url: str, answer: Answer) -> str:
-    """What to do where the server does not let us."""
+    """Return what to do about credentials that the server refuses."""
     verb, message = answer.verb, _shown(answer.message)
     if not url.startswith("s3://"):
         return f"check the credentials for {url.split(':')[0]}:// in the environment, and that they may {verb} here"
@@ -242,7 +258,7 @@ def _refusal(url: str, answer: Answer) -> str:
         return REFUSALS[answer.code]
     if is_unsigned():
         return f"nobody may {verb} here without credentials; unset AWS_SKIP_SIGNATURE"
-    if answer.is_head:  # has no body, so no code
+    if answer.is_head:  # the answer has no body, and so no code
         return (
             f"an answer to HEAD tells no more; credentials or region are wrong, the credentials may not {verb} "
             f"({RIGHTS[verb]}), or there is no such object and they may not list ({RIGHTS['list']})"
@@ -253,7 +269,7 @@ def _refusal(url: str, answer: Answer) -> str:
 
 
 def _unanswered(url: str, error: BaseException) -> StoreError:
-    """What an error without an answer is about; only its text tells, debug output and all."""
+    """Return the error for a request without an answer; its cause is only in the text, debug output included."""
     text = str(error)
     if "Range request not supported" in text or "non-partial response" in text:
         return Unsupported(
@@ -283,19 +299,19 @@ def _unanswered(url: str, error: BaseException) -> StoreError:
 
 
 def _client_error(error: BaseException) -> ClientError | None:
-    """botocore's error behind one by s3fs."""
+    """Return the botocore error that caused one of s3fs; None where there is none."""
     return next((one for one in (error, error.__cause__) if isinstance(one, ClientError)), None)
 
 
 def _elements(body: str) -> tuple[str, str, str]:
-    """(code, message, region) of an error's XML; of anything else nothing is shown."""
+    """Return (code, message, region) from an error's XML; empty texts for any other body."""
     found = (re.search(rf"<{name}>([^<]*)</{name}>", body) for name in ("Code", "Message", "Region"))
     code, message, region = (html.unescape(one[1]).strip() if one else "" for one in found)
     return code, message, region
 
 
 def _shown(message: str) -> str:
-    """A server's message on one line, without what may be a secret."""
+    """Return a server's message on one line, without anything that may be a secret."""
     text = " ".join(message.split()).rstrip(".;")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         text = text.replace(os.environ.get(name) or "\0", "…")
@@ -303,5 +319,5 @@ def _shown(message: str) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The useful part of a library's message: not the debug output, and not what was asked for and took how long."""
+    """Return the cause from a library's message, without the request, its duration and the debug output."""
     return _shown(str(error).split(DEBUG)[0].rsplit("s - ", 1)[-1])

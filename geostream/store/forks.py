@@ -1,7 +1,7 @@
-"""Notice a forked child of a process that talks to object storage.
+"""Refuse to use object storage in a forked child of a process that has used it.
 
-obstore's requests run on threads of its own, and threads do not survive a fork: in the child every request would wait
-for ever. A child that was spawned, or comes from a fork server, begins anew and is fine.
+The library obstore runs requests on its own threads, and threads do not survive a fork: in the child every request
+would wait for ever. A child that was spawned, or comes from a fork server, has no such problem.
 """
 
 from __future__ import annotations
@@ -10,11 +10,18 @@ import os
 
 from geostream.errors import ForkedProcess
 
-_user: int | None = None  # id of the process that first used obstore, as the fork has copied it
+_user: int | None = None  # id of the process that first used obstore; a forked child has its parent's
 
 
 def check_process(url: str) -> None:
-    """Raise ForkedProcess where this process is a forked child of one that has used obstore."""
+    """Check that this process may use object storage.
+
+    Args:
+        url: The store's URL, for the error.
+
+    Raises:
+        ForkedProcess: This process is a forked child of one that has used object storage.
+    """
     global _user
     process = os.getpid()
     if _user is None:

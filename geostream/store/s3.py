@@ -1,13 +1,12 @@
-"""The S3 server: where it is, and who we are there.
+"""Find the S3 server and the credentials as AWS tools do, and make clients from them.
 
-botocore answers both, as it does for every AWS tool: from AWS_* variables, the shared configuration files, profiles,
-roles and single sign-on. What it finds goes to obstore and to s3fs alike, so both ask the same server in the same way,
-and what obstore would read from the environment by itself does not count. Two variables are read that other AWS tools
-know and botocore does not: AWS_REGION and AWS_SKIP_SIGNATURE. Credentials are renewed before they expire, also in the
-middle of an epoch. Plain http is spoken only where the endpoint says ``http://``.
+The library botocore finds both: in AWS_* variables, the shared configuration files, profiles, roles and single sign-on.
+Both clients, obstore and s3fs, get what it found, so they send the same requests to the same server. obstore's own
+reading of the environment is overridden. Two variables are read that botocore does not know: AWS_REGION and
+AWS_SKIP_SIGNATURE. Credentials are renewed before they expire, also in the middle of an epoch. Unencrypted http is used
+only where the endpoint begins with ``http://``.
 
-Asking botocore takes a fifth of a second the first time. An answer is kept for as long as the variables and files that
-it comes from stay as they are.
+Asking botocore takes a fifth of a second the first time. Its answer is kept until the variables or files change.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from obstore.store import S3Store
 
 from geostream.errors import Refused, StoreError
 
-READ_TIMEOUT = timedelta(seconds=15)  # a server that sends nothing for so long has forgotten us
+READ_TIMEOUT = timedelta(seconds=15)  # after so long without a byte, the request is given up
 YES, NO = ("1", "true", "yes", "on", "y", "t"), ("", "0", "false", "no", "off", "n", "f")
 SHARED_FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 SERVER = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
@@ -44,38 +43,54 @@ Environment = tuple[object, ...]
 
 @dataclass(frozen=True)
 class S3Access:
-    """Where a bucket is, and how it is spoken to."""
+    """The address of a bucket, and how requests to it are sent."""
 
-    url: str  # of the bucket; an object's name follows behind a slash
+    url: str  # of the bucket; a slash and an object's name may follow
     region: str
     unsigned: bool
-    roots: bytes | None  # certificates that are trusted besides the system's
+    roots: bytes | None  # certificates that are trusted in addition to the system's
 
     @property
     def is_directory_bucket(self) -> bool:
+        """Whether this is a directory bucket of S3 Express One Zone."""
         return ".s3express-" in self.url
 
 
 def s3_access(bucket: str) -> S3Access:
-    """What botocore says of the bucket. Raises StoreError, with the setting at fault, where it cannot say."""
+    """Find a bucket's address and settings.
+
+    Args:
+        bucket: The bucket's name.
+
+    Raises:
+        StoreError: The configuration is wrong; the message names the setting.
+    """
     return _access(bucket, is_unsigned(), _environment())
 
 
 def s3_client(url: str, *, retries: int) -> S3Store:
-    """obstore's client for ``s3://bucket/prefix``."""
+    """Make an obstore client.
+
+    Args:
+        url: ``s3://bucket/prefix``.
+        retries: How often a request is repeated after a temporary failure.
+
+    Raises:
+        StoreError: The configuration is wrong, or there are no credentials; the message names the setting.
+    """
     parts = urlsplit(url)
     access = s3_access(parts.netloc)
     options = client_options(access.url, retries)
     if access.roots:
         options["client_options"]["root_certificate"] = access.roots
     config = {
-        "aws_endpoint_url_s3": access.url,  # the one of its names that goes before all of obstore's environment
-        "virtual_hosted_style_request": "true",  # which is to say that the bucket is in the URL, wherever
+        "aws_endpoint_url_s3": access.url,  # this spelling overrides all variables that obstore reads
+        "virtual_hosted_style_request": "true",  # says that the URL has the bucket already, in the host or the path
         "region": access.region,
         "skip_signature": str(access.unsigned).lower(),
         "s3_express": str(access.is_directory_bucket).lower(),
         "conditional_put": "etag",
-        "disable_bulk_delete": "true",  # one object a request is deleted anyway, and some servers have no other way
+        "disable_bulk_delete": "true",  # objects are deleted one by one, and some servers have no bulk delete
     }
     credentials = _no_credentials if access.unsigned else _Credentials()
     try:
@@ -86,13 +101,17 @@ def s3_client(url: str, *, retries: int) -> S3Store:
             credential_provider=credentials,
             **options,
         )
-    except (BaseError, ValueError) as error:  # of how objects are stored obstore reads the environment itself
+    except (BaseError, ValueError) as error:  # of variables that only obstore reads, on how objects are stored
         what = str(error).split("\n\nDebug source:")[0]
         raise StoreError(f"S3 configuration: {what}; correct the AWS_* variables") from error
 
 
 def s3_files(bucket: str) -> Any:
-    """s3fs's filesystem for the bucket, by the same settings."""
+    """Make an s3fs filesystem for a bucket, with the same settings as :func:`s3_client`.
+
+    Raises:
+        StoreError: The configuration is wrong; the message names the setting.
+    """
     import fsspec
 
     access = s3_access(bucket)
@@ -107,10 +126,15 @@ def s3_files(bucket: str) -> Any:
 
 
 def client_options(address: str, retries: int) -> dict[str, Any]:
-    """obstore's options for a client that repeats a request ``retries`` times, within a minute."""
+    """Return options for an obstore client.
+
+    Args:
+        address: URL of the server.
+        retries: How often a request is repeated after a temporary failure, within a minute.
+    """
     return {
         "client_options": {
-            "timeout": timedelta(days=1),  # else 30 s, whatever the size
+            "timeout": timedelta(days=1),  # the default, 30 s, is too short for large objects
             "read_timeout": READ_TIMEOUT,
             "allow_http": address.startswith("http://"),
         },
@@ -119,7 +143,11 @@ def client_options(address: str, retries: int) -> dict[str, Any]:
 
 
 def is_unsigned() -> bool:
-    """Whether requests go without credentials, as public buckets may be read. Raises StoreError for other words."""
+    """Return whether requests are sent without credentials, as for public buckets.
+
+    Raises:
+        StoreError: AWS_SKIP_SIGNATURE is neither true nor false.
+    """
     said = os.environ.get("AWS_SKIP_SIGNATURE", "").strip().lower()
     if said not in YES + NO:
         raise StoreError(f"AWS_SKIP_SIGNATURE={said!r}: write true or false")
@@ -127,7 +155,7 @@ def is_unsigned() -> bool:
 
 
 class _Credentials:
-    """obstore's credential provider over botocore's chain: environment, shared files, SSO, roles."""
+    """Give obstore the credentials that botocore finds: in the environment, shared files, SSO or roles."""
 
     def __init__(self) -> None:
         with _credentials_explained():
@@ -146,21 +174,21 @@ class _Credentials:
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": expiry and expiry.astimezone(UTC),  # obstore takes no other time zone
+            "expires_at": expiry and expiry.astimezone(UTC),  # obstore accepts only UTC
         }
 
 
 def _no_credentials() -> Any:
-    """obstore's credential provider where nothing is signed: never asked, but without one it looks for its own."""
+    """Fail if an unsigned request needs credentials; without a provider, obstore would look for some itself."""
     raise AssertionError("an unsigned request asked for credentials")
 
 
 @contextmanager
 def _credentials_explained() -> Iterator[None]:
-    """Turn whatever botocore raises while it looks for credentials into one line."""
+    """Turn whatever botocore raises while it looks for credentials into an error of one line."""
     try:
         yield
-    except Exception as error:  # of botocore's own, of the shared files, of STS, of a program that was asked
+    except Exception as error:  # from botocore, the shared files, STS, or a credential_process
         line = _line(error)
         signed_on = re.search(r"\bsso\b", line, re.IGNORECASE)
         advice = "run aws sso login" if signed_on else "correct AWS_PROFILE or the shared credentials file"
@@ -168,7 +196,7 @@ def _credentials_explained() -> Iterator[None]:
 
 
 def _environment() -> Environment:
-    """All that botocore's answer depends on: the AWS_* variables, and when the shared files were written."""
+    """Return all that botocore's answer depends on: the AWS_* variables, and when the shared files were written."""
     variables = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
     return (*variables, *(_stamp(os.environ.get(name) or usual) for name, usual in SHARED_FILES.items()))
 
@@ -185,7 +213,7 @@ def _access(bucket: str, unsigned: bool, _: Environment) -> S3Access:
     asked: list[str] = []
 
     def note(params: dict[str, Any], **_: Any) -> Any:
-        """Take the place of the server: botocore calls this with the request that it is about to send."""
+        """Note the request that botocore is about to send, and answer in place of the server."""
         asked.append(params["url"])
         return SimpleNamespace(status_code=200), {}
 
@@ -193,12 +221,12 @@ def _access(bucket: str, unsigned: bool, _: Environment) -> S3Access:
     try:
         session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
         region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
-        # Where is asked here, and not who: without signatures, nobody looks for credentials.
+        # Only the address is wanted here. Without signatures, botocore looks for no credentials.
         client = session.create_client("s3", region_name=region, config=Config(signature_version=UNSIGNED))
         client.meta.events.register("before-call.s3.HeadBucket", note)
         client.head_bucket(Bucket=bucket)
         roots = session.get_config_variable("ca_bundle")
-    except Exception as error:  # a ValueError for a bad endpoint, botocore's own for the rest
+    except Exception as error:  # a ValueError for a bad endpoint, botocore's own errors otherwise
         if isinstance(error, ValueError | EndpointProviderError):
             _check_endpoint(session, str(error))
         raise Refused(
@@ -220,12 +248,12 @@ def _access(bucket: str, unsigned: bool, _: Environment) -> S3Access:
 
 @lru_cache(maxsize=1)
 def _loader(path: str | None) -> Any:
-    """botocore's reader of what it knows of services, which keeps what it has read: the longest part of asking."""
+    """Make botocore's loader of service descriptions; it caches them, and reading them takes the longest."""
     return create_loader(path)
 
 
 def _check_endpoint(session: Any, complaint: str) -> None:
-    """Raise StoreError where botocore complains of the configured endpoint, or it is none; say where it is written."""
+    """Raise StoreError, saying where the endpoint is set, if botocore complains of it or it is no server's URL."""
     for where, value in _endpoints(session):
         if value and (value in complaint or not _is_server(value)):
             shown = re.sub(r"[^/]*@", "…@", value)
@@ -239,7 +267,7 @@ def _is_server(url: str) -> bool:
 
 
 def _endpoints(session: Any) -> Iterator[tuple[str, str | None]]:
-    """Where an endpoint may be written, in the order in which botocore looks, and what is written there."""
+    """Yield the places where an endpoint may be set, in botocore's order, each with its value."""
     if session.get_config_variable("ignore_configured_endpoint_urls"):
         return
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
@@ -265,7 +293,7 @@ def _read_roots(path: str) -> bytes:
 
 @lru_cache(maxsize=8)
 def _session(_: Environment) -> Any:
-    """aiobotocore's session by the settings of now; s3fs shares a filesystem among those who come with the same."""
+    """Make an aiobotocore session, one for each state of the settings, so that s3fs can reuse its filesystem."""
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     session = AioSession()

@@ -1,9 +1,9 @@
-"""One folder of objects, at an ``s3://`` URL or in a local directory, behind one small interface.
+"""Read and write the objects of one folder, at an ``s3://`` URL or in a local directory.
 
-Decides how bytes get in and out: obstore carries them (ranges, conditional puts, multipart, no GIL held),
-fsspec/s3fs reads Parquet column by column, Zarr sits on obstore too. Every write is atomic: an object is either
-whole or absent, on both kinds of store. Credentials come from botocore's chain (environment, profile, role) and are
-renewed before they expire. The cost of the one interface is that only what both kinds of store can do is offered.
+The library obstore reads and writes objects (ranges, conditional puts and multipart uploads, without the GIL). Zarr
+uses it, too; single columns of Parquet files are read through fsspec. Every write is atomic: an object is either
+complete or absent. For credentials see :mod:`geostream.store.s3`. The interface offers only what S3 and local folders
+can both do.
 """
 
 from __future__ import annotations
@@ -37,30 +37,41 @@ from geostream.store.web import web_client, web_files
 
 Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
 RETRIES = 6
-DELETES = 16  # objects that are removed at a time
+DELETES = 16  # objects that are removed at the same time
 ABANDONED = 3600.0  # seconds without a byte, after which an upload into a local folder counts as killed
 UNFINISHED = re.compile(r"(.+)#\d+")
-CHUNK = 2 * 2**20  # bytes that stay in the processor's cache between the socket and their place
+CHUNK = 2 * 2**20  # bytes handed over at a time; few enough to stay in the processor's cache until they are copied
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing; ``path`` is relative to the store it was listed from."""
+    """One object of a listing."""
 
-    path: str
-    size: int
+    path: str  # relative to the store that was listed
+    size: int  # bytes
 
 
 def check_name(kind: str, name: str) -> str:
-    """A dataset, layout or run name becomes part of object paths: refuse what could climb out or confuse."""
+    """Check the name of a data set, layout or run, which becomes part of object paths.
+
+    Args:
+        kind: "dataset", "layout" or "run", for the error.
+        name: The name.
+
+    Returns:
+        The name.
+
+    Raises:
+        BadInput: It has other characters than letters, digits, "-" and "_", or begins with one of these two signs.
+    """
     if not NAME.fullmatch(name):
         raise BadInput(f"{kind} name {name!r}: use letters, digits, '-' and '_' only, beginning with a letter or digit")
     return name
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """The table as a Parquet file."""
+    """Return the content of a Parquet file that holds the table."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -68,35 +79,44 @@ def table_bytes(table: pa.Table) -> bytes:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of objects. Cheap to make, safe to pickle (only the URL travels) and to share between threads."""
+    """A folder of objects.
 
-    url: str
+    It is cheap to make and can be shared between threads. Pickling it sends only the URL.
+    """
+
+    url: str  # without a slash at its end; an absolute path for a local folder
 
     @classmethod
     def open(cls, url: str | Path) -> Store:
-        """A store at ``s3://bucket/prefix``, ``file:///folder`` or a local path. No request is made yet.
+        """Open a store, without a request.
 
-        What else obstore reaches (``gs://``, ``az://``, ``https://``, which is for reading) works as obstore does it:
-        with the credentials of its own environment variables. Raises BadInput where the URL is not exactly one folder
-        (:mod:`geostream.store.url`).
+        Args:
+            url: ``s3://bucket/prefix``, ``file:///folder`` or a local path. URLs of the other stores that obstore
+                supports work, too: ``gs://``, ``az://``, ``abfss://``, and ``http://`` and ``https://`` for reading.
+                Their credentials come from obstore's own environment variables.
+
+        Raises:
+            BadInput: The URL does not name exactly one folder (:mod:`geostream.store.url`).
         """
         return cls(read_url(str(url)))
 
     @property
     def is_s3(self) -> bool:
+        """Whether this is a folder of an S3 bucket."""
         return self.url.startswith("s3://")
 
     @property
     def is_local(self) -> bool:
+        """Whether this is a local folder."""
         return "://" not in self.url
 
     @property
     def is_web(self) -> bool:
-        """Whether this is a folder of a web server, whose objects can be read by name, and nothing else."""
+        """Whether this is a folder of a web server, whose objects can only be read by name."""
         return self.url.startswith(("http://", "https://"))
 
     def child(self, *parts: str) -> Store:
-        """The folder ``parts`` below this one."""
+        """Return the store of the folder at the path ``parts`` below this one."""
         return Store("/".join([self.url, *parts]))
 
     def __getstate__(self) -> dict[str, str]:
@@ -111,11 +131,11 @@ class Store:
 
     @property
     def _impatient(self) -> Any:
-        """As ``_obstore``, but every request is tried once."""
+        """The client that tries every request once."""
         return self._made(0)
 
     def _made(self, retries: int) -> Any:
-        """The client, made at its first use. Raises ForkedProcess in a forked child of a process that had one."""
+        """Return the client, made at its first use; raise ForkedProcess in a forked child of a process that had one."""
         check_process(self.url)
         clients = self.__dict__.setdefault("_clients", {})
         if retries not in clients:
@@ -124,7 +144,7 @@ class Store:
 
     def _client(self, retries: int) -> Any:
         if self.is_local:
-            if not Path(self.url).is_dir():  # reading makes no folder
+            if not Path(self.url).is_dir():  # only a write makes the folder
                 raise FileNotFoundError(self.url)
             return LocalStore(prefix=self.url)
         if self.is_s3:
@@ -134,11 +154,11 @@ class Store:
         return from_url(self.url, **client_options(self.url, retries))
 
     def renew(self) -> None:
-        """Ask for credentials anew with the next :meth:`stream_range`, also where they came without an expiry."""
+        """Ask for credentials again in the next :meth:`stream_range`, also where they have no time of expiry."""
         self.__dict__.get("_clients", {}).pop(0, None)
 
     def _make_folder(self) -> None:
-        """Before something is written: the folder of a local store. Raises Unsupported where nothing can be written."""
+        """Make the folder of a local store before a write; raise Unsupported where nothing can be written."""
         self._check_writable()
         if self.is_local:
             Path(self.url).mkdir(parents=True, exist_ok=True)
@@ -159,35 +179,70 @@ class Store:
     # bytes
 
     def read(self, path: str) -> bytes:
-        """The whole object. Raises NotFound."""
+        """Read a whole object.
+
+        Args:
+            path: Path of the object within the store.
+
+        Raises:
+            NotFound: There is no such object.
+            StoreError: It cannot be read.
+        """
         with explained(self._at(path)):
             return bytes(obstore.get(self._obstore, path).bytes())
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``; fewer only where the object ends, none from behind its end."""
+        """Read a range of an object.
+
+        Args:
+            path: Path of the object within the store.
+            offset: First byte of the range.
+            size: Bytes of the range.
+
+        Returns:
+            ``size`` bytes; fewer where the object ends before, none where the range begins behind its end.
+
+        Raises:
+            NotFound: There is no such object.
+            StoreError: It cannot be read.
+        """
         try:
             with explained(self._at(path)):
                 return bytes(obstore.get_range(self._obstore, path, start=offset, length=size))
         except (NotFound, Refused, Unanswered):
             raise
-        except StoreError:  # each kind of server refuses in its own words what lies behind the end
+        except StoreError:  # each kind of server has its own error for a range behind the object's end
             if self._ends_before(path, offset):
                 return b""
             raise
 
     def _ends_before(self, path: str, offset: int) -> bool:
-        """Say whether an object is known to end at or before ``offset``; an error of this question hides no other."""
+        """Return whether an object is known to end at or before ``offset``; False where its size cannot be read."""
         try:
             return self.size(path) <= offset
         except StoreError:
             return False
 
     async def stream_range(self, path: str, offset: int, size: int) -> AsyncGenerator[tuple[memoryview, int]]:
-        """Chunks of ``size`` bytes from ``offset`` as they come, each with the size of the whole object.
+        """Read a range of an object in chunks, as they arrive.
 
-        Less comes only where the object ends; of an empty range, one empty chunk. Asked once, and given up after
-        ``s3.READ_TIMEOUT``: for readers that have their own patience. Raises NotFound, Refused, Unanswered for whatever
-        may pass, and StoreError for what will not.
+        The request is not repeated, and given up after ``s3.READ_TIMEOUT`` without a byte; callers have retries of
+        their own.
+
+        Args:
+            path: Path of the object within the store.
+            offset: First byte of the range.
+            size: Bytes of the range.
+
+        Yields:
+            A chunk, and the size of the whole object in bytes. The chunks are shorter together than ``size`` only
+            where the object ends before. An empty range gives one empty chunk.
+
+        Raises:
+            NotFound: There is no such object.
+            Refused: The server refuses the credentials.
+            Unanswered: No complete answer came, for a reason that may be temporary.
+            StoreError: The range cannot be read.
         """
         with explained(self._at(path)):
             # An empty range cannot be asked for.
@@ -201,9 +256,17 @@ class Store:
                 yield memoryview(chunk), whole
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Write the object atomically. With ``if_absent``, raise AlreadyExists where there is one (conditional put).
+        """Write an object atomically.
 
-        What happens on servers without conditional puts: :mod:`geostream.store.conditional`.
+        Args:
+            path: Path of the object within the store.
+            data: The object's content.
+            if_absent: Write only where there is no such object, by a conditional put. For servers without these see
+                :mod:`geostream.store.conditional`.
+
+        Raises:
+            AlreadyExists: There is such an object, and ``if_absent`` is set.
+            StoreError: It cannot be written.
         """
         with explained(self._at(path)):
             self._make_folder()
@@ -213,7 +276,15 @@ class Store:
                 obstore.put(self._obstore, path, data)
 
     def write_file(self, path: str, local: Path) -> None:
-        """Upload a local file (multipart where large), atomically."""
+        """Upload a local file atomically, in several parts where it is large.
+
+        Args:
+            path: Path of the object within the store.
+            local: The file.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
         with explained(self._at(path)):
             self._make_folder()
             obstore.put(self._obstore, path, local)
@@ -221,19 +292,35 @@ class Store:
     # documents and tables
 
     def read_json(self, path: str) -> Any:
+        """Read the JSON document at ``path``.
+
+        Raises:
+            NotFound: There is no object at this path.
+            StoreError: It cannot be read, or is no JSON.
+        """
         try:
             return json.loads(self.read(path))
         except ValueError as error:
             raise StoreError(f"{self._at(path)}: not valid JSON ({error}); the object is damaged") from error
 
     def write_json(self, path: str, value: Any, *, if_absent: bool = False) -> None:
+        """Write ``value`` as a JSON document; the other arguments and the errors are those of :meth:`write`."""
         self.write(path, (json.dumps(value, indent=1) + "\n").encode(), if_absent=if_absent)
 
     def read_table(self, path: str, columns: Names | None = None) -> pa.Table:
-        """A Parquet table; where only some ``columns`` are wanted, no more is fetched."""
+        """Read a Parquet table.
+
+        Args:
+            path: Path of the object within the store.
+            columns: Names of the columns to read, without fetching the others; None reads all.
+
+        Raises:
+            NotFound: There is no such object.
+            StoreError: It cannot be read, or is no Parquet file.
+        """
         with explained(self._at(path)):
             try:
-                # Not the dataset reader: one file, and no partition columns guessed from "name=value" in the path.
+                # pq.read_table would guess partition columns from "name=value" in the path.
                 if columns is None:
                     return pq.ParquetFile(io.BytesIO(self.read(path))).read()
                 filesystem, root = self.filesystem()
@@ -243,10 +330,11 @@ class Store:
                 raise StoreError(f"{self._at(path)}: not a whole Parquet file ({error}); write it again") from error
 
     def write_table(self, path: str, table: pa.Table) -> None:
+        """Write a table as a Parquet file at ``path``; errors are those of :meth:`write`."""
         self.write(path, table_bytes(table))
 
     def filesystem(self) -> tuple[Any, str]:
-        """(fsspec filesystem, root path): for libraries that speak fsspec."""
+        """Return an fsspec filesystem and the path of this store in it, for libraries that use fsspec."""
         import fsspec
 
         if self.is_local:
@@ -258,7 +346,7 @@ class Store:
         return FsspecStore(cast("Any", urlsplit(self.url).scheme)), self.url
 
     def zarr(self, path: str, *, read_only: bool = False) -> ZarrStore[Any]:
-        """The Zarr store at ``path``, for ``zarr.open_group``."""
+        """Return the Zarr store at ``path``, for ``zarr.open_group``; a local folder is made unless ``read_only``."""
         folder = self.child(path)
         with explained(folder.url):
             if not read_only:
@@ -269,10 +357,15 @@ class Store:
 
     @property
     def _is_absent(self) -> bool:
-        """Whether this is a local folder that nobody has made yet."""
+        """Whether this is a local folder that does not exist yet."""
         return self.is_local and not Path(self.url).exists()
 
     def exists(self, path: str) -> bool:
+        """Return whether there is an object at ``path``.
+
+        Raises:
+            StoreError: The store cannot be asked.
+        """
         try:
             self.size(path)
         except NotFound:
@@ -280,12 +373,27 @@ class Store:
         return True
 
     def size(self, path: str) -> int:
-        """Bytes of the object. Raises NotFound."""
+        """Return the size of the object at ``path``, in bytes.
+
+        Raises:
+            NotFound: There is no object at this path.
+            StoreError: The store cannot be asked.
+        """
         with explained(self._at(path)):
             return int(obstore.head(self._obstore, path)["size"])
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
-        """All objects below ``prefix`` (a folder), sorted by path."""
+        """List all objects below a folder.
+
+        Args:
+            prefix: Path of the folder within the store; "" is the store itself.
+
+        Returns:
+            The objects, sorted by path.
+
+        Raises:
+            StoreError: The store cannot be listed; Unsupported on a web server.
+        """
         if self._is_absent:
             return []
         self._check_listable()
@@ -298,7 +406,17 @@ class Store:
         return sorted(found, key=lambda info: info.path)
 
     def folders(self, prefix: str = "") -> Names:
-        """Names of the folders directly below ``prefix``, sorted."""
+        """List the folders directly below a folder.
+
+        Args:
+            prefix: Path of the folder within the store; "" is the store itself.
+
+        Returns:
+            The names of the folders, sorted.
+
+        Raises:
+            StoreError: The store cannot be listed; Unsupported on a web server.
+        """
         if self._is_absent:
             return []
         self._check_listable()
@@ -307,16 +425,26 @@ class Store:
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listing["common_prefixes"])
 
     def delete(self, path: str) -> None:
-        """Remove the object; nothing happens where there is none."""
+        """Remove the object at ``path``; do nothing where there is none.
+
+        Raises:
+            StoreError: It cannot be removed; Unsupported on a web server.
+        """
         self._check_writable()
         with explained(self._at(path)), suppress(FileNotFoundError):
             obstore.delete(self._obstore, path)
 
     def delete_all(self, paths: Iterable[str]) -> None:
-        """Remove the objects that are named; whatever else lies here stays.
+        """Remove the objects with these paths, and nothing else.
 
-        There is no way to remove what a listing finds: only who has written an object's name down owns it. Of a local
-        store, folders that this leaves empty go, too, and so does what uploads of these objects that were killed left.
+        Whoever removes objects must know their names; no method removes whatever a listing finds. In a local store,
+        folders that become empty are removed, too, and so are the unfinished files of killed uploads of these objects.
+
+        Args:
+            paths: Paths of the objects within the store.
+
+        Raises:
+            StoreError: An object cannot be removed; Unsupported on a web server.
         """
         paths = list(paths)
         with ThreadPoolExecutor(DELETES) as threads:
@@ -328,9 +456,13 @@ class Store:
                 self._drop_empty_folders(Path(self.url, path).parent)
 
     def delete_unfinished(self, paths: Iterable[str]) -> None:
-        """Remove what killed uploads of these objects left in a local folder; those of living writers stay.
+        """Remove the files that killed uploads of these objects left in a local folder.
 
-        obstore writes ``name#1`` and renames it. One that nobody has written to for ``ABANDONED`` seconds is left over.
+        An upload writes to ``name#1`` and renames it at its end. Such a file is removed if nothing has been written to
+        it for ``ABANDONED`` seconds, so that uploads under way are kept.
+
+        Args:
+            paths: Paths of the objects within the store.
         """
         if not self.is_local:
             return
@@ -338,12 +470,12 @@ class Store:
         for folder in {path.parent for path in wanted}:
             for file in folder.glob("*#*") if folder.is_dir() else ():
                 upload = UNFINISHED.fullmatch(file.name)
-                with suppress(FileNotFoundError):  # renamed by its writer just now
+                with suppress(FileNotFoundError):  # its writer has just renamed it
                     if upload and folder / upload[1] in wanted and time.time() - file.stat().st_mtime > ABANDONED:
                         file.unlink()
 
     def _drop_empty_folders(self, folder: Path) -> None:
-        """Remove ``folder`` and those above it, up to this store's own, as far as they are empty."""
+        """Remove ``folder`` and the folders above it, up to this store's own, as long as they are empty."""
         own = Path(self.url)
         with suppress(OSError):  # not empty, or gone
             while folder == own or own in folder.parents:
@@ -351,7 +483,14 @@ class Store:
                 folder = folder.parent
 
     def check(self, *, write: bool = False) -> None:
-        """Raise StoreError, with what to do, where the store cannot be listed, or where none of its kind is written."""
+        """Check that the store can be listed.
+
+        Args:
+            write: Check also that stores of this kind can be written to.
+
+        Raises:
+            StoreError: One of these is not possible; the message says what to do.
+        """
         if write:
             self._check_writable()
         if self.is_local and not Path(self.url).is_dir():

@@ -1,9 +1,8 @@
-"""Read a store's URL: exactly the folder that was written, or one line that says why not.
+"""Read a store's URL, and refuse one that libraries would read in different ways.
 
-Libraries read URLs in their own ways: one drops what follows ``#`` or ``?``, another joins ``a//b`` to ``a/b`` or
-resolves ``..``. Each of these would make two different URLs one folder, and let one job tidy up another's shards. So
-nothing is interpreted here. A prefix is taken to the letter where every library behind :class:`Store` takes it so, and
-is refused where one of them does not.
+One library drops what follows ``#`` or ``?``; another turns ``a//b`` into ``a/b`` or resolves ``..``. Two different
+URLs could then mean the same folder, and one job could remove another's shards. So a prefix is accepted only if every
+library behind :class:`Store` takes it literally.
 """
 
 from __future__ import annotations
@@ -20,14 +19,21 @@ BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]+)?")
 CONTAINER = re.compile(rf"({BUCKET.pattern}@)?{BUCKET.pattern}")
 KINDS = f"s3://bucket/prefix, a local folder, file:///folder, {', '.join(f'{scheme}://…' for scheme in OTHERS)}"
-# What a URL may mean by it is not what an object's name means by it. Backslashes become slashes in some clients.
+# Signs that have a meaning in URLs but none in object names. Some clients turn backslashes into slashes.
 NOT_IN_NAMES = {"#": "'#'", "?": "'?'", "\\": "a backslash"}
 
 
 def read_url(text: str) -> str:
-    """The store's URL as :class:`Store` keeps it: an absolute local path, or ``scheme://…`` without a slash at its end.
+    """Return the store's URL as :class:`Store` keeps it.
 
-    Raises BadInput for what is no store, and for what different libraries would take for different folders.
+    Args:
+        text: A URL, or the path of a local folder.
+
+    Returns:
+        An absolute local path, or ``scheme://…`` without a slash at its end.
+
+    Raises:
+        BadInput: The text names no store, or libraries would take it for different folders.
     """
     if not text.strip():
         raise BadInput("the store's URL is empty; name s3://bucket/prefix or a local folder")
@@ -48,7 +54,7 @@ def read_url(text: str) -> str:
 
 
 def _check_first(text: str, scheme: str, first: str) -> None:
-    """Raise BadInput where ``first`` is no bucket, container or host of the scheme's kind."""
+    """Raise BadInput if ``first`` is no bucket, container or host, whichever the scheme needs."""
     shape, what = {
         "s3": (BUCKET, "a bucket, s3://bucket/prefix"),
         "http": (HOST, "a host, http://host/folder"),
@@ -60,7 +66,7 @@ def _check_first(text: str, scheme: str, first: str) -> None:
 
 
 def _check_names(text: str, rest: str, *, percent: bool) -> None:
-    """Raise BadInput where a part of the path is empty, a step up, or of characters that not every library keeps."""
+    """Raise BadInput if a part of the path is empty, "." or "..", or has a character that some library changes."""
     text = _without_secret(text)
     names = rest.split("/")[1:]
     if "" in names:
@@ -74,7 +80,7 @@ def _check_names(text: str, rest: str, *, percent: bool) -> None:
 
 
 def _file(text: str, rest: str) -> str:
-    """The local folder of a ``file://`` URL."""
+    """Return the path of a ``file://`` URL's folder."""
     host, slash, path = rest.partition("/")
     if host not in ("", "localhost") or not slash:
         raise BadInput(f"{text}: a file URL has three slashes and an absolute path, file:///folder")
@@ -87,7 +93,7 @@ def _file(text: str, rest: str) -> str:
 
 
 def _local(text: str) -> str:
-    """The absolute path of a local folder; ``..`` means what it means to the system, links included."""
+    """Return the absolute path of a local folder; ``..`` is resolved as the operating system does it, after links."""
     if "\0" in text:
         raise BadInput(f"{text!a}: holds a zero byte; correct the path")
     found = SCHEME.match(text)
@@ -102,5 +108,5 @@ def _local(text: str) -> str:
 
 
 def _without_secret(text: str) -> str:
-    """The URL less a user and password before its host."""
+    """Return the URL without the user and password before its host."""
     return re.sub(r"(?<=://)[^/@]*:[^/@]*@", "…@", text)

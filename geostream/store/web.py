@@ -1,7 +1,7 @@
 """Read a store from a plain web server: ``http://`` and ``https://`` URLs.
 
-An object is one GET away, and a member one GET of a range. Nothing is listed or written, also where a server speaks
-WebDAV: obstore's listing of a folder below the server's root has the wrong names.
+Objects and ranges of them are read by GET. Nothing is listed or written, not even on a server with WebDAV: obstore's
+listing of a folder below the server's root has the wrong names.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ from geostream.store.s3 import client_options
 
 
 def web_client(url: str, *, retries: int) -> HTTPStore:
-    """obstore's client for the folder at ``url``, whatever a cloud's host in it would mean to obstore."""
+    """Make an obstore client for the folder at ``url``, also where obstore would take the host for a cloud's.
+
+    Args:
+        url: The folder's ``http://`` or ``https://`` URL.
+        retries: How often a request is repeated after a temporary failure.
+    """
     return HTTPStore.from_url(url, **client_options(url, retries))
 
 
 def web_files(url: str, *, retries: int) -> Any:
-    """fsspec's filesystem for what is below ``url``."""
+    """Make an fsspec filesystem for the folder at ``url``; arguments are those of :func:`web_client`."""
     return _WebFiles(url, retries)
 
 
 class _WebFiles(FsspecStore):
-    """obstore's filesystem, less its reading of URLs: paths are ``url``, a slash and the object's name."""
+    """Use obstore's filesystem without its parsing of URLs: a path is ``url``, a slash and the object's name."""
 
     def __init__(self, url: str, retries: int) -> None:
         super().__init__(cast("Any", "http"))

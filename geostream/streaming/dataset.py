@@ -1,10 +1,12 @@
-"""The dataset: which of a plan's batches a reader makes, as torch's IterableDataset.
+"""Share the batches of a plan or a scan among ranks and loader workers, as a torch IterableDataset.
 
-Decides who makes which batch. Step s of a plan belongs to lane s % lanes; rank r of R takes the steps cursor + r,
-cursor + r + R, …, and of those its loader workers take turns. So any number of ranks times workers that divides the
-lanes gives the same batches in the same global order, no two of them read the same shard, and a position is one number
-that means the same to all of them. A scan has no order to keep: each rank and worker takes one run of it. Randomness is
-none of the dataset's: ``change`` draws from (seed, epoch, pair).
+Step s of a plan belongs to lane s % lanes. Rank r of R takes the steps cursor + r, cursor + r + R, and so on; its
+loader workers take turns in these. The number of ranks times workers must divide the lanes. Any such number gives the
+same batches in the same global order, and no two workers read the same shard. A position is therefore one number,
+whatever the number of ranks and workers.
+
+The order of a scan does not matter, so each rank and worker takes one consecutive part of it. The dataset itself draws
+no random numbers; ``change`` draws its own from (seed, epoch, pair).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ Batches = Generator[Batch, None, None]  # closed to end early
 
 
 class PlanSource(NamedTuple):
-    """The plan that a dataset's steps are from, as far as the dataset needs to know it."""
+    """The facts about a plan that a dataset of its steps needs."""
 
     plan: str  # hash
     lanes: int  # ranks and workers take steps in turn, and their number must divide it
@@ -41,11 +43,26 @@ class PlanSource(NamedTuple):
 
 
 class StreamDataset(IterableDataset[Batch]):
-    """Batches of what a list of steps asks for; made by :func:`plan_dataset` and :func:`scan_dataset`.
+    """The batches of one rank; made by :func:`plan_dataset` and :func:`scan_dataset`.
 
-    Raises what the fetcher raises, and StoreError or BadInput naming place, member and shard where an image is damaged
-    and can't be replaced, or too many were; ForkedProcess in a worker that was forked from a process that has used the
-    store, as a plain DataLoader does on Linux.
+    Args:
+        members: Where the images are.
+        steps: The samples of each batch, over all ranks.
+        sizes: Height and width of the images that are delivered.
+        change: Applied to each decoded sample.
+        options: What reading may cost.
+        rank: Number of this process, from 0.
+        ranks: How many ranks there are.
+        source: The plan that the steps are from. With None the order of the batches does not matter: each worker of
+            each rank takes one consecutive part of the steps, and a damaged image is an error.
+
+    Raises:
+        BadInput: The ranks cannot share the plan's lanes evenly. While iterating: a batch does not fit into the budget,
+            or an image cannot be decoded and ``source`` is None.
+        StoreError: While iterating: a shard cannot be read, an image is damaged and cannot be replaced, or too many
+            are. The message names place, member and shard.
+        ForkedProcess: While iterating: this worker was forked from a process that has used the store. A plain
+            DataLoader does so on Linux.
     """
 
     threads = 1  # that decode
@@ -65,22 +82,6 @@ class StreamDataset(IterableDataset[Batch]):
         ranks: int = 1,
         source: PlanSource | None = None,
     ) -> None:
-        """Make the dataset of this rank.
-
-        Args:
-            members: where the images are.
-            steps: the samples of each batch, over all ranks.
-            sizes: height and width of the images that are delivered.
-            change: done to each decoded sample.
-            options: what reading may cost.
-            rank: of this process, from 0.
-            ranks: how many there are.
-            source: the plan that the steps are from. None: the order of the batches does not matter, each worker of
-                each rank takes one run of steps, so that no two read the same shard, and a damaged image is an error.
-
-        Raises:
-            BadInput: the ranks cannot share the lanes of the plan evenly.
-        """
         self.members, self.steps, self.sizes, self.change = members, steps, sizes, change
         self.options = options or ReadOptions()
         self.rank, self.ranks = rank, ranks
@@ -91,7 +92,14 @@ class StreamDataset(IterableDataset[Batch]):
         self.check_workers(1)
 
     def check_workers(self, workers: int) -> None:
-        """Raise BadInput where ``workers`` on each rank cannot be dealt the lanes evenly."""
+        """Check that the plan's lanes can be shared evenly.
+
+        Args:
+            workers: Loader workers of each rank.
+
+        Raises:
+            BadInput: Ranks times workers does not divide the lanes, or the rank does not exist.
+        """
         if not 0 <= self.rank < self.ranks:
             raise BadInput(f"rank {self.rank} of {self.ranks}: ranks count from 0")
         if self.lanes is not None and self.lanes % (self.ranks * workers):
@@ -101,11 +109,23 @@ class StreamDataset(IterableDataset[Batch]):
             )
 
     def state_dict(self) -> State:
-        """Where iterating begins: the plan's hash, and the number of its batches that all ranks together are past."""
+        """Return the position at which iterating begins.
+
+        Returns:
+            ``plan``, the plan's hash, and ``cursor``, the number of its batches that all ranks together have done.
+        """
         return {"plan": self.plan, "cursor": self.cursor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin at a stored position next time. Raises StaleArtefact for another plan's, BadInput for none at all."""
+        """Begin at a stored position the next time the dataset is iterated.
+
+        Args:
+            state: As :meth:`state_dict` returned it.
+
+        Raises:
+            StaleArtefact: The position is one in another plan.
+            BadInput: The state is no position, or is outside the plan.
+        """
         try:
             plan, cursor = str(state["plan"]), operator.index(state["cursor"])
         except (KeyError, TypeError) as error:
@@ -117,7 +137,7 @@ class StreamDataset(IterableDataset[Batch]):
         self.cursor = cursor
 
     def __len__(self) -> int:
-        """Batches that this rank has before it."""
+        """Return how many batches this rank still has to make."""
         return len(self._share(0, 1))
 
     def __iter__(self) -> Batches:
@@ -142,7 +162,7 @@ class StreamDataset(IterableDataset[Batch]):
             yield error  # type: ignore[misc]  # raised by the Loader in the trainer's process
 
     def _share(self, worker: int, workers: int) -> range:
-        """The steps of one of this rank's ``workers``."""
+        """Return the steps of one of this rank's ``workers``."""
         if self.lanes is None:
             start, stop = (_cut(len(self.steps), self.rank + part, self.ranks) for part in (0, 1))
             return range(start + _cut(stop - start, worker, workers), start + _cut(stop - start, worker + 1, workers))
@@ -150,7 +170,7 @@ class StreamDataset(IterableDataset[Batch]):
 
 
 def _cut(length: int, part: int, parts: int) -> int:
-    """Where part number ``part`` begins when ``length`` is cut into ``parts`` that differ by one at most."""
+    """Return where part number ``part`` begins when ``length`` is cut into ``parts`` of nearly equal size."""
     return length * part // parts
 
 
@@ -165,10 +185,25 @@ def plan_dataset(
     rank: int = 0,
     ranks: int = 1,
 ) -> StreamDataset:
-    """The plan's batches: ``tile`` and ``view`` images and ``pair`` ids, rows as the plan orders them.
+    """Make the dataset of one rank's batches of a plan.
 
-    ``change`` is given each sample ({"tile", "view": pixels (H, W, 3), "pair": id}) and may add columns. Raises
-    StaleArtefact for a plan of another layout, BadInput where the ranks cannot be dealt the plan's lanes.
+    Args:
+        layout: The layout that the plan was made for.
+        plan: The epoch's plan.
+        sizes: Height and width of the images that are delivered.
+        split: The split whose pairs the plan orders.
+        change: Applied to each sample, a dict of ``tile`` and ``view`` (pixels, (H, W, 3)) and ``pair`` (id). It may
+            add columns.
+        options: What reading may cost.
+        rank: Number of this process, from 0.
+        ranks: How many ranks there are.
+
+    Returns:
+        Batches of ``tile`` and ``view`` images and ``pair`` ids, with rows in the plan's order.
+
+    Raises:
+        StaleArtefact: The plan is for another layout.
+        BadInput: The ranks cannot share the plan's lanes evenly.
     """
     plan.validate(layout)
     pairs = layout.pairs(split)
@@ -200,10 +235,24 @@ def scan_dataset(
     rank: int = 0,
     ranks: int = 1,
 ) -> StreamDataset:
-    """Each tile of ``reference_place`` and each view of ``pairs`` once, in physical order; each rank has its part.
+    """Make a dataset that reads each given tile and view once, in the order in which they lie in the shards.
 
-    Batches are ``batch_size`` images and hold ``tile`` with ``reference`` (row in reference_place) and ``view`` with
-    ``query`` (row in pairs); either may be missing.
+    Args:
+        layout: The layout to read from.
+        reference_place: (R,) places whose tiles are read.
+        pairs: The views that are read.
+        sizes: Height and width of the images that are delivered.
+        batch_size: Images of a batch, tiles and views together.
+        options: What reading may cost.
+        rank: Number of this process, from 0.
+        ranks: How many ranks there are; each reads its part.
+
+    Returns:
+        Batches of ``tile`` images with ``reference`` (rows of ``reference_place``) and ``view`` images with ``query``
+        (rows of ``pairs``). Either kind may be missing in a batch.
+
+    Raises:
+        BadInput: The layout lacks one of the images.
     """
     tile, view = layout.member_rows(reference_place), layout.member_rows(pairs.place, pairs.view)
     rows = np.concatenate([tile, view])

@@ -1,9 +1,9 @@
-"""From an image's bytes to pixels of the size the model wants.
+"""Decode an image to pixels of the size that the model wants.
 
-A JPEG is scaled while decoding when the wanted size is smaller (a panorama of 2048 columns wanted at 768 is decoded at
-1024: a quarter of the work), and whatever is left to the wanted size is an antialiased bilinear resize. Images sharded
-at the training size are not resized at all. The aspect is not kept: a layout stores the aspect its dataset asks for.
-Decoding holds no GIL. How bytes become pixels: :mod:`geostream.images`.
+A JPEG is scaled while it is decoded when the wanted size is smaller: a panorama of 2048 columns wanted at 768 is
+decoded at 1024, which is a quarter of the work. An antialiased bilinear resize does the rest. Images that were sharded
+at the training size are not resized. The aspect ratio is not kept, because a layout stores the one that its data set
+needs. Decoding releases the GIL. See :mod:`geostream.images` for the decoders.
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ from geostream.images import Pixels, decode_jpeg, decode_png, is_jpeg
 
 
 def decode_image(data: bytes | memoryview, into: Pixels) -> Pixels:
-    """RGB pixels of a JPEG or PNG, at the size of ``into`` (height, width, 3; contiguous), put there and returned.
+    """Decode a JPEG or PNG into an array.
 
-    Raises BadInput saying what is wrong with the image; the caller knows and adds which image it is.
+    Args:
+        data: The whole file.
+        into: (height, width, 3), contiguous. The image is resized to this size and written here.
+
+    Returns:
+        ``into``, with RGB pixels.
+
+    Raises:
+        BadInput: The image is damaged. The message says how; the caller adds which image it is.
     """
     try:
         pixels = decode_jpeg(data, into) if is_jpeg(data) else decode_png(data)

@@ -1,8 +1,8 @@
-"""The fetcher: carries out a schedule, and hands over the members of batch after batch.
+"""Carry out a schedule of reads, and hand over the members of one batch after the other.
 
-Decides nothing that the schedule has not decided: it asks for reads when they may come, waits for those that a batch
-needs, and lets go of those that none needs any more. What that holds at most is the schedule's ``peak_bytes``, known
-before the first read; ``stats`` says what it came to.
+The schedule says everything: when each read may start, which batch must wait for it, and when each member is dropped.
+It also gives the most bytes that are held at once, ``peak_bytes``, before the first read. ``stats`` has the measured
+value.
 """
 
 from __future__ import annotations
@@ -26,11 +26,22 @@ POLL_INTERVAL = 0.2  # seconds between two looks whether to go on waiting
 
 
 class Fetcher:
-    """Context manager; iterate over it once for the members of each batch: {row in members: bytes}.
+    """Context manager that yields, for each batch, its members as {row in the member table: bytes}.
 
-    A member that stays bad is missing there; :attr:`bad` says why. Leaving the context ends all requests and frees
-    all bytes, however far the iteration came. Raises BadInput where a batch does not fit into the budget, StoreError
-    where a shard is gone, was replaced, or cannot be had for minutes.
+    Iterate over it once. A member that stays bad is missing; :attr:`bad` says why. The bytes of a batch are freed when
+    the next one is asked for, if the caller has dropped them by then. Leaving the context ends all requests and frees
+    all bytes, however far the iteration came.
+
+    Args:
+        members: Where the members lie.
+        needed: For each batch, rows of the members that it needs.
+        options: What reading may cost.
+        stop: When another thread sets it, waiting for bytes ends with CancelledError.
+
+    Raises:
+        BadInput: A batch does not fit into the budget.
+        StoreError: While iterating: a shard is gone, was replaced, or could not be read for minutes.
+        Stalled: While iterating: the thread that reads has ended or is stuck.
     """
 
     def __init__(
@@ -40,11 +51,6 @@ class Fetcher:
         options: ReadOptions | None = None,
         stop: threading.Event | None = None,
     ) -> None:
-        """``needed``: rows of the members that each batch needs. ``stop``: set by another thread, it ends the waiting
-        for bytes by CancelledError.
-
-        Bytes are freed when the next batch is asked for, if whoever got the members has dropped them by then.
-        """
         options = options or ReadOptions()
         self.needed = needed
         self.stats = StreamStats(budget_bytes=options.budget_bytes)
@@ -79,12 +85,12 @@ class Fetcher:
     def __iter__(self) -> Iterator[dict[int, bytes]]:
         plan = self.schedule
         leaving = np.argsort(plan.last, kind="stable")
-        asked = arrived = left = 0  # reads come and arrive in their order, members leave in the order of ``leaving``
+        asked = arrived = left = 0  # reads start and arrive in their order, members go in the order of ``leaving``
         for step, rows in enumerate(self.needed):
             while left < len(leaving) and plan.last[leaving[left]] < step:
                 self._let_go(int(plan.row[leaving[left]]))
                 left += 1
-            # The first batch is not to share the line, and the processor, with what later ones need.
+            # Reads for later batches wait until the first batch is there: they would share its bandwidth.
             while asked < plan.requests and plan.come[asked] <= step and (step or plan.first[asked] == 0):
                 self._ask(asked)
                 asked += 1
@@ -134,7 +140,17 @@ class Fetcher:
         self.stats.bytes_used += int(self._members.extents.size[new].sum())
 
     def fetch(self, rows: Int64) -> dict[int, bytes]:
-        """Some members of one place at once, beside the schedule; those that are bad are missing, see :attr:`bad`."""
+        """Read some members of one place at once, outside the schedule.
+
+        Args:
+            rows: Rows of the members.
+
+        Returns:
+            {row: bytes}, without the bad members; :attr:`bad` says why these are bad.
+
+        Raises:
+            StoreError: The shard cannot be read.
+        """
         extents = self._members.extents
         rows = np.unique(rows)
         offset = int(extents.offset[rows[0]])

@@ -1,10 +1,12 @@
-"""The loader: a dataset's batches made ahead of whoever takes them, and where in the plan that is.
+"""Make a dataset's batches ahead of the training loop, and keep the position in the plan.
 
-Decides what makes them. Decoding threads in the trainer's own process start at once and copy nothing, and serve as long
-as decoding is what costs, because it holds no GIL. Loader processes (torch's DataLoader) take seconds to start and a
-copy through shared memory; they pay where Python work per sample is what limits. Both make the same batches. The
-position counts batches that were taken, not those made ahead: a checkpoint written between two batches continues with
-the second of them.
+Batches come from threads of this process or from loader processes (torch's DataLoader); both make the same batches.
+Threads start at once and copy nothing. They are enough as long as decoding is the main cost, because it releases the
+GIL. Loader processes take seconds to start and copy each batch through shared memory. They are worth it where Python
+code per sample is the limit.
+
+The position counts batches that were taken, not those made ahead. A checkpoint written between two batches therefore
+continues with the second of them.
 """
 
 from __future__ import annotations
@@ -38,9 +40,20 @@ SHUTDOWN_TIMEOUT = 30.0  # seconds that its end is waited for
 
 
 class Loader:
-    """Context manager; iterate over it for the batches from the dataset's position on.
+    """Context manager that yields a dataset's batches, from the dataset's position on.
 
-    Raises BadInput where ranks and workers cannot be dealt the plan's lanes, and what the dataset raises.
+    Args:
+        dataset: Made by :func:`~geostream.streaming.dataset.plan_dataset` or
+            :func:`~geostream.streaming.dataset.scan_dataset`. It is copied and keeps its own position.
+        workers: Loader processes; 0 makes the batches in this process.
+        threads: Decoding threads of each process; None chooses by the number of cores.
+        pin: Put tensors into page-locked memory, for copies to a GPU.
+        sharing: How many loaders share the cores of this machine.
+
+    Raises:
+        BadInput: Ranks and workers cannot share the plan's lanes evenly.
+        Stalled: While iterating: a worker or the thread that makes batches has ended or is stuck.
+        GeostreamError: While iterating: whatever else the dataset raises.
     """
 
     def __init__(
@@ -51,10 +64,6 @@ class Loader:
         pin: bool = False,
         sharing: int = 1,
     ) -> None:
-        """``workers``: processes; 0: this one. ``threads``: that decode, in each; None: as the machine has cores.
-
-        ``pin``: put tensors into page-locked memory, for copies to a GPU. ``sharing``: loaders that share the cores.
-        """
         dataset.check_workers(max(workers, 1))
         self.dataset = dataset = copy(dataset)  # with a position of its own
         self.workers, self.pin = workers, pin
@@ -67,17 +76,31 @@ class Loader:
         self._batches: Batches | None = None
 
     def state_dict(self) -> State:
-        """The position behind the last batch taken; with several ranks, when all have taken equally many."""
+        """Return the position after the last batch taken.
+
+        With several ranks, call it when all of them have taken the same number of batches.
+
+        Returns:
+            ``plan``, the plan's hash, and ``cursor``, the number of its batches that all ranks together have done.
+        """
         return self.dataset.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a stored position. Raises StaleArtefact for one in another plan."""
+        """Continue from a stored position.
+
+        Args:
+            state: As :meth:`state_dict` returned it.
+
+        Raises:
+            StaleArtefact: The position is one in another plan.
+            BadInput: The state is no position, or is outside the plan.
+        """
         self.close()
         self.dataset.load_state_dict(state)
 
     @property
     def stats(self) -> StreamStats:
-        """Of all workers together, as of the last batch taken from each."""
+        """The counts of all workers together, as of the last batch taken from each."""
         stats = StreamStats.total(self._parts.values())
         stats.stall_seconds = self._stall_seconds
         return stats
@@ -94,7 +117,7 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """End whatever makes batches."""
+        """End the threads or processes that make batches."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -145,7 +168,7 @@ class Loader:
 
 
 def _ahead(batches: Batches, stop: threading.Event) -> Batches:
-    """``batches``, made by a thread up to PREFETCHED before they are wanted. ``stop`` is set when no more are."""
+    """Yield ``batches``, which a thread makes up to PREFETCHED ahead; set ``stop`` when no more are wanted."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCHED)
 
     def work() -> None:
@@ -176,7 +199,7 @@ def _ahead(batches: Batches, stop: threading.Event) -> Batches:
 
 
 def _next(ready: queue.Queue[Batch | BaseException | None], thread: threading.Thread) -> Batch | BaseException | None:
-    """What ``thread`` has made. Raises Stalled where nothing can come any more."""
+    """Return the next item that ``thread`` has made; raise Stalled where no more can come."""
     waited = BatchWait()
     while True:
         try:

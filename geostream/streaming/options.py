@@ -1,8 +1,8 @@
-"""What reading may cost: the options of a reader.
+"""Define what reading may cost: memory, look-ahead, bytes read in vain, and pairs replaced.
 
-Decides the defaults. 128 batches of look-ahead merge whole shards out of a plan that walks them; eight batches of
-prefetch hide the time a shard takes to come; 1 MiB is what a request costs a fast store in bytes not read meanwhile;
-one pair in a hundred may be replaced before the epoch is given up. Batches are counted in each lane.
+The defaults, in batches of each lane: a look-ahead of 128 batches merges a patchwork plan's reads into whole shards,
+and a prefetch of 8 hides the time that a shard takes to arrive. In the time of one request, a fast store could send
+about 1 MiB, so smaller gaps are read through.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from geostream.settings import TrainSettings
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What one reader may spend."""
+    """What one reader may cost."""
 
     look_ahead: int = 128  # batches whose needs are merged into one read
     prefetch: int = 8  # batches that a read may start before its need
@@ -24,7 +24,7 @@ class ReadOptions:
 
     @classmethod
     def of(cls, settings: TrainSettings) -> ReadOptions:
-        """What a run's settings let a reader spend."""
+        """Return the options that a run's settings ask for."""
         return cls(
             look_ahead=settings.read.look_ahead,
             prefetch=settings.read.prefetch,
@@ -34,7 +34,13 @@ class ReadOptions:
         )
 
     def share(self, lanes: int, workers: int) -> ReadOptions:
-        """Of one of ``workers`` processes, for a reader that serves ``lanes`` in turn."""
+        """Return the options of one of several readers.
+
+        Args:
+            lanes: Lanes that the reader serves in turn. Batches are counted in each lane, so look-ahead and prefetch
+                are multiplied by this.
+            workers: Readers that share the budget.
+        """
         return replace(
             self,
             look_ahead=self.look_ahead * lanes,

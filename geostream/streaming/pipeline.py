@@ -1,10 +1,10 @@
-"""The pipeline: one reader's steps from encoded images to batches of tensors, as stages of webdataset's.
+"""Turn the members of a reader's steps into batches of tensors, as stages of a webdataset pipeline.
 
-Decides how the work is laid out. Samples are webdataset's dicts; images are decoded, by threads that hold no GIL, into
-the batch they end in: uint8 in NHWC memory order (torch's channels_last), page-locked where a GPU is to copy them.
-Colour and normalisation happen on the device. A batch is handed over when its last image is there, before the bytes
-of the next are waited for. A pair with a damaged image is replaced when its batch is complete, in the batch's order, so
-that the threads' luck decides nothing.
+Samples are webdataset's dicts. Threads decode the images without the GIL, directly into the batch: uint8 in NHWC memory
+order (torch's channels_last), page-locked where a GPU copies them. Colour changes and normalisation happen on the
+device. A batch is handed over when its last image is decoded, before the bytes of the next batch are there. A pair with
+a damaged image is replaced when its batch is complete, in the batch's order, so that the result does not depend on
+which thread was faster.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ Change = Callable[[Sample], Sample]
 
 
 class ImageSizes(NamedTuple):
-    """Height and width in pixels that images are delivered at."""
+    """The height and width, in pixels, of the images that are delivered."""
 
     tile: tuple[int, int]
     view: tuple[int, int]
 
     @classmethod
     def of(cls, settings: TrainSettings) -> ImageSizes:
-        """The sizes that a run's settings ask for."""
+        """Return the sizes that a run's settings ask for."""
         sizes = settings.model
         return cls((sizes.tile_size, sizes.tile_size), (sizes.view_height, sizes.view_width))
 
 
 class Batch(NamedTuple):
-    """Tensors of a batch, first axis the samples; images are uint8 (B, 3, H, W) in channels_last memory order."""
+    """The tensors of a batch of B samples; images are uint8 (B, 3, H, W) in channels_last memory order."""
 
     tensors: dict[str, Tensor]
     step: int  # of the plan, over all ranks
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """How a plan's bad pairs are replaced: the rule, and what it needs to make samples of its answers."""
+    """The rule by which a plan's damaged pairs are replaced, and what is needed to read the pairs that it names."""
 
     rule: Substitutes
     tile: Int64  # (P,) member rows by pair id
@@ -75,7 +75,12 @@ class Replacement(NamedTuple):
     limit: int  # pairs that may be replaced in the epoch
 
     def samples(self, step: int, batch: set[int]) -> Iterator[Sample]:
-        """Yield the pairs that may replace one of ``batch``, the places now in it; best first, images not yet read."""
+        """Yield the pairs that may replace one pair of a batch, best first; their images are not yet read.
+
+        Args:
+            step: Number of the batch in the plan.
+            batch: The places that are in the batch now.
+        """
         codes = pair_codes(*self.pairs)
         for place, view in self.rule.candidates(step, batch):
             pair = int(np.searchsorted(codes, pair_codes(np.array([place], np.int32), np.array([view], np.int16))[0]))
@@ -83,7 +88,7 @@ class Replacement(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """The process or thread that runs a pipeline."""
+    """The process that runs a pipeline, and how it does so."""
 
     number: int = 0
     threads: int = 1  # that decode
@@ -93,11 +98,7 @@ class Worker(NamedTuple):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One reader's pass over its share of a plan.
-
-    Raises what the fetcher raises, and an error naming place, member and shard where an image is damaged and cannot be
-    replaced, or too many were.
-    """
+    """One reader's pass over its steps of a plan or a scan."""
 
     members: MemberTable
     steps: list[tuple[int, list[Columns]]]  # number and samples of each batch
@@ -109,11 +110,18 @@ class Pipeline:
 
     @cached_property
     def fetcher(self) -> Fetcher:
+        """The fetcher of the members of all steps."""
         return Fetcher(
             self.members, [_member_rows(columns) for _, columns in self.steps], self.options, self.worker.stop
         )
 
     def batches(self) -> Iterator[Batch]:
+        """Read and decode the batches, and yield them in order.
+
+        Raises:
+            BadInput: A batch does not fit into the budget, or an image cannot be decoded and ``replacement`` is None.
+            StoreError: A shard cannot be read, an image is damaged and cannot be replaced, or too many are.
+        """
         pool = _Threads(self.worker.threads) if self.worker.threads > 1 else nullcontext()
         with self.fetcher, pool as executor:
             decoded = wds.map(self._make)
@@ -128,7 +136,7 @@ class Pipeline:
                     batch = []
 
     def _samples(self) -> Iterator[Sample]:
-        """Samples with their images still encoded, in webdataset's manner: dicts with a ``__key__``."""
+        """Yield samples with their images still encoded, as webdataset has them: dicts with a ``__key__``."""
         for (step, columns), images in zip(self.steps, self.fetcher, strict=True):
             images_of = self._allocate(columns)
             into = {kind: iter(tensor.numpy()) for kind, tensor in images_of.items()}
@@ -147,15 +155,15 @@ class Pipeline:
                         "__step__": step,
                         "__last__": left == 0,
                     }
-            images.clear()  # the fetcher lets go of their bytes next
+            images.clear()  # so that the fetcher can free their bytes
 
     def _allocate(self, columns: list[Columns]) -> dict[str, Tensor]:
-        """Room for the images of a batch, (number, height, width, 3)."""
+        """Allocate the images of a batch: for each kind (number, height, width, 3)."""
         room = {}
         for kind in KINDS:
             number = sum(len(one[kind]) for one in columns if kind in one)
             shape = (number, *getattr(self.sizes, kind), 3)
-            # NumPy asks for huge pages, torch does not: a fifth of the decoding went into page faults.
+            # NumPy asks for huge pages and torch does not, which costs page faults (docs/notes/streaming.md).
             room[kind] = (
                 torch.empty(shape, dtype=torch.uint8, pin_memory=True)
                 if self.worker.pin
@@ -164,7 +172,7 @@ class Pipeline:
         return room
 
     def _make(self, sample: Sample) -> Sample:
-        """The sample with its images as pixels, in their places of the batch; ``__bad__`` where that can't be."""
+        """Decode a sample's images into the batch and change them; add ``__bad__`` where an image is damaged."""
         encoded = sample.pop("__encoded__")
         for kind, row in sample["__rows__"].items():
             room = sample["__into__"][kind]
@@ -188,7 +196,7 @@ class Pipeline:
         return Batch(_collate(batch), batch[0]["__step__"], self.fetcher.stats.copy(), self.worker.number)
 
     def _substitute(self, sample: Sample, batch: list[Sample]) -> Sample:
-        """Another pair instead of a sample with a bad image. Raises where there is none, or where too many are bad."""
+        """Return another pair in place of a damaged one; raise where there is none, or where too many are damaged."""
         row, error = sample["__bad__"]
         what = f"{self.members.describe(row)}: {error}"
         stats = self.fetcher.stats
@@ -224,7 +232,7 @@ class Pipeline:
 
 
 class _Threads:
-    """Context manager: threads that decode. Python's own pool would wait for one that is stuck, also at its exit."""
+    """Context manager for decoding threads. Unlike Python's pool, it does not wait for ever for one that is stuck."""
 
     def __init__(self, number: int) -> None:
         self._work: queue.SimpleQueue[tuple[Future[Sample], Callable[[Sample], Sample], Sample] | None]
@@ -247,6 +255,7 @@ class _Threads:
             thread.join(SHUTDOWN_TIMEOUT)
 
     def submit(self, work: Callable[[Sample], Sample], sample: Sample) -> Future[Sample]:
+        """Have a thread do ``work`` on the sample."""
         future: Future[Sample] = Future()
         self._work.put((future, work, sample))
         return future
@@ -267,7 +276,7 @@ class _Threads:
 def _map_ahead(
     work: Callable[[Sample], Sample], pool: _Threads, depth: int, samples: Iterable[Sample]
 ) -> Iterator[Sample]:
-    """A stage: ``work`` on each sample, ``depth`` of them at once, in order; never beyond the end of a batch."""
+    """Yield ``work`` done on each sample, in order: ``depth`` samples at once, but never beyond the end of a batch."""
     running: deque[Any] = deque()
     try:
         for sample in samples:
@@ -280,7 +289,7 @@ def _map_ahead(
 
 
 def _collate(samples: list[Sample]) -> dict[str, Tensor]:
-    """Columns of the samples as tensors; a column holds those samples that have it. Images lie where they belong."""
+    """Return the samples' columns as tensors, each of the samples that have it; images are in their batch already."""
     names = dict.fromkeys(name for sample in samples for name in sample if not name.startswith("__"))
     images = samples[0]["__batch__"]
     return {
@@ -292,9 +301,10 @@ def _collate(samples: list[Sample]) -> dict[str, Tensor]:
 
 
 def n_samples(step: list[Columns]) -> int:
+    """Return the number of samples in a step."""
     return sum(len(next(iter(columns.values()))) for columns in step)
 
 
 def _member_rows(step: list[Columns]) -> Int64:
-    """All rows in members that a step needs."""
+    """Return the rows of all members that a step needs."""
     return np.concatenate([columns[kind] for columns in step for kind in KINDS if kind in columns])

@@ -1,10 +1,10 @@
-"""The rule by which a pair is replaced whose tile or view stays bad, so that its batch stays full and valid.
+"""Choose a substitute for a pair whose tile or view is damaged, so that its batch stays full and valid.
 
-Decides who stands in: first the pairs that the epoch leaves out, then those of the plan's other batches, beginning half
-an epoch away, where a second sight of the pair weighs least. The first of them stands in whose place is not in the
-batch and excludes none of it. So a batch keeps its shape and no query meets its own tile as a negative, at the price
-that the stand-in is trained twice in this epoch, and the bad pair not at all. The rule depends on plan and step alone:
-whoever makes the batch, the same pair stands in.
+Candidates are first the pairs that the epoch leaves out, then those of the plan's other batches, beginning half an
+epoch away, where a repetition matters least. The first candidate is taken whose place is not in the batch and may share
+a batch with all of its places. So the batch keeps its size, and no query meets its own tile as a negative. The cost is
+that the damaged pair is not trained in this epoch, and the substitute may be trained twice. The choice depends only on
+plan and step, so it is the same whichever process makes the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from geostream.arrays import Csr, Int32
 
 @dataclass(frozen=True)
 class Substitutes:
-    """The stand-ins of a plan."""
+    """The substitutes that a plan offers."""
 
     place: Int32  # (B, batch size) of the plan
     view: npt.NDArray[np.int16]
@@ -29,7 +29,15 @@ class Substitutes:
     excluded: Csr  # per place, those that may not share a batch with it
 
     def candidates(self, step: int, batch: Set[int]) -> Iterator[tuple[int, int]]:
-        """(place, view) that may join ``batch``, the places now in the batch of ``step``; best first, each once."""
+        """Yield the pairs that may join a batch, best first.
+
+        Args:
+            step: Number of the batch in the plan.
+            batch: The places that are in the batch now.
+
+        Yields:
+            (place, view).
+        """
         for place, view in self._all(step):
             if place not in batch and batch.isdisjoint(self.excluded.row(place).tolist()):
                 yield place, view

@@ -1,14 +1,13 @@
-"""Read ranges of shards, many at once, and repeat each read until its members are whole and right.
+"""Read ranges of shards, many at once, and repeat each read until its members are complete and correct.
 
-A read that fails for a reason that may pass (5xx, 429, a reset, a short body, silence, refused credentials that may
-just be being renewed) continues where it broke off. The pauses between tries double, with jitter so that many readers
-do not return at once. After ``RETRY_DEADLINE`` seconds without a new member the read fails. A shard that is gone, or
-is not as long as the layout says, fails at once.
+Some failures are temporary: 5xx and 429 answers, reset connections, short bodies, silence, and refused credentials that
+may be about to be renewed. After one of these, a read continues where it broke off. The pauses between tries double,
+with jitter so that many readers do not return at once. After ``RETRY_DEADLINE`` seconds without a new member the read
+fails. It fails at once if the shard is gone, or is not as long as the layout says.
 
-Every member's crc32c is compared with the index. One that differs is read again ``CHECKSUM_RETRIES`` times and then
-reported as bad; the pipeline decides what happens to its pair. One event loop in one thread serves all requests.
-Members are copied out of the bytes as these arrive: a buffer for the whole read would cost half as much time again in
-page faults.
+Every member's crc32c is compared with the index. A member that differs is read again ``CHECKSUM_RETRIES`` times and
+then reported as bad; the pipeline replaces its pair. One event loop in one thread serves all requests. Members are
+copied out of the bytes as these arrive, which is faster than a buffer for the whole read (docs/notes/streaming.md).
 """
 
 from __future__ import annotations
@@ -49,14 +48,21 @@ SHUTDOWN_TIMEOUT = 10.0  # seconds that its end is waited for
 
 @dataclass(frozen=True)
 class Arrived:
-    """What one read brought: the members that are right, and why the others are not."""
+    """The members that one read brought, and for each bad one the reason."""
 
     members: dict[int, bytes] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
 
 
 class Incoming:
-    """A range on its way in: members are taken out of its bytes as these come, and gaps dropped."""
+    """A range that is being read: its members are copied out as the bytes arrive, and gaps are dropped.
+
+    Args:
+        offset: First byte of the range in its shard.
+        size: Bytes of the range.
+        rows: The members in it, sorted by offset.
+        extents: Where all members of the layout lie.
+    """
 
     def __init__(self, offset: int, size: int, rows: list[int], extents: Extents) -> None:
         self.at, self.end, self.rows = offset, offset + size, rows  # at: of the next byte
@@ -65,12 +71,19 @@ class Incoming:
         self._begun: list[bytes] = []  # of the next member, what came with earlier chunks
 
     def missing(self) -> tuple[int, int]:
-        """(offset, size) to ask for: from the first member on that is not whole, after a break in the middle of it."""
+        """Return what is still to be read, beginning with the first member that is incomplete.
+
+        The part of that member that has arrived is dropped.
+
+        Returns:
+            (offset, size) in bytes.
+        """
         if self._begun:
             self._begun, self.at = [], self.starts[len(self.taken)]
         return self.at, self.end - self.at
 
     def take(self, chunk: memoryview) -> None:
+        """Copy the members out of the next chunk of the range."""
         begin, end = self.at, self.at + len(chunk)
         while (number := len(self.taken)) < len(self.rows):
             start = self.starts[number]
@@ -87,9 +100,11 @@ class Incoming:
 
 
 class Transport:
-    """Context manager; leaving it ends whatever is under way, and its thread.
+    """Context manager that reads from the store in a thread; leaving it ends all reads and the thread.
 
-    What a read's future raises: StoreError, with the shard's URL and what to do.
+    Args:
+        members: Where the members lie.
+        stats: Where requests, bytes and retries are counted.
     """
 
     def __init__(self, members: MemberTable, stats: StreamStats) -> None:
@@ -113,9 +128,14 @@ class Transport:
         self._loop.call_later(HEARTBEAT_INTERVAL, self._beat)
 
     def check(self, waited: float) -> None:
-        """Raise Stalled where no read can end any more. ``waited``: seconds since this was called last.
+        """Check that the reading thread is alive.
 
-        Seconds of waiting are counted, not the clock: a process that was suspended has waited for nothing.
+        Args:
+            waited: Seconds since the last call. They are counted instead of read from the clock, so that time in which
+                the process was suspended does not count.
+
+        Raises:
+            Stalled: The thread has ended, or has been stuck for ``HEARTBEAT_TIMEOUT`` seconds.
         """
         url = self.members.store.url
         if not self._thread.is_alive():
@@ -134,7 +154,7 @@ class Transport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _open.discard(self)
-        if sys.is_finalizing():  # a thread that was stuck: it no longer runs, and can't be waited for
+        if sys.is_finalizing():  # the thread was stuck; it no longer runs and cannot be joined
             return
         if self._thread.is_alive():
             with suppress(TimeoutError, CancelledError):
@@ -148,7 +168,17 @@ class Transport:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def read(self, shard: int, offset: int, size: int, rows: Int64) -> Future[Arrived]:
-        """Ask for a range of a shard that holds the members ``rows``. Requests start in the order of the calls."""
+        """Start to read a range of a shard. Requests start in the order of the calls.
+
+        Args:
+            shard: Number of the shard.
+            offset: First byte of the range.
+            size: Bytes of the range.
+            rows: The members in it, sorted by offset.
+
+        Returns:
+            A future of the members. It raises StoreError, with the shard's URL and what to do.
+        """
         return self._submit(self._read(shard, offset, size, rows.tolist()))
 
     async def _read(self, shard: int, offset: int, size: int, rows: list[int]) -> Arrived:
@@ -164,7 +194,7 @@ class Transport:
                 self._room.notify_all()
 
     async def _members(self, shard: int, offset: int, size: int, rows: list[int]) -> Arrived:
-        """The members ``rows``, sorted by offset; a wrong one is read again."""
+        """Read the members ``rows``, sorted by offset; read those again whose checksum is wrong."""
         extents, right = self.members.extents, dict[int, bytes]()
         for attempt in range(1 + CHECKSUM_RETRIES):
             incoming = Incoming(offset, size, rows, extents)
@@ -182,7 +212,7 @@ class Transport:
         return Arrived(right, dict.fromkeys(wrong, "its checksum differs from the index"))
 
     async def _whole(self, shard: int, incoming: Incoming) -> None:
-        """All of a range, however often that must be tried."""
+        """Read a range completely, with as many tries as it takes."""
         began, attempt, refused = time.monotonic(), 0, 0
         while True:
             had = len(incoming.taken)
@@ -206,7 +236,7 @@ class Transport:
             attempt += 1
 
     async def _once(self, shard: int, incoming: Incoming) -> None:
-        """What is missing of a range. Raises Refused and Unanswered, which may pass, StoreError for what will not."""
+        """Read what is missing of a range; raise Refused or Unanswered for a temporary failure, else StoreError."""
         store, name, url = self.members.store, self.members.shard_names[shard], self.members.shard_url(shard)
         offset, size = incoming.missing()
         deadline = REQUEST_TIMEOUT + size / BYTES_PER_SECOND
@@ -248,7 +278,7 @@ _open: weakref.WeakSet[Transport] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """End what a program has left open. Its threads would be stopped in the middle of obstore's work, which aborts."""
+    """End the transports that a program left open: stopping their threads inside obstore would abort the process."""
     for transport in list(_open):
         transport.__exit__(None, None, None)
 

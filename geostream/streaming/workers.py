@@ -1,8 +1,8 @@
-"""Start loader processes, and notice those that cannot deliver any more.
+"""Start loader processes, and notice those that can no longer deliver batches.
 
-torch's DataLoader sees a worker that has died, but waits for ever for one that is stopped or stuck, and for a batch
-that a worker could not hand over. Here every worker gives a sign of life each second, which a thread of the trainer
-looks for; what cannot come any more ends in :class:`Stalled`, one line that says why.
+torch's DataLoader notices a worker that has died. But it waits for ever for a worker that is stopped or stuck, and for
+a batch that a worker could not hand over. Here every worker sends a sign of life each second, and a thread of the
+trainer looks for it. A batch that can no longer come ends in :class:`Stalled`, an error of one line that says why.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from geostream.errors import Stalled
 
 GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 HEARTBEAT_INTERVAL = 1.0  # seconds between two signs of life of a worker
-HEARTBEAT_TIMEOUT = 60.0  # seconds without one, after which it is given up
-START_TIMEOUT = 300.0  # seconds that workers may take to begin: a cold disk, a large index
+HEARTBEAT_TIMEOUT = 60.0  # seconds without one, after which the worker is given up
+START_TIMEOUT = 300.0  # seconds that workers may take to start, from a cold disk or with a large index
 BATCH_TIMEOUT = 3600.0  # seconds that a batch may take, as long as ranks wait for each other
 LOG_INTERVAL = 60.0  # seconds of waiting between two lines of the log
 MORE_SHARED_MEMORY = (
@@ -44,16 +44,20 @@ logger = logging.getLogger(__name__)
 
 
 class BatchWait:
-    """How long a batch has been waited for; that is told once a minute.
+    """Count the seconds that a batch has been waited for, and log them once a minute.
 
-    The waiting is counted, not the clock: a program that was suspended has waited for nothing.
+    They are not read from the clock, so that time in which the program was suspended does not count.
     """
 
     def __init__(self) -> None:
         self._waited = 0.0
 
     def ends(self, seconds: float) -> str | None:
-        """Count ``seconds`` more. Returns why there is no more waiting, when it has been too long."""
+        """Count some more seconds of waiting.
+
+        Returns:
+            The reason to give up after ``BATCH_TIMEOUT`` seconds, before that None.
+        """
         before, self._waited = self._waited, self._waited + seconds
         if before // LOG_INTERVAL < self._waited // LOG_INTERVAL:
             logger.warning("the next batch has been waited for for %.0f s", self._waited)
@@ -65,7 +69,12 @@ class BatchWait:
 
 
 class Watch:
-    """Context manager around a DataLoader's workers: they are watched within it, and ended behind it."""
+    """Context manager that watches a DataLoader's workers, and ends them when it is left.
+
+    Args:
+        context: The multiprocessing context of the workers.
+        workers: How many there are.
+    """
 
     def __init__(self, context: BaseContext, workers: int) -> None:
         self._beats, self.beat = context.Pipe(duplex=False)  # beat: for begin_worker
@@ -94,7 +103,11 @@ class Watch:
             self.beat.close()
 
     def start(self, loader: DataLoader[Any]) -> None:
-        """Start the workers of ``loader``. Raises Stalled where they cannot be started."""
+        """Start the workers of a loader.
+
+        Raises:
+            Stalled: They cannot be started.
+        """
         try:
             self._batches = iter(loader)
         except (OSError, EOFError) as error:
@@ -102,7 +115,12 @@ class Watch:
             raise Stalled(reason) from error
 
     def take(self) -> Any:
-        """Return the next item, None behind the last. Raises Stalled where none can come, and what workers raise."""
+        """Return the next item, or None after the last one.
+
+        Raises:
+            Stalled: No item can come any more.
+            Exception: Whatever a worker raised.
+        """
         self._waiting = BatchWait()
         try:
             return next(self._batches, None)
@@ -141,19 +159,19 @@ class Watch:
                 self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:
-        """End all workers: whatever torch waits for then fails."""
+        """End all workers, so that whatever torch waits for fails."""
         self._reason = reason
         self._kill()
-        # Half a message would be waited for as long as anybody could write the other half.
+        # torch would wait for the rest of half a message as long as any process could still write it.
         self._batches._worker_result_queue._writer.close()
 
     def _kill(self) -> None:
         for process in self._processes:
-            if not wait([process.sentinel], 0):  # its number is nobody else's yet
+            if not wait([process.sentinel], 0):  # it has not ended, so its number is still its own
                 process.kill()
 
     def _explain(self, error: BaseException) -> str:
-        """What an error of torch's means for people; nothing for one that a worker raised."""
+        """Return in words what an error of torch's means; "" for one that a worker raised."""
         text = str(error)
         if text.startswith("Caught "):
             return ""
@@ -178,9 +196,9 @@ def _ended(code: int | None) -> str:
 
 
 def start_forkserver() -> None:
-    """Start the process that loader workers are forked from, so that it never hears signals to the process group.
+    """Start the process that loader workers are forked from, with signals to the process group blocked.
 
-    The trainer decides when loading ends.
+    Only the trainer ends loading; Ctrl-C in its terminal must not end the workers first.
     """
     resource_tracker.ensure_running()  # now, because it would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
@@ -197,12 +215,17 @@ def _kill_forkserver() -> None:
 
 
 def begin_worker(environment: dict[str, str], beat: Connection, worker: int) -> None:
-    """Give a worker what the fork server does not: the trainer's environment of now, a sign of life, and its end.
+    """Set up a new worker: give it the trainer's environment, send signs of life, and end it with the trainer.
 
-    The server keeps the environment it was started with, and as the worker's parent lives as long as the worker does:
-    torch's own watchdog would not see that the trainer was killed.
+    The fork server does none of this. It keeps the environment that it was started with. And as it is the worker's
+    parent, torch's own watchdog would not notice that the trainer was killed.
+
+    Args:
+        environment: The trainer's environment variables.
+        beat: Where the worker sends its number as a sign of life.
+        worker: Number of the worker.
     """
-    os.setsid()  # out of the trainer's process group, for the same reason
+    os.setsid()  # leave the trainer's process group, so that signals to it do not end the worker
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
     os.environ.clear()
     os.environ.update(environment)
@@ -220,10 +243,13 @@ def begin_worker(environment: dict[str, str], beat: Connection, worker: int) -> 
 
 
 def enter_worker(as_items: bool) -> None:
-    """In any loader worker, before its first batch: see that it can be ended, and that what fails is told.
+    """Prepare a loader worker for its first batch: unblock signals, and report batches that cannot be handed over.
 
-    A batch that cannot be handed over is dropped by Python's queue, and the trainer waits for it. From now on an error
-    is sent instead: ``as_items`` as it is, for a reader that raises it; else in torch's wrapper.
+    Python's queue drops a batch that it cannot send, and the trainer would wait for it for ever. From now on an error
+    is sent in its place.
+
+    Args:
+        as_items: Send the error itself, for a reader that raises it; otherwise send it in torch's wrapper.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)  # a plain DataLoader may have our fork server's workers
 
@@ -232,12 +258,12 @@ def enter_worker(as_items: bool) -> None:
             _show(error)
             return
         number, made = item
-        if isinstance(made, Stalled) or getattr(made, "exc_type", None) is Stalled:  # not even this goes through
+        if isinstance(made, Stalled) or getattr(made, "exc_type", None) is Stalled:  # not even the error can be sent
             _show(error)
             os._exit(1)
         told = Stalled(f"a loader worker cannot hand over a batch: {_cause(error)}")
         wrap: Any = ExceptionWrapper
-        # In the place of what failed: were it behind the word that all is done, the batch would be passed over.
+        # First in the queue, in place of the batch: behind the mark of the end it would be ignored.
         queue._sem.acquire()
         queue._buffer.appendleft(
             (number, told if as_items else wrap((Stalled, told, None), "in a DataLoader worker")),
@@ -257,5 +283,5 @@ def _cause(error: Exception) -> str:
 
 
 def _show(error: Exception) -> None:
-    with suppress(OSError, ValueError):  # where this goes may be full, or closed
+    with suppress(OSError, ValueError):  # standard error may be full or closed
         traceback.print_exception(error)

@@ -1,1 +1,1 @@
-"""Training: model, loss, augmentation, evaluation, embedding, checkpoints and the loop around them."""
+"""Train one model on one or several GPUs: network, loss, augmentation, optimizer step, epoch, checkpoints."""

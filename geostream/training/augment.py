@@ -1,16 +1,17 @@
 """Augment the two images of a pair together: turns, flips, JPEG, colour, blur and holes.
 
-Turns and flips move both images, so that a direction in a panorama stays the same direction on the tile. A view that is
-no panorama is flipped with its tile, which turns alone. All randomness of a pair comes from (seed, epoch, pair id): a
-batch is the same whoever makes it. What every pair has is drawn for the whole epoch at once, at 47 bytes a pair; the
-details of a blur or of holes are drawn when they are needed.
+Turns and flips change both images, so that a direction in a panorama stays the same direction on the tile. A view that
+is not a panorama is flipped with its tile, but not turned. All randomness of a pair comes from (seed, epoch, pair id),
+so a batch is the same whichever worker makes it. The choices for each pair are drawn for the whole epoch at once (47
+bytes a pair); the details of a blur or of holes are drawn when they are needed.
 
 JPEG, turns and flips run in the decoding threads, image by image, without the GIL. Colour, blur and holes run on the
-device, on those images of the batch that have them.
+device, on those images of the batch that get them.
 
-Source: Sample4Geo (Deuser et al., ICCV 2023) and its code: flip p 0.5, turn p 0.75; then for each image by itself JPEG
-of quality 90 to 100 p 0.5, colour jitter of 0.15 p 0.5, blur or sharpening p 0.3, a grid of holes or rectangles p 0.3.
-It does them in this order, but turns last. It compresses before it resizes; here the image has its training size.
+Source: Sample4Geo (Deuser et al., ICCV 2023) and its code. It flips with probability 0.5 and turns with 0.75. To each
+image separately it applies JPEG of quality 90 to 100 (0.5), colour jitter of 0.15 (0.5), blur or sharpening (0.3), and
+a grid of holes or rectangles (0.3). Its order is the same, except that it turns last, and it compresses before it
+resizes, where we compress at training size.
 """
 
 from __future__ import annotations
@@ -44,28 +45,49 @@ from geostream.training.model import as_float
 Pixels = npt.NDArray[np.uint8]
 KINDS = ("tile", "view")
 LOWEST_QUALITY = 90
-GRID_OF_TILES, GRID_OF_PANORAMAS = 0.4, 0.5  # side of a hole, in distances between holes
+GRID_OF_TILES, GRID_OF_PANORAMAS = 0.4, 0.5  # side of a hole / distance from one hole to the next
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The random changes of one epoch, a row for each pair id; a stage of the loader's pipeline."""
+    """The random changes of one epoch, one row for each of P pair ids; a stage of the loader's pipeline.
+
+    In arrays of shape (P, 2, …), index 0 of the second axis is the tile and 1 the view.
+
+    Attributes:
+        settings: The run's settings.
+        epoch: The epoch that the changes are for.
+        flip: (P,) whether the pair is mirrored.
+        turns: (P,) counter-clockwise quarter turns of the tile, 0 to 3.
+        colour: (P, 2, 4) factors of brightness, contrast and saturation, and the hue's change in whole turns.
+        quality: (P, 2) JPEG quality; 0 leaves the image as it is.
+        focus: (P, 2) 0 leaves the image as it is, 1 blurs it, 2 sharpens it.
+        holes: (P, 2) 0 makes no holes, 1 a grid of them, 2 rectangles.
+    """
 
     settings: TrainSettings
     epoch: int
-    flip: npt.NDArray[np.bool_]  # (P,) mirrored or not
-    turns: npt.NDArray[np.int64]  # (P,) counter-clockwise quarter turns of the tile, 0…3
-    colour: Float32  # (P, 2, 4) of tile and view: factors of brightness, contrast, saturation, and turn of the hue
-    quality: npt.NDArray[np.uint8]  # (P, 2) of JPEG; 0: as it is
-    focus: npt.NDArray[np.uint8]  # (P, 2) 0 as it is, 1 blurred, 2 sharpened
-    holes: npt.NDArray[np.uint8]  # (P, 2) 0 none, 1 a grid, 2 rectangles
+    flip: npt.NDArray[np.bool_]
+    turns: npt.NDArray[np.int64]
+    colour: Float32
+    quality: npt.NDArray[np.uint8]
+    focus: npt.NDArray[np.uint8]
+    holes: npt.NDArray[np.uint8]
 
     @classmethod
     def of(cls, settings: TrainSettings, epoch: int, pairs: int) -> Augmentation:
-        """The changes of ``epoch`` for ``pairs`` pairs. Raises BadInput where views cannot be turned.
+        """Draw the changes of an epoch.
 
-        Row p depends on seed, epoch and p alone: it holds draws 9p to 9p + 8 of the epoch's generator, and 12p to
-        12p + 11 of its second one.
+        Row p depends only on seed, epoch and p: it comes from draws 9p to 9p + 8 of the epoch's first random stream,
+        and from draws 12p to 12p + 11 of its second one.
+
+        Args:
+            settings: The run's settings.
+            epoch: Number of the epoch.
+            pairs: Number of pairs, P.
+
+        Raises:
+            BadInput: Panoramas are to be turned, but 4 does not divide their width.
         """
         wanted = settings.augment
         if wanted.view_kind == "panorama" and wanted.rotate_probability > 0 and settings.model.view_width % 4:
@@ -95,10 +117,15 @@ class Augmentation:
         )
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """The sample with ``tile`` and ``view`` compressed and turned together; what the device does added as columns.
+        """Compress, flip and turn the images of a sample, and add columns for the changes made on the device.
 
-        These are, for kind tile and view, ``<kind>_colour`` (4,), or (3,) where no hue is turned, ``<kind>_kernel``
-        (7, 7) and ``<kind>_holes`` (25, 5), each only where the settings ask for such changes at all.
+        Args:
+            sample: "pair" (id), "tile" (s, s, 3) and "view" (h, w, 3) as uint8, and other columns, which are kept.
+
+        Returns:
+            A new sample with the added columns ``<kind>_colour`` (4,), or (3,) if the hue does not change,
+            ``<kind>_kernel`` (7, 7) and ``<kind>_holes`` (25, 5), for kind "tile" and "view". A column is there only
+            if the settings ask for such changes.
         """
         pair, settings = int(sample["pair"]), self.settings
         tile, view = (_compressed(sample[kind], int(self.quality[pair, k])) for k, kind in enumerate(KINDS))
@@ -118,13 +145,13 @@ class Augmentation:
         return changed
 
     def _kernel(self, pair: int, k: int, random: np.random.Generator | None) -> Float32:
-        """Of image k of the pair; zeros where it is neither blurred nor sharpened."""
+        """Return the kernel for image k of the pair; zeros if it is neither blurred nor sharpened."""
         if random is None or not self.focus[pair, k]:
             return np.zeros((KERNEL_WIDTH, KERNEL_WIDTH), dtype=np.float32)
         return blur_kernel(random) if self.focus[pair, k] == 1 else sharpen_kernel(random)
 
     def _holes(self, pair: int, k: int, random: np.random.Generator | None, shape: tuple[int, ...]) -> Int16:
-        """Of image k of the pair, which has the given height and width."""
+        """Return the holes of image k of the pair, whose shape begins with height and width."""
         if random is None or not self.holes[pair, k]:
             return no_holes()
         if self.holes[pair, k] == 2:
@@ -134,11 +161,21 @@ class Augmentation:
 
 
 def turn(tile: Pixels, view: Pixels, flip: bool, turns: int, panorama: bool = True) -> tuple[Pixels, Pixels]:
-    """Tile (s, s, 3) and view (h, w, 3) mirrored, then turned by ``turns`` counter-clockwise quarter turns.
+    """Mirror a tile and its view, then turn them by quarter turns.
 
     A panorama has north in its middle column and east to the right of it; the tile has north up. Turning the tile
-    counter-clockwise brings its east up, and rolling the panorama by a quarter to the left brings its east to the
-    middle. 4 must divide w. Another view is not turned. Views on the input where possible: copy before writing.
+    counter-clockwise brings east to the top, and rolling the panorama by a quarter to the left brings east to the
+    middle.
+
+    Args:
+        tile: (s, s, 3) pixels.
+        view: (h, w, 3) pixels; for a panorama 4 must divide w.
+        flip: Whether both are mirrored from left to right.
+        turns: Number of counter-clockwise quarter turns, 0 to 3.
+        panorama: Whether the view is a panorama; another view is not turned.
+
+    Returns:
+        Tile and view. They may share memory with the input: copy them before writing to them.
     """
     if flip:
         tile, view = tile[:, ::-1], view[:, ::-1]
@@ -152,10 +189,15 @@ def turn(tile: Pixels, view: Pixels, flip: bool, turns: int, panorama: bool = Tr
 
 @torch.no_grad()
 def augment_on_device(tensors: dict[str, Tensor], settings: TrainSettings) -> tuple[Tensor, Tensor]:
-    """Views and tiles, float32 (B, 3, H, W) in 0…1 where ``tensors`` has them, with colour, blur and holes done.
+    """Change colour, sharpness and visible parts of a batch's images on the device.
 
-    ``tensors``: "view" and "tile" uint8 (B, 3, H, W), and the columns that :class:`Augmentation` adds. The columns are
-    best left on the CPU: which images are changed is asked there without waiting for the GPU.
+    Args:
+        tensors: "view" and "tile", uint8 (B, 3, H, W), and the columns that :class:`Augmentation` adds. Leave the
+            columns on the CPU: looking up which images are changed is then possible without waiting for the GPU.
+        settings: The run's settings.
+
+    Returns:
+        Views and tiles, float32 (B, 3, H, W) in 0…1, on the device of the input.
     """
     with torch.autocast(tensors["view"].device.type, enabled=False):
         return _on_device("view", tensors, settings), _on_device("tile", tensors, settings)
@@ -178,7 +220,7 @@ def _on_device(kind: str, tensors: dict[str, Tensor], settings: TrainSettings) -
 
 
 def _on_some(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, column: Tensor, some: Tensor) -> Tensor:
-    """The images (B, 3, H, W), those that ``some`` (B,) has changed, each by its row of the column; in place."""
+    """Change those of the images (B, 3, H, W) that ``some`` (B,) marks, each by its row of ``column``; in place."""
     rows = some.nonzero().squeeze(1)
     if len(rows) == len(images):
         return change(images, column.to(images.device, non_blocking=True))
@@ -189,19 +231,19 @@ def _on_some(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, column:
 
 
 def _generator(settings: TrainSettings, epoch: int, pair: int = 0, stream: int = 0) -> np.random.Generator:
-    """Of the epoch, or of one pair in it; streams are 2^128 draws apart, pairs 2^64."""
+    """Return the random generator of an epoch, or of one pair in it; streams are 2^128 draws apart, pairs 2^64."""
     key = np.array([settings.seed, epoch], dtype=np.uint64)
     counter = np.array([0, pair, stream, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def _either(uniform: npt.NDArray[np.float64], probability: float) -> npt.NDArray[np.uint8]:
-    """0 for neither, else 1 or 2, as often one as the other."""
+    """Return 0 where ``uniform`` is not below ``probability``, else 1 or 2, each half the time."""
     return np.where(uniform < probability, 1 + (uniform < probability / 2), 0).astype(np.uint8)
 
 
 def _compressed(pixels: Pixels, quality: int) -> Pixels:
-    """As a JPEG of that quality shows them, with the usual halved colour resolution; unchanged at 0."""
+    """Encode and decode the pixels as a JPEG with halved colour resolution; quality 0 leaves them unchanged."""
     if not quality:
         return pixels
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", colorsubsampling="420")

@@ -1,13 +1,16 @@
 """Change the colour, sharpness and visible parts of a batch of images on the device.
 
-Every operation takes the whole batch with one row of numbers for each image. torchvision's ``adjust_*`` functions take
+Every operation takes the whole batch, with one row of numbers for each image. torchvision's ``adjust_*`` functions take
 one factor for all images, and one call for each image would make a GPU wait for thousands of small kernels.
 
-- Colour: brightness, contrast, saturation and hue, with the values that torchvision computes. Hue goes through HSV and
-  costs three to four times as much as the other three together.
+- Colour: brightness, contrast, saturation and hue, computed as torchvision does. Hue goes through HSV and costs three
+  to four times as much as the other three together.
 - Sharpness: a blur or a sharpening is a 7×7 kernel, drawn where the image is decoded (about 60 µs) and applied here.
-- Holes: a grid of holes or some rectangles are up to 25 holes, each of which may repeat with a period. The mask is one
-  product of row masks and column masks.
+- Holes: a grid of holes, or some rectangles. Both are stored as up to 25 holes, each of which may repeat with a period.
+  The mask is one product of row masks and column masks.
+
+An array of holes is int16 (25, 5). Each row holds top, height, left, width and period of a hole, in pixels. The period
+holds for both directions.
 
 Source: torchvision for colour. albumentations 1.3 for the others (AdvancedBlur, Sharpen, GridDropout, CoarseDropout),
 with the ranges of Sample4Geo's code; the blur is that of Real-ESRGAN (Wang et al., ICCVW 2021).
@@ -24,17 +27,24 @@ from torch.nn.functional import conv2d, pad
 
 from geostream.arrays import Float32, Int16
 
-GREY = (0.2989, 0.587, 0.114)  # the weights of ITU-R 601, as torchvision has them
+GREY = (0.2989, 0.587, 0.114)  # the weights of ITU-R 601, rounded as in torchvision
 KERNEL_WIDTH = 7
-MAX_HOLES, MIN_RECTANGLES = 25, 10  # rectangles
-NO_REPEAT = 2**15 - 1  # a period longer than any image: once
+MAX_HOLES, MIN_RECTANGLES = 25, 10
+NO_REPEAT = 2**15 - 1  # a period longer than any image, so that the hole appears once
 
 
 def colour_jitter(images: Tensor, factors: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in 0…1 with brightness, contrast, saturation scaled and hue turned, in that order.
+    """Scale brightness, contrast and saturation, and turn the hue, in that order.
 
-    ``factors`` (B, 4): three factors, and the hue's share of a whole turn; of (B, 3), and the hue stays. The arithmetic
-    of torchvision's ``adjust_brightness``, ``adjust_contrast``, ``adjust_saturation`` and ``adjust_hue`` in a row.
+    The result is that of torchvision's ``adjust_brightness``, ``adjust_contrast``, ``adjust_saturation`` and
+    ``adjust_hue``, one after the other.
+
+    Args:
+        images: (B, 3, H, W) in 0…1.
+        factors: (B, 4) three factors, and the hue's change in whole turns; or (B, 3), which leaves the hue.
+
+    Returns:
+        The changed images, a new tensor.
     """
     factors = factors.to(images.dtype)
     brightness, contrast, saturation, *turn = factors[:, :, None, None, None].unbind(1)
@@ -47,14 +57,14 @@ def colour_jitter(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Images (B, 3, H, W) with their hue moved by ``turn`` (B, 1, 1) of the circle; value and saturation stay.
+    """Move the hue of images (B, 3, H, W) by ``turn`` (B, 1, 1) whole turns; value and saturation stay.
 
-    Each channel falls from the value by the chroma times a function of the hue, which has the shape of a trapezium.
+    Each channel is the value minus the chroma times a function of the hue, whose graph is a trapezium.
     """
     red, green, blue = images.unbind(1)
     value = images.amax(1)
     chroma = value - images.amin(1)
-    some = chroma.clamp(min=torch.finfo(images.dtype).tiny)  # where it is nothing, the hue does not matter
+    some = chroma.clamp(min=torch.finfo(images.dtype).tiny)  # where chroma is 0, the hue does not matter
     to_blue = torch.where(value == green, 2 + (blue - red) / some, 4 + (red - green) / some)
     hue = torch.where(value == red, (green - blue) / some, to_blue).add_(6 * turn)  # in sixths of a turn
     hue -= 6 * (hue / 6).floor_()
@@ -63,11 +73,18 @@ def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
 
 
 def blur_kernel(random: np.random.Generator) -> Float32:
-    """(7, 7) weights that add up to 1: a kernel of side 3, 5 or 7, with σ of 0.2…1 pixel along either of its axes."""
+    """Draw a blur kernel of side 3, 5 or 7, with σ of 0.2 to 1 pixel along each of its axes.
+
+    Args:
+        random: The generator to draw from.
+
+    Returns:
+        (7, 7) weights that add up to 1; a smaller kernel is padded with zeros.
+    """
     radius = int(random.integers(1, 4))
     sigma_x, sigma_y = random.uniform(0.2, 1.0, 2)
     angle = random.uniform(-math.pi / 2, math.pi / 2)
-    # As often flatter than a Gaussian as more peaked, though the range above 1 is far wider.
+    # Half of the kernels are more peaked than a Gaussian (beta < 1), half are flatter.
     beta = random.uniform(0.5, 1.0) if random.random() < 0.5 else random.uniform(1.0, 8.0)
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
@@ -77,7 +94,14 @@ def blur_kernel(random: np.random.Generator) -> Float32:
 
 
 def sharpen_kernel(random: np.random.Generator) -> Float32:
-    """(7, 7) weights: the image mixed with 0.2…0.5 of its edges, which darkens by up to a quarter."""
+    """Draw a kernel that mixes an image with 0.2 to 0.5 of its edges, which darkens it by up to a quarter.
+
+    Args:
+        random: The generator to draw from.
+
+    Returns:
+        (7, 7) weights; the 3×3 kernel is padded with zeros.
+    """
     alpha, lightness = random.uniform((0.2, 0.5), (0.5, 1.0))
     edges = np.full((3, 3), -1.0)
     edges[1, 1] = 8 + lightness
@@ -87,28 +111,41 @@ def sharpen_kernel(random: np.random.Generator) -> Float32:
 
 
 def convolve(images: Tensor, kernels: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in 0…1, each with its own kernel of (B, 7, 7); mirrored at the edges, clamped to 0…1.
+    """Convolve each image with its own kernel; the images are mirrored at their edges.
 
-    H and W must be at least 4.
+    Args:
+        images: (B, 3, H, W) in 0…1; H and W at least 4.
+        kernels: (B, 7, 7) weights.
+
+    Returns:
+        (B, 3, H, W), clamped to 0…1.
     """
     number, channels, height, width = images.shape
-    # One channel after the other: a CPU is five times as fast so.
+    # contiguous(): channels-last images take five times as long on a CPU.
     wide = pad(images.contiguous(), [KERNEL_WIDTH // 2] * 4, mode="reflect")
     weights = kernels.to(images.dtype).repeat_interleave(channels, dim=0).unsqueeze(1)
-    # One image of B × 3 channels, each of which is a group: the batch in one call.
+    # One call for the batch: it becomes one image of B × 3 channels, each of which is a group.
     changed = conv2d(wide.reshape(1, number * channels, *wide.shape[2:]), weights, groups=number * channels)
     return changed.reshape(number, channels, height, width).clamp_(0, 1)
 
 
 def no_holes() -> Int16:
-    """(25, 5): holes of no height. A hole is top, height, left, width, and the period of both, in pixels."""
+    """Return an array of 25 holes without any height, which cover nothing."""
     holes = np.zeros((MAX_HOLES, 5), dtype=np.int16)
     holes[:, 4] = 1
     return holes
 
 
 def grid(width: int, ratio: float) -> Int16:
-    """Square holes, ten along an image's width, whose sides are ``ratio`` of their distances; as of no_holes."""
+    """Return a grid of square holes, ten along the image's width.
+
+    Args:
+        width: Width of the image in pixels.
+        ratio: Side of a hole, as a share of the distance from one hole to the next.
+
+    Returns:
+        (25, 5) holes, of which the first repeats over the whole image.
+    """
     unit = max(2, width // 10)
     side = min(max(int(unit * ratio), 1), unit - 1)
     holes = no_holes()
@@ -117,7 +154,16 @@ def grid(width: int, ratio: float) -> Int16:
 
 
 def rectangles(random: np.random.Generator, height: int, width: int) -> Int16:
-    """10 to 25 rectangles anywhere in an image, whose sides are a tenth to a fifth of its height; as of no_holes."""
+    """Draw 10 to 25 rectangular holes anywhere in an image, with sides of a tenth to a fifth of its height.
+
+    Args:
+        random: The generator to draw from.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Returns:
+        (25, 5) holes.
+    """
     number = int(random.integers(MIN_RECTANGLES, MAX_HOLES, endpoint=True))
     shortest = max(1, height // 10)
     longest = max(shortest, height // 5)
@@ -130,7 +176,15 @@ def rectangles(random: np.random.Generator, height: int, width: int) -> Int16:
 
 
 def cutout(images: Tensor, holes: Tensor) -> Tensor:
-    """Images (B, 3, H, W) that are black where one of their ``holes`` (B, 25, 5) is."""
+    """Blacken each image where its holes are.
+
+    Args:
+        images: (B, 3, H, W).
+        holes: (B, 25, 5) the holes of each image.
+
+    Returns:
+        The images with holes, a new tensor.
+    """
     top, height, left, width, period = holes.to(images.device, torch.int32).unsqueeze(-1).unbind(2)
     rows = (torch.arange(images.shape[2], device=images.device) - top) % period < height
     columns = (torch.arange(images.shape[3], device=images.device) - left) % period < width

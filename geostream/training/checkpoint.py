@@ -1,12 +1,14 @@
-"""Checkpoints: three objects in a folder of the run, of which ``state.json`` is written last and means *whole*.
+"""Write, read, restore and remove a run's checkpoints.
 
-Decides that a checkpoint is tensors (safetensors) and JSON, never a pickle, and that the optimizer's state is stored
-by parameter name, so that it can be read without this code. ``model.safetensors`` holds the weights to use: the
-averaged ones where a run averages them, and then those being trained are with the optimizer's. Learning rate,
-hyper-parameters and random states are not stored here: they follow from the settings, the position, and the count of
-steps. A folder without ``state.json`` does not exist for a reader, and one whose objects are not those that
-``state.json`` counted and summed up is damaged. ``written.json`` names the checkpoints that the run has begun: only
-these are ever removed, and of these only the three objects, so a copy that somebody keeps beside them stays.
+A checkpoint is a folder of three objects. ``model.safetensors`` holds the weights to evaluate with: the EMA if the run
+keeps one, else the trained weights. ``optimizer.safetensors`` holds the optimizer's state by parameter name, so that it
+can be read without this code, and with an EMA the trained weights too. ``state.json`` holds the position in the plan,
+and size and checksum of the other two. It is written last: without it there is no checkpoint, and one whose objects do
+not match it is damaged. Nothing is pickled. Learning rate, hyper-parameters and random states are not stored, because
+they follow from the settings, the position and the number of steps.
+
+``checkpoints/written.json`` names the checkpoints that the run has begun to write. Only these are ever removed, and of
+each only its three objects, so a copy that somebody keeps beside them stays.
 """
 
 from __future__ import annotations
@@ -32,42 +34,62 @@ FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 WRITTEN = f"{FOLDER}/written.json"
 NAME = re.compile(r"step-\d{8,}")
-TRAINED = "trained/"  # prefix of the weights being trained, where those to use are averages
+TRAINED = "trained/"  # prefix of the trained weights in the optimizer's file, for a run with an EMA
 
 logger = logging.getLogger(__name__)
 
 
 class Damaged(StoreError):
-    """A checkpoint is not what was written."""
+    """A checkpoint's objects are not as they were written."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: after ``step`` steps in all, ``cursor`` batches into the plan of ``epoch``."""
+    """How far a run has come.
+
+    Attributes:
+        layout_id: Id of the layout that the run reads.
+        places_id: Id of the layout's places, the same in all its generations.
+        epoch: The current epoch.
+        plan: Hash of its plan.
+        cursor: Number of batches of that plan that are trained.
+        step: Number of optimizer steps of the whole run.
+        finished: Whether the plan is used up.
+        outcome: The epoch's outcome so far, if it is not finished.
+    """
 
     layout_id: str
-    places_id: str  # of the layout; the same in all its generations
+    places_id: str
     epoch: int
-    plan: str  # hash of the plan
+    plan: str
     cursor: int
     step: int
-    finished: bool  # the plan of ``epoch`` is used up
-    outcome: dict[str, Any] | None = None  # of the epoch so far, where it is not
+    finished: bool
+    outcome: dict[str, Any] | None = None
 
 
 def checkpoint_name(step: int) -> str:
-    """Of the checkpoint after so many steps: ``step-00001200``. Names sort as their steps do."""
+    """Return the name of the checkpoint after ``step`` steps: ``step-00001200``. Names sort in the order of steps."""
     return f"step-{step:08d}"
 
 
 def save_checkpoint(run: Store, train_step: TrainStep, position: Position) -> str:
-    """Write a checkpoint of the run and return its name."""
+    """Write a checkpoint.
+
+    Args:
+        run: The run's folder.
+        train_step: The encoder and its optimizer.
+        position: How far the run has come.
+
+    Returns:
+        The checkpoint's name.
+    """
     name = checkpoint_name(position.step)
     folder = run.child(FOLDER, name)
     begun = _written(run)
     if name not in begun:
         run.write_json(WRITTEN, sorted({*begun, name}))
-    folder.delete(STATE)  # nothing may look whole while it is being replaced
+    folder.delete(STATE)  # a checkpoint that is being replaced must not look complete
     tensors = train_step.tensors()
     objects = {MODEL: safetensors.torch.save(_on_cpu(train_step.ema_encoder.state_dict()))}
     if any(key.startswith("ema/") for key in tensors):
@@ -85,22 +107,32 @@ def save_checkpoint(run: Store, train_step: TrainStep, position: Position) -> st
 
 
 def drop_checkpoint(run: Store, name: str) -> None:
-    """Remove a checkpoint; while that lasts, it does not look whole."""
+    """Remove a checkpoint from the run's folder ``run``; from the first moment on it no longer looks complete."""
     folder = run.child(FOLDER, name)
     folder.delete(STATE)
     folder.delete_all([MODEL, OPTIMIZER])
 
 
 def prune_checkpoints(run: Store, newest: str, needed: Set[str], keep: int) -> None:
-    """Remove all checkpoints but the ``keep`` newest, the newest of a whole epoch, and those ``needed``.
+    """Remove the checkpoints that are no longer needed, of those that ``written.json`` names.
 
-    Within an epoch only ``newest`` counts. What a kill left half written, and what came after ``newest`` before a run
-    went back to it, goes too. Only checkpoints that the run has written down as its own are looked at.
+    Kept are the ``keep`` newest at the end of an epoch (``newest`` is one of them, whatever its position), those ``needed``,
+    and, while an epoch is under way, the last one at the end of an epoch. Incomplete checkpoints are removed, and so
+    are those that are later than ``newest``, which a run leaves behind when it goes back to an earlier one.
+
+    Args:
+        run: The run's folder.
+        newest: Name of the checkpoint that the run continues from.
+        needed: Names of checkpoints that are still read: to evaluate, to embed with.
+        keep: How many to keep.
+
+    Raises:
+        BadInput: There is no checkpoint ``newest``.
     """
     names = _written(run)
     whole = []
     for name in names:
-        with suppress(GeostreamError):  # not whole
+        with suppress(GeostreamError):  # not complete
             if name < newest and read_position(run, name).finished:
                 whole.append(name)
     last = read_position(run, newest)
@@ -113,7 +145,7 @@ def prune_checkpoints(run: Store, newest: str, needed: Set[str], keep: int) -> N
 
 
 def _written(run: Store) -> list[str]:
-    """Names of the checkpoints that the run has begun, oldest first; of an older run, those that are whole."""
+    """Return the names in ``written.json``, oldest first; of an older run without it, the complete checkpoints."""
     try:
         names: list[str] = run.read_json(WRITTEN)
     except NotFound:
@@ -122,20 +154,40 @@ def _written(run: Store) -> list[str]:
 
 
 def list_checkpoints(run: Store) -> list[str]:
-    """Names of the whole checkpoints of a run, oldest first."""
+    """Return the names of the complete checkpoints in the run's folder, oldest first."""
     names = (name for name in run.folders(FOLDER) if NAME.fullmatch(name))
     return [name for name in names if run.exists(f"{FOLDER}/{name}/{STATE}")]
 
 
 def read_position(run: Store, name: str) -> Position:
-    """The position stored with a checkpoint."""
+    """Read the position stored in a checkpoint.
+
+    Args:
+        run: The run's folder.
+        name: The checkpoint's name.
+
+    Raises:
+        BadInput: There is no such checkpoint.
+        StaleArtefact: Another version of geostream wrote it.
+        StoreError: It is damaged, or cannot be read.
+    """
     return _position(run, name, _state(run, name))
 
 
 def restore_newest(run: Store, train_step: TrainStep, places_id: str) -> tuple[str, Position] | None:
-    """:func:`restore` from the newest checkpoint that is whole, its name and position; None where there is none.
+    """Restore the newest checkpoint that is not damaged; warn of each damaged one that is skipped.
 
-    A damaged one is passed over and told in the log. Raises StoreError where all are damaged.
+    Args:
+        run: The run's folder.
+        train_step: The encoder and optimizer to set.
+        places_id: Id of the places that the run trains on.
+
+    Returns:
+        The checkpoint's name and position; None if the run has no checkpoints.
+
+    Raises:
+        StaleArtefact: A checkpoint is of another model or of other places.
+        StoreError: All checkpoints are damaged.
     """
     names = list_checkpoints(run)
     for name in reversed(names):
@@ -149,10 +201,21 @@ def restore_newest(run: Store, train_step: TrainStep, places_id: str) -> tuple[s
 
 
 def restore(run: Store, name: str, train_step: TrainStep, places_id: str) -> Position:
-    """Set the train step to what the checkpoint holds; return its position.
+    """Set the encoder and optimizer of a train step to what a checkpoint holds.
 
-    Raises StaleArtefact for a checkpoint of another model, or of other places than the layout's, Damaged for one that
-    is not as it was written.
+    Args:
+        run: The run's folder.
+        name: The checkpoint's name.
+        train_step: The encoder and optimizer to set.
+        places_id: Id of the places that the run trains on.
+
+    Returns:
+        The checkpoint's position.
+
+    Raises:
+        BadInput: There is no such checkpoint.
+        StaleArtefact: It is of another model or of other places.
+        Damaged: It is not as it was written.
     """
     state = _state(run, name)
     position = _position(run, name, state)
@@ -171,7 +234,18 @@ def restore(run: Store, name: str, train_step: TrainStep, places_id: str) -> Pos
 
 
 def load_weights(run: Store, name: str, encoder: Encoder) -> None:
-    """Set the encoder's weights to those to use of the checkpoint. Raises StaleArtefact for another model, Damaged."""
+    """Set the encoder's weights to those of a checkpoint's ``model.safetensors``.
+
+    Args:
+        run: The run's folder.
+        name: The checkpoint's name.
+        encoder: The encoder to set.
+
+    Raises:
+        BadInput: There is no such checkpoint.
+        StaleArtefact: It is of another model.
+        Damaged: It is not as it was written.
+    """
     state = _state(run, name)
     trained = state["model"]
     if trained != encoder.name:
@@ -211,7 +285,7 @@ def _of_another_version(run: Store, name: str) -> StaleArtefact:
 
 
 def _tensors(run: Store, name: str, path: str, state: dict[str, Any]) -> dict[str, Tensor]:
-    """Of one object of the checkpoint, which is as it was written."""
+    """Read the tensors of one object of a checkpoint; raise Damaged if it is not as it was written."""
     where = f"{run.url}/{FOLDER}/{name}"
     try:
         data = run.read(f"{FOLDER}/{name}/{path}")

@@ -1,15 +1,16 @@
-"""The ranks of a run: the processes that train one model together, one on each GPU, as ``torchrun`` starts them.
+"""Connect the ranks of a run: the processes that train one model together, one on each GPU, started by ``torchrun``.
 
-Decides how they work together and how they end. Tensors go through torch's process group (NCCL between GPUs, gloo
-between CPUs); everything else, above all waiting while the first rank plans or mines for hours, goes through the
-key-value store that torchrun keeps anyway: whoever waits sleeps, hears signals, and has no timeout. A rank that ends
-with an error says so there, the others end with it, and the error is shown once. One rank alone needs none of this:
-then every method gives back what it was given.
+Tensors go through torch's process group (NCCL between GPUs, gloo between CPUs). Everything else goes through the
+key-value store that torchrun keeps anyway. This matters most while the others wait for the main rank, which may plan or
+mine for hours: a waiting rank sleeps, receives signals, and has no timeout. A rank that ends with an error notes so in
+the key-value store; the others then end too, and the error is shown once. A single rank needs none of this: its methods
+return what they are given.
 
-A rank that can say nothing any more, because its machine or its network is gone, is missed: each counts up a number of
-its own in the key-value store every five seconds, and where one stands still for five minutes, the others end.
+A rank whose machine or network is gone cannot note anything. So each rank increments a number of its own in the
+key-value store every five seconds, and if one stands still for five minutes, the other ranks end.
 
-What that costs: waiting ranks look five times a second, so a stage that only the first does ends 0.2 s later for them.
+The cost: waiting ranks look five times a second, so a stage that only the main rank does ends up to 0.2 s later for
+them.
 """
 
 from __future__ import annotations
@@ -31,35 +32,47 @@ from torch.distributed.rendezvous import rendezvous
 
 from geostream.errors import BadInput, GeostreamError
 
-COLLECTIVE_TIMEOUT = timedelta(hours=1)  # that a rank waits for the others' tensors
-MAX_POLL_INTERVAL = 0.2  # seconds between two looks at the store
-WATCH_INTERVAL = 1.0  # seconds between two looks of the thread that watches
-HEARTBEAT_INTERVAL = 5.0  # seconds between two signs of life of a rank
-HEARTBEAT_TIMEOUT = 300.0  # seconds without one, after which a rank is given up
-SHUTDOWN_TIMEOUT = 20.0  # seconds that a rank has to leave by itself when another has ended
-ENDED = "ended"  # counts the ranks that ended before the run did
+COLLECTIVE_TIMEOUT = timedelta(hours=1)  # how long a rank waits for the others' tensors
+MAX_POLL_INTERVAL = 0.2  # seconds between two looks at the key-value store while waiting
+WATCH_INTERVAL = 1.0  # seconds between two looks of the watching threads
+HEARTBEAT_INTERVAL = 5.0  # seconds between two heartbeats of a rank
+HEARTBEAT_TIMEOUT = 300.0  # seconds without a heartbeat, after which a rank counts as lost
+SHUTDOWN_TIMEOUT = 20.0  # seconds that a rank has to end by itself once another has ended
+ENDED = "ended"  # key that counts the ranks that ended before the run did
 
 logger = logging.getLogger(__name__)
 
 
 class RankLost(GeostreamError):
-    """Another rank ended, and has said or will say why where it could."""
+    """Another rank ended before the run did; it reports the reason itself, if it can."""
 
 
 class ProcessGroup:
-    """Context manager: within it the ranks can reach each other. Made by :meth:`current`."""
+    """Connect the ranks while the context is open; :meth:`current` makes the group for this process.
+
+    All ranks must call the methods that exchange something together and in the same order.
+
+    Args:
+        rank: Number of this rank, from 0.
+        ranks: Number of all ranks.
+        local_rank: Number of this rank among those on this machine, from 0.
+        local_ranks: Number of ranks on this machine.
+
+    Raises:
+        BadInput: There are more ranks on this machine than GPUs (on entry).
+        RankLost: A rank ended without reporting a reason (on exit, or while waiting for it).
+    """
 
     def __init__(self, rank: int = 0, ranks: int = 1, local_rank: int = 0, local_ranks: int = 1) -> None:
-        """``local_rank`` of ``local_ranks``: among those on this machine."""
         self.rank, self.ranks, self.local_rank, self.local_ranks = rank, ranks, local_rank, local_ranks
         self._store: Store | None = None
-        self._meetings = 0  # so far; the same on every rank
-        self._shown: bool | None = None  # whether this rank was the first to end; None: it has not
+        self._meetings = 0  # exchanges through the key-value store so far; the same on every rank
+        self._shown: bool | None = None  # whether this rank was the first to end; None: it has not ended
         self._left = threading.Event()
 
     @classmethod
     def current(cls) -> ProcessGroup:
-        """The ranks that torchrun's environment tells of; one where it tells of none."""
+        """Return the group that torchrun's environment variables describe; without them, a single rank."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
             return cls()
@@ -72,11 +85,10 @@ class ProcessGroup:
 
     @property
     def device(self) -> torch.device:
-        """Of this rank: its own GPU, or the CPU where there is none."""
+        """This rank's GPU, or the CPU if there is none."""
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     def __enter__(self) -> ProcessGroup:
-        """Raises BadInput where there are more ranks than GPUs."""
         if self.ranks == 1:
             return self
         made, *_ = next(rendezvous("env://", self.rank, self.ranks, timeout=COLLECTIVE_TIMEOUT))
@@ -106,13 +118,13 @@ class ProcessGroup:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave together; with an error, see that all leave and one of them says why."""
+        """Leave together; after an error, make all ranks end and one of them report it."""
         if self._store is None:
             return
         if error is None:
             self.barrier()
             self._left.set()
-            # The store may live in the first rank: it goes last.
+            # The key-value store may live in the main rank, so that one leaves last.
             self._store.set(f"left/{self.rank}", "")
             if self.is_main:
                 self._wait([f"left/{rank}" for rank in range(self.ranks)])
@@ -129,18 +141,25 @@ class ProcessGroup:
             self.ends_first()
 
     def ends_first(self) -> bool:
-        """Say that this rank ends before the run does; whether it is the first, and is to tell why."""
+        """Note that this rank ends before the run does; return whether it is the first, which reports the reason."""
         if self._shown is None:
             try:
                 self._shown = self._store is None or self._store.add(ENDED, 1) == 1
-            except RuntimeError:  # the store is gone, and whoever kept it
+            except RuntimeError:  # the key-value store is gone, with the process that kept it
                 self._shown = False
         return self._shown
 
     # tensors
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """All ranks' rows in the order of ranks: (ranks · n, …) from (n, …), without gradient."""
+        """Collect the rows of all ranks on each rank.
+
+        Args:
+            tensor: (n, …), of the same shape on each rank.
+
+        Returns:
+            (ranks · n, …), in the order of the ranks, without gradient.
+        """
         if self.ranks == 1:
             return tensor.detach()
         rows = tensor.new_empty((self.ranks * len(tensor), *tensor.shape[1:]))
@@ -148,7 +167,14 @@ class ProcessGroup:
         return rows
 
     def collect(self, tensor: Tensor) -> Tensor | None:
-        """As :meth:`gather`, for the first rank alone: the others get None."""
+        """Collect the rows of all ranks on the main rank.
+
+        Args:
+            tensor: (n, …), of the same shape on each rank.
+
+        Returns:
+            (ranks · n, …) in the order of the ranks on the main rank, None on the others.
+        """
         if self.ranks == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.ranks)] if self.is_main else None
@@ -156,17 +182,17 @@ class ProcessGroup:
         return None if parts is None else torch.cat(parts)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add the ranks' tensors up, in place."""
+        """Add up the tensors of all ranks, in place on each rank."""
         if self.ranks > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of the ranks' tensors, in place."""
+        """Take the mean of the tensors of all ranks, in place on each rank."""
         return self.sum(tensor).div_(self.ranks) if self.ranks > 1 else tensor
 
     def most(self, number: int) -> int:
-        """The largest of the ranks' numbers. A round on the CPU, which waits for no GPU."""
+        """Return the largest of the ranks' numbers; the exchange runs on the CPU and does not wait for a GPU."""
         if self.ranks == 1:
             return number
         numbers = torch.tensor(number)
@@ -176,7 +202,17 @@ class ProcessGroup:
     # all else
 
     def broadcast_object(self, value: Any) -> Any:
-        """The first rank's ``value`` (of JSON) on all; the others wait for it as long as it takes."""
+        """Send a value of the main rank to all ranks, which wait for it as long as it takes.
+
+        Args:
+            value: What JSON can hold; ignored on the other ranks.
+
+        Returns:
+            The main rank's value.
+
+        Raises:
+            RankLost: Another rank has ended.
+        """
         if self._store is None:
             return value
         key = self._meeting()
@@ -187,7 +223,17 @@ class ProcessGroup:
         return json.loads(self._store.get(key))
 
     def collect_objects(self, value: Any) -> list[Any]:
-        """The ranks' values (of JSON) in the order of ranks, on the first; the others get an empty list."""
+        """Collect a value of each rank on the main rank.
+
+        Args:
+            value: What JSON can hold.
+
+        Returns:
+            The values in the order of the ranks on the main rank, an empty list on the others.
+
+        Raises:
+            RankLost: Another rank has ended.
+        """
         if self._store is None:
             return [value]
         key = self._meeting()
@@ -202,7 +248,11 @@ class ProcessGroup:
         return values
 
     def barrier(self) -> None:
-        """Wait until every rank is here, as long as it takes."""
+        """Wait until every rank has called this, as long as it takes.
+
+        Raises:
+            RankLost: Another rank has ended.
+        """
         if self._store is not None:
             key = self._meeting()
             if self._store.add(f"{key}/here", 1) == self.ranks:
@@ -214,7 +264,7 @@ class ProcessGroup:
         return f"meeting/{self._meetings}"
 
     def _wait(self, keys: list[str]) -> None:
-        """Until all of the keys are there. Raises RankLost where another rank has ended."""
+        """Wait until all of the keys are in the key-value store; raise RankLost if another rank has ended."""
         store, pause = cast(Store, self._store), 0.001
         while not store.check(keys):
             if store.check([ENDED]):
@@ -223,7 +273,7 @@ class ProcessGroup:
             pause = min(2 * pause, MAX_POLL_INTERVAL)
 
     def _watch(self, heartbeats: _Heartbeats) -> None:
-        """End this process where another rank has ended and this one cannot notice, waiting for its tensors."""
+        """End this process if another rank has ended and this one, waiting for its tensors, cannot notice."""
         store = cast(Store, self._store)
         try:
             while not store.check([ENDED]):
@@ -234,13 +284,13 @@ class ProcessGroup:
                         "no sign of life from rank %s for %.0f s", ", ".join(map(str, silent)), HEARTBEAT_TIMEOUT
                     )
                     self.ends_first()
-        except RuntimeError:  # the store is gone, and whoever kept it
+        except RuntimeError:  # the key-value store is gone, with the process that kept it
             pass
         if not self._left.wait(SHUTDOWN_TIMEOUT):
             os._exit(1)
 
     def _guard(self, heartbeats: _Heartbeats) -> None:
-        """End this process where the key-value store neither answers nor is gone: its machine, or the way there, is."""
+        """End this process if the key-value store does not answer, because its machine or the network is gone."""
         seen, quiet = -1, 0.0
         while quiet <= HEARTBEAT_TIMEOUT:
             if self._left.wait(WATCH_INTERVAL):
@@ -251,20 +301,27 @@ class ProcessGroup:
 
 
 class _Heartbeats:
-    """The ranks' signs of life, as one of them sees them.
+    """The heartbeats of all ranks, as one of them sees them.
 
-    Seconds of watching are counted, not the clock: a rank that was suspended itself has missed nothing.
+    What counts are seconds of watching, not the clock, so a rank that was suspended itself does not blame the others.
     """
 
     def __init__(self, store: Store, rank: int, ranks: int) -> None:
-        self.given = 0  # by this rank so far
+        self.given = 0  # heartbeats of this rank so far
         self._store, self._rank = store, rank
         self._seen = dict.fromkeys((other for other in range(ranks) if other != rank), 0)
         self._quiet = dict.fromkeys(self._seen, 0.0)
         self._since = HEARTBEAT_INTERVAL
 
     def after(self, seconds: float) -> list[int]:
-        """Give and look for signs of life so many seconds after the last call; the ranks to be given up."""
+        """Give a heartbeat and look for those of the others, every HEARTBEAT_INTERVAL seconds.
+
+        Args:
+            seconds: Time since the last call.
+
+        Returns:
+            Numbers of the ranks that count as lost.
+        """
         self._since += seconds
         if self._since < HEARTBEAT_INTERVAL:
             return []
@@ -272,7 +329,7 @@ class _Heartbeats:
         self._store.add(f"beat/{self._rank}", 1)
         for other, seen in self._seen.items():
             self._seen[other] = self._store.add(f"beat/{other}", 0)
-            # One that has left a run that is over gives none, and need not.
+            # A rank that has left a finished run gives no heartbeats.
             alive = self._seen[other] != seen or self._store.check([f"left/{other}"])
             self._quiet[other] = 0.0 if alive else self._quiet[other] + waited
         self.given += 1
@@ -280,5 +337,5 @@ class _Heartbeats:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether this is what torch makes of a rank that is gone."""
+    """Return whether an error is one that a lost rank causes on the others."""
     return isinstance(error, RankLost | dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

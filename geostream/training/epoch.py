@@ -1,7 +1,8 @@
-"""One epoch of a run on its ranks: who reads which batches of the plan, and what it comes to over all of them.
+"""Train one epoch of a run on its ranks, and add up what they have read.
 
-Decides that loss and pairs are the same on every rank, because steps are common, while each rank counts its own
-reading: that is added up whenever somebody wants to know. Of the ranks' waiting for data it is the mean.
+Each rank reads its share of the plan's batches. Loss and number of pairs are the same on every rank, because all ranks
+take the same steps. Each rank counts its own reading; the counts are added up over the ranks for each report, except
+the time spent waiting for data, of which the mean is taken.
 """
 
 from __future__ import annotations
@@ -26,12 +27,23 @@ Save = Callable[[EpochOutcome, State], None]
 
 
 class Epoch:
-    """The epoch of a plan, of which ``before`` was trained in earlier sessions, up to position ``state``."""
+    """An epoch of a plan, perhaps partly trained in earlier sessions.
+
+    Args:
+        train_step: The encoder and its optimizer.
+        layout: The layout that the plan is for.
+        plan: The epoch's plan.
+        before: The outcome of earlier sessions of this epoch.
+        state: The position in the plan to continue from; None for the beginning.
+
+    Raises:
+        StaleArtefact: ``state`` belongs to another plan, or the plan to another layout.
+        BadInput: The ranks and their workers cannot share the plan's lanes evenly.
+    """
 
     def __init__(
         self, train_step: TrainStep, layout: Layout, plan: EpochPlan, before: EpochOutcome, state: State | None
     ) -> None:
-        """Raises StaleArtefact where ``state`` is of another plan."""
         settings, group = train_step.settings, train_step.group
         self.train_step, self.before, self.number = train_step, before, plan.epoch
         dataset = plan_dataset(
@@ -49,10 +61,19 @@ class Epoch:
             self.loader.load_state_dict(state)
 
     def train(self, save: Save, asked: Callable[[], bool]) -> EpochOutcome:
-        """Train what is left; what the whole epoch came to.
+        """Train the rest of the epoch.
 
-        ``save`` gets what it came to so far, and the position; every so many steps, and after the step that ``asked``
-        ends. Then Interrupted is raised.
+        Args:
+            save: Called with the outcome so far and the position in the plan, every ``checkpoint_every`` steps and when
+                training is interrupted.
+            asked: Called after each step; True interrupts training. It must give the same answer on all ranks.
+
+        Returns:
+            The outcome of the whole epoch.
+
+        Raises:
+            Interrupted: ``asked`` returned True; ``save`` was called before.
+            GeostreamError: The loss is no longer a finite number.
         """
 
         def save_all(outcome: EpochOutcome) -> None:
@@ -63,7 +84,7 @@ class Epoch:
         return self._of_all(train_epoch(self.train_step, self.loader, settings, self.number, here, save_all, asked))
 
     def _of_all(self, outcome: EpochOutcome) -> EpochOutcome:
-        """With what all ranks have read in all sessions; so on the first rank, the others know their own only."""
+        """Return the outcome with the reading of all sessions: of all ranks on the main one, elsewhere of this rank."""
         stream = self.before.stream
         session = _together(self.train_step.group, outcome.stream)
         whole = StreamStats.total([stream, session])
@@ -72,6 +93,7 @@ class Epoch:
 
 
 def _together(group: ProcessGroup, stream: StreamStats) -> StreamStats:
+    """Return the statistics of all ranks together on the main rank; the others get their own back."""
     parts = [StreamStats.from_dict(one) for one in group.collect_objects(stream.as_dict())]
     if not parts:
         return stream
@@ -81,7 +103,7 @@ def _together(group: ProcessGroup, stream: StreamStats) -> StreamStats:
 
 
 def measured(outcome: EpochOutcome) -> dict[str, Any]:
-    """What the log tells of an epoch, or of the part of it that is trained."""
+    """Return the values that the run's log records of an epoch's outcome so far."""
     return {
         "loss": outcome.loss,
         "pairs": outcome.pairs,

@@ -1,8 +1,8 @@
-"""The model: one timm encoder for both views, and one learnable temperature.
+"""Build the model: one timm encoder for tiles and views, and one learnable temperature.
 
-Decides that images enter as the loader makes them (uint8, or 0…1 after colour) and that the encoder's own mean and
-standard deviation are applied here, on the device: batches travel as bytes, a quarter of the size. A network that is
-built for one size of image gets the settings' size, and is told to take another beside it where timm can do that.
+Images enter as the loader makes them (uint8, or float in 0…1 after augmentation). The encoder's mean and standard
+deviation are applied here, on the device, so batches travel as bytes, a quarter of the size of floats. A network that
+is built for one image size is built for that of the tiles; where timm can, it also accepts the size of the views.
 
 Source: Sample4Geo (Deuser et al., ICCV 2023, section 3.1): shared weights, no head, L2-normalised features,
 ``logit_scale`` learnt from ln(1 / 0.07).
@@ -24,27 +24,41 @@ from geostream.errors import BadInput
 from geostream.settings import TrainSettings
 
 Options = Mapping[str, Any]
-# How timm's networks of a fixed input size are told to take others, too: those with position embeddings, and those
-# with windows. Some do without being told.
+# Options that make timm's networks of a fixed input size accept others: the first for networks with position
+# embeddings, the second for those with windows. Some networks need none.
 FLEXIBLE: tuple[Options, ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
 class Encoder(nn.Module):
-    """Images to unit vectors. ``dim`` is their length, ``name`` timm's name of the network, ``options`` what it got."""
+    """A network that turns images into unit vectors, with random weights from torch's global generator.
+
+    Args:
+        name: timm's name of the network.
+        temperature: Where the learnable temperature begins.
+        options: timm's options for the network.
+
+    Attributes:
+        name: timm's name of the network.
+        options: timm's options for the network.
+        network: The network without its classifier.
+        dim: Length D of the vectors.
+        logit_scale: The logarithm of the inverse temperature, learnable.
+        mean: (1, 3, 1, 1) subtracted from images in 0…1.
+        std: (1, 3, 1, 1) by which they are then divided.
+
+    Raises:
+        BadInput: timm does not know the name or an option.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, name: str, temperature: float = 0.07, options: Options | None = None) -> None:
-        """A network from scratch; weights come from torch's global generator. ``options``: timm's, for this network.
-
-        Raises BadInput for an unknown name or option.
-        """
         super().__init__()
         self.name, self.options = name, dict(options or {})
         try:
             self.network = make_network(name, self.options)
-        except OSError as error:  # of a name that begins with hf-hub: even what the network is comes from there
+        except OSError as error:  # for a name that begins with "hf-hub:", the hub also holds the network's description
             raise BadInput(f"model {name!r}: {str(error).splitlines()[0]} HF_HUB_OFFLINE=0 allows downloads") from error
         self.dim = int(self.network.num_features)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
@@ -54,9 +68,13 @@ class Encoder(nn.Module):
 
     @classmethod
     def of(cls, settings: TrainSettings) -> Encoder:
-        """The encoder that the settings ask for, from scratch; its weights come from torch's global generator.
+        """Build the encoder that the settings ask for, with random weights from torch's global generator.
 
-        Raises BadInput for an unknown model or option, and where the network cannot do what the settings want.
+        Args:
+            settings: The run's settings.
+
+        Raises:
+            BadInput: timm does not know the model or an option, or the model has no gradient checkpointing.
         """
         encoder = cls._sized(settings)
         if settings.model.gradient_checkpointing:
@@ -71,7 +89,7 @@ class Encoder(nn.Module):
 
     @classmethod
     def _sized(cls, settings: TrainSettings) -> Encoder:
-        """The encoder that takes tiles and views of the settings' sizes, where the network is built for one size."""
+        """Build the encoder; make a network of a fixed image size accept tiles and views of the settings' sizes."""
         name, temperature, options = settings.model.name, settings.optim.initial_temperature, settings.model.options
         config = timm.get_pretrained_cfg(name)
         if config is None or not config.fixed_input_size or "img_size" in options:
@@ -88,19 +106,33 @@ class Encoder(nn.Module):
         raise refusal
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, D) unit vectors of images (B, 3, H, W), uint8 or float in 0…1."""
+        """Embed images.
+
+        Args:
+            images: (B, 3, H, W), uint8 or float in 0…1.
+
+        Returns:
+            (B, D) unit vectors, float32.
+        """
         features: Tensor = self.network(as_float(images).sub(self.mean).div_(self.std))
         return normalize(features.float(), dim=1)
 
     def forward(self, views: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the views (queries) and of the tiles (references), (B, D) each."""
+        """Embed the views (queries) and the tiles (references) of a batch; (B, D) each, as :meth:`encode` does."""
         return self.encode(views), self.encode(tiles)
 
 
 def make_network(name: str, options: Options, **more: Any) -> Any:
-    """timm's network without its classifier; ``more`` goes to timm with the options.
+    """Build a timm network without its classifier.
 
-    Raises BadInput for an unknown name or option, OSError where a hub is needed and not reached.
+    Args:
+        name: timm's name of the network.
+        options: timm's options for the network.
+        **more: More arguments for ``timm.create_model``.
+
+    Raises:
+        BadInput: timm does not know the name or an option.
+        OSError: The Hugging Face hub is needed and cannot be reached.
     """
     try:
         return timm.create_model(name, num_classes=0, **options, **more)
@@ -111,19 +143,21 @@ def make_network(name: str, options: Options, **more: Any) -> Any:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """uint8 images as float32 in 0…1; others as they are."""
+    """Convert uint8 images to float32 in 0…1; return others as they are."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def device_of(encoder: Encoder) -> torch.device:
-    """Where the encoder's weights are."""
+    """Return the device of the encoder's weights."""
     return encoder.logit_scale.device
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """The context in which the network computes in ``precision``, as the settings name it.
+    """Return the context in which the network computes in a precision.
 
-    auto: bfloat16 on a GPU; plain float32 on a CPU, where it is faster.
+    Args:
+        device: The device of the network.
+        precision: "float32", "bf16", "fp16", or "auto": bfloat16 on a GPU, float32 on a CPU, where that is faster.
     """
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "float32"

@@ -1,11 +1,11 @@
 """Make AdamW, compute its learning rate, and read and write its state by parameter name.
 
-The learning rate is a pure function of how far the run is: there is no scheduler to store, and an epoch of more or
-fewer batches does not shift it. The state is kept by name so that it can be read without this code.
+The learning rate is a pure function of the run's progress. So there is no scheduler to store, and an epoch with more or
+fewer batches does not shift it. The state is stored by name so that it can be read without this code.
 
-Source: Sample4Geo (Deuser et al., ICCV 2023, section 4, and the authors' code) for AdamW with decay on everything and
-cosine with warm-up; the one-cycle shape is Smith and Topin's (2018), with torch's constants. Leaving norms and biases
-undecayed is the custom of ConvNeXt's and the transformers' own trainings.
+Source: Sample4Geo (Deuser et al., ICCV 2023, section 4, and the authors' code) for AdamW with weight decay on all
+parameters, and for the cosine schedule with warm-up. The one-cycle schedule is Smith and Topin's (2018), with torch's
+constants. ConvNeXt and vision transformers are usually trained without decay on norms and biases.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from geostream.training.model import Encoder
 
 
 def learning_rate(done: float, settings: TrainSettings) -> float:
-    """The rate when ``done`` (0…1) of the run's epochs are over.
+    """Return the learning rate at a point of the run.
 
-    cosine, linear: in a line up from 0 over ``warmup_epochs``, then down to 0 by half a cosine, or in a line.
-    one-cycle: half a cosine up from a 25th over the first 30 %, half a cosine down to almost nothing. constant: the
-    rate, after the warm-up.
+    - cosine, linear: rises linearly from 0 over ``warmup_epochs``, then falls to 0 along half a cosine, or linearly.
+    - constant: rises in the same way, then stays.
+    - one-cycle: rises along half a cosine from a 25th of the highest rate over the first 30 % of the run, then falls
+      along half a cosine to almost 0.
+
+    Args:
+        done: Share of the run's epochs that are over, 0…1.
+        settings: The run's settings.
     """
     top = settings.optim.learning_rate
     if settings.optim.schedule == "one-cycle":
@@ -47,10 +52,14 @@ def _half_cosine(start: float, end: float, part: float) -> float:
 
 
 def make_optimizer(encoder: Encoder, settings: TrainSettings) -> AdamW:
-    """AdamW over all parameters; fused, which takes a quarter of the time on small networks.
+    """Build AdamW over all parameters; the fused version takes a quarter of the time on small networks.
 
-    Without ``decay_all``, vectors and scalars do not decay (norms, biases, layer scales, the temperature), and neither
-    does what timm exempts (position embeddings, class tokens).
+    Without ``decay_all``, vectors and scalars (norms, biases, layer scales, the temperature) do not decay, and
+    neither do parameters that timm exempts (position embeddings, class tokens).
+
+    Args:
+        encoder: The encoder to train.
+        settings: The run's settings.
     """
     optim = settings.optim
     if optim.decay_all:
@@ -61,7 +70,7 @@ def make_optimizer(encoder: Encoder, settings: TrainSettings) -> AdamW:
 
 
 def optimizer_tensors(encoder: Encoder, optimizer: AdamW) -> dict[str, Tensor]:
-    """The optimizer's state as ``<parameter>/<field>``; empty before its first step."""
+    """Return the optimizer's state as tensors named ``<parameter>/<field>``; empty before its first step."""
     return {
         f"{name}/{field}": value
         for name, parameter in encoder.named_parameters()
@@ -70,7 +79,16 @@ def optimizer_tensors(encoder: Encoder, optimizer: AdamW) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(encoder: Encoder, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
-    """Go on from what :func:`optimizer_tensors` gave. Raises KeyError for a parameter that the encoder lacks."""
+    """Set the optimizer's state to stored tensors.
+
+    Args:
+        encoder: The encoder that the optimizer trains.
+        optimizer: The optimizer to change.
+        tensors: What :func:`optimizer_tensors` returned.
+
+    Raises:
+        KeyError: The encoder has no parameter of a name among them.
+    """
     parameters = dict(encoder.named_parameters())
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     number = {id(parameter): i for i, parameter in enumerate(ordered)}

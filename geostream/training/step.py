@@ -1,14 +1,15 @@
-"""Carry out one optimisation step, whole or in micro-batches, on one rank or several, with the same meaning.
+"""Take one optimizer step, whole or in micro-batches, on one rank or several, with the same result.
 
-Its batches are embedded one by one, in chunks of at most
-``micro_batch`` pairs; the loss is of the embeddings of whole batches; and its gradient at the embeddings goes back
-through the network. Where all of this rank's pairs fit in a chunk, or chunks have no limit, one pass with a graph does
-it. Otherwise there are two (GradCache, Gao et al. 2021): first all embeddings without a graph, then chunk by chunk
-again with one, which costs another forward pass and keeps memory to that of a chunk. What is random in the network,
-dropout and dropped paths, is drawn from seed, step, batch and chunk, so that both passes and any number of ranks
-agree. Batch norm is the exception: its statistics are those of a chunk.
+The batches of a step are embedded in chunks of at most ``micro_batch`` pairs. The loss is computed on the embeddings of
+whole batches, and its gradient at the embeddings is propagated back through the network.
 
-With several ranks the network's gradients are averaged by DistributedDataParallel, while the backward pass goes on.
+If all pairs of this rank fit into one chunk, or chunks have no limit, one forward pass with a graph is enough.
+Otherwise there are two (GradCache, Gao et al. 2021): the first embeds all chunks without a graph, the second embeds
+chunk by chunk again with a graph. This costs another forward pass, but needs only one chunk's memory. Dropout and
+dropped paths are drawn from seed, step, batch and chunk, so they are the same in both passes and for any number of
+ranks. Batch norm is the exception: its statistics are those of a chunk.
+
+With several ranks, DistributedDataParallel averages the network's gradients during the backward pass.
 """
 
 from __future__ import annotations
@@ -32,27 +33,37 @@ from geostream.training.loss import own_loss, shared_loss
 from geostream.training.model import Encoder, autocast, device_of
 from geostream.training.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
 
-FIRST_SCALE = 2.0**10  # of fp16's gradients; Sample4Geo's
-# After n steps the decay of the EMA is at most (1 + n) / (10 + n), as in TensorFlow: without that, the EMA of a short
-# run would still be its random beginning. timm computes 1 - (1 + s / gamma) ** -power with s = step - 1.
+FIRST_SCALE = 2.0**10  # where the gradient scale of fp16 begins, as in Sample4Geo
+# After n steps the decay of the EMA is at most (1 + n) / (10 + n), as in TensorFlow. Otherwise the EMA of a short run
+# would still be close to its random weights. timm computes 1 - (1 + s / gamma) ** -power with s = step - 1.
 EMA_WARMUP_GAMMA, EMA_WARMUP_POWER = 9.0, 1.0
 
 
 class _MicroBatch(NamedTuple):
-    """Pairs that go through the network at once, and the seed of what is random in it."""
+    """Pairs that go through the network at once, and the seed for dropout and dropped paths."""
 
     tensors: dict[str, Tensor]
     seed: int
 
 
 class TrainStep:
-    """An encoder, and what training it needs. ``steps``: optimisation steps done, in all sessions of the run."""
+    """An encoder with its optimizer, EMA and gradient scaler.
+
+    Args:
+        encoder: The encoder, on the group's device. With several ranks, all get the main rank's weights.
+        settings: The run's settings.
+        group: The ranks that train together.
+
+    Attributes:
+        steps: Number of optimizer steps done, in all sessions of the run.
+        step_batches: Number of batches in a step, over all ranks.
+        own_batches: Number of these that this rank embeds.
+
+    Raises:
+        BadInput: The ranks cannot share a step's batches evenly.
+    """
 
     def __init__(self, encoder: Encoder, settings: TrainSettings, group: ProcessGroup) -> None:
-        """``encoder`` is on the group's device. With several ranks, all get the first one's weights.
-
-        Raises BadInput where the ranks cannot share a step's batches evenly.
-        """
         self.encoder, self.settings, self.group = encoder, settings, group
         self.steps = 0
         self.step_batches = settings.optim.step_batches or group.ranks
@@ -70,10 +81,10 @@ class TrainStep:
         self._pairs = _PairEncoder(encoder)
         self._parallel = None
         if group.ranks > 1:
-            # Said once on each rank of a few small gradients that are copied; nothing to act on.
+            # torch warns once on each rank that a few small gradients are copied; there is nothing to do about it.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             with warnings.catch_warnings():
-                # It warns of the argument that torch advises to give.
+                # torch warns of the very argument that it advises to give.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._parallel = DistributedDataParallel(self._pairs, broadcast_buffers=False)
         self.ema: ModelEmaV3 | None = None
@@ -87,10 +98,16 @@ class TrainStep:
             )
 
     def step(self, batches: list[dict[str, Tensor]], rate: float) -> Tensor:
-        """One step of the optimizer with learning rate ``rate``; the loss, detached, on the device, on all ranks.
+        """Take one optimizer step; all ranks must call this together.
 
-        ``batches``: this rank's of the step, equally large, as the loader makes them. fp16 skips a step whose gradients
-        overflow, and scales the next ones down.
+        With fp16, a step whose gradients overflow changes no weights, and later gradients are scaled down.
+
+        Args:
+            batches: This rank's batches of the step, all of the same size, as the loader makes them.
+            rate: The learning rate.
+
+        Returns:
+            The loss, a scalar without graph on the device, the same on all ranks.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -110,17 +127,19 @@ class TrainStep:
         return loss
 
     def gradient_scale(self) -> list[float]:
-        """What fp16's gradients are multiplied by now; empty with another precision."""
+        """Return the current gradient scale of fp16 as a list of one number; an empty list with other precisions."""
         return [float(self.scaler.get_scale())] if self.scaler.is_enabled() else []
 
     @property
     def ema_encoder(self) -> Encoder:
-        """The encoder to evaluate, embed and mine with: the EMA of the weights, or the trained ones without EMA."""
+        """The encoder to evaluate, embed and mine with: that of the EMA, or the trained one if there is no EMA."""
         return self.encoder if self.ema is None else cast(Encoder, self.ema.module)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a step changes but the encoder's weights: ``optimizer/<parameter>/<field>``, ``ema/<name>``,
-        ``scaler/<number>`` and ``steps``. Not within :meth:`averaged`.
+        """Return everything that a step changes, except the encoder's weights.
+
+        Returns:
+            Tensors named ``steps``, ``optimizer/<parameter>/<field>``, ``ema/<name>`` and ``scaler/<number>``.
         """
         made = {"steps": torch.tensor(self.steps)}
         made |= {
@@ -137,7 +156,14 @@ class TrainStep:
         return made
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`tensors` gave. Raises StaleArtefact where it is of another model or optimizer."""
+        """Set the state to stored tensors.
+
+        Args:
+            tensors: What :meth:`tensors` returned.
+
+        Raises:
+            StaleArtefact: They are of another model or optimizer.
+        """
         try:
             self.steps = int(tensors["steps"])
             load_optimizer_tensors(self.encoder, self.optimizer, _under("optimizer", tensors))
@@ -154,13 +180,13 @@ class TrainStep:
             ) from error
 
     def _load_ema(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a stored EMA; whole numbers (batch norm's counts) are those of the trained encoder."""
+        """Set the EMA to stored tensors; integers (batch norm's counters) are taken from the trained encoder."""
         ema = cast(ModelEmaV3, self.ema).module
         stored = {name: tensors[name] for name in _floating_point_state(ema)}
         ema.load_state_dict({**self.encoder.state_dict(), **stored})
 
     def _chunks(self, batches: list[dict[str, Tensor]]) -> Iterator[_MicroBatch]:
-        """The batches, cut to ``micro_batch`` pairs; a batch's seeds depend on its place in the whole step alone."""
+        """Cut batches into chunks of ``micro_batch`` pairs; seeds depend only on a batch's place in the whole step."""
         for i, tensors in enumerate(batches):
             pairs, at = len(tensors["pair"]), i * self.group.ranks + self.group.rank
             size = self.settings.optim.micro_batch or pairs
@@ -170,7 +196,7 @@ class TrainStep:
                 yield _MicroBatch(part if size < pairs else tensors, int(key.generate_state(1, np.uint64)[0]))
 
     def _embed(self, chunk: _MicroBatch) -> tuple[Tensor, Tensor]:
-        """Embeddings of a chunk's views and tiles, float32; the same whenever it is called in a step."""
+        """Embed a chunk's views and tiles as float32; every call within a step gives the same result."""
         device = device_of(self.encoder)
         images = {kind: chunk.tensors[kind].to(device, non_blocking=True) for kind in ("view", "tile")}
         views, tiles = augment_on_device(chunk.tensors | images, self.settings)
@@ -181,14 +207,14 @@ class TrainStep:
         return embedded
 
     def _one_pass(self, chunks: list[_MicroBatch]) -> Tensor:
-        """Embed with a graph, and go back through it; the step's loss."""
+        """Embed all chunks with a graph, propagate the gradient back through it, and return the step's loss."""
         embedded = [self._embed(chunk) for chunk in chunks]
         loss, gradients = self._at_embeddings(embedded)
         torch.autograd.backward(_flat(embedded), _flat(gradients))
         return loss
 
     def _two_passes(self, chunks: list[_MicroBatch]) -> Tensor:
-        """As :meth:`_one_pass`, with the graph of one chunk at a time."""
+        """Do the same as :meth:`_one_pass` with the graph of only one chunk at a time."""
         with torch.no_grad():
             statistics = [(buffer, buffer.clone()) for buffer in _statistics(self.encoder.network)]
             embedded = [self._embed(chunk) for chunk in chunks]
@@ -202,10 +228,11 @@ class TrainStep:
         return loss
 
     def _at_embeddings(self, embedded: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The step's loss, and its gradients, scaled for fp16, at the embeddings of each chunk; sets the temperature's.
+        """Return the step's loss and its gradients at the embeddings of each chunk; set the temperature's gradient.
 
-        The ranks' gradients will be averaged. So each rank's are those of its own mean loss, or of the one loss over
-        all rows, times the number of ranks because only one of them has any at a row.
+        Gradients are scaled for fp16. DistributedDataParallel will average those of the ranks. With negatives "own",
+        each rank's gradients are therefore those of its own mean loss. Otherwise they are those of the one loss over
+        all rows, times the number of ranks, because each row has a gradient on one rank only.
         """
         settings, scale = self.settings, self.encoder.logit_scale
         queries, references = (torch.cat(part).detach().requires_grad_() for part in zip(*embedded, strict=True))
@@ -222,7 +249,7 @@ class TrainStep:
         return same[0], list(zip(*split, strict=True))
 
     def _share_statistics(self) -> None:
-        """Batch norm's running statistics become the mean of the ranks'."""
+        """Replace batch norm's running statistics by their mean over the ranks."""
         buffers = [buffer for buffer in _statistics(self.encoder.network) if buffer.is_floating_point()]
         if self.group.ranks > 1 and buffers:
             flat = self.group.mean(torch.cat([buffer.flatten() for buffer in buffers]))
@@ -231,12 +258,12 @@ class TrainStep:
 
 
 def _floating_point_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a module's state that an EMA is kept of, by name; writing to them writes to the module."""
+    """Return the tensors of a module's state that have an EMA, by name; writing to them changes the module."""
     return {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
 
 
 class _PairEncoder(nn.Module):
-    """The encoder without its temperature, whose gradient does not come through the network."""
+    """The encoder without its temperature, whose gradient is computed apart from the network's."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -248,7 +275,7 @@ class _PairEncoder(nn.Module):
 
 
 def _statistics(network: nn.Module) -> list[Tensor]:
-    """What batch norm counts as it goes."""
+    """Return the running statistics and counters of batch norm."""
     return [
         buffer for name, buffer in network.named_buffers() if name.endswith(("running_mean", "running_var", "_tracked"))
     ]
@@ -259,7 +286,7 @@ def _flat(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix/``, without it."""
+    """Return the tensors whose names begin with ``prefix/``, under the rest of their names."""
     return {
         name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")
     }

@@ -1,8 +1,8 @@
-"""One epoch of optimisation: a plan's batches in, updated weights and what it cost out.
+"""Take the optimizer steps of one epoch, and count what they come to.
 
-Decides when anybody looks. The loss stays on the device between two updates of the progress bar or two points of the
-curve: reading it at every step would make a GPU wait for the CPU. A request to stop is honoured after the step under
-way, with a checkpoint, so that nothing that was trained is lost.
+The loss is read from the device only for the progress bar and for points of the curve, because reading it at every step
+would make a GPU wait for the CPU. A request to stop is followed after the current step, with a checkpoint, so that no
+training is lost.
 """
 
 from __future__ import annotations
@@ -26,34 +26,45 @@ from geostream.training.model import device_of
 from geostream.training.optimizer import learning_rate
 from geostream.training.step import TrainStep
 
-SHOW_EVERY = 10  # steps between two looks at the loss
-CURVE_POINTS = 50  # of an epoch, at most
+SHOW_EVERY = 10  # steps between two updates of the progress bar
+CURVE_POINTS = 50  # most points of an epoch's curve
 
 
 @dataclass(frozen=True)
 class EpochOutcome:
-    """What an epoch of training came to so far, over all the sessions that it took and all ranks together."""
+    """The outcome of an epoch's training so far, over all its sessions and all ranks.
 
-    steps: int = 0  # of the optimizer
-    batches: int = 0  # of the plan
+    Attributes:
+        steps: Number of optimizer steps.
+        batches: Number of the plan's batches.
+        pairs: Number of pairs.
+        loss_sum: Sum of the losses of all steps.
+        seconds: Training time.
+        stream: Statistics of reading, for this rank only until :class:`~geostream.training.epoch.Epoch` adds up.
+        curve: Points of (step of the run, mean loss since the last point, learning rate, and with fp16 the gradient
+            scale).
+    """
+
+    steps: int = 0
+    batches: int = 0
     pairs: int = 0
-    loss_sum: float = 0.0  # over the steps
+    loss_sum: float = 0.0
     seconds: float = 0.0
-    stream: StreamStats = field(default_factory=StreamStats)  # of this rank's reader
-    # (step of the run, mean loss since the point before, learning rate, and with fp16 the scale of gradients)
+    stream: StreamStats = field(default_factory=StreamStats)
     curve: list[list[float]] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
-        """Mean over the steps."""
+        """Mean loss over the steps."""
         return self.loss_sum / max(self.steps, 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the outcome as values that JSON can hold."""
         return asdict(self) | {"stream": self.stream.as_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EpochOutcome:
+        """Return the outcome that :meth:`as_dict` stored."""
         return cls(**{**values, "stream": StreamStats.from_dict(values["stream"])})
 
 
@@ -66,11 +77,25 @@ def train_epoch(
     save: Callable[[EpochOutcome], None],
     stopping: Callable[[], bool] = lambda: False,
 ) -> EpochOutcome:
-    """Train on every batch that the loader has before it, once; all ranks call this together.
+    """Train once on each batch that the loader still has; all ranks must call this together.
 
-    ``before``: what the epoch came to in earlier sessions. ``save`` is called with what it came to so far every
-    ``checkpoint_every`` steps, and once ``stopping``, which is asked after each step but the last and says the same on
-    all ranks, is true: then Interrupted is raised. Raises GeostreamError where the loss is no longer a number.
+    Args:
+        train_step: The encoder and its optimizer.
+        loader: Gives this rank's batches.
+        settings: The run's settings.
+        epoch: Number of the epoch, from 1.
+        before: The outcome of earlier sessions of this epoch.
+        save: Called with the outcome so far, every ``checkpoint_every`` steps and when training is interrupted.
+        stopping: Called after each step but the last; True interrupts training. It must give the same answer on all
+            ranks.
+
+    Returns:
+        The outcome, ``before`` included.
+
+    Raises:
+        BadInput: The loader's batches do not fill whole steps.
+        GeostreamError: The loss is no longer a finite number.
+        Interrupted: ``stopping`` returned True; ``save`` was called before.
     """
     if len(loader) % train_step.own_batches:
         raise BadInput(
@@ -104,7 +129,7 @@ def train_epoch(
 
 
 class _Count:
-    """What an epoch comes to, as it goes; what is said of the losses stays on the device until somebody looks."""
+    """Count an epoch's steps, pairs and losses; sums of losses stay on the device until they are read."""
 
     def __init__(self, train_step: TrainStep, loader: Loader, before: EpochOutcome, point_every: int) -> None:
         self.train_step, self.loader, self.before, self.point_every = train_step, loader, before, point_every
@@ -115,7 +140,7 @@ class _Count:
         self.started = time.perf_counter()
 
     def add(self, loss: Tensor, rate: float, batch_size: int) -> None:
-        """Count a step."""
+        """Count a step with its loss, its learning rate and the pairs in each of its batches."""
         self.steps += 1
         self.pairs += self.train_step.step_batches * batch_size
         self.losses += loss
@@ -128,7 +153,7 @@ class _Count:
             self._steps_of_point = 0
 
     def outcome(self) -> EpochOutcome:
-        """So far. Raises GeostreamError where the loss is no longer a number."""
+        """Return the outcome so far; raise GeostreamError if the loss is no longer a finite number."""
         stream = StreamStats.total([self.before.stream, self.loader.stats])
         stream.peak_resident_bytes = max(self.before.stream.peak_resident_bytes, self.loader.stats.peak_resident_bytes)
         outcome = EpochOutcome(
@@ -149,7 +174,7 @@ class _Count:
 
 
 def _rates(pairs: int, started: float, stats: StreamStats) -> dict[str, object]:
-    """What the bar says of this session's stream; retries and replacements only where there are any."""
+    """Return what the progress bar shows of this session's reading; retries and replacements only if there are any."""
     seconds = time.perf_counter() - started
     shown: dict[str, object] = {
         "pairs/s": pairs / seconds,

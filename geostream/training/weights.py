@@ -1,10 +1,12 @@
 """Set a network's first weights: random ones, those that timm has for it, or those of a local file.
 
-Tensors of a file are matched by name, without the prefixes that wrappers leave. Where that does not do, timm's filter
-for this kind of network renames them and resamples position embeddings. Where that does not do either, they are taken
-in order, but only if number, shapes and the last part of every name agree and the file keeps an order (safetensors
-sorts by name). Anything else is an error that names the first mismatches, because a network that is half random trains,
-and badly. Classifier heads and the temperature of another training are left out and logged. Files are never unpickled.
+Tensors of a file are matched by name, without the prefixes that wrappers add. If they do not fit, timm's filter for
+this kind of network is tried, which renames tensors and resamples position embeddings. If that fails too, the tensors
+are taken in their order. This requires that their number, their shapes and the last part of every name agree, and that
+the file keeps an order (safetensors sorts by name).
+
+Anything else is an error that names the first mismatches, because a network that is half random trains badly without
+a warning. Classifier heads and another training's temperature are left out and logged. Files are never unpickled.
 """
 
 from __future__ import annotations
@@ -28,18 +30,23 @@ logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "network", "encoder")  # the first that is there
+NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "network", "encoder")  # the first one found is taken
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "encoder.")
 HEADS = ("head.", "fc.", "classifier.", "logit_scale")
-COUNTER = "num_batches_tracked"  # of batch norm; older files have none, and nothing depends on it
-HUB_TIMEOUT = 5.0  # seconds that the hub has to answer at all
-SHOWN = 3  # mismatches that an error names
+COUNTER = "num_batches_tracked"  # batch norm's counter; older files lack it, and nothing depends on it
+HUB_TIMEOUT = 5.0  # seconds that the hub has to answer
+SHOWN = 3  # most mismatches that an error names
 
 
 def begin_with(encoder: Encoder, weights: str) -> None:
-    """Set the network's weights to what ``weights`` names: "scratch" (as they are), "timm", or a local file.
+    """Set an encoder's first weights.
 
-    Raises BadInput where they cannot be had, read safely, or do not fit.
+    Args:
+        encoder: The encoder to set.
+        weights: "scratch" to leave them as they are, "timm" for timm's pretrained weights, or the path of a file.
+
+    Raises:
+        BadInput: The weights are not available, cannot be read safely, or do not fit.
     """
     if weights == "timm":
         encoder.network.load_state_dict(_from_hub(encoder))
@@ -58,9 +65,9 @@ def _from_hub(encoder: Encoder) -> Tensors:
     offline = constants.HF_HUB_OFFLINE
     reached = not offline and _hub_answers()
     try:
-        constants.HF_HUB_OFFLINE = not reached  # else the client retries before it looks for what is cached
+        constants.HF_HUB_OFFLINE = not reached  # otherwise the client retries before it looks into its cache
         weights: Tensors = make_network(encoder.name, encoder.options, pretrained=True).state_dict()
-    except OSError as error:  # what the hub's client makes of a hub that is not reached
+    except OSError as error:  # raised by the hub's client when it cannot reach the hub
         if offline:
             reason = f"HF_HUB_OFFLINE keeps it from {constants.ENDPOINT}; set HF_HUB_OFFLINE=0 to allow the download"
         elif not reached:
@@ -76,29 +83,36 @@ def _from_hub(encoder: Encoder) -> Tensors:
 
 
 def _hub_answers() -> bool:
-    """Ask the hub once whether it is there: its own client retries for most of a minute before it gives up."""
+    """Return whether the hub answers one request; its own client retries for most of a minute before it gives up."""
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:  # of the HTTP library that the hub's client happens to use
+    except Exception:  # the type depends on the HTTP library that the hub's client uses
         return False
     return True
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors of a file by name, out of the dictionaries that trainings nest them in; never by unpickling.
+    """Read the tensors of a file without unpickling; look for them in nested dictionaries too.
 
-    Raises BadInput for a file that is not there, damaged, of another kind, or that only unpickling could read.
+    Args:
+        path: A file with one of the suffixes in ``SUFFIXES``.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        BadInput: The file is missing, damaged, of another kind, or could only be read by unpickling.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise BadInput(f"weights={path}: choose scratch, timm, or a file that ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise BadInput(f"weights={path}: there is no such file")
     try:
-        # weights_only: nothing is unpickled that could run code
+        # weights_only: nothing that could run code is unpickled
         content: Any = timm.models.load_state_dict(str(path), weights_only=True)
     except SafetensorError as error:
         raise BadInput(f"weights={path}: not a safetensors file, or a damaged one ({error})") from error
-    except Exception as error:  # torch.load raises whatever its parsers do
+    except Exception as error:  # torch.load passes on whatever its parsers raise
         reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
         raise BadInput(
             f"weights={path}: cannot be read without running code that may be in it, or damaged; save its state_dict "
@@ -113,11 +127,16 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def load_tensors(encoder: Encoder, tensors: Tensors, where: str, in_order: bool) -> None:
-    """Set the network's weights to ``tensors``, as the module says. ``where``: the file, for messages.
+    """Set an encoder's weights to tensors, matched as the module's docstring says.
 
-    ``in_order``: whether the order of the tensors is that in which their network was made.
+    Args:
+        encoder: The encoder to set.
+        tensors: The tensors by name.
+        where: The file they are from, for messages.
+        in_order: Whether the tensors are in the order in which their network was built.
 
-    Raises BadInput, and changes nothing, where they do not fit.
+    Raises:
+        BadInput: The tensors do not fit; the encoder is unchanged.
     """
     network = encoder.network
     wanted: Tensors = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(COUNTER)}
@@ -143,28 +162,28 @@ def load_tensors(encoder: Encoder, tensors: Tensors, where: str, in_order: bool)
 
 
 def _bare(name: str, wanted: Tensors) -> str:
-    """The name without the prefixes that wrappers left, as far as the network does not know it."""
+    """Remove the prefixes that wrappers added, until the network knows the name."""
     while name not in wanted and (prefix := next((p for p in PREFIXES if name.startswith(p)), None)):
         name = name.removeprefix(prefix)
     return name
 
 
 def _filtered(network: Any, tensors: Tensors) -> Tensors | None:
-    """What timm's filter of this kind of network makes of the tensors; None where it has none, or gives up."""
+    """Apply timm's filter for this kind of network to the tensors; return None if there is none or it fails."""
     filter_fn: Callable[[Tensors, Any], Tensors] | None
     filter_fn = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if filter_fn is None:
         return None
     try:
         return dict(filter_fn(dict(tensors), network))
-    except Exception:  # made for the files that timm knows, it may fall over any other
+    except Exception:  # the filter is made for files that timm knows and may fail in any way on others
         return None
 
 
 def _in_order(tensors: Tensors, wanted: Tensors, dim: int) -> Tensors | None:
-    """The tensors under the network's names, in order, where shapes and last parts of all names agree; else None.
+    """Return the tensors under the network's names, in order; None if shapes or last parts of names do not agree.
 
-    A classifier on ``dim`` features may follow behind them.
+    A classifier on ``dim`` features may follow after them and is left out.
     """
     surplus = list(tensors.values())[len(wanted) :]
     if surplus and [tensor.shape[1:] for tensor in surplus] != [(dim,), ()]:
@@ -179,7 +198,7 @@ def _in_order(tensors: Tensors, wanted: Tensors, dim: int) -> Tensors | None:
 
 
 def _misfits(tensors: Tensors, wanted: Tensors) -> list[str]:
-    """What of the network the tensors do not set, in words."""
+    """Return, in words, which tensors of the network are missing or have another shape."""
     missing = [f"{name} is missing" for name in wanted if name not in tensors]
     return missing + [
         f"{name} is {tuple(tensors[name].shape)} instead of {tuple(other.shape)}"
@@ -189,7 +208,7 @@ def _misfits(tensors: Tensors, wanted: Tensors) -> list[str]:
 
 
 def _is_head(name: str, network: Any) -> bool:
-    """Whether the tensor belongs to a classifier, or is another training's temperature."""
+    """Return whether the tensor belongs to a classifier, or is another training's temperature."""
     classifier = network.pretrained_cfg.get("classifier") or ()
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     return name.startswith((*HEADS, *(f"{one}." for one in names)))
