@@ -1,1 +1,1 @@
-"""Planning: make batches of an epoch from a neighbour graph, and reads from the batches; only ``plan`` does I/O."""
+"""Plan an epoch: batches from a neighbour graph, and reads from the batches; only ``plan`` does I/O."""

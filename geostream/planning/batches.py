@@ -1,11 +1,13 @@
-"""Assembly: which unused pairs share a batch. Pure functions on arrays; whoever makes a plan calls :func:`assemble`.
+"""Assemble an epoch's pairs into batches: deal the shards to lanes, and let a strategy fill the batches of each lane.
 
-Decides how shards are dealt to lanes, and nothing of what a batch holds: that is a strategy's, chosen by name.
-``patchwork`` is the one to train with, ``sample4geo`` the reference of the hardness score, ``random`` its zero. The
-lanes share no shard, so each is a problem of its own, which a Dask worker can solve as well as this process. They have
-equally many batches: whole batches of the longer ones are left out, up to a shard's worth of pairs a lane, next to
-nothing where equal shards divide evenly among the lanes. Shards are walked in their order on disk, where neighbours are
-neighbours, from a random one on and back every other epoch, so that other pairs of shards are together last.
+Everything here is pure functions on arrays. A strategy is chosen by name: ``patchwork`` is the one to train with,
+``sample4geo`` is the reference of the hardness score (1), ``random`` its zero. Lanes share no shard, so each lane is a
+sampling problem of its own, which this process or a Dask worker can solve.
+
+All lanes get the same number of batches. The surplus batches of longer lanes are left out: up to a shard's pairs in
+each lane, and almost none if equal shards divide evenly among the lanes. Shards are taken in their order on disk, where
+similar shards lie together. Each epoch begins at a random shard, and every other one runs backwards, so that the shards
+that meet at the end of a lane vary.
 """
 
 from __future__ import annotations
@@ -28,26 +30,42 @@ STRATEGIES: dict[str, Strategy] = {
     "sample4geo": sample4geo,
     "random": random,
 }
-#: What a strategy gives way to where its batches are too easy; itself first.
+#: Fallbacks of a strategy, tried in this order until the target hardness is reached; the first is the strategy itself.
 FALLBACKS = {"patchwork": tuple(MIXES)}
-#: Ways by which what a network sees drifts along the order of the shards.
+#: Fallbacks whose batches drift along the order of the shards, so that a network sees one kind of place for long.
 DRIFTING = frozenset(name for name, mix in MIXES.items() if mix.tracks is not None)
 
 
 class Assembled(NamedTuple):
-    """Batches in global order: step s is batch s // lanes of lane s % lanes."""
+    """Batches in global order: batch s is batch s // lanes of lane s % lanes.
 
-    batches: Int32  # (B, batch size) pair ids
-    lane: Int32  # (B,)
-    left_out: Int32  # pair ids, sorted
+    Attributes:
+        batches: (B, batch size) pair ids.
+        lane: (B,) lane of each batch.
+        left_out: Ids of the pairs that no batch holds, sorted.
+    """
+
+    batches: Int32
+    lane: Int32
+    left_out: Int32
 
 
 class LaneTask(NamedTuple):
-    """A lane to be put together, by whoever is asked."""
+    """The task of assembling one lane.
+
+    Attributes:
+        number: Number of the lane.
+        problem: The sampling problem of the lane's pairs.
+        shards: Numbers of the lane's shards, in the order in which they are taken.
+        strategy: Name of the strategy.
+        batch_size: Pairs in a batch.
+        resident: Number of shards that are resident at once.
+        seed: Seed of the lane's random generator.
+    """
 
     number: int
     problem: SamplingProblem
-    shards: Int64  # in the order of the walk
+    shards: Int64
     strategy: str
     batch_size: int
     resident: int
@@ -55,7 +73,11 @@ class LaneTask(NamedTuple):
 
 
 def assemble_lane(task: LaneTask) -> tuple[int, Int32]:
-    """(number of the lane, (B, batch size) its batches as pair ids of its problem)."""
+    """Assemble one lane.
+
+    Returns:
+        The lane's number, and (B, batch size) its batches as pair ids of its own sampling problem.
+    """
     strategy, rng = STRATEGIES[task.strategy], np.random.default_rng(task.seed)
     batches = strategy(task.problem, task.shards, task.batch_size, task.resident, rng)
     return task.number, np.array(batches, dtype=np.int32).reshape(len(batches), task.batch_size)
@@ -75,11 +97,24 @@ def assemble(
     epoch: int,
     map_fn: MapFn = map,
 ) -> Assembled:
-    """Batches of one epoch: each pair at most once, no place and no excluded places twice in a batch, all full.
+    """Assemble the batches of one epoch; the same arguments give the same batches on any machine.
 
-    ``resident`` is W, in shards of a lane. ``map_fn``: how the lanes' tasks are done, results in any order; here,
-    one after the other, if not said otherwise. The same arguments give the same batches on any machine.
-    Raises BadInput for an unknown strategy, and for more lanes than there are shards.
+    Every batch is full and holds no place twice and no two places that exclude each other. A pair is in at most one
+    batch.
+
+    Args:
+        problem: The pairs, their places and shards, and the neighbour graph.
+        strategy: A name in ``STRATEGIES``.
+        batch_size: Pairs in a batch.
+        lanes: Number of lanes.
+        resident: Number of a lane's shards that are resident at once.
+        seed: The run's seed.
+        epoch: Number of the epoch.
+        map_fn: Applies a function to the lanes' tasks; results may come in any order. The default runs them here, one
+            after the other.
+
+    Raises:
+        BadInput: The strategy is unknown, or there are more lanes than shards.
     """
     if strategy not in STRATEGIES:
         raise BadInput(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
@@ -106,12 +141,12 @@ def assemble(
 
 
 def _deal(weights: Int64, lanes: int) -> list[tuple[int, int]]:
-    """Cut the shards (``weights``: their pairs) into a run per lane, so that the lightest is as heavy as can be."""
+    """Cut the shards (``weights``: their pairs) into one run for each lane, the lightest as heavy as possible."""
     if lanes > len(weights):
         raise BadInput(f"lanes={lanes}: there are {len(weights)} shards with pairs; take fewer lanes or smaller shards")
 
     def cuts(least: int) -> list[int]:
-        """Ends of the shortest runs that weigh at least ``least``."""
+        """Return the ends of the shortest runs that weigh at least ``least``."""
         ends: list[int] = []
         total = 0
         for i, weight in enumerate(weights.tolist(), start=1):

@@ -1,12 +1,12 @@
 """Measure how hard a plan's batches are, and say whether that is hard enough.
 
 The hardness of a batch is the mean over its queries of a soft maximum of their similarity to the batch's other
-references: what InfoNCE at that temperature sees of them. The score puts it between random batches (0) and Sample4Geo's
-with random access to everything (1), so that plans from different graphs can be compared.
+references, which is what InfoNCE at that temperature depends on. The hardness score relates it to random batches (0)
+and to Sample4Geo's with random access to everything (1), so that plans from different graphs can be compared.
 
-Similarity is the cosine of the embeddings that a visual graph came from, or nearness on the ground for a gps graph. The
-two plans at the ends of the scale are assembled once, at 20 µs a pair. Hardness is measured on a sample of batches, so
-its cost does not grow with the plan.
+For a visual graph, similarity is the cosine of the embeddings that the graph came from; for a gps graph it is nearness
+on the ground. The two plans at the ends of the scale are assembled once, at 20 µs a pair. Hardness is measured on a
+sample of batches, so its cost does not grow with the plan.
 """
 
 from __future__ import annotations
@@ -27,35 +27,39 @@ from geostream.planning.batches import Assembled, assemble
 from geostream.planning.lane import SamplingProblem
 
 Float = npt.NDArray[np.floating[Any]]
-#: pair ids (b,) → (b, b) similarity of the query of row i to the reference of column j, at most 1
+#: (b,) pair ids → (b, b) similarity of the query of row i to the reference of column j, at most 1
 Similarity = Callable[[Int32], Float]
 Measure = Callable[[Int32], float]  # (B, batch size) pair ids → hardness
 
 TEMPERATURE = 0.05
 SAMPLED_BATCHES = 256
-#: Added to the target when a strategy is chosen: the score is measured on a sample of batches.
+#: Added to the target when a fallback is chosen, because the score is measured on a sample of batches.
 PLAN_MARGIN = 0.03
-#: Added to the target when shards are rewritten: bounds on overlap and later graphs cost 0.03 to 0.07 as measured.
+#: Added to the target when shards are rewritten, because bounds on overlap and later graphs cost 0.03 to 0.07.
 RECLUSTER_MARGIN = 0.1
 
 
 def hard_enough(score: float | None, wanted: float, margin: float = 0.0) -> bool:
-    """Return whether a hardness score reaches the wanted one and a margin.
-
-    A plan without a score (None) counts as hard enough: there is nothing to choose by.
+    """Return whether a hardness score reaches the target and a margin; no score (None) counts as hard enough.
 
     Args:
         score: Hardness score of a plan; may be negative.
         wanted: Target hardness, 0 for random batches, 1 for Sample4Geo with random access.
-        margin: PLAN_MARGIN, RECLUSTER_MARGIN, or 0 where the plain target decides.
+        margin: PLAN_MARGIN, RECLUSTER_MARGIN, or 0 for the plain target.
     """
     return score is None or score >= wanted + margin
 
 
 class HardnessScale(NamedTuple):
-    """The hardness of random batches and of Sample4Geo's, between which plans are scored; or why there is no score."""
+    """The scale on which plans are scored: the hardness of random batches and of Sample4Geo's.
 
-    measure: Measure | str  # str: why hardness cannot be measured
+    Attributes:
+        measure: Function that measures the hardness of batches, or the reason why it cannot be measured.
+        reference: Hardness of Sample4Geo's batches with random access.
+        random: Hardness of random batches.
+    """
+
+    measure: Measure | str
     reference: float = 0
     random: float = 0
 
@@ -75,11 +79,11 @@ class HardnessScale(NamedTuple):
 
         Args:
             problem: The layout's training pairs; the scale is the same whichever shards hold them.
-            layout: Where the pairs and coordinates come from.
-            graph: The neighbour graph of the problem, None for random batches.
-            embeddings: Those that a visual graph came from; without them such a graph gives no score.
+            layout: The layout that the pairs and coordinates come from.
+            graph: The neighbour graph of the problem; None if there is none, which gives no score.
+            embeddings: The embeddings that a visual graph came from; without them it gives no score.
             batch_size: Pairs in a batch.
-            seed: Of the run.
+            seed: The run's seed.
             epoch: The epoch that is planned.
 
         Raises:
@@ -108,9 +112,9 @@ def hardness_score(plan: float, reference: float, random: float) -> tuple[float 
     """Return (hardness score, "") or (None, why there is none) from three hardnesses.
 
     Args:
-        plan: Of the plan that is scored.
-        reference: Of Sample4Geo's batches with random access.
-        random: Of random batches.
+        plan: Hardness of the plan to score.
+        reference: Hardness of Sample4Geo's batches with random access.
+        random: Hardness of random batches.
     """
     if not np.isfinite([plan, reference, random]).all():
         return None, "the similarities are not finite numbers"
@@ -124,13 +128,13 @@ def batch_hardness(batches: Int32, similarity: Similarity) -> float:
 
     Args:
         batches: (B, batch size) pair ids.
-        similarity: Gives the similarities within a batch.
+        similarity: Returns the similarities within a batch.
     """
     others = ~np.eye(batches.shape[1], dtype=bool)
     means = [
         np.log(np.exp((similarity(batch) - 1) / TEMPERATURE).mean(axis=1, where=others)).mean() for batch in batches
     ]
-    return 1 + TEMPERATURE * float(np.mean(means))  # 1 was taken off against overflow
+    return 1 + TEMPERATURE * float(np.mean(means))  # 1 was subtracted to prevent overflow
 
 
 def sample(batches: Int32, most: int = SAMPLED_BATCHES) -> Int32:
@@ -141,13 +145,13 @@ def sample(batches: Int32, most: int = SAMPLED_BATCHES) -> Int32:
 
 
 def cosine(query: Float, reference: Float, query_row: Int32, reference_row: Int32) -> Similarity:
-    """Return the similarity of a visual graph: the cosine of the embeddings it came from.
+    """Return the similarity function of a visual graph: the cosine of the embeddings that it came from.
 
     Args:
         query: (·, D) L2-normalised.
         reference: (·, D) L2-normalised.
-        query_row: (P,) row of ``query`` that each pair has.
-        reference_row: (P,) row of ``reference`` that each pair has.
+        query_row: (P,) row of each pair in ``query``.
+        reference_row: (P,) row of each pair in ``reference``.
     """
 
     def similarity(pairs: Int32) -> Float:
@@ -158,13 +162,13 @@ def cosine(query: Float, reference: Float, query_row: Int32, reference_row: Int3
 
 
 def proximity(points: Float, place: Int32, scale: float) -> Similarity:
-    """Return the similarity of a gps graph, which has no embeddings: exp(-distance / ``scale``).
+    """Return the similarity function of a gps graph, which has no embeddings: exp(-distance / ``scale``).
 
     Args:
-        points: (N, 2 or 3) places in metres.
+        points: (N, 2 or 3) positions of the places in metres.
         place: (P,) row of each pair's place.
-        scale: Metres. With the median distance of the K-th neighbour, a place's K nearest lie between 0.37 and 1, and
-            everything far away at 0.
+        scale: Metres. If it is the median distance of the K-th neighbour, a place's K nearest mostly have similarities
+            between 0.37 and 1, and places far away 0.
     """
 
     def similarity(pairs: Int32) -> Float:
@@ -203,7 +207,7 @@ def _measure(
 
 
 def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings) -> Similarity:
-    """Return the similarity of the ``sampled`` pairs (sorted pair ids); only their vectors are read."""
+    """Return the similarity function of the ``sampled`` pairs (sorted ids); only their vectors are read."""
     rows = np.searchsorted(embeddings.reference_place, pairs.place[sampled]).astype(np.int64)
     references, reference_row = np.unique(rows, return_inverse=True)
     query = pick_rows(embeddings.query, sampled.astype(np.int64))

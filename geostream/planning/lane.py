@@ -1,10 +1,12 @@
-"""A lane being put together: which shards are resident, which pairs are unused, and what becomes of the rest.
+"""Assemble one lane: keep track of its resident shards and unused pairs, and let a strategy fill batch after batch.
 
-What every strategy shares. A lane brings its shards in one after the other, lets a strategy fill batch after batch with
-what is resident and unused, and at its end makes batches of what clashes too much to fill one (``repair``). A batch
-that cannot be filled brings the next shard in early (the schedule counts what is then held). Places with as many unused
-views as there are batches to come enter every batch from then on, else views would remain at the end.
-Single numbers are read and written through memoryviews of the arrays (``…_at``): thrice as fast as array items.
+This is what all strategies share. A lane makes its shards resident one after the other, and a strategy fills each batch
+with unused pairs of resident shards. If it cannot fill a batch, the next shard becomes resident early (the schedule
+counts the memory). A place that has as many unused views as there are batches to come enters every batch from then on;
+otherwise some of its views would be left out. At the end, pairs that clash too much to fill a batch are swapped with
+those of earlier batches (``repair``).
+
+Single numbers are read and written through memoryviews of the arrays (``…_at``), three times as fast as array items.
 """
 
 from __future__ import annotations
@@ -20,18 +22,33 @@ from geostream.planning.repair import Rules, complete
 
 
 class SamplingProblem(NamedTuple):
-    """All an assembler knows. Places are rows 0…N-1 here, not place ids."""
+    """The input of a strategy. Places are named by rows 0…N-1 here, not by place ids.
 
-    place: Int32  # (P,) row of each pair's place
-    shard: Int32  # (N,) number of the shard that holds each place
-    neighbours: Int32  # (N, K) rows, hardest first, -1 where there is none
-    excluded: Csr  # N rows: the places that may not share a batch with it; symmetric
-    history: tuple[Int32, ...] = ()  # each (P,): number of each pair's batch in an earlier plan, -1: none; newest first
+    Attributes:
+        place: (P,) row of each pair's place.
+        shard: (N,) number of the shard that holds each place.
+        neighbours: (N, K) rows of each place's neighbours, hardest first, -1 where there is none.
+        excluded: For each of the N places, the rows of those that may not share a batch with it; symmetric.
+        history: For each earlier plan, newest first: (P,) number of each pair's batch in it, -1 where there is none.
+    """
+
+    place: Int32
+    shard: Int32
+    neighbours: Int32
+    excluded: Csr
+    history: tuple[Int32, ...] = ()
 
     def part(self, shards: Int64) -> tuple[SamplingProblem, Int32]:
-        """The problem of these shards alone, and the pair ids that its pairs have here."""
+        """Return the sampling problem of some shards alone.
+
+        Args:
+            shards: Numbers of the shards.
+
+        Returns:
+            The problem of these shards, and the ids that its pairs have in this one.
+        """
         places = np.flatnonzero(np.isin(self.shard, shards)).astype(np.int32)
-        row = np.full(len(self.shard) + 1, -1, dtype=np.int32)  # the last entry is that of -1, no neighbour
+        row = np.full(len(self.shard) + 1, -1, dtype=np.int32)  # the last entry is for -1, no neighbour
         row[places] = np.arange(len(places), dtype=np.int32)
         pairs = np.flatnonzero(row[self.place] >= 0).astype(np.int32)
         part = SamplingProblem(
@@ -45,15 +62,22 @@ class SamplingProblem(NamedTuple):
 
 
 class Lane:
-    """One lane. A strategy says by :meth:`fill` which pairs make the next batch, by :meth:`has_room` what is resident.
+    """A lane that is being assembled; the base class of the strategies.
 
-    ``shards``: numbers of the lane's shards in the order in which they are walked.
+    A strategy implements :meth:`fill`, which chooses the pairs of the next batch, and :meth:`has_room`, which limits
+    what is resident.
+
+    Args:
+        problem: The sampling problem; its pairs in other shards than ``shards`` are ignored.
+        shards: Numbers of the lane's shards, in the order in which they become resident.
+        batch_size: Pairs in a batch.
+        rng: Generator of all random choices.
     """
 
     def __init__(self, problem: SamplingProblem, shards: Int64, batch_size: int, rng: np.random.Generator) -> None:
         self.problem, self.batch_size, self.rng = problem, batch_size, rng
         n_places, n_shards = len(problem.shard), len(shards)
-        order = np.full(int(problem.shard.max(initial=0)) + 1, -1, dtype=np.int64)  # -1: outside of the lane
+        order = np.full(int(problem.shard.max(initial=0)) + 1, -1, dtype=np.int64)  # -1: not in this lane
         order[shards] = np.arange(n_shards)
         shard = order[problem.shard]
         self.shard, self.shard_at = shard, shard.data
@@ -62,7 +86,7 @@ class Lane:
         place = problem.place[pairs]
         self.left = np.bincount(place, minlength=n_places)  # (N,) unused pairs of each place
         self.left_at = self.left.data
-        # Pairs by place, views in random order; those of a place begin at ``first``.
+        # Pairs sorted by place, the views of a place in random order; those of a place begin at ``first``.
         self.views = pairs[np.argsort(place, kind="stable")]
         self.views_at = self.views.data
         self.first = np.cumsum(self.left) - self.left
@@ -74,19 +98,26 @@ class Lane:
         self.to_come = list(range(n_shards))[::-1]
         self.held: list[int] = []  # shards with unused pairs, longest resident first
         self.batches: list[list[int]] = []  # pair ids
-        self.batch: list[int] = []  # the open one
+        self.batch: list[int] = []  # the batch that is being filled
         self.batch_places: list[int] = []
 
     def has_room(self) -> bool:
-        """Whether the next shard may come."""
+        """Return whether the next shard may become resident."""
         raise NotImplementedError
 
     def fill(self, urgent: list[int]) -> bool:
-        """Fill the next batch by :meth:`use`, ``urgent`` places first; False where nothing that fits is left."""
+        """Fill the open batch by calling :meth:`use`.
+
+        Args:
+            urgent: Rows of places that should be in the batch; they come first.
+
+        Returns:
+            Whether the batch is full; False if no more pairs fit.
+        """
         raise NotImplementedError
 
     def run(self) -> list[list[int]]:
-        """All batches of the lane, as pair ids."""
+        """Assemble the lane and return its batches as lists of pair ids."""
         total = sum(self.left_in_shard)
         most_views = int(self.left.max(initial=0))
         while total - len(self.batches) * self.batch_size >= self.batch_size:
@@ -103,14 +134,22 @@ class Lane:
         return self.finish()
 
     def bring(self, shard: int) -> None:
-        """The shard arrives."""
+        """Make a shard (its position in ``shards``) resident."""
         self.held.append(shard)
         self.arrival[self.places_of_shard[shard]] = self.last_arrival = len(self.batches)
 
     def urgent(self, batches_left: int, spare: int) -> list[int]:
-        """Places with a view for every batch still to come, or more; their shards arrive.
+        """Find the places that must be in every batch to come, or some of their views are left out.
 
-        None, as long as the views that would remain without are no more than the pairs that are left out anyway.
+        Their shards become resident. As long as no more views would be left out than pairs that are left out anyway,
+        no place is urgent.
+
+        Args:
+            batches_left: Number of batches to come.
+            spare: Number of pairs that are left out anyway.
+
+        Returns:
+            Rows of the places, those with the most views first.
         """
         places = np.flatnonzero(self.left >= max(batches_left, 2))
         if (self.left[places] - batches_left + 1).sum() <= spare:
@@ -123,7 +162,7 @@ class Lane:
         return places.tolist()
 
     def use(self, place: int) -> int:
-        """One unused pair of the place enters the open batch; returns how many it has left."""
+        """Put one unused pair of a place into the open batch; return how many unused pairs the place has left."""
         left = self.left_at[place] - 1
         self.batch.append(self.views_at[self.first_at[place] + left])
         self.batch_places.append(place)
@@ -132,19 +171,19 @@ class Lane:
         return left
 
     def put_back(self) -> None:
-        """Nothing of the open batch was used."""
+        """Mark the pairs of the open batch as unused again."""
         for place in self.batch_places:
             self.left_at[place] += 1
             self.left_in_shard[self.shard_at[place]] += 1
 
     def finish(self) -> list[list[int]]:
-        """Make batches of what is left, by swaps with those there are."""
+        """Make more batches of the unused pairs, by swaps with earlier batches, and return all batches."""
         spare = [
             self.views_at[self.first_at[place] + i]
             for place in np.flatnonzero(self.left).tolist()
             for i in range(self.left_at[place])
         ]
-        # Held at the end are the shards that are used, or still unused, once the last one has come.
+        # Shards are held at the end if their pairs are used after the last shard became resident, or not at all.
         late = [pair for batch in self.batches[self.last_arrival :] for pair in batch] + spare
         held_last = np.isin(self.shard, self.shard[self.problem.place[late]])
         rules = Rules(self.problem.place, self.problem.excluded, self.arrival, held_last)
@@ -152,7 +191,16 @@ class Lane:
 
 
 def groups(values: npt.NDArray[np.integer], group: Int64, n_groups: int) -> list[Int64]:
-    """The values of each group 0…n-1, in their order; group -1 is dropped."""
+    """Split values by group.
+
+    Args:
+        values: (n,) values.
+        group: (n,) group of each value; -1 drops it.
+        n_groups: Number of groups.
+
+    Returns:
+        For each group its values, in their order.
+    """
     by_group = np.argsort(group, kind="stable")
     ends = np.searchsorted(group[by_group], np.arange(n_groups + 1))
     return [values[by_group[start:end]].astype(np.int64) for start, end in pairwise(ends.tolist())]

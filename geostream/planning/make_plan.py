@@ -1,8 +1,8 @@
 """Make the plan of one epoch from layout, neighbour graph and settings, and measure its quality.
 
-This joins the pure parts: places become dense rows for the assembler, member rows for the schedule, and similarities
-for the hardness score. Hardness beyond the target is given up for variety: of a strategy's fallbacks the first, most
-varied one that is hard enough is used. Measuring assembles two more plans, and each fallback one more; that takes a few
+This joins the pure parts: it turns places into dense rows for the assembler, into member rows for the schedule, and
+into similarities for the hardness score. A strategy's fallbacks are tried from the most varied to the hardest, and the
+first that reaches the target is used. Scoring assembles two more plans, and each fallback one more, which takes a few
 seconds for VIGOR.
 """
 
@@ -29,7 +29,7 @@ from geostream.settings import TrainSettings
 
 
 class _Attempt(NamedTuple):
-    """Batches by one of a strategy's fallbacks, and their hardness score."""
+    """Batches made by one of a strategy's fallbacks, and their hardness score."""
 
     strategy: str
     assembled: Assembled
@@ -38,7 +38,7 @@ class _Attempt(NamedTuple):
 
     @property
     def rank(self) -> float:
-        """What the best attempt has most of: the score; one without a score is the only one."""
+        """The score, by which attempts are compared; an attempt without one is the only attempt."""
         return np.inf if self.score is None else self.score
 
 
@@ -55,20 +55,20 @@ def make_plan(
     """Make the plan of an epoch for the layout's training pairs.
 
     Args:
-        layout: Whose shards are read.
-        graph: Neighbours of the training places; None with strategy "random" only.
+        layout: The layout to plan for.
+        graph: Neighbours of the training places; None only with strategy "random".
         settings: Batch size, lanes, strategy, target hardness and how to read.
         epoch: Number of the epoch, from 1.
         seed: The same arguments and seed make the same plan on any machine.
-        previous: Plans of the epochs before, newest first, of any generation. The strategy avoids their batches, and
-            the overlap is measured against the newest.
-        embeddings: Those that a visual graph came from; without them a visual plan has no hardness score.
+        previous: Earlier plans, newest first, of any generation. The strategy avoids their batches, and the overlap is
+            measured against the newest.
+        embeddings: The embeddings that a visual graph came from; without them there is no hardness score.
         map_fn: Applies a function to the lanes' tasks, as in :func:`assemble`.
 
     Returns:
-        The plan. Its ``quality`` holds pairs, batches, left_out, hardness_score, assembly (the fallback that was used),
-        reachable_score (the best of those that do not drift), overlap, resident_share, amplification and
-        requests_per_gib. A score that cannot be had is None, and hardness_note says why.
+        The plan. Its ``quality`` holds pairs, batches, left_out, hardness_score, assembly (the fallback used),
+        reachable_score (the best score of those tried that do not drift), overlap, resident_share, amplification and
+        requests_per_gib. A score that cannot be measured is None, and hardness_note says why.
 
     Raises:
         BadInput: There are too few pairs for a batch, no batch can be filled, or the strategy needs a graph.
@@ -95,7 +95,7 @@ def make_plan(
         members.extents,
         members.shard_sizes,
         look_ahead=settings.read.look_ahead * settings.plan.lanes,
-        prefetch=0,  # what the plan needs, not what a reader holds to be quick
+        prefetch=0,  # to measure what the plan needs, not what a reader holds in advance
         budget_bytes=int(layout.shard_sizes.sum()),
         gap_bytes=settings.read.gap_kib * 2**10,
     )
@@ -136,9 +136,9 @@ def _attempts(
     map_fn: MapFn,
     common: dict[str, Any],
 ) -> list[_Attempt]:
-    """Assemble by one fallback after the other until one is hard enough.
+    """Assemble with one fallback after the other until one is hard enough.
 
-    Those that drift are not tried where another reaches the plain target, if not by the margin.
+    Fallbacks that drift are not tried if another one reaches the target, even without the margin.
     """
     wanted = settings.plan.hardness
     tried: list[_Attempt] = []
@@ -166,16 +166,17 @@ def _attempts(
 def reachable_by_shards(
     layout: Layout, graph: NeighbourGraph, embeddings: Embeddings, settings: TrainSettings
 ) -> Callable[[Int32], float | None]:
-    """Return a function that gives the score that plans would reach if the places were in other shards.
-
-    The score is that of the hardest fallback that does not drift. The function takes (N,) the number of a shard for
-    each of ``graph.places``, and returns None where there is no score.
+    """Return a function that computes the score that plans would reach if the places were in other shards.
 
     Args:
-        layout: Whose training pairs are planned.
+        layout: The layout whose training pairs are planned.
         graph: A visual neighbour graph of the layout.
-        embeddings: Those that the graph came from.
+        embeddings: The embeddings that the graph came from.
         settings: Batch size, lanes, strategy and resident shards of the plans.
+
+    Returns:
+        A function. It takes (N,) the number of a shard for each of ``graph.places``, and returns the score of the
+        hardest fallback that does not drift, or None if there is no score.
 
     Raises:
         StaleArtefact: Graph or embeddings are of other places than the layout's.
@@ -203,7 +204,7 @@ def reachable_by_shards(
 
 
 def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strategy: str) -> SamplingProblem:
-    """Return what the assembler needs, with the training places as rows in the order of their ids."""
+    """Return the sampling problem, with the training places as rows in the order of their ids."""
     places, place = np.unique(pairs.place, return_inverse=True)
     neighbours = np.zeros((len(places), 0), dtype=np.int32)
     if graph is not None:
@@ -221,14 +222,14 @@ def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strateg
 
 
 def _members(layout: Layout, place: Int32, view: npt.NDArray[np.int16]) -> Int64:
-    """Return (B, 2 · batch size) member rows that each batch needs: its tiles and its views."""
+    """Return (B, 2 · batch size) rows of the members that each batch needs: its tiles and its views."""
     tiles = layout.member_rows(place.ravel()).reshape(place.shape)
     views = layout.member_rows(place.ravel(), view.ravel()).reshape(place.shape)
     return np.concatenate([tiles, views], axis=1)
 
 
 def _batch_of_pair(pairs: Pairs, plan: EpochPlan) -> Int32:
-    """Return (P,) the number of the batch that held each pair in a plan, -1 where none did.
+    """Return (P,) the number of the batch that held each pair in a plan, -1 if none did.
 
     The plan may be of any layout: place ids are the same in all generations.
     """
@@ -242,7 +243,9 @@ def _batch_of_pair(pairs: Pairs, plan: EpochPlan) -> Int32:
 
 
 def overlap(batches: Int32, previous: Int32) -> float:
-    """Return the mean over batches of the largest share of one that came from a single batch of the previous plan.
+    """Return how much a plan repeats the previous one.
+
+    This is the mean over batches of the largest share of a batch that was in a single batch of the previous plan.
 
     Args:
         batches: (B, batch size) pair ids.
@@ -250,11 +253,11 @@ def overlap(batches: Int32, previous: Int32) -> float:
     """
     before = np.sort(previous[batches].astype(np.int64), axis=1)
     size = before.shape[1]
-    # Runs of equal numbers, counted over all rows at once: a row's numbers are moved apart from the next row's.
+    # Count equal numbers in all rows at once: each row's numbers are shifted, so that no two rows share one.
     spread = (before + 1 + np.arange(len(before))[:, None] * (int(previous.max(initial=0)) + 2)).ravel()
     numbers, counts = np.unique(spread, return_counts=True)
     rows = np.searchsorted(spread, numbers) // size
-    counts[before.ravel()[np.searchsorted(spread, numbers)] < 0] = 0  # left out then: from no batch at all
+    counts[before.ravel()[np.searchsorted(spread, numbers)] < 0] = 0  # pairs that the previous plan left out
     largest = np.zeros(len(before))
     np.maximum.at(largest, rows, counts)
     return float(np.mean(largest / size))

@@ -1,9 +1,9 @@
-"""The epoch plan: the ordered batches of one epoch for one layout, as an object on the store.
+"""Store and load epoch plans: the ordered batches of one epoch for one layout.
 
-It is the single source of truth for what is trained when: every reader derives its schedule from it, a checkpoint is a
-plan and a cursor into it. So it is stored whole (12 bytes a pair before compression) rather than made again from its
-seed, it names the layout and the graph it came from, and a reader refuses one that was changed or is of another layout.
-``epoch-0005.json`` is written last: without it there is no plan.
+The plan alone says what is trained when. Every reader derives its schedule from it, and a checkpoint holds a position
+in it. So it is stored whole (12 bytes a pair before compression) instead of being made again from its seed. It names
+the layout and the graph that it came from, and a reader refuses a plan that was changed or is for another layout. The
+JSON file (``epoch-0005.json``) is written last: without it there is no plan.
 """
 
 from __future__ import annotations
@@ -29,34 +29,51 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Batches in global order: step s is batch s // lanes of lane s % lanes; every lane has equally many."""
+    """The batches of an epoch in global order: batch s is batch s // lanes of lane s % lanes.
+
+    Attributes:
+        layout_id: Id of the layout that the plan is for.
+        epoch: Number of the epoch, from 1.
+        seed: Seed that the plan was made with.
+        strategy: Name of the batch strategy.
+        source: Kind of graph that the plan came from: "gps", "visual" or "random".
+        graph: Path of that graph within the run; "" if there is none.
+        lanes: Number of lanes, which all have the same number of batches.
+        batch_size: Pairs in a batch.
+        place: (B, batch size) place ids.
+        view: (B, batch size) numbers of the views within their places.
+        left_out_place: Place ids of the pairs that no batch holds.
+        left_out_view: Numbers of their views.
+        quality: What :func:`geostream.planning.make_plan.make_plan` measured.
+    """
 
     layout_id: str
     epoch: int
     seed: int
     strategy: str
-    source: str  # "gps", "visual" or "random": the kind of graph it came from
-    graph: str  # path of that graph within the run, "" where there is none
+    source: str
+    graph: str
     lanes: int
     batch_size: int
-    place: Int32  # (B, batch size) place ids
-    view: npt.NDArray[np.int16]  # (B, batch size) numbers of the views within their places
-    left_out_place: Int32  # the pairs that no batch holds
+    place: Int32
+    view: npt.NDArray[np.int16]
+    left_out_place: Int32
     left_out_view: npt.NDArray[np.int16]
     quality: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_batches(self) -> int:
+        """Number of batches, B."""
         return len(self.place)
 
     @property
     def lane(self) -> Int32:
-        """(B,) lane of each batch."""
+        """Lane of each batch, (B,)."""
         return np.arange(self.n_batches, dtype=np.int32) % np.int32(self.lanes)
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of all that decides what is trained when; the measured quality does not."""
+        """SHA-256 of everything but the measured quality."""
         names = [self.layout_id, self.strategy, self.source, self.graph]
         numbers = [int(number) for number in (self.epoch, self.seed, self.lanes, self.batch_size)]
         digest = hashlib.sha256(json.dumps([names, numbers]).encode())
@@ -70,7 +87,16 @@ class EpochPlan:
         return digest.hexdigest()
 
     def validate(self, layout: Layout) -> None:
-        """Raise StaleArtefact for a plan of another layout, GeostreamError for one that breaks the rules of a plan."""
+        """Check that the plan is for a layout and keeps the rules of a plan.
+
+        Args:
+            layout: The layout to read.
+
+        Raises:
+            StaleArtefact: The plan is for another layout.
+            GeostreamError: Its batches are not full, its lanes not equally long, a training pair is missing or there
+                twice, or a batch holds a place twice or two places that exclude each other.
+        """
         name = f"plan of epoch {self.epoch}"
         if self.layout_id != layout.id:
             raise StaleArtefact(f"{name} was made for another layout than {layout.name}; plan the epoch again")
@@ -96,9 +122,11 @@ def plan_name(epoch: int) -> str:
 
 
 def save_plan(plans: Store, plan: EpochPlan) -> None:
-    """Write a plan into the folder of a run's plans: its table and then, as the commit, its JSON.
+    """Write a plan; an earlier one of the same epoch is replaced.
 
-    A plan of that epoch that is there already is replaced.
+    Args:
+        plans: The folder of a run's plans.
+        plan: The plan.
     """
     name = plan_name(plan.epoch)
     plans.delete(f"{name}.json")
@@ -116,15 +144,22 @@ def save_plan(plans: Store, plan: EpochPlan) -> None:
 
 
 def _with(column: Int32, left_out: Int32, mark: int) -> Int32:
-    """The column, continued by ``mark`` for the pairs left out."""
+    """Append ``mark`` to a column for each pair left out."""
     return np.concatenate([column, np.full(len(left_out), mark, dtype=np.int32)])
 
 
 def load_plan(plans: Store, epoch: int, layout: Layout | None) -> EpochPlan:
-    """The stored plan of an epoch.
+    """Load the stored plan of an epoch.
 
-    Raises NotFound where there is none, StaleArtefact where it was made for another layout than ``layout`` (None: any
-    will do, to look at it), GeostreamError where it was changed since.
+    Args:
+        plans: The folder of a run's plans.
+        epoch: Number of the epoch, from 1.
+        layout: The layout that the plan must be for; None allows any.
+
+    Raises:
+        NotFound: The epoch has no plan.
+        StaleArtefact: The plan is for another layout.
+        GeostreamError: The plan was changed or damaged, or has another format.
     """
     name = plan_name(epoch)
     where = f"{plans.url}/{name}"

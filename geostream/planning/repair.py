@@ -1,10 +1,11 @@
-"""The end of a lane: full batches out of pairs that clash with one another, by swaps with earlier batches.
+"""Fill the last batches of a lane with pairs that clash with one another, by swaps with earlier batches.
 
-On a grid of half-overlapping tiles each tile clashes with its eight neighbours, so of a compact rest of 400 pairs no
-more than about 100 fit one batch, however they are chosen. They fit when some of them change places with pairs of
-earlier batches that lie elsewhere. First only swaps are made that hold no shard longer than the lane holds its
-last ones anyway; where those do not suffice, any swap, the latest batches first, because leaving a pair out costs
-more than holding a shard for longer.
+On a grid of half-overlapping tiles, each tile clashes with its eight neighbours. So if 400 neighbouring pairs are left
+at the end, at most about 100 of them fit into one batch. More fit after some are swapped with pairs of earlier batches
+that lie elsewhere.
+
+First, only those swaps are made that keep no shard resident for longer than the lane's last shards. If they do not
+suffice, any swap is allowed, the latest batches first, because leaving out a pair costs more than keeping a shard.
 """
 
 from __future__ import annotations
@@ -21,29 +22,43 @@ Batches = list[list[int]]
 
 
 class Rules(NamedTuple):
-    """Who may not meet, and who is resident when."""
+    """Rules for swaps: the places that may not share a batch, and when each place is resident.
 
-    place: Int32  # (P,) row of each pair's place
-    excluded: Csr  # N rows: the places that may not share a batch with it
-    arrival: npt.NDArray[np.int64]  # (N,) number of the first batch that may use the place
-    held_last: npt.NDArray[np.bool_]  # (N,) its shard is held when the lane ends
+    Attributes:
+        place: (P,) row of each pair's place.
+        excluded: For each of the N places, the rows of those that may not share a batch with it.
+        arrival: (N,) number of the first batch that may use the place.
+        held_last: (N,) whether the place's shard is resident when the lane ends.
+    """
+
+    place: Int32
+    excluded: Csr
+    arrival: npt.NDArray[np.int64]
+    held_last: npt.NDArray[np.bool_]
 
     def clashes(self, place: int) -> list[int]:
-        """The places that no batch with ``place`` may hold: itself and those excluded."""
+        """Return the rows of the places that a batch with ``place`` may not hold besides: itself and those excluded."""
         return [place, *self.excluded.row(place).tolist()]
 
 
 def complete(batches: Batches, spare: list[int], rules: Rules, batch_size: int) -> Batches:
-    """``batches`` and as many more as the ``spare`` pairs yield: all but less than a batch of them, where swaps allow.
+    """Append as many full batches of the spare pairs as swaps allow.
 
-    Every pair stays in at most one batch. ``batches`` is changed in place, the new ones follow at its end.
+    Args:
+        batches: The lane's batches, as lists of pair ids; they are changed in place.
+        spare: Ids of the pairs in no batch.
+        rules: Which places may not share a batch, and when each is resident.
+        batch_size: Pairs in a batch.
+
+    Returns:
+        ``batches``, with the new ones at its end. Each pair is in at most one batch.
     """
     earlier = _Earlier(batches, rules)
     while len(spare) >= batch_size:
         made, spare = _independent(spare, rules, batch_size)
         blocked = {other for pair in made for other in rules.clashes(int(rules.place[pair]))}
         for anywhere in (False, True):
-            hopeless: set[int] = set()  # places without a swap
+            hopeless: set[int] = set()  # places for which there is no swap
             for pair in spare.copy():
                 place = int(rules.place[pair])
                 if len(made) == batch_size:
@@ -64,7 +79,7 @@ def complete(batches: Batches, spare: list[int], rules: Rules, batch_size: int) 
 
 
 def _independent(spare: list[int], rules: Rules, most: int) -> tuple[list[int], list[int]]:
-    """Up to ``most`` of the pairs that clash with none of each other, and the rest; those with few clashes first."""
+    """Choose up to ``most`` pairs that do not clash, those with few clashes first; return them and the rest."""
     places = {int(rules.place[pair]) for pair in spare}
     degree = {place: len(places.intersection(rules.clashes(place))) for place in places}
     made: list[int] = []
@@ -81,14 +96,14 @@ def _independent(spare: list[int], rules: Rules, most: int) -> tuple[list[int], 
 
 
 class _Earlier:
-    """The batches that swaps are made with; indexed when a batch is first looked at, which most never are."""
+    """The batches that swaps are made with; each is indexed at its first use, which most batches never see."""
 
     def __init__(self, batches: Batches, rules: Rules) -> None:
-        self.batches, self.rules = batches[:], rules  # the lists themselves are shared: swaps show in ``batches``
+        self.batches, self.rules = batches[:], rules  # the inner lists are shared, so swaps change ``batches``
         self.slots: dict[int, dict[int, int]] = {}  # batch → place → position in the batch
 
     def swap(self, pair: int, blocked: set[int], anywhere: bool) -> int | None:
-        """Put ``pair`` into the latest batch that can take it for a pair outside ``blocked``; return the latter."""
+        """Swap ``pair`` for one of a place outside ``blocked``, in the latest possible batch; return it or None."""
         place = int(self.rules.place[pair])
         clashes = self.rules.clashes(place)
         earliest = 0 if anywhere else int(self.rules.arrival[place])
@@ -105,12 +120,14 @@ class _Earlier:
         return None
 
     def _free(self, places: list[int] | dict[int, int], blocked: set[int], anywhere: bool) -> Iterator[int]:
+        """Yield the first place that may leave its batch, if there is one."""
         for other in places:
             if other not in blocked and (anywhere or self.rules.held_last[other]):
                 yield other
                 return
 
     def _slots(self, number: int) -> dict[int, int]:
+        """Return the position of each place in a batch."""
         if number not in self.slots:
             batch = self.batches[number]
             self.slots[number] = {int(self.rules.place[pair]): at for at, pair in enumerate(batch)}

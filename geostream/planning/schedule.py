@@ -1,20 +1,19 @@
-"""Schedule: from a plan's batches to the reads they need, when each may come, and when each member goes.
+"""Schedule the reads that a plan's batches need: which ranges, when each may start, and when each member is released.
 
-A pure function, apart from all I/O; the executor next to it (``fetch``) only does what it says. A read is a range of a
-shard, merged from the members that a bounded number of batches ahead need there, over gaps that no batch needs and that
-are cheaper to read through than to ask for anew. On a plan that walks a clustered layout the reads come out as whole
-shards in order; on any other plan as ranges, down to single members, and ``requests_per_gib`` says so.
+This is a pure function without I/O; :mod:`geostream.streaming.fetch` carries the schedule out. A read is a range of a
+shard. It is merged from the members that the next batches need there, and includes short gaps that are cheaper to read
+through than to request separately. For a plan that follows the order of a clustered layout, the reads are whole shards
+in order. For other plans they are ranges, down to single members, as ``requests_per_gib`` shows.
 
-A member is held from the read that brings it to its last use. Merging brings members before their first use, and first
-asks whether the budget bears that: every other member must still find room for its own span, when its turn comes. So
-nothing is fetched twice unless the spans from first to last use alone are more than the budget; then the members that
-are needed again latest are let go between two uses (Belady's rule) and fetched again. Reads start before they are
-needed as far as the budget leaves room, in order of need. ``peak_bytes`` is computed here, before the first read, and a
-batch that cannot fit is refused.
+A member is held from the read that fetches it to its last use. Merging fetches members before their first use, and is
+done only if the budget still has room for the span, from first to last use, of every other member. So no member is
+fetched twice, unless these spans alone exceed the budget. Then the members whose next use is latest are released
+between two uses (Belady's rule) and fetched again. Reads start before they are needed as far as the budget allows, in
+order of need. ``peak_bytes`` is known before the first read, and a batch that cannot fit is an error.
 
-Cost: a sort of what the look-ahead window needs per batch, about a millisecond for 64 batches of 128 pairs.
+Cost: for each batch a sort of the members in the look-ahead window, about a millisecond for 64 batches of 128 pairs.
 
-Source: ffcv's ``compute_schedule`` (pages by batch; neither ranges nor a budget) gave the shape.
+Source: modelled on ffcv's ``compute_schedule``, which has pages for each batch, but neither ranges nor a budget.
 """
 
 from __future__ import annotations
@@ -31,53 +30,73 @@ from geostream.errors import BadInput
 from geostream.layout.members import Extents
 
 GIB = 2**30
-MAX_READ = 56 * 2**20  # longer runs are cut into about equal parts, which travel side by side: 28 MiB at least
+MAX_READ = 56 * 2**20  # longer runs are cut into about equal parts of at least 28 MiB, which are read in parallel
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """R reads in order of need. A step is a batch, in the reader's order."""
+    """R reads, in order of need, that fetch D members. A step is one batch, in the reader's order.
 
-    shard: Int64  # (R,)
-    offset: Int64  # (R,) in bytes
-    size: Int64  # (R,)
-    come: Int64  # (R,) step from which the read may be under way
-    first: Int64  # (R,) first step that uses it: it must be there
-    bring: Int64  # (R + 1,) read i brings the members bring[i] to bring[i + 1] of the next two
-    row: Int64  # (D,) in the layout's index, by read and offset
-    last: Int64  # (D,) last step that uses the member: it goes after that step
-    peak_bytes: int  # most bytes held at once, reads under way included
-    layout_bytes: int  # of all shards that are read from: what random access would hold
-    bytes_used: int  # of the members that the batches need, each counted once
+    Attributes:
+        shard: (R,) number of the shard that is read.
+        offset: (R,) where the read begins in it, in bytes.
+        size: (R,) length of the read in bytes.
+        come: (R,) step from which the read may be under way.
+        first: (R,) first step that uses the read, which must be complete by then.
+        bring: (R + 1,) read i fetches the members bring[i] to bring[i + 1] - 1 of ``row`` and ``last``.
+        row: (D,) row of each member in the layout's index, sorted by read and offset.
+        last: (D,) last step that uses the member; it is released after that step.
+        peak_bytes: Most bytes held at once, reads under way included.
+        layout_bytes: Bytes of all shards that are read from, which random access would have to hold.
+        bytes_used: Bytes of the members that the batches need, each counted once.
+    """
+
+    shard: Int64
+    offset: Int64
+    size: Int64
+    come: Int64
+    first: Int64
+    bring: Int64
+    row: Int64
+    last: Int64
+    peak_bytes: int
+    layout_bytes: int
+    bytes_used: int
 
     @property
     def bytes_fetched(self) -> int:
+        """Bytes of all reads."""
         return int(self.size.sum())
 
     @property
     def requests(self) -> int:
+        """Number of reads, R."""
         return len(self.shard)
 
     @property
     def resident_share(self) -> float:
-        """Peak bytes held over the bytes of all shards that the plan reads from."""
+        """Most bytes held at once, divided by the bytes of all shards that are read from."""
         return self.peak_bytes / self.layout_bytes if self.layout_bytes else 0.0
 
     @property
     def amplification(self) -> float:
-        """Bytes fetched over bytes used."""
+        """Bytes fetched, divided by bytes used."""
         return self.bytes_fetched / self.bytes_used if self.bytes_used else 0.0
 
     @property
     def requests_per_gib(self) -> float:
+        """Number of reads for each GiB fetched."""
         return self.requests * GIB / self.bytes_fetched if self.bytes_fetched else 0.0
 
 
 class _Spans(NamedTuple):
-    """Members that must be held from ``first`` to ``last``, sorted by first; one let go in between has several."""
+    """Members that must be held from step ``first`` to ``last``, sorted by first.
+
+    A member that is released in between has several spans.
+    """
 
     row: Int64
-    rank: Int64  # of the row among all rows that are ever needed
+    rank: Int64  # rank of the row among all rows that are needed at all
     first: Int64
     last: Int64
 
@@ -92,12 +111,19 @@ def schedule(
     budget_bytes: int,
     gap_bytes: int,
 ) -> Schedule:
-    """Reads and releases for ``batches`` (rows of the members that each needs) in the order in which they are needed.
+    """Compute the reads and releases for a sequence of batches.
 
-    ``shard_sizes``: (S,) bytes. ``look_ahead``: batches whose needs are merged into one read. ``prefetch``: batches
-    that a read may start before its need. ``budget_bytes``: most bytes held at once. ``gap_bytes``: longest stretch of
-    unneeded bytes that is read through. Raises BadInput where batches and index contradict one another, and where a
-    batch does not fit into the budget.
+    Args:
+        batches: For each batch, the rows in the layout's index of the members that it needs.
+        extents: Shard, offset and size of each member in the index.
+        shard_sizes: (S,) bytes of each shard.
+        look_ahead: Number of following batches whose members are merged into the same reads.
+        prefetch: Number of batches by which a read may start early.
+        budget_bytes: Most bytes held at once.
+        gap_bytes: Longest stretch of unneeded bytes that is read through.
+
+    Raises:
+        BadInput: The batches do not fit the index, the index does not fit the shards, or a batch exceeds the budget.
     """
     members = np.concatenate([np.zeros(0, dtype=np.int64), *batches])
     step = np.repeat(np.arange(len(batches), dtype=np.int64), [len(batch) for batch in batches])
@@ -125,6 +151,7 @@ def schedule(
 
 
 def _check(used: Int64, extents: Extents, shard_sizes: Int64) -> None:
+    """Raise BadInput if members are not in the index, or lie outside of the shards."""
     if not len(used):
         return
     if not 0 <= used[0] <= used[-1] < len(extents.shard):
@@ -137,13 +164,13 @@ def _check(used: Int64, extents: Extents, shard_sizes: Int64) -> None:
 
 
 def _pieces(new: Bools) -> tuple[Int64, Int64]:
-    """First and last index of each piece, where ``new`` marks the elements that begin one."""
+    """Return the first and the last index of each piece; ``new`` marks the elements that begin one."""
     starts = np.flatnonzero(new)
     return starts, np.append(starts[1:], len(new))[: len(starts)] - 1
 
 
 def _held(first: Int64, last: Int64, size: Int64, steps: int) -> Int64:
-    """(steps,) bytes held at each step by what is held from ``first`` to ``last``."""
+    """Return (steps,) the bytes held at each step, if each item is held from step ``first`` to ``last``."""
     change = np.zeros(steps + 1, dtype=np.int64)
     np.add.at(change, first, size)
     np.subtract.at(change, last + 1, size)
@@ -151,15 +178,15 @@ def _held(first: Int64, last: Int64, size: Int64, steps: int) -> Int64:
 
 
 def _spans(members: Int64, step: Int64, sizes: Int64, steps: int, budget: int) -> _Spans:
-    """The spans from first to last use, cut between two uses where all of them together exceed the budget."""
+    """Return the spans from first to last use; where they exceed the budget, cut some between two uses."""
     order = np.lexsort((step, members))
     row, use = members[order], step[order]
     new = np.diff(row, prepend=-1) != 0
     starts, ends = _pieces(new)
     held = _held(use[starts], use[ends], sizes[row[starts]], steps)
     if held.max(initial=0) > budget:
-        idle = np.flatnonzero(~new)  # uses that continue a span
-        idle = idle[use[idle] - use[idle - 1] > 1]  # and wait for it
+        idle = np.flatnonzero(~new)  # uses that continue a span,
+        idle = idle[use[idle] - use[idle - 1] > 1]  # with steps in between that do not use the member
         new[_let_go(held, idle, use, sizes[row], budget)] = True
         starts, ends = _pieces(new)
     rank = np.cumsum(np.diff(row[starts], prepend=-1) != 0)
@@ -168,7 +195,7 @@ def _spans(members: Int64, step: Int64, sizes: Int64, steps: int, budget: int) -
 
 
 def _let_go(held: Int64, idle: Int64, use: Int64, size: Int64, budget: int) -> list[int]:
-    """Which of the ``idle`` waits to cut, so that no step holds more than the budget: those that end latest, first."""
+    """Choose the waits to cut, of ``idle``, so that no step exceeds the budget; those that end latest come first."""
     cut = []
     held = held.copy()
     waits = idle[np.argsort(use[idle - 1], kind="stable")].tolist()
@@ -193,11 +220,11 @@ def _let_go(held: Int64, idle: Int64, use: Int64, size: Int64, budget: int) -> l
 def _merge(
     spans: _Spans, extents: Extents, steps: int, look_ahead: int, budget: int, gap: int
 ) -> tuple[Int64, Int64, Int64, Int64, Int64]:
-    """Reads that bring all spans: (load, first, bring, row, last).
+    """Merge the spans into reads; return (load, first, bring, row, last).
 
-    ``load``: (steps,) what reads and spans not yet read hold, and within the budget throughout. A merged read holds its
-    members before their spans begin, and gaps until it is taken apart; where that is too much, fewer batches ahead are
-    merged, down to one read a member, which holds nothing but its span.
+    ``load`` (steps,) is the bytes held at each step by reads and by spans not read yet; it stays within the budget. A
+    merged read holds its members before their spans begin, and its gaps until it is split into members. If that exceeds
+    the budget, fewer batches are merged, down to one read for each member, which holds nothing but its span.
     """
     load = _held(spans.first, spans.last, extents.size[spans.row], steps)
     bounds = np.searchsorted(spans.first, np.arange(steps + 1))
@@ -207,7 +234,7 @@ def _merge(
     for now in np.unique(spans.first).tolist():
         if not unread[bounds[now] : bounds[now + 1]].any():
             continue
-        horizon = min(look_ahead, 2 * horizon + 1)  # at first as far as went before, and a little more
+        horizon = min(look_ahead, 2 * horizon + 1)  # begin slightly above the last horizon that fitted
         while True:
             until = min(now + horizon + 1, steps) if horizon >= 0 else now + 1
             ahead = np.flatnonzero(unread[bounds[now] : bounds[until]]) + bounds[now]
@@ -229,18 +256,18 @@ def _merge(
 
 
 def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, alone: bool) -> tuple[Int64, Int64]:
-    """The spans among ``ahead`` that are read now, by row, and the number of the read that brings each.
+    """Return the spans of ``ahead`` that are read now, sorted by row, and the number of the read that fetches each.
 
-    ``alone``: each member by itself.
+    With ``alone``, each member is a read of its own.
     """
     ahead = ahead[np.lexsort((spans.first[ahead], spans.row[ahead]))]
     row = spans.row[ahead]
-    keep = np.diff(row, prepend=-1) != 0  # a member that is fetched twice: only its next span
+    keep = np.diff(row, prepend=-1) != 0  # of a member that is fetched twice, only the next span
     ahead, row = ahead[keep], row[keep]
     shard, offset = extents.shard[row], extents.offset[row]
     end = offset + extents.size[row]
     if not alone:
-        # What another batch needs is no gap: read through, it would be fetched twice.
+        # A member that another batch needs does not count as a gap: it would be fetched twice.
         apart = (np.diff(spans.rank[ahead]) != 1) | (np.diff(shard) != 0) | (offset[1:] - end[:-1] > gap)
         run = np.concatenate([[0], np.cumsum(apart)])
         starts, ends = _pieces(np.diff(run, prepend=-1) != 0)
@@ -256,7 +283,7 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, 
 
 
 def _early_load(spans: _Spans, which: Int64, read: Int64, now: int, extents: Extents) -> Int64:
-    """What reading ``which`` now holds at each step from ``now`` on, beyond their spans: early members, and gaps."""
+    """Return the bytes at each step from ``now`` on that reading ``which`` at ``now`` holds beyond their spans."""
     row, first = spans.row[which], spans.first[which]
     size = extents.size[row]
     starts, ends = _pieces(np.diff(read, prepend=-1) != 0)
@@ -266,10 +293,10 @@ def _early_load(spans: _Spans, which: Int64, read: Int64, now: int, extents: Ext
 
 
 def _start_early(load: Int64, first: Int64, size: Int64, prefetch: int, budget: int) -> Int64:
-    """Step from which each read may be under way: in order of need, as far ahead as ``load`` (added to) leaves room."""
+    """Return the step from which each read may run, as early as ``load`` leaves room; add the reads to it."""
     come = first.copy()
     earliest = 0
-    for start, end in zip(*_pieces(np.diff(first, prepend=-1) != 0), strict=True):  # those needed at the same step
+    for start, end in zip(*_pieces(np.diff(first, prepend=-1) != 0), strict=True):  # reads needed at the same step
         need, together = int(first[start]), int(size[start : end + 1].sum())
         earliest = max(earliest, need - prefetch)
         full = np.flatnonzero(load[earliest:need] + together > budget)

@@ -1,14 +1,15 @@
 """Order places by similarity and cut the order into shards, so that places that look alike share a shard.
 
-The method is recursive balanced 2-means on the sphere. A set of places is cut across the line between the centres of
-its two halves: by bytes down to single shards, then by number down to LEAF places, so that the order within a shard is
-by similarity, too. When two halves are joined, each may be reversed so that the ends that meet are the most alike.
+The method is recursive balanced 2-means on the sphere. A set of places is cut across the line between the centres
+of its two halves: by bytes down to single shards, then by number down to LEAF places, so that places within a shard are
+ordered too. When two halves are joined, each may be reversed, so that the ends that meet are most similar.
 
-The order depends on the vectors alone, not on the machine or on how the work was divided: a reclustering that was
-killed must find the same order again to go on. Therefore vectors are rounded to whole numbers so small that float32 and
-float64 add them without rounding, in whatever order a BLAS adds. A cosine is off by some 1e-4 from that, which changes
-no cut that matters. Time is N log N: on one core 2 and 6 s for 50,000 vectors of 128 and 1024 numbers, 10 and 21 s for
-200,000. Memory is 2·N·D bytes beside the vectors, and as much again while workers have the subtrees.
+The order depends only on the vectors, not on the machine or on how the work was divided, because a reclustering that
+was killed must find the same order again. Therefore vectors are rounded to whole numbers, small enough that float32 and
+float64 add them exactly in any order. This changes a cosine by about 1e-4, which does not matter for the cuts.
+
+Time is N log N: on one core 2 and 6 s for 50,000 vectors of 128 and 1024 dimensions, 10 and 21 s for 200,000. Memory is
+2·N·D bytes beside the vectors, and as much again while workers order the subtrees.
 """
 
 from __future__ import annotations
@@ -24,30 +25,45 @@ from geostream.errors import BadInput
 
 Codes = npt.NDArray[Any]  # (n, D) whole numbers, int16 or float32
 
-UNIT = 2**11  # a vector's length in whole numbers; that of a direction is twice this, so no product passes 2^23
-SAMPLE = 8192  # vectors that decide a cut: their sum stays below 2^24, up to where float32 counts without a gap
-SUBTREE = 16_384  # places that one task orders
-LEAF = 8  # places that are not cut further
-ROUNDS = 25  # of 2-means, at most
+UNIT = 2**11  # length of a vector in whole numbers; a direction has twice this, so no product exceeds 2^23
+SAMPLE = 8192  # most vectors that a cut is computed from; their sum stays below 2^24, where float32 is exact
+SUBTREE = 16_384  # most places that one task orders
+LEAF = 8  # sets of at most so many places are not cut further
+ROUNDS = 25  # most rounds of 2-means
 
 
 class Subtree(NamedTuple):
-    """One task: places to order and to cut into ``shards`` shards."""
+    """A task: places to order and to cut into shards.
 
-    number: int  # of the node: the root is 1, the halves of n are 2n and 2n + 1
-    codes: Codes  # (n, D)
-    sizes: Int64  # (n,) bytes
+    Attributes:
+        number: Number of the tree's node; the root is 1, the halves of n are 2n and 2n + 1.
+        codes: (n, D) vectors in whole numbers.
+        sizes: (n,) bytes of each place.
+        shards: Number of shards.
+    """
+
+    number: int
+    codes: Codes
+    sizes: Int64
     shards: int
 
 
 class Ordered(NamedTuple):
-    """Places in order, with the centres of the leaves at both ends."""
+    """Places in order.
 
-    number: int  # of the node
-    rows: Int64  # (n,) row numbers in order
-    lengths: Int64  # (shards,) how many of the rows each shard takes
-    first: Float64  # (D,) centre of the first leaf, whole numbers
-    last: Float64  # (D,) centre of the last leaf
+    Attributes:
+        number: Number of the tree's node.
+        rows: (n,) row numbers in order.
+        lengths: (shards,) number of rows in each shard.
+        first: (D,) centre of the first leaf, in whole numbers.
+        last: (D,) centre of the last leaf, in whole numbers.
+    """
+
+    number: int
+    rows: Int64
+    lengths: Int64
+    first: Float64
+    last: Float64
 
     def reversed(self) -> Ordered:
         """Return the same places in the opposite order."""
@@ -65,11 +81,11 @@ def similarity_order(vectors: Float32, sizes: Int64, target_bytes: float, map_fn
         vectors: (N, D) L2-normalised.
         sizes: (N,) bytes of each place.
         target_bytes: Wanted mean size of a shard. Shards differ by a few places' bytes.
-        map_fn: Applies a function to tasks, of at most SUBTREE places (or one shard's) each, and gives the results in
-            any order.
+        map_fn: Applies a function to tasks of at most SUBTREE places (or one shard) each; results may come in any
+            order.
 
     Returns:
-        Row numbers of each shard, in order. Every row is in one.
+        Row numbers of each shard, in order. Every row is in exactly one.
 
     Raises:
         BadInput: There are no vectors, or some are not finite or longer than 1.
@@ -98,12 +114,13 @@ def similarity_order(vectors: Float32, sizes: Int64, target_bytes: float, map_fn
 
 
 def order_subtree(task: Subtree) -> Ordered:
-    """Order the places of a task; the result names them by their rows in the task."""
+    """Order the places of a task; ``rows`` of the result are rows of the task."""
     codes = task.codes.astype(np.float32)
     return _order(codes, np.arange(len(codes)), task.sizes, task.shards, task.number)
 
 
 def _order(codes: Codes, rows: Int64, sizes: Int64, shards: int, number: int) -> Ordered:
+    """Order some rows recursively, and cut them into shards."""
     if shards == 1 and len(rows) <= LEAF:
         centre = np.rint(_unit(codes[rows].sum(axis=0)) * UNIT)
         return Ordered(number, rows, np.array([len(rows)]), centre, centre)
@@ -118,14 +135,14 @@ def _order(codes: Codes, rows: Int64, sizes: Int64, shards: int, number: int) ->
 
 
 def _join(number: int, one: Ordered, other: Ordered) -> Ordered:
-    """Join two halves, each reversed where that makes the ends that meet more alike."""
+    """Join two halves; reverse each if that makes the ends that meet more similar."""
     ways = [(a, b) for a in (one, one.reversed()) for b in (other, other.reversed())]
     a, b = max(ways, key=lambda way: float(way[0].last @ way[1].first))
     return Ordered(number, np.concatenate([a.rows, b.rows]), np.concatenate([a.lengths, b.lengths]), a.first, b.last)
 
 
 def _cut(codes: Codes, rows: Int64, sizes: Int64, shards: int) -> tuple[Int64, Int64]:
-    """Cut ``rows`` in two: in the ratio of the halves of ``shards`` by bytes; by number for a single shard."""
+    """Cut rows in two, by bytes in the ratio in which ``shards`` is halved; within one shard, in equal numbers."""
     share = (1, 2) if shards == 1 else (shards // 2, shards)
     weights = np.ones_like(sizes) if shards == 1 else sizes
     some = rows if len(rows) <= SAMPLE else rows[np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64)]
@@ -145,7 +162,7 @@ def _lower(weights: Int64, share: tuple[int, int]) -> int:
 
 
 def _two_means(codes: Float32, weights: Int64, share: tuple[int, int]) -> Float32:
-    """Return (D,) from the lower share's centre to that of the rest: whole numbers, length 2·UNIT."""
+    """Return (D,) the direction from the centre of the lower share to that of the rest, with length 2·UNIT."""
     total = codes.sum(axis=0)
     outer = codes[(codes @ _direction(total)).argmin()]
     direction = _direction(_unit(outer) - _unit(codes[(codes @ outer).argmin()]))
@@ -162,11 +179,12 @@ def _two_means(codes: Float32, weights: Int64, share: tuple[int, int]) -> Float3
 
 
 def _direction(vector: Float32 | Float64) -> Float32:
+    """Scale the vector to length 2·UNIT and round it to whole numbers."""
     return np.rint(_unit(vector) * (2 * UNIT)).astype(np.float32)
 
 
 def _unit(vector: Float32 | Float64) -> Float64:
-    """Scale the vector to length 1; zeros stay. The length is that of whole numbers: the same on every machine."""
+    """Scale the vector to length 1; zeros stay. It is rounded first, so every machine computes the same length."""
     largest = float(np.abs(vector).max())
     if largest == 0:
         return vector.astype(np.float64)
@@ -180,7 +198,7 @@ def _whole_numbers(vectors: Float32) -> Codes:
     codes = np.empty(vectors.shape, dtype=np.int16)
     for at in range(0, len(vectors), SAMPLE):
         block = vectors[at : at + SAMPLE]
-        if not (np.einsum("nd,nd->n", block, block) < 1.01).all():  # so that NaN is caught, too
+        if not (np.einsum("nd,nd->n", block, block) < 1.01).all():  # also catches NaN
             raise BadInput("vectors to order: NaN, infinity, or longer than 1; embed again")
         codes[at : at + len(block)] = np.rint(block * np.float32(UNIT))
     return codes

@@ -1,10 +1,11 @@
-"""Reclustering, the system's compaction: a layout's next generation, its shards in the order of similarity.
+"""Recluster a layout: write its next generation, with the shards in the order of similarity.
 
-Decides what is put in order: training places, each by the mean of its tile's and of its views' embedding, drawn towards
-its neighbours in the graph of these embeddings (:mod:`geostream.planning.smoothing`), in as many shards as before, each
-made of pieces from all over the order (:mod:`geostream.planning.spreading`). Places without training pairs have no
-embedding; they keep their shards and their order, and share none with training places, because training would read
-them for nothing. The order costs seconds (:mod:`geostream.reclustering.order`), the rewrite every byte once
+Training places are ordered by the mean of their tile's and views' embeddings, after these means are moved towards their
+neighbours in the graph (:mod:`geostream.planning.smoothing`). There are about as many shards as before, each made of
+pieces from all over the order (:mod:`geostream.planning.spreading`). Places without training pairs have no embedding.
+They keep their order and are kept apart from training places, because training would read them for nothing.
+
+Finding the order takes seconds (:mod:`geostream.reclustering.order`); rewriting reads and writes every byte once
 (:mod:`geostream.reclustering.rewrite`).
 """
 
@@ -39,16 +40,28 @@ def recluster(
     settings: TrainSettings,
     cluster: str | None = None,
 ) -> Layout:
-    """The next generation of ``layout``, in the order of its training set's ``embeddings`` and their ``graph``, opened.
+    """Write the next generation of a layout in the order of its training set's embeddings.
 
-    Named ``<root>-g<generation>``; where another order has that name, "-2" and so on is appended. ``run_name``: the run
-    the embeddings are of, for ``layout.json``. ``settings``: those of the plans to come; they decide into how many
-    pieces a shard is spread over the order. ``cluster``: URL of a Dask scheduler whose workers reach the store; None
-    starts one within this process. Done before, it is found, and nothing is written; a ``layout`` that lies in this
-    very order is returned itself. ``info["source"]`` of the new layout has ``pieces``, how many runs of the order a
-    shard holds, and ``similarity``, the mean cosine of two training places of one shard, before and after. Raises
-    StaleArtefact for embeddings of other places, BadInput for those of another split, StoreError where a member is
-    damaged.
+    The new layout is named ``<root>-g<generation>``; if another order has that name, "-2" and so on is appended. If the
+    same generation was written before, nothing is written and it is opened. A call that was killed is continued.
+
+    Args:
+        store: The store that holds the dataset.
+        layout: The layout to recluster.
+        run_name: The run that the embeddings are from, noted in ``layout.json``.
+        embeddings: Embeddings of the layout's training set.
+        graph: The neighbour graph of these embeddings.
+        settings: Settings of the plans to come, which decide into how many pieces of the order a shard is spread.
+        cluster: URL of a Dask scheduler whose workers reach the store; None works within this process.
+
+    Returns:
+        The new layout, or ``layout`` itself if it has this very order. ``info["source"]`` holds ``pieces``, the number
+        of pieces in a shard, and ``similarity``, the mean cosine of two training places of one shard, before and after.
+
+    Raises:
+        StaleArtefact: The embeddings are of other places, or the graph is of other embeddings.
+        BadInput: The embeddings are of another split.
+        StoreError: A member is damaged, or the store cannot be read or written.
     """
     if embeddings.places_id != layout.places_id:
         raise StaleArtefact(f"{embeddings.name}: made from other places than those of {layout.name}; embed again")
@@ -58,9 +71,9 @@ def recluster(
         raise StaleArtefact(f"graph {graph.name} came from {graph.embeddings}, not from {embeddings.name}; mine again")
     places = np.unique(layout.pairs("train").place)
     vectors = place_vectors(embeddings, places)
-    import distributed.config  # noqa: F401  # its defaults come first, or what is set for a while takes them along
+    import distributed.config  # noqa: F401  # loads its defaults before some are changed for a while
 
-    # The vectors travel with the tasks: what Dask would warn of is meant.
+    # The vectors are sent with the tasks, of which Dask would warn.
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
         rows, pieces = shards_by_similarity(layout, vectors, embeddings, graph, settings, partial(run_tasks, cluster))
     shards = [*(places[of] for of in rows), *_without_pairs(layout, places)]
@@ -89,9 +102,18 @@ def shards_by_similarity(
     settings: TrainSettings,
     run: RunTasks = map,
 ) -> Spread:
-    """Rows of the graph's places, shard by shard: the order of similarity, spread out as far as ``settings`` allow.
+    """Order the graph's places by similarity, and spread each shard over the order as far as the settings allow.
 
-    ``vectors`` (N, D) of these places, ``run`` as in :func:`similarity_order`.
+    Args:
+        layout: The layout that holds the places.
+        vectors: (N, D) L2-normalised vectors of the graph's places.
+        embeddings: The embeddings that the graph came from.
+        graph: The neighbour graph.
+        settings: Settings of the plans to come.
+        run: Runs the tasks of :func:`similarity_order`, as its ``map_fn``.
+
+    Returns:
+        The rows (of the graph's places) of each shard, and the number of pieces in a shard.
     """
     weight = np.bincount(layout.members["place"].to_numpy(), tar_bytes(layout.members), layout.n_places)
     in_shard = np.bincount(layout.shard_of_place, weight)[np.unique(layout.shard_of_place[graph.places])]
@@ -102,9 +124,16 @@ def shards_by_similarity(
 
 
 def place_vectors(embeddings: Embeddings, places: Int32) -> Float32:
-    """(N, D) of the ``places`` (sorted ids, each with a pair): the mean of the tile's vector and that of its views.
+    """Average the embeddings of each place: its tile's vector and the mean of its views' vectors.
 
-    L2-normalised. Read block by block: beside the result a block of embeddings is held.
+    Embeddings are read block by block, so memory holds only the result and one block.
+
+    Args:
+        embeddings: Embeddings of the training set.
+        places: (N,) sorted place ids, each with a training pair.
+
+    Returns:
+        (N, D) L2-normalised.
     """
     mean = np.zeros((len(places), embeddings.dim), dtype=np.float32)
     counts = np.bincount(np.searchsorted(places, embeddings.pairs.place), minlength=len(places)).astype(np.float32)
@@ -126,25 +155,34 @@ def place_vectors(embeddings: Embeddings, places: Int32) -> Float32:
 
 
 def _without_pairs(layout: Layout, places: Int32) -> list[Int32]:
-    """The other places in their old order, cut where they were."""
+    """Return all places but ``places``, in their old order, cut where their shards ended."""
     in_order = _in_order(layout)
     return _by_shard(in_order[~np.isin(in_order, places)], layout)
 
 
 def _in_order(layout: Layout) -> Int32:
-    """(N,) all place ids as they lie on disk."""
+    """Return (N,) all place ids in their order on disk."""
     members: Int32 = layout.members["place"].to_numpy()  # sorted by shard and offset
     return members[np.sort(np.unique(members, return_index=True)[1])]
 
 
 def _by_shard(places: Int32, layout: Layout) -> list[Int32]:
-    """``places``, in the order on disk, shard by shard."""
+    """Cut places, which are in their order on disk, into those of each shard."""
     cuts = np.flatnonzero(np.diff(layout.shard_of_place[places])) + 1
     return [part for part in np.split(places, cuts) if len(part)]
 
 
 def describe(before: Layout, after: Layout) -> list[dict[str, object]]:
-    """A table's rows: what the reclustering of ``before`` came to. Likeness: of two training places of one shard."""
+    """Describe the result of a reclustering as rows of a table.
+
+    Args:
+        before: The layout that was reclustered.
+        after: The new layout, or ``before`` if nothing changed.
+
+    Returns:
+        A row for each of the two layouts (one if they are the same). "likeness in a shard" is the mean cosine of two
+        training places of one shard.
+    """
     alike = after.info["source"].get("similarity", {})
     same = before.id == after.id
     return [

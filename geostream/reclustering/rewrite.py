@@ -1,11 +1,13 @@
-"""Rewrites a layout as its next generation: the same members, bit for bit, in other shards.
+"""Rewrite a layout as its next generation: the same members, bit for bit, in other shards.
 
-A task makes one new shard: it reads the members' ranges from the old shards, several at a time and neighbours at once,
-compares each with the index, and uploads the shard whole (multipart where it is large). So every byte of a member is
-read once and written once, and a worker holds one new shard and a few ranges. Nothing but the order of places decides
-the new shards' bytes, and a folder belongs to one order from its first object on (``parts/job.json``, a conditional
-put). So a shard that is there is right, a run that was killed goes on with what is missing, and two at once write the
-same. Readers of the old generation see nothing of it; ``layout.json`` is the commit.
+A task makes one new shard. It reads the members' ranges from the old shards, several at a time and adjacent members in
+one read, checks each member against the index, and uploads the whole shard (in parts if it is large). So every byte of
+a member is read once and written once, and a worker holds one new shard and a few ranges in memory.
+
+The bytes of the new shards depend only on the order of the places. A folder belongs to one order from its first object
+on, ``parts/job.json``, which is written by a conditional put. So a shard that is there is right, a rewrite that was
+killed continues with the missing shards, and two at once write the same bytes. Readers of the old generation notice
+nothing. ``layout.json`` is the commit.
 """
 
 from __future__ import annotations
@@ -37,16 +39,21 @@ from geostream.planning.spreading import shard_of_rows
 from geostream.progress import track
 from geostream.store import NAME, Store
 
-GOING = "going.json"  # in a folder that is being removed: neither to be gone on with, nor its name to be taken
-END = bytes(2 * tarfile.BLOCKSIZE)
+GOING = "going.json"  # marks a folder that is being removed: it is not continued, and its name is not used
+END = bytes(2 * tarfile.BLOCKSIZE)  # end of a tar file
 READS = 16  # ranges that a worker reads at a time
-RANGE_BYTES = 8 * 2**20  # of one read, at most, but for a larger member
-SIGN_OF_LIFE = 60.0  # seconds between two
+RANGE_BYTES = 8 * 2**20  # most bytes of one read, except for a larger member
+SIGN_OF_LIFE = 60.0  # seconds between two signs of life in the job file
 
 
 @dataclass(frozen=True)
 class NewShard:
-    """A task: the shard ``name``, of these places (ids) in this order."""
+    """A task: write one new shard.
+
+    Attributes:
+        name: Name of the shard.
+        places: Ids of its places, in order.
+    """
 
     name: str
     places: Int32
@@ -55,11 +62,23 @@ class NewShard:
 def rewrite(
     store: Store, parent: Layout, shards: Sequence[Int32], source: dict[str, Any], cluster: str | None = None
 ) -> Layout:
-    """Write the places ``shards`` (ids, shard by shard, every place once) as a new generation, and commit it.
+    """Write a layout's places in a new order as its next generation, and commit it.
 
-    Goes on where the same order was begun before, and finds it where it was committed. ``source``: for ``layout.json``,
-    beside the order's hash and the ancestors' ids. ``cluster``: URL of a Dask scheduler whose workers reach the store;
-    None starts one within this process. Raises StoreError, and commits nothing, for a damaged member.
+    If the same order was begun before, this continues it; if it was committed before, nothing is written.
+
+    Args:
+        store: The store that holds the dataset.
+        parent: The layout to rewrite.
+        shards: Ids of each shard's places, in order; every place is in exactly one.
+        source: What ``layout.json`` notes as the source, beside the order's hash and the ids of the ancestors.
+        cluster: URL of a Dask scheduler whose workers reach the store; None works within this process.
+
+    Returns:
+        The new layout.
+
+    Raises:
+        StoreError: A member is damaged, or the store cannot be read or written; nothing is committed.
+        StaleArtefact: The parent was replaced by another layout meanwhile.
     """
     order = order_id(parent, shards)
     layouts = store.child(parent.dataset, "layouts")
@@ -74,7 +93,7 @@ def rewrite(
     members, sizes = index_of(parent, shards)
     work = partial(write_shard, root=store.url, dataset=parent.dataset, parent=(parent.name, parent.id), folder=folder)
     try:
-        # Looked at again before the commit: what a listing showed may be gone, where someone tidied up meanwhile.
+        # The folder is listed again before the commit, because somebody may have removed objects meanwhile.
         while todo := _missing(folder, tasks, sizes):
             _keep_alive(folder, job, track(run_tasks(cluster, work, todo), "reclustered shards", len(todo)))
     finally:
@@ -99,14 +118,22 @@ def rewrite(
             broken=parent.info["broken"],
             parent=parent.id,
         )
-    except AlreadyExists:  # another process was faster, in the same folder and so with the same order
+    except AlreadyExists:  # another process was faster, in the same folder and therefore with the same order
         layout = open_layout(store, parent.dataset, name)
     _clean(folder, names)
     return layout
 
 
 def order_id(parent: Layout, shards: Sequence[Int32]) -> str:
-    """Hash of all that the new generation's bytes depend on."""
+    """Return a hash of everything that the new generation's bytes depend on.
+
+    Args:
+        parent: The layout to rewrite.
+        shards: Ids of each new shard's places, in order.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     digest = hashlib.sha256(parent.id.encode())
     for places in shards:
         digest.update(len(places).to_bytes(8, "little") + places.astype("<i4").tobytes())
@@ -114,26 +141,35 @@ def order_id(parent: Layout, shards: Sequence[Int32]) -> str:
 
 
 def ancestors(info: dict[str, Any]) -> list[str]:
-    """Ids of the generations behind a child of the layout ``info``, oldest first: also of those long removed."""
+    """Return the ids of the generations before a child of a layout, oldest first, removed ones included.
+
+    Args:
+        info: The ``layout.json`` of that layout, whose own id comes last.
+    """
     before = [info["parent"]] if info["parent"] else []
     return [*info["source"].get("ancestors", before), info["id"]]
 
 
 def next_name(parent: Layout, number: int) -> str:
-    """Name of the next generation; ``number``: of those that want it, from 1."""
+    """Return a name for the next generation of a layout.
+
+    Args:
+        parent: The layout.
+        number: From 1; each number gives another name, for different orders of the same generation.
+    """
     root = parent.name if parent.generation == 0 else re.sub(rf"-g{parent.generation}(-\d+)?$", "", parent.name)
     return f"{root}-g{parent.generation + 1}" + (f"-{number}" if number > 1 else "")
 
 
 def _claim(store: Store, layouts: Store, parent: Layout, job: dict[str, Any]) -> tuple[str, bool]:
-    """The name of the folder that is this job's, from now on; and whether the layout is committed there."""
+    """Claim a folder for the job; return its name, and whether the layout is already committed there."""
     order = job["order"]
     while True:
         infos = layout_infos(store, parent.dataset)
         for name, info in infos.items():
             if info["source"].get("order") == order:
                 return name, True
-        names = filter(NAME.fullmatch, layouts.folders())  # others are no layouts of ours
+        names = filter(NAME.fullmatch, layouts.folders())  # other folders are not layouts
         held = {name: layouts.child(name) for name in names if name not in infos and layouts.list(name)}
         jobs = {name: _begun(folder) for name, folder in held.items()}
         if any(folder.exists("layout.json") for name, folder in held.items() if not jobs[name]):
@@ -141,7 +177,8 @@ def _claim(store: Store, layouts: Store, parent: Layout, job: dict[str, Any]) ->
         for name, begun in jobs.items():
             if begun.get("order") == order:
                 held[name].write_json(JOB, _alive(job))
-                # Asked after the sign of life, and whoever removes looks for that after the mark: one sees the other.
+                # Who continues writes a sign of life, then looks for the mark of removal. Who removes writes the mark,
+                # then looks for a sign of life. So at least one of them sees the other.
                 if not held[name].exists(GOING):
                     return name, False
         number = 1
@@ -153,7 +190,7 @@ def _claim(store: Store, layouts: Store, parent: Layout, job: dict[str, Any]) ->
 
 
 def _begun(folder: Store) -> dict[str, Any]:
-    """What a folder without a commit says of itself."""
+    """Return the job of an uncommitted folder; empty if it has none."""
     try:
         job: dict[str, Any] = folder.read_json(JOB)
     except NotFound:
@@ -162,12 +199,12 @@ def _begun(folder: Store) -> dict[str, Any]:
 
 
 def _alive(job: dict[str, Any]) -> dict[str, Any]:
-    """``parts/job.json`` of a job that is at work now."""
+    """Return the job with the current time as its sign of life."""
     return job | {"alive": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _keep_alive(folder: Store, job: dict[str, Any], results: Iterator[Any]) -> None:
-    """Take all results, and say now and then in the folder that somebody is at work."""
+    """Take all results, and write a sign of life into the folder about every SIGN_OF_LIFE seconds."""
     said = time.monotonic()
     for _ in results:
         if time.monotonic() - said > SIGN_OF_LIFE:
@@ -176,18 +213,19 @@ def _keep_alive(folder: Store, job: dict[str, Any], results: Iterator[Any]) -> N
 
 
 def _missing(folder: Store, tasks: Sequence[NewShard], sizes: Int64) -> list[NewShard]:
+    """Return the tasks whose shards are not in the folder with the right size."""
     there = {info.path: info.size for info in folder.list()}
     return [task for task, size in zip(tasks, sizes, strict=True) if there.get(task.name) != size]
 
 
 def _clean(folder: Store, shards: Sequence[str]) -> None:
-    """Remove what is no part of the layout: the job, and what killed uploads of its shards left."""
+    """Remove the job and the remains of killed uploads, which are not part of the layout."""
     folder.delete_all([JOB])
     folder.delete_unfinished(object_names(shards))
 
 
 def _rows_of(layout: Layout, places: Int32) -> Int64:
-    """Rows in ``members`` of the places, in their order; of a place in the order on disk."""
+    """Return the rows in ``members`` of the places, in the order of the places; those of a place as on disk."""
     place = layout.members["place"].to_numpy()
     by_place = np.argsort(place, kind="stable")
     first = np.searchsorted(place[by_place], places)
@@ -198,13 +236,21 @@ def _rows_of(layout: Layout, places: Int32) -> Int64:
 
 
 def tar_bytes(members: pa.Table) -> Int64:
-    """Bytes that each of the members takes in a tar: header, data, padding."""
+    """Return the bytes that each member takes in a tar file: header, data and padding."""
     size: Int64 = members["size"].to_numpy()
     return HEADER + size + -size % tarfile.BLOCKSIZE
 
 
 def index_of(parent: Layout, shards: Sequence[Int32]) -> tuple[pa.Table, Int64]:
-    """``members.parquet`` of the new generation, and the bytes of each of its shards: known before one is written."""
+    """Compute the index of the new generation before any shard is written.
+
+    Args:
+        parent: The layout to rewrite.
+        shards: Ids of each new shard's places, in order.
+
+    Returns:
+        The table of ``members.parquet``, and the bytes of each shard.
+    """
     rows = _rows_of(parent, np.concatenate(list(shards)))
     members = parent.members.take(rows)
     shard, lengths = shard_of_rows(shards)[members["place"].to_numpy()], tar_bytes(members)
@@ -218,7 +264,7 @@ def index_of(parent: Layout, shards: Sequence[Int32]) -> tuple[pa.Table, Int64]:
 
 @lru_cache(maxsize=1)
 def _open_parent(root: str, dataset: str, name: str, layout_id: str) -> Layout:
-    """The old generation, once for all tasks of this process."""
+    """Open the old generation once for all tasks of this process; raise StaleArtefact if it was replaced."""
     layout = open_layout(Store.open(root), dataset, name)
     if layout.id != layout_id:
         raise StaleArtefact(f"{layout.store.url}: another layout than when reclustering began; begin again")
@@ -226,7 +272,22 @@ def _open_parent(root: str, dataset: str, name: str, layout_id: str) -> Layout:
 
 
 def write_shard(task: NewShard, *, root: str, dataset: str, parent: tuple[str, str], folder: Store) -> int:
-    """A Dask task: make one new shard and upload it. Returns its bytes. Raises StoreError for a damaged member."""
+    """Make one new shard and upload it; this runs as a Dask task.
+
+    Args:
+        task: The shard to write.
+        root: URL of the store.
+        dataset: Name of the dataset.
+        parent: Name and id of the old generation.
+        folder: The folder of the new generation.
+
+    Returns:
+        Size of the shard in bytes.
+
+    Raises:
+        StoreError: A member is damaged, or the store cannot be read or written.
+        StaleArtefact: The old generation was replaced by another layout.
+    """
     layout = _open_parent(root, dataset, *parent)
     rows = _rows_of(layout, task.places)
     length = tar_bytes(layout.members)[rows]
@@ -245,7 +306,7 @@ def write_shard(task: NewShard, *, root: str, dataset: str, parent: tuple[str, s
 
 
 def _runs(layout: Layout, rows: Int64) -> list[Int64]:
-    """Places in ``rows`` of members that lie next to each other in an old shard, read at once up to RANGE_BYTES."""
+    """Group the positions in ``rows`` whose members are adjacent in an old shard into reads of up to RANGE_BYTES."""
     shard, offset = (layout.members[name].to_numpy()[rows] for name in ("shard", "offset"))
     order = np.lexsort((offset, shard))
     shard, begin = shard[order], offset[order] - HEADER
@@ -259,9 +320,9 @@ def _runs(layout: Layout, rows: Int64) -> list[Int64]:
 
 
 def _copy(layout: Layout, rows: Int64, target: Int64, buffer: memoryview) -> None:
-    """Read neighbouring members at once and put each to its place in the new shard; raise StoreError for a damaged one.
+    """Read adjacent members in one read and copy each into the new shard; raise StoreError if one is damaged.
 
-    Padding is not copied but zero, as it is in a tar that is whole.
+    Padding is not copied, because in a tar file it is zero.
     """
     members = layout.members.take(rows).to_pylist()
     shard = layout.shard_names[members[0]["shard"]]

@@ -32,7 +32,7 @@ GPS_GRAPH = "neighbours/gps.zarr"
 
 
 def run_folder(store: Store, dataset: str, name: str) -> Store:
-    """Return the folder of a run in the store that holds the data set."""
+    """Return the folder of a run in the store that holds the dataset."""
     return store.child(check_name("dataset", dataset), "runs", check_name("run", name))
 
 
