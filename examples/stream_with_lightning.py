@@ -20,7 +20,7 @@ import geostream
 
 
 class Batches:
-    """The batches of an epoch, as the plain dictionaries of tensors that Lightning moves to its device."""
+    """Yield the batches of an epoch as plain dictionaries of tensors, which Lightning moves to its device."""
 
     def __init__(self, loader: geostream.Loader) -> None:
         self.loader = loader
@@ -50,6 +50,7 @@ class PlannedEpochs(lightning.LightningDataModule):
         geostream.build_gps_graph(self.run, "gps.zarr", self.layout, k=32)
 
     def train_dataloader(self) -> Batches:
+        """Plan the epoch that begins, and return this rank's share of its batches."""
         trainer = self.trainer
         assert trainer is not None
         settings = self.settings.changed(lanes=trainer.world_size)  # the ranks share the lanes evenly
@@ -64,7 +65,7 @@ class PlannedEpochs(lightning.LightningDataModule):
 
 
 class Matcher(lightning.LightningModule):
-    """A small encoder for tiles and views, trained with InfoNCE."""
+    """Train a small encoder of tiles and views with InfoNCE."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,12 +74,14 @@ class Matcher(lightning.LightningModule):
         )
 
     def training_step(self, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
+        """Return the loss of a batch, whose other pairs are each pair's negatives."""
         queries, references = (normalize(self.network(batch[kind].float() / 255)) for kind in ("view", "tile"))
         loss = cross_entropy(queries @ references.T / 0.07, torch.arange(len(queries), device=self.device))
         print(f"  batch {number}: loss {loss.detach():.3f}")
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer that Lightning steps."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 

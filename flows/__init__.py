@@ -1,1 +1,1 @@
-"""Prefect flows: thin. Each task calls one function of sharding or geostream, which runs as well without Prefect."""
+"""Run sharding, training and reclustering as Prefect flows. Each task calls one function, which needs no Prefect."""

@@ -1,4 +1,4 @@
-"""What the flows share: where the store is, what is worth a retry, how results show on Prefect's pages."""
+"""Share what all flows need: open the store, decide on retries, show results on Prefect's pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from geostream.store import Store
 
 
 def open_store(url: str | None) -> Store:
-    """The store at ``url``, or at $GEOSTREAM_STORE, which ``make up`` sets for its worker."""
+    """Return the store at a URL.
+
+    Args:
+        url: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which ``make up`` sets for its worker.
+
+    Raises:
+        BadInput: neither is given, or the URL is malformed.
+    """
     url = url or os.environ.get("GEOSTREAM_STORE")
     if not url:
         raise BadInput("no store: give the parameter store (s3://bucket/prefix or a folder), or set GEOSTREAM_STORE")
@@ -26,16 +33,32 @@ def open_store(url: str | None) -> Store:
 
 
 def store_failed(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a task failed for the object store's sake: bad input stays bad, and a defect a defect."""
+    """Tell Prefect whether a task failed because of the object store, so that a retry may help."""
     return isinstance(state.result(raise_on_failure=False), StoreError)
 
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
 def open_layout(store: Store, dataset: str | None, layout: str | None) -> Layout:
-    """A flow's layout: of the only dataset where None is named, the newest generation where no layout is."""
+    """Open the layout that a flow works on.
+
+    Args:
+        store: the root of the store.
+        dataset: None: the only one in the store.
+        layout: None: the newest generation.
+
+    Raises:
+        LayoutNotCommitted: there is no such layout.
+        BadInput: several data sets or layouts could be meant.
+    """
     return open_stored(store, dataset, layout)
 
 
 def show(key: str, rows: Sequence[Mapping[str, object]], description: str) -> None:
-    """A table on the flow run's page; ``key``: small letters and hyphens."""
+    """Show a table on the flow run's page.
+
+    Args:
+        key: the table's name, of small letters and hyphens.
+        rows: all with the same columns.
+        description: Markdown above the table.
+    """
     create_table_artifact(key=key, table=[dict(row) for row in rows], description=description)

@@ -1,8 +1,8 @@
-"""``geostream demo``: the whole loop on this machine, every part real, from nothing to a report in a few minutes.
+"""Run the whole loop on this machine with real servers, in a few minutes: the command ``geostream demo``.
 
 Starts an S3 server and a Prefect server, renders VIGOR-like cities, shards them by the flow that deployments run,
-trains by the flow that schedules run, and says what came out. Each demo begins anew: what an earlier one made in
-its folder is removed, so that the figures are those of one run. Anything else that lies there stays.
+trains by the flow that schedules run, and prints the results. Each demo begins anew: what an earlier one made in
+its folder is removed, so that the figures are those of one run.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _remove(path: Path) -> None:
 
 
 def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[str, float], console: Console) -> str:
-    """Start both servers, point this process to them and render the cities; returns the store's URL.
+    """Start both servers, point this process to them and render the cities; return the store's URL.
 
     The cities are rendered while Prefect creates its database. This thread starts the servers, because Linux ends
     them with the thread that started them.
@@ -141,7 +141,7 @@ def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[st
 def _run_flows(
     store_url: str, raw: Path, seed: int, overrides: list[str], seconds: dict[str, float], console: Console
 ) -> tuple[Run, list[dict[str, str]]]:
-    """Shard and train by the flows; returns the run, and the flow runs as Prefect knows them."""
+    """Shard and train by the flows; return the run, and the flow runs as Prefect knows them."""
     # Only now: Prefect learns where its server is when it is imported.
     from prefect.client.orchestration import get_client
 

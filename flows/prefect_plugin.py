@@ -1,11 +1,11 @@
-"""``prefect deployment run shard-vigor``: a plugin of Prefect's that completes a bare deployment name.
+"""Complete a bare deployment name on Prefect's command line, as in ``prefect deployment run shard-vigor``.
 
-Prefect's command takes FLOW/DEPLOYMENT only, and ends in a traceback on anything else. Its one hook runs while
-``prefect`` is imported, before the command line is read: there the bare name is looked up on the server and
-replaced in ``sys.argv``. Every other command, every option and the full form are left as they are.
+Prefect's command takes FLOW/DEPLOYMENT only, and ends in a traceback on anything else. Plugins have one hook,
+which runs while ``prefect`` is imported, before the command line is read. There the bare name is looked up on the
+server and replaced in ``sys.argv``. Every other command, every option and the full form are left as they are.
 
 In a checkout whose stack is up (``make up``) all Prefect commands are pointed at that stack's server, unless
-PREFECT_API_URL or a profile says otherwise. The cost: one question to the server, only where a name is bare.
+PREFECT_API_URL or a profile says otherwise. A bare name costs one request to the server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ TIMEOUT = 15.0  # seconds; Prefect gives up on plugins after 20
 
 @register_hook
 async def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Prefect's hook: see the module. Returns the stack's address for Prefect to apply, or None."""
+    """Complete the command line, and return the stack's address for Prefect to apply; None where there is none.
+
+    Args:
+        ctx: not used; Prefect passes it.
+
+    Raises:
+        SystemExit: the bare name cannot be completed; the reason is on stderr.
+    """
     if not is_prefect_command():
         return None
     profile, arguments = split_profile(sys.argv[1:])
@@ -41,7 +48,7 @@ async def setup_environment(*, ctx: HookContext) -> SetupResult | None:
 
 
 def is_prefect_command() -> bool:
-    """Whether this process is ``prefect …`` or ``python -m prefect …``, not another program that imports Prefect."""
+    """Return whether this process is ``prefect …`` or ``python -m prefect …``, not a program that imports Prefect."""
     if sys.argv[0] == "-m":  # while the module is being imported, sys.argv does not name it yet
         original = sys.orig_argv
         return "-m" in original[:-1] and original[original.index("-m") + 1] == "prefect"
@@ -49,7 +56,7 @@ def is_prefect_command() -> bool:
 
 
 def split_profile(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(the profile chosen before the command, the arguments from the command on)."""
+    """Return the profile chosen before the command, if any, and the arguments from the command on."""
     profile, rest = None, list(arguments)
     while rest and rest[0].startswith("-"):
         option, equals, value = rest.pop(0).partition("=")
@@ -59,7 +66,7 @@ def split_profile(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def stack_address() -> str | None:
-    """The API URL of this checkout's stack; None where none is up, or the user's environment names a server."""
+    """Return the API URL of this checkout's stack; None where none is up, or the user's environment names a server."""
     if "PREFECT_API_URL" in os.environ or "PREFECT_PROFILE" in os.environ:
         return None
     try:
@@ -70,9 +77,12 @@ def stack_address() -> str | None:
 
 
 def bare_name(arguments: Sequence[str]) -> int | None:
-    """Where NAME stands, if the arguments are ``deployment run … NAME …`` and NAME is bare; else None.
+    """Return the index of a bare NAME in ``deployment run … NAME …``; None where the arguments are something else.
 
     Any option but FLAGS takes the next argument as its value, unless it is written ``--option=value``.
+
+    Args:
+        arguments: of the command line, from the command on.
     """
     if len(arguments) < 3 or arguments[0] not in ("deployment", "deployments") or arguments[1] != "run":
         return None
@@ -91,7 +101,7 @@ def bare_name(arguments: Sequence[str]) -> int | None:
 
 
 async def _complete(name: str, profile: str | None, address: str | None) -> str:
-    """FLOW/DEPLOYMENT for the name, asking the server; ends the command with one line where that fails."""
+    """Return FLOW/DEPLOYMENT for the name, as the server knows it; end the command with one line where that fails."""
     from prefect.settings import get_current_settings
 
     with _settings(profile, address):
@@ -115,7 +125,7 @@ async def _complete(name: str, profile: str | None, address: str | None) -> str:
 
 @contextmanager
 def _settings(profile: str | None, address: str | None) -> Iterator[None]:
-    """Prefect's settings as the command itself will see them."""
+    """Apply Prefect's settings as the command itself will see them."""
     from prefect.context import use_profile
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -131,7 +141,7 @@ def _settings(profile: str | None, address: str | None) -> Iterator[None]:
 
 
 async def _deployments() -> list[str]:
-    """The full names of all deployments on the server, sorted."""
+    """Return the full names of all deployments on the server, sorted."""
     from prefect.client.orchestration import get_client
 
     names: list[str] = []

@@ -1,4 +1,4 @@
-"""The flow ``recluster``: a layout and a run's embeddings → the layout's next generation, in the order of similarity.
+"""Rewrite a layout in the order of similarity, as its next generation: the flow ``recluster``.
 
 Run again after a failure it goes on from the shards that are there; run again after success it finds the generation and
 writes nothing. Trainings go on undisturbed: the old generation stays until ``geostream layouts prune``.
@@ -52,6 +52,7 @@ def recluster(
     cache_policy=NO_CACHE,
 )
 def rewrite(store: Store, layout: Layout, run: str, epoch: int | None, cluster: str | None) -> Layout:
+    """Write the next generation; parameters as in :func:`recluster`, but opened."""
     opened = Run(store, layout, run, cluster)
     opened.settings = opened.settings_or_recipe()
     return stages.recluster(opened, epoch)

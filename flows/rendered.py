@@ -1,8 +1,8 @@
-"""The rendered cities that stand in for a dataset where nobody named a raw folder: in the demo, and in ``shard-…``.
+"""Render cities in place of a data set where nobody named a raw folder: in the demo, and in ``shard-…``.
 
-Decides their sizes: pictures small enough to train on two CPU cores in minutes, stored about as they are rendered, in
-shards small enough that streaming them means something. VIGOR's panoramas stand within a tenth of the tile's side of
-its centre; the real ones stand up to a quarter off, which is far harder to learn.
+Pictures are small enough to train on two CPU cores in minutes, and shards small enough that a layout has several.
+VIGOR's panoramas stand within a tenth of the tile's side of its centre; the real ones stand up to a quarter off, which
+is far harder to learn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHARD_BYTES = 2**19
 
 @dataclass(frozen=True)
 class _Rendered:
-    """Height and width of the views, in the raw folder and as stored, and further options of rendering and sharding."""
+    """Hold height and width of the views, raw and as stored, and further options of rendering and sharding."""
 
     view_size: tuple[int, int]
     stored: tuple[int, int]
@@ -39,9 +39,16 @@ KINDS = {
 
 
 def render(raw: Path, adapter: str, city: str, seed: int) -> RenderSummary:
-    """Render cities of size ``city`` as the adapter's raw folder; done at once where they lie there already.
+    """Render cities as an adapter's raw folder; return at once where they lie there already.
 
-    Raises BadInput for an adapter or a size that there is not.
+    Args:
+        raw: the folder.
+        adapter: whose raw layout it is.
+        city: size of the cities, "small" or "demo".
+        seed: of all that is random.
+
+    Raises:
+        BadInput: there is no such adapter or size.
     """
     kind = _kind(adapter)
     cities, options = cities_of(adapter, city)
@@ -52,13 +59,13 @@ def render(raw: Path, adapter: str, city: str, seed: int) -> RenderSummary:
 
 
 def shard_options(adapter: str) -> dict[str, Any]:
-    """The options of sharding that fit the adapter's rendered cities."""
+    """Return the options of sharding that fit the adapter's rendered cities; raise BadInput where it has none."""
     kind = _kind(adapter)
     return {"tile_size": (TILE, TILE), "view_size": kind.stored, "shard_bytes": SHARD_BYTES, **kind.sharding}
 
 
 def dataset_name(adapter: str) -> str:
-    """What the adapter's rendered cities are called in a store: also the name of their recipe."""
+    """Return the name of an adapter's rendered cities in a store, which is also that of their recipe."""
     _kind(adapter)
     return "simcity" if adapter == "vigor" else f"simcity-{adapter}"
 

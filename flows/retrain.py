@@ -1,4 +1,4 @@
-"""The flow ``retrain``: the newest layout → a training run, evaluated on the test gallery, and its report.
+"""Train on the newest layout, evaluate on the test gallery and write the report: the flow ``retrain``.
 
 Its run on the store is named after the time the flow was scheduled for: every schedule trains anew, and a flow run
 that is retried goes on from its last checkpoint.
@@ -61,6 +61,7 @@ def retrain(
     cache_policy=NO_CACHE,
 )
 def train(store: Store, layout: Layout, run: str, settings: TrainSettings, cluster: str | None) -> RunResult:
+    """Train, and log each record of the run; parameters as in :func:`retrain`, but opened."""
     logger = get_run_logger()
 
     def log(record: Record) -> None:
@@ -72,12 +73,13 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
 def write_report(store: Store, layout: Layout, run: str, result: RunResult) -> str:
+    """Write the run's report to the store, and return the page as HTML."""
     opened = Run.open(store, layout, run)
     return report.publish(opened, result, report.summarise(store.url, opened.layout, result))
 
 
 def show_run(layout: Layout, result: RunResult) -> None:
-    """The run's evaluations and plans on the flow run's page."""
+    """Show the run's evaluations, plans and reclusterings on the flow run's page."""
     rows = results_by_epoch(layout, result.evaluations)
     show("evaluation", rows, f"Recall on the test gallery; the report is {result.url}/report.html")
     show("epoch-plans", result.plans, "Hardness: 0 = random batches, 1 = Sample4Geo's with random access to everything")

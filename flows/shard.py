@@ -1,4 +1,4 @@
-"""The flow ``shard``: a raw dataset → a committed layout of tar shards and its index.
+"""Write a raw data set as a committed layout of tar shards with an index: the flow ``shard``.
 
 Where no raw folder is named, cities are rendered first: demo data in the dataset's own raw layout, easier than the real
 one. Run again after a failure it goes on from the shards that are whole; run again after success it finds the layout
@@ -75,7 +75,7 @@ def shard(
 
 
 def shard_options(values: dict[str, Any]) -> ShardOptions:
-    """The options of sharding from a flow's parameter. Raises BadInput by name."""
+    """Return the options of sharding from a flow's parameter; raise BadInput that names a wrong one."""
     known = ShardOptions.__dataclass_fields__
     wrong = [f"{name}: no such option" for name in values if name not in known]
     if not wrong:
@@ -88,11 +88,13 @@ def shard_options(values: dict[str, Any]) -> ShardOptions:
 
 @task(task_run_name="render {size}", cache_policy=NO_CACHE)
 def render(raw: Path, adapter: str, size: str, seed: int) -> RenderSummary:
+    """Render cities of a size as the adapter's raw folder."""
     return rendered.render(raw, adapter, size, seed)
 
 
 @task(task_run_name="read {adapter}", cache_policy=NO_CACHE)
 def read_places(adapter: str, raw: Path, options: dict[str, Any]) -> RawDataset:
+    """Read the raw folder with the adapter's options."""
     return sharding.read_places(adapter, raw, **options)
 
 
@@ -104,6 +106,7 @@ def read_places(adapter: str, raw: Path, options: dict[str, Any]) -> RawDataset:
     cache_policy=NO_CACHE,
 )
 def plan_layout(raw: RawDataset, store: Store, dataset: str, layout: str, options: ShardOptions) -> DryRun:
+    """Return what :func:`write_layout` would do."""
     return sharding.dry_run(raw, store, dataset, layout, options)
 
 
@@ -118,17 +121,18 @@ def plan_layout(raw: RawDataset, store: Store, dataset: str, layout: str, option
 def write_layout(
     raw: RawDataset, store: Store, dataset: str, layout: str, options: ShardOptions, workers: int | None
 ) -> ShardReport:
+    """Write and commit the layout, or find it done."""
     return sharding.shard(raw, store, dataset, layout, options, workers)
 
 
 def show_plan(plan: DryRun) -> None:
-    """What would be written, on the flow run's page."""
+    """Show on the flow run's page what would be written."""
     rows = [{"what": name, "value": str(value)} for name, value in plan.figures.items()]
     show("dry-run", rows, "\n".join([*plan.remarks, "Nothing was written."]))
 
 
 def show_layout(report: ShardReport) -> None:
-    """The layout's figures on the flow run's page."""
+    """Show the layout's figures on the flow run's page."""
     layout = report.layout
     show(
         "layout",

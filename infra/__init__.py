@@ -1,4 +1,4 @@
-"""What runs around geostream: a local S3, a local Prefect server and worker, containers and Kubernetes manifests.
+"""Run what geostream needs around it: a local S3, a local Prefect server and worker, containers, Kubernetes manifests.
 
-Nothing in geostream or sharding imports this; only the demo, the tests and ``make up`` do.
+Only the demo, the tests and ``make up`` import this; geostream and sharding do not.
 """

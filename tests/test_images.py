@@ -127,6 +127,7 @@ def both_ways(data: bytes) -> tuple[Array, Array]:
 def test_a_png(name: str) -> None:
     data, expected = ODD[name]
     trained, stored = both_ways(data)
+    assert expected is not None
     assert np.array_equal(trained, expected) and np.array_equal(stored, expected)
     # Stored as another size, it is made from the same pixels.
     assert encode(data, (12, 20), 90).data == encode(saved(Image.fromarray(trained), "PNG"), (12, 20), 90).data

@@ -131,7 +131,7 @@ def test_an_earlier_cut_into_more_shards_is_tidied_up(root: Store, raw: Path, mo
             parts.append(part)
             if len(parts) > 2:
                 raise KeyboardInterrupt
-            return write_part(folder, part, *rest)  # type: ignore[arg-type]
+            return write_part(folder, part, *rest)
 
         write_part: Callable[..., object] = writer.write_part
         patch.setattr(writer, "write_part", cut_off)

@@ -100,13 +100,13 @@ def test_every_value_of_a_recipe_can_be_overridden(dataset: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("batch_size", "write name=value"),
-        ("batchsize=3", "batchsize: Extra inputs are not permitted.*Known settings: model, "),
-        ("batch_size=one", "batch_size: Input should be a valid integer"),
-        ("epochs=0", "epochs: Input should be greater"),
-        ("schedule=step", "schedule: Input should be 'cosine'"),
-        ("precision=fp8", "precision: Input should be 'auto'"),
-        ("micro_batch=0", "micro_batch: Input should be greater"),
+        ("batch_size", "name=value"),
+        ("batchsize=3", "batchsize: .*Known settings: model, "),
+        ("batch_size=one", "batch_size: .*integer"),
+        ("epochs=0", "epochs: .*greater"),
+        ("schedule=step", "schedule: .*'cosine'"),
+        ("precision=fp8", "precision: .*'auto'"),
+        ("micro_batch=0", "micro_batch: .*greater"),
     ],
 )
 def test_wrong_settings_are_named(text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The command ``evaluate``: a checkpoint of a run by the protocols of its dataset, as the field's table."""
+"""Define the command ``evaluate``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluate(
     cluster: Cluster = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this local file, too.")] = None,
 ) -> None:
-    """Evaluate a checkpoint of the run by its dataset's protocols; a table, JSON and a page with pictures."""
+    """Evaluate a checkpoint by its dataset's protocols: print a table, and write JSON and a page with pictures."""
     from geostream.report.evaluation_page import evaluate_checkpoint, results_table
 
     if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):

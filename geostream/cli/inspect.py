@@ -1,4 +1,4 @@
-"""The commands that only look: ``inspect`` and ``verify``."""
+"""Define the commands that only read a store: ``inspect`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None)
 
 
 def verify(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
-    """Read every shard of a layout once and compare it with the index; damage is named, and exits with 1."""
+    """Read every shard of a layout once and compare it with the index. Name what is damaged, and exit with 1."""
     from geostream.layout import open_layout
     from geostream.layout.files import ADVICE
     from geostream.layout.verify import verify_layout

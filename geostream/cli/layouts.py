@@ -1,4 +1,4 @@
-"""The commands on a layout's generations: ``recluster`` makes the next, ``layouts`` lists them and removes old ones."""
+"""Define the commands on a layout's generations: ``recluster`` writes the next, ``layouts`` lists and removes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recluster(
     overrides: Overrides = None,
     cluster: Cluster = None,
 ) -> None:
-    """Rewrite a layout in the order of similarity, as its next generation. One that was cut off goes on."""
+    """Rewrite a layout in the order of similarity, as its next generation. Cut off, it goes on when run again."""
     from geostream.layout import open_layout
     from geostream.reclustering.recluster import describe
     from geostream.runs import stages

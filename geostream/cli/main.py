@@ -1,9 +1,9 @@
-"""The command line: each stage of the loop alone, on a store's URL.
+"""Assemble the command line ``geostream``, which runs each stage of the loop alone.
 
-A command opens what it needs, calls the function that flows and trainer call, and prints what came out. Commands of the
+A command opens what it needs, calls the function that flows and training call, and prints the result. Commands of the
 packages above this one (``shard``, ``demo``) join by the entry point group ``geostream.commands``. Modules of commands
-import the library inside their functions, so that ``--help`` takes a fraction of a second. An error meant for a person
-is one line on stderr and exit code 1.
+import the library inside their functions, so that ``--help`` takes a fraction of a second. A
+:class:`~geostream.errors.GeostreamError` becomes one line on stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def options(
 
 
 def _join_commands() -> None:
-    """Add the commands of other packages, which are not known before."""
+    """Add the commands that other packages register as entry points."""
     ours = {command.name for command in app.registered_commands}
     for point in entry_points(group="geostream.commands"):
         if point.name not in ours:
@@ -64,7 +64,7 @@ def _join_commands() -> None:
 
 
 def _log_to_stderr() -> None:
-    """Show our own log lines; not the root logger's, where every library's would come along."""
+    """Show our own log lines, not those of other libraries."""
     for package in ("geostream", "sharding", "flows"):
         logger = logging.getLogger(package)
         logger.addHandler(logging.StreamHandler(sys.stderr))
@@ -72,7 +72,7 @@ def _log_to_stderr() -> None:
 
 
 def main() -> None:
-    """Entry point of the ``geostream`` command."""
+    """Run the command ``geostream``."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     _log_to_stderr()

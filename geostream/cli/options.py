@@ -1,4 +1,4 @@
-"""Arguments that several commands take, and what they open: a store, a layout, a run.
+"""Define the arguments that several commands take, and open what they name: a store, a layout, a run.
 
 The modules of the commands import the library inside their functions, so that ``--help`` need not wait for it.
 """
@@ -31,12 +31,16 @@ Cluster = Annotated[str | None, typer.Option(help="URL of a Dask scheduler; defa
 
 
 def open_store(url: str, *, write: bool = True, listed: bool = True) -> Store:
-    """Open the store at ``url`` and look at it once, so that what is wrong with it is told before any work.
+    """Open a store and make one request to it, so that an error shows before any work.
 
     Args:
         url: as the person typed it.
         write: whether the command writes, which not every kind of store can do.
         listed: whether names are to be found by listing, which not every store allows.
+
+    Raises:
+        BadInput: the URL is malformed.
+        StoreError: the store cannot be reached, or cannot do what the command needs.
     """
     from geostream.store import Store
 
@@ -54,9 +58,19 @@ def open_run(
     cluster: str | None = None,
     overrides: list[str] | None = None,
 ) -> Run:
-    """Return the run on the layout named; if none is, on the generation that it reads.
+    """Open a run.
 
-    ``overrides``: settings that this command is to use in place of the run's own, as they were typed.
+    Args:
+        url: of the store, as the person typed it.
+        dataset: None: the only one in the store.
+        layout: name of the layout that the run is opened on. None: the generation that the run reads.
+        name: of the run.
+        cluster: URL of a Dask scheduler. None: this process.
+        overrides: settings, as they were typed, that replace the run's own for this command. None: keep them.
+
+    Raises:
+        BadInput: a name or setting is unknown.
+        StoreError: the store cannot be reached.
     """
     from geostream.layout import open_layout
     from geostream.runs.run import Run
@@ -71,14 +85,19 @@ def open_run(
 
 
 def check_split(split: str) -> str:
-    """Return the split as it was typed, if there is one of that name."""
+    """Return the split's name; raise BadInput for one that is neither train nor test."""
     if split not in ("train", "test"):
         raise BadInput(f"--split {split}: train or test")
     return split
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of equal columns as a table on stdout; shares between 0 and 1 with three decimals."""
+    """Print a table on stdout.
+
+    Args:
+        title: line above the table.
+        rows: all with the same columns. Floats are shown with three decimals, None as "–".
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -87,5 +106,5 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*(f"{v:.3f}" if isinstance(v, float) else "–" if v is None else str(v) for v in row.values()))
-    # As wide as it needs to be where nobody looks: a log or a pipe.
+    # A log or a pipe has no width of its own.
     Console(width=None if sys.stdout.isatty() else 160).print(table)

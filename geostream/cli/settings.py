@@ -1,4 +1,4 @@
-"""The command ``settings``: every setting of a training run, with its default or a recipe's value, and its meaning."""
+"""Define the command ``settings``, which lists the settings of a training run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from geostream.errors import BadInput
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-UNWRAPPED = 500  # columns where nobody looks: one line a setting, for grep
+UNWRAPPED = 500  # columns where stdout is no terminal: one line a setting, for grep
 WIDTHS = (22, 20, 11, None)  # of the columns in a terminal, the same in each section; the last takes the rest
 KINDS = {int: "integer", float: "number", str: "text", dict: "object"}
 
@@ -26,7 +26,7 @@ def settings(
         str | None, typer.Argument(help="Show the values of this data set's recipe; default: the defaults.")
     ] = None,
 ) -> None:
-    """List every setting of a training run: its value, what is allowed, what it means."""
+    """List every setting of a training run: its value, the allowed values, and its meaning."""
     from geostream.settings import GROUPS, SETTINGS, TrainSettings, default_settings
 
     names = recipe_names()
@@ -78,12 +78,12 @@ def _print_rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 def _text(value: object) -> str:
-    """Write a value as it is typed behind ``--set NAME=``."""
+    """Return a value as it is typed behind ``--set NAME=``."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _allowed(info: FieldInfo) -> str:
-    """Say which values a setting takes."""
+    """Return in words which values a setting takes."""
     kinds = get_args(info.annotation) if type(None) in get_args(info.annotation) else (info.annotation,)
     words = _kind(next(kind for kind in kinds if kind is not type(None)))
     limits = {name: f"{value:g}" for limit in info.metadata for name, value in asdict(limit).items()}

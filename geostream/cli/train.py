@@ -1,4 +1,4 @@
-"""The commands of a run: ``train``, and each stage of its loop alone."""
+"""Define the command ``train``, and those that run one stage of its loop: ``embed``, ``mine`` and ``plan``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def train(
     overrides: Overrides = None,
     cluster: Cluster = None,
 ) -> None:
-    """Train on a layout: plan, stream, train, mine, evaluate. A run that was cut off goes on.
+    """Train on a layout: plan, stream, train, mine, evaluate. Cut off, a run goes on when started again.
 
     On several GPUs: torchrun --nproc-per-node N -m -- geostream train …
     """
@@ -64,7 +64,7 @@ def embed(
     split: Split = "train",
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Embed a split with a checkpoint of the run, into Zarr."""
+    """Embed a split with a checkpoint of the run, and store the vectors as Zarr."""
     from geostream.runs import stages
 
     opened = open_run(store, dataset, layout, run)

@@ -37,9 +37,16 @@ THREADS = min(4, cpu_count())  # of this process; the matrix products within the
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold the metrics of a split: the headline's fractions of queries, 0 to 1, and the other protocols' rows.
+    """Hold the metrics of a split: those of the headline protocol, and the rows of the others.
 
-    ``others`` has rows as :func:`measures` makes them.
+    Attributes:
+        r1: Fraction of queries, 0 to 1, whose best positive ranks first; ``r5`` and ``r10`` likewise.
+        r1pct: The same for the first percent of the gallery.
+        hit_rate: VIGOR's, see :func:`~geostream.evaluation.metrics.hit_rate`.
+        gallery: Number of candidates.
+        queries: Number of queries.
+        protocol: Name of the headline protocol.
+        others: Rows of the other protocols, as :func:`~geostream.evaluation.metrics.measures` returns them.
     """
 
     r1: float
@@ -54,9 +61,14 @@ class Evaluation:
 
 
 class QueryPiece(NamedTuple):
-    """Some queries of a search; its fields mean what the search's do."""
+    """Hold some queries of a search.
 
-    first: int  # index of their first positive among all of the search
+    Attributes:
+        first: Index of their first positive among all positives of the search.
+        queries: As in :class:`~geostream.evaluation.protocols.Search`; so are ``positives`` and ``ignored``.
+    """
+
+    first: int
     queries: Int64
     positives: Csr
     ignored: Csr
@@ -90,7 +102,13 @@ def evaluate_embeddings(layout: Layout, embeddings: Embeddings, cluster: str | N
 def rank_search(embeddings: Embeddings, search: Search, cluster: str | None = None) -> Ranks:
     """Rank the positives of all queries of a search.
 
-    ``cluster``: URL of a Dask scheduler; None: threads of this process.
+    Args:
+        embeddings: Committed embeddings of both sides.
+        search: The queries and their positives.
+        cluster: URL of a Dask scheduler whose workers reach the store; None: threads of this process.
+
+    Raises:
+        GeostreamError: The scheduler cannot be reached.
     """
     wrong, not_ignored = np.empty((2, len(search.positives.indices)), dtype=np.int64)
     todo = query_pieces(search)

@@ -23,8 +23,14 @@ from geostream.evaluation.ranks import NEVER, Ranks
 def measures(protocol: str, search: Search, ranks: Ranks) -> dict[str, Any]:
     """Return a row of results of one protocol and direction.
 
-    The row holds fractions from 0 to 1 under ``r1``, ``r5``, ``r10`` and ``r1pct``, the protocol, the direction, and
-    the numbers of queries and candidates. Protocol "both-ways" adds ``ap``, the others ``hit_rate``.
+    Args:
+        protocol: Name of the protocol.
+        search: The queries and their positives.
+        ranks: Ranks of these positives.
+
+    Returns:
+        Fractions from 0 to 1 under ``r1``, ``r5``, ``r10`` and ``r1pct``, with "both-ways" also ``ap``, else
+        ``hit_rate``; and ``protocol``, ``direction``, ``queries`` and ``gallery``, the number of candidates.
     """
     starts = search.positives.indptr[:-1]
     first = np.minimum.reduceat(ranks.wrong, starts)

@@ -28,13 +28,21 @@ METRES = 5.0
 
 @dataclass(frozen=True)
 class Search:
-    """Queries of one side, with their positives on the other."""
+    """Hold the queries of one side, with their positives on the other.
 
-    direction: str  # TO_TILE: queries are views, the gallery tiles; TO_VIEW the other way round
-    queries: Int64  # (n,) rows of the embedded queries, sorted
-    positives: Csr  # n lists of gallery rows, none empty
-    ignored: Csr  # n lists of gallery rows that the hit rate ignores (semi-positives)
-    gallery: int  # how many candidates
+    Attributes:
+        direction: TO_TILE: queries are views, the gallery tiles; TO_VIEW: the other way round.
+        queries: (n,) rows of the embedded queries, sorted.
+        positives: n lists of gallery rows, none empty.
+        ignored: n lists of gallery rows that the hit rate ignores (semi-positives).
+        gallery: Number of candidates.
+    """
+
+    direction: str
+    queries: Int64
+    positives: Csr
+    ignored: Csr
+    gallery: int
 
 
 def split_pairs(layout: Layout, split: str) -> Pairs:

@@ -27,21 +27,26 @@ TIE = 1e-9
 
 
 class Ranks(NamedTuple):
-    """Wrong candidates ranked above each positive: (E,) for the positives of all queries, one query after the other."""
+    """Count the wrong candidates ranked above each of E positives, those of one query after the other.
 
-    wrong: Int64  # all of them
-    not_ignored: Int64  # all but the ignored ones
+    Attributes:
+        wrong: (E,) all of them.
+        not_ignored: (E,) all but the ignored ones.
+    """
+
+    wrong: Int64
+    not_ignored: Int64
 
 
 class _Positives(NamedTuple):
-    """The positives of all queries, flat: E of them."""
+    """Hold the positives of all queries, flat: E of them."""
 
     owner: Int64  # (E,) row of the query
     threshold: Float64  # (E,) similarity from which on a candidate counts as ranked above; NaN: not finite
 
 
 class _GalleryBlock:
-    """Consecutive candidates of the gallery, ready to be compared."""
+    """Hold consecutive candidates of the gallery, ready to be compared."""
 
     def __init__(self, first: int, vectors: Float32) -> None:
         self.first, self.stop = first, first + len(vectors)

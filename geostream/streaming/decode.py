@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional
 
 from geostream.errors import BadInput
 from geostream.images import Pixels, decode_jpeg, decode_png, is_jpeg

@@ -32,7 +32,7 @@ class RawLayout:
 
 
 def _vigor(rows: int, columns: int, test_rows: int, test_columns: int) -> tuple[list[CitySpec], dict[str, Any]]:
-    """VIGOR's four cities, two for training and two for testing."""
+    """Return VIGOR's four cities, two for training and two for testing."""
     train = [CitySpec(name, rows, columns) for name in ("NewYork", "Seattle")]
     return train + [CitySpec(name, test_rows, test_columns) for name in ("Chicago", "SanFrancisco")], {}
 

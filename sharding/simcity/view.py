@@ -154,7 +154,7 @@ def look_around(raster: Raster, x: float, y: float, rays: Rays, light: float = 1
 
 
 def _pixels(raster: Raster, x: Points, y: Points) -> NDArray[np.int64]:
-    """Flat indices of the raster's pixels that hold the points; points outside take the nearest edge."""
+    """Return flat indices of the raster's pixels that hold the points; points outside take the nearest edge."""
     rows, columns = raster.height.shape
     row = ((raster.north - y) * (1 / raster.metres)).astype(np.int64)
     column = ((x - raster.west) * (1 / raster.metres)).astype(np.int64)
@@ -165,7 +165,7 @@ def _pixels(raster: Raster, x: Points, y: Points) -> NDArray[np.int64]:
 
 
 def _first_hits(raster: Raster, x: float, y: float, rays: Rays) -> NDArray[np.int64]:
-    """(H, W): the first step of the column's ray that reaches the row's elevation; len(distance) for the sky."""
+    """Return (H, W): the first step at which the column's ray reaches the row's elevation; len(distance): the sky."""
     rows, columns = len(rays.elevation), len(rays.east)
     px = x + rays.east[:, None] * rays.distance
     py = y + rays.north[:, None] * rays.distance
@@ -239,7 +239,7 @@ def _walls(
 
 
 def _sky(rays: Rays) -> NDArray[np.float32]:
-    """(H, W, 3): haze at the horizon, blue above; what nothing covers under the horizon is haze."""
+    """Return the sky, (H, W, 3): haze at the horizon and below, blue above."""
     up = np.clip(rays.elevation / (np.pi / 3), 0, 1)[:, None]
     column = HAZE * (1 - up) + ZENITH * up
     return np.repeat(column[:, None, :], len(rays.east), axis=1).astype(np.float32)

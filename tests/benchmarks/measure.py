@@ -36,7 +36,8 @@ class Failed(Exception):
 def run(command: Sequence[str], environment: Mapping[str, str], server: psutil.Process | None = None) -> Result:
     """Run the command to its end; the JSON of its last line, with ``peak_bytes``, ``cpu_s`` and ``server_cpu_s``."""
     served = _cpu(server)
-    peak, cpu = 0, {}
+    peak = 0
+    cpu: dict[int, float] = {}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=out, stderr=log, env=dict(environment), cwd=ROOT)
         root = psutil.Process(process.pid)

@@ -41,7 +41,7 @@ def make_raw(raw: Path, places: int, seed: int, tick: Callable[[], object]) -> i
     files = sorted(path for path in raw.rglob("*") if path.suffix in (".jpg", ".png"))
     with TemporaryDirectory() as folder:
         pool = Path(folder, "pictures.npz")
-        np.savez(pool, **_pictures(Path(folder), seed))
+        np.savez(pool, allow_pickle=False, **_pictures(Path(folder), seed))
         chunks = [(pool, files[at : at + 50], (seed, at)) for at in range(0, len(files), 50)]
         with ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
             for count in workers.map(_write_images, chunks):

@@ -168,7 +168,7 @@ def convert(folder: Path, peer: Contestant, store: Store, environment: Mapping[s
 
 
 def presigned(layout: Layout) -> list[str]:
-    return obstore.sign(s3_store(layout.store.url), "GET", layout.shard_names, timedelta(hours=2))
+    return list(obstore.sign(s3_store(layout.store.url), "GET", layout.shard_names, timedelta(hours=2)))
 
 
 def measure(

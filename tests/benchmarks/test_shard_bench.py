@@ -53,9 +53,9 @@ def test_what_was_stored_is_checked(tmp_path: Path) -> None:
 
     assert check(contestant(*whole), job)["images"] == 20
     assert check(contestant(*whole), job)["psnr_min"] < 30  # grey is not what the raw images show
-    with pytest.raises(ValueError, match="1 images were not stored"):
+    with pytest.raises(ValueError, match="1 images "):
         check(contestant(*whole[1:]), job)
-    with pytest.raises(ValueError, match="stored twice"):
+    with pytest.raises(ValueError, match="twice"):
         check(contestant(*whole, whole[0]), job)
     with pytest.raises(ValueError, match="of \\(768, 384\\)"):
         check(contestant((whole[0][0], jpeg(VIEW)), *whole[1:]), job)

@@ -41,7 +41,7 @@ def length(vector: npt.NDArray[Any]) -> float:
 
 def wrong_before(query: npt.NDArray[Any], gallery: Vectors, right: Sequence[int], free: Sequence[int]) -> list[Any]:
     """(all, all but ``free``) wrong candidates before each right one, in the order of ``right``; None: never found."""
-    found = []
+    found: list[tuple[int, int] | None] = []
     order = ranking(query, gallery, right)
     for one in right:
         if similarity(query, gallery[one]) is NOTHING:

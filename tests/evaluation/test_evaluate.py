@@ -167,15 +167,15 @@ def test_what_cannot_be_evaluated_is_told(tmp_path: Path) -> None:
         layout = gallery_of(store, spots, protocols, coordinates)
         searches(layout, "test", split_pairs(layout, "test"), layout.references("test"))
 
-    with pytest.raises(BadInput, match="true tile of place-0001 is not in the gallery of split test"):
+    with pytest.raises(BadInput, match="place-0001 .* split test"):
         told([Spot(), Spot(splits=("train",))], PAIRED)
-    with pytest.raises(BadInput, match="nothing to evaluate, split test has no pairs"):
+    with pytest.raises(BadInput, match="split test has no pairs"):
         told([Spot(views=()), Spot(views=(View("gallery"),))], PAIRED)
-    with pytest.raises(BadInput, match="within-5m needs coordinates"):
+    with pytest.raises(BadInput, match="within-5m"):
         told([Spot()], NEAR, coordinates="none")
     layout = gallery_of(store, [Spot(), Spot()], (PAIRED,))
     pairs = layout.pairs("test")
-    with pytest.raises(StaleArtefact, match="not the test pairs of layout g0; embed again"):
+    with pytest.raises(StaleArtefact, match="test pairs .* g0"):
         searches(layout, "test", Pairs(pairs.place[:1], pairs.view[:1]), layout.references("test"))
 
 

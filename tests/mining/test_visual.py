@@ -99,7 +99,7 @@ def test_a_scheduler_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     layout = city(root, side=4)
     embeddings = embed(root, layout)
     monkeypatch.setattr("geostream.dask.CONNECT_SECONDS", 1)
-    with pytest.raises(GeostreamError, match="tcp://127.0.0.1:1: cannot connect"):
+    with pytest.raises(GeostreamError, match="tcp://127.0.0.1:1: "):
         build_visual_graph(root, "neighbours/v.zarr", layout, embeddings, 3, "tcp://127.0.0.1:1")
     with pytest.raises(NotFound, match="not committed"):
         open_graph(root, "neighbours/v.zarr", layout)
@@ -109,18 +109,18 @@ def test_artefacts_of_another_layout_or_half_written_are_refused(tmp_path: Path)
     root = Store.open(tmp_path)
     layout, other = city(root, side=5), city(root, side=6, name="g1")
     embeddings = embed(root, layout)
-    with pytest.raises(StaleArtefact, match="made from other places than those of (layout )?g1; embed again"):
+    with pytest.raises(StaleArtefact, match=r"places .*\bg1\b.* embed again"):
         build_visual_graph(root, "neighbours/v.zarr", other, embeddings, 3)
     build_gps_graph(root, GPS_GRAPH, layout, 3)
-    with pytest.raises(StaleArtefact, match="made from other places than those of (layout )?g1"):
+    with pytest.raises(StaleArtefact, match=r"places .*\bg1\b"):
         open_graph(root, GPS_GRAPH, other)
-    with pytest.raises(NotFound, match="visual-epoch-0009.zarr: not there; make it again: geostream mine"):
+    with pytest.raises(NotFound, match="visual-epoch-0009.zarr: not there.* geostream mine"):
         open_graph(root, Run.graph_name(9), layout)
     # Begun anew and cut off: the old one is gone, the new one not there.
     GraphWriter.create(
         root, GPS_GRAPH, kind="gps", layout=layout, embeddings="", places=np.arange(50, dtype=np.int32), k=3
     )
-    with pytest.raises(NotFound, match="not committed, its writing was cut off"):
+    with pytest.raises(NotFound, match="not committed"):
         open_graph(root, GPS_GRAPH, layout)
 
 
@@ -133,7 +133,7 @@ def test_graph_regions_are_whole_zarr_shards(tmp_path: Path, monkeypatch: pytest
     )  # fmt: skip
     rows = np.zeros((8, 2), dtype=np.int32)
     for start, stop in ((4, 8), (0, 4)):
-        with pytest.raises(ValueError, match="not whole Zarr shards"):
+        with pytest.raises(ValueError, match="Zarr shards"):
             writer.write(start, rows[: stop - start], rows[: stop - start].astype(np.float32))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,7 +86,7 @@ def test_rules_hold(
     problem: SamplingProblem, strategy: str, batch_size: int, lanes: int, resident: int, seed: int
 ) -> None:
     lanes = min(lanes, len(np.unique(problem.shard)))
-    arguments = {"strategy": strategy, "batch_size": batch_size, "lanes": lanes, "resident": resident}
+    arguments: dict[str, Any] = {"strategy": strategy, "batch_size": batch_size, "lanes": lanes, "resident": resident}
     made = assemble(problem, **arguments, seed=seed, epoch=3)
     check(problem, made, batch_size, lanes)
     again = assemble(problem, **arguments, seed=seed, epoch=3)
@@ -184,7 +186,7 @@ def test_hard_batches_from_few_shards() -> None:
 
 def test_wrong_arguments_are_named() -> None:
     problem = grid(side=4, views=1, per_shard=8)
-    with pytest.raises(BadInput, match="strategy 'best': choose one of patchwork, patchwork-less-mixed, patchw"):
+    with pytest.raises(BadInput, match="strategy 'best'.* patchwork-less-mixed"):
         assemble(problem, strategy="best", batch_size=2, resident=1, seed=0, epoch=0)
-    with pytest.raises(BadInput, match="lanes=3: there are 2 shards"):
+    with pytest.raises(BadInput, match="lanes=3: .*2 shards"):
         assemble(problem, strategy="random", batch_size=2, resident=1, seed=0, epoch=0, lanes=3)

@@ -36,7 +36,8 @@ def test_proximity_falls_with_distance() -> None:
 
 
 def test_score() -> None:
-    assert hardness.hardness_score(0.3, 0.4, 0.2) == (pytest.approx(0.5), "")
+    score, note = hardness.hardness_score(0.3, 0.4, 0.2)
+    assert score == pytest.approx(0.5) and note == ""
     assert hardness.hardness_score(0.3, 0.2, 0.2)[0] is None
     assert "no harder than random" in hardness.hardness_score(0.3, 0.2, 0.2)[1]
     assert hardness.hardness_score(float("nan"), 0.4, 0.2) == (None, "the similarities are not finite numbers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_visual_plan(root: Store, layout: Layout) -> None:
     without = make_plan(layout, graph, SETTINGS, 5, seed=0)
     assert without.quality["hardness_score"] is None
     assert "embeddings" in without.quality["hardness_note"]
-    with pytest.raises(StaleArtefact, match="came from embeddings/epoch-0004.zarr, not from other"):
+    with pytest.raises(StaleArtefact, match="embeddings/epoch-0004.zarr.* other"):
         make_plan(layout, graph, SETTINGS, 5, seed=0, embeddings=replace(embeddings, name="other"))
 
 
@@ -139,7 +140,7 @@ def test_ways_that_drift_only_where_no_other_is_hard_enough(
 ) -> None:
     graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
 
-    def planned(hard_enough: float) -> dict[str, Any]:
+    def planned(hard_enough: float) -> Mapping[str, Any]:
         return make_plan(layout, graph, SETTINGS.changed(hardness=hard_enough), 1, seed=3).quality
 
     monkeypatch.setitem(FALLBACKS, "patchwork", ("patchwork", "patchwork-unmixed"))  # of which only the second drifts
@@ -175,15 +176,15 @@ def test_no_coordinates_no_graph(root: Store) -> None:
     plan = make_plan(layout, None, settings, 0, seed=0)
     plan.validate(layout)
     assert plan.quality["hardness_score"] is None
-    with pytest.raises(BadInput, match="needs a neighbour graph; mine first, or set strategy=random"):
+    with pytest.raises(BadInput, match="strategy=random"):
         make_plan(layout, None, SETTINGS, 0, seed=0)
 
 
 def test_refusals(root: Store, layout: Layout) -> None:
     other = city(root, side=5, name="g1")
-    with pytest.raises(StaleArtefact, match="made from other places than those of g1; mine again"):
+    with pytest.raises(StaleArtefact, match=r"places .*\bg1\b"):
         make_plan(other, build_gps_graph(root, GPS_GRAPH, layout, 4), SETTINGS, 0, seed=0)
-    with pytest.raises(BadInput, match="too few for 1 lanes with batches of 512; set a smaller batch_size"):
+    with pytest.raises(BadInput, match="1 lanes .* 512.* batch_size"):
         make_plan(other, None, SETTINGS.changed(batch_size=512, strategy="random"), 0, seed=0)
 
 

@@ -49,7 +49,7 @@ def test_it_comes_back_as_it_was(layout: Layout, run: Store) -> None:
 
 
 def test_there_is_none(layout: Layout, run: Store) -> None:
-    with pytest.raises(NotFound, match="no plan of epoch 5"):
+    with pytest.raises(NotFound, match="epoch 5"):
         load_plan(run, 5, layout)
 
 
@@ -72,7 +72,7 @@ def test_of_another_layout_is_refused(layout: Layout, run: Store, tmp_path: Path
     plan = plan_of(layout)
     save_plan(run, plan)
     other = city(Store.open(tmp_path / "store"), side=7, name="g1")
-    with pytest.raises(StaleArtefact, match="made for another layout than g1; plan the epoch again"):
+    with pytest.raises(StaleArtefact, match=r"layout than \bg1\b"):
         load_plan(run, 5, other)
     with pytest.raises(StaleArtefact):
         plan.validate(other)
@@ -92,7 +92,7 @@ def test_changed_is_refused(layout: Layout, run: Store, damage: str) -> None:
         run.write_json("epoch-0005.json", {**facts, "batch_size": 7})
     else:
         run.write_json("epoch-0005.json", {**facts, "surprise": 1})
-    with pytest.raises(GeostreamError, match="changed or damaged since it was made; plan the epoch again"):
+    with pytest.raises(GeostreamError, match="damaged"):
         load_plan(run, 5, layout)
 
 
@@ -100,9 +100,9 @@ def test_validate_finds_broken_rules(layout: Layout) -> None:
     plan = plan_of(layout)
     twice = plan.place.copy()
     twice[0, 0] = twice[1, 0]
-    with pytest.raises(GeostreamError, match="every training pair exactly once"):
+    with pytest.raises(GeostreamError, match="training pair"):
         replace(plan, place=twice).validate(layout)
-    with pytest.raises(GeostreamError, match="lanes not equally long"):
+    with pytest.raises(GeostreamError, match="lanes"):
         replace(plan, place=plan.place[1:], view=plan.view[1:]).validate(layout)
 
     # Swap pairs between batches until a rule of batches is broken: a place twice, or beside its semi-positive.
@@ -116,7 +116,7 @@ def test_validate_finds_broken_rules(layout: Layout) -> None:
         return replace(plan, place=places, view=views)
 
     several = int(np.flatnonzero(np.bincount(plan.place.ravel()) > 1)[0])
-    with pytest.raises(GeostreamError, match="a place is twice in the batch"):
+    with pytest.raises(GeostreamError, match="twice"):
         swapped(several, several).validate(layout)
     excluded = layout.excluded("train")
     lonely = next(
@@ -125,5 +125,5 @@ def test_validate_finds_broken_rules(layout: Layout) -> None:
         for other in excluded.row(place).tolist()
         if other in plan.place
     )
-    with pytest.raises(GeostreamError, match="a query meets its semi-positive"):
+    with pytest.raises(GeostreamError, match="semi-positive"):
         swapped(*lonely).validate(layout)

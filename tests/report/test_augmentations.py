@@ -16,7 +16,7 @@ from geostream.training.augment import Augmentation, Pixels, turn
 from tests.helpers import tiny_layout
 
 OFF = {"color_jitter": 0, "jpeg_probability": 0, "blur_probability": 0, "dropout_probability": 0}
-PLAIN = TrainSettings().changed(tile_size=33, view_height=16, view_width=64, **OFF)  # type: ignore[arg-type]
+PLAIN = TrainSettings().changed(tile_size=33, view_height=16, view_width=64, **OFF)
 
 
 def marked(east: bool) -> tuple[Pixels, Pixels]:

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from geostream.arrays import Float32
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import PLACES, Layout, commit_layout
+from geostream.layout.schema import Protocol
 from geostream.report.evaluation_page import embedded, results_table, write_evaluation
 from geostream.report.pages import render
 from geostream.report.retrievals import retrievals
@@ -22,7 +24,7 @@ from tests.helpers import tiny_layout
 from tests.report.self_contained import needs_nothing_else
 from tests.training.settings import TINY
 
-PROTOCOLS = ("paired", "within-5m", "both-ways")
+PROTOCOLS: tuple[Protocol, ...] = ("paired", "within-5m", "both-ways")
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_pictures_frame_all_that_is_right(tmp_path: Path, layout: Layout) -> Non
     pairs = split_pairs(layout, "test")
     at = np.searchsorted(layout.references("test"), pairs.place)
     reference = np.eye(10, dtype=np.float32)
-    query = reference[at] + reference[at + 1] / 2
+    query: Float32 = reference[at] + reference[at + 1] / np.float32(2)
     query[pairs.view == 1] = reference[9]  # these look like a tile that no view is of
     embeddings = embedded_as(Store.open(tmp_path).child("run"), layout, query, reference)
     found = retrievals(layout, embeddings, count=4, best=3)

@@ -76,7 +76,7 @@ def test_both_ways_have_average_precision_and_no_hit_rate(layout: Layout, tmp_pa
 
 
 def test_the_loss_of_steps_lies_around_that_of_their_epoch() -> None:
-    epochs = [
+    epochs: list[dict[str, Any]] = [
         {"epoch": 1, "loss": 2.0, "step": 10, "curve": [[5, 3.0, 0.1], [10, 2.5, 0.1]]},
         {"epoch": 2, "loss": 1.5, "step": 20},
         {"epoch": 3, "loss": 1.0, "step": 30, "curve": [[25, 1.25, 0.1]]},

@@ -38,7 +38,7 @@ def slowly(self: TrainStep, *arguments: Any) -> Tensor:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    TrainStep.step = slowly  # type: ignore[method-assign]
+    TrainStep.step = slowly  # type: ignore[assignment, method-assign]
     store = Store.open(sys.argv[1])
     try:
         train(store, open_layout(store), "one", make_settings(json.loads(sys.argv[2])))

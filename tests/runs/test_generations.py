@@ -11,9 +11,11 @@ import pytest
 
 from geostream.errors import BadInput, LayoutNotCommitted, StoreError
 from geostream.layout import Layout, list_layouts, open_layout
+from geostream.layout.files import JOB
 from geostream.layout.verify import verify_layout
-from geostream.reclustering.rewrite import GOING, JOB, rewrite
-from geostream.runs.generations import check_dataset, list_generations, needed_layouts, prune
+from geostream.reclustering.rewrite import GOING, rewrite
+from geostream.runs.generations import check_dataset, list_generations, prune
+from geostream.runs.run import needed_layouts
 from geostream.store import Store
 from geostream.training.checkpoint import drop_checkpoint
 from tests.command import said
@@ -238,7 +240,7 @@ def test_which_dataset(root: Store) -> None:
     with pytest.raises(BadInput, match="there: other, tiny"):
         check_dataset(root, None)
     assert check_dataset(root, "other") == "other"
-    with pytest.raises(BadInput, match="no layouts of a dataset 'typo'"):
+    with pytest.raises(BadInput, match="'typo'"):
         check_dataset(root, "typo")
     assert root.folders() == ["other", "tiny"]
 

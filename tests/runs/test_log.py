@@ -44,7 +44,7 @@ def test_the_result_adds_up(tmp_path: Path) -> None:
     log.append("train", 2, 5.0, loss=1.0, stream=stream(200, 70))
     log.append("train", 1, 4.0, loss=2.0, stream=stream(100, 90))
     log.append("evaluate", 2, 1.0, r1=0.5)
-    result = RunResult.of(Store.open(tmp_path), log, already_finished=False)
+    result = RunResult.of(str(tmp_path), log, already_finished=False)
     assert result.epochs == 2 and [row["loss"] for row in result.training] == [2.0, 1.0]
     whole = {"bytes_fetched": 300, "bytes_used": 150, "requests": 6, "peak_resident_bytes": 90, "replaced_pairs": 2}
     assert whole.items() <= result.stream.items() and result.stream["merged_read_bytes"] == 50

@@ -80,14 +80,12 @@ def assert_same_run(store: Store, other: Store, embedded: tuple[str, ...]) -> No
 def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
     """Without torchrun and without mining, because it is the quick test of all this."""
     settings = SETTINGS.changed(epochs=1, strategy="random")
-    stores = [store_in(tmp_path / name) for name in ("two", "one")]
-    codes, output = ended(start_ranks(program(stores[0], settings)))
+    two, one = (store_in(tmp_path / name) for name in ("two", "one"))
+    codes, output = ended(start_ranks(program(two, settings)))
     assert codes == [0, 0], output
-    result = train(stores[1], open_layout(stores[1]), "one", settings)
-    assert_same_run(*stores, ("embeddings/test-epoch-0001.zarr",))
-    [row] = [
-        row for row in map(json.loads, run_of(stores[0]).read("metrics.jsonl").splitlines()) if row["stage"] == "train"
-    ]
+    result = train(one, open_layout(one), "one", settings)
+    assert_same_run(two, one, ("embeddings/test-epoch-0001.zarr",))
+    [row] = [row for row in map(json.loads, run_of(two).read("metrics.jsonl").splitlines()) if row["stage"] == "train"]
     assert row["stream"]["bytes_used"] == result.stream["bytes_used"]  # of both ranks, which share no shard
 
 
@@ -240,14 +238,14 @@ def test_steps_and_lanes_are_made_whole(
 def test_ranks_that_do_not_fit_are_told_which_would(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     asked = TINY.changed(step_batches=4, lanes=4)
-    with pytest.raises(BadInput, match=r"3 ranks cannot share the 4 batches of a step .*; start 1, 2 or 4 of them"):
+    with pytest.raises(BadInput, match="3 ranks .*4 batches .* 1, 2 or 4 "):
         begin(run, asked, 3)
     assert not run.exists
     begin(run, asked, 2)
-    with pytest.raises(BadInput, match=r"8 ranks cannot share the 4 batches"):
+    with pytest.raises(BadInput, match="8 ranks .*4 batches"):
         begin(run, asked, 8)
-    with pytest.raises(BadInput, match=r"2 ranks with 3 loader workers each cannot share 4 lanes .* workers=1 or 2"):
+    with pytest.raises(BadInput, match="2 ranks .*3 loader workers .*4 lanes .* workers=1 or 2"):
         begin(run, asked.changed(workers=3), 2)
     for name, value in (("step_batches", 2), ("lanes", 3)):
-        with pytest.raises(BadInput, match=rf"begun with other settings \({name} 4 → {value}\)"):
+        with pytest.raises(BadInput, match=rf"\({name} 4 → {value}\)"):
             begin(run, asked.changed(**{name: value}), 2)

@@ -135,7 +135,7 @@ def test_killed_within_an_epoch(
     assert first <= cut.step <= first + 3 and (cut.epoch, cut.cursor, cut.finished) == (epoch, cut.step - before, False)
     assert cut.outcome is not None and cut.outcome["pairs"] == cut.cursor * SETTINGS.optim.batch_size
     if epoch == 1:
-        with pytest.raises(BadInput, match="no checkpoint of a whole epoch yet"):
+        with pytest.raises(BadInput, match="checkpoint"):
             load_trained(run.opened)
     else:
         assert load_trained(run.opened).epoch == epoch - 1
@@ -249,7 +249,7 @@ def test_a_plan_made_anew_in_mid_epoch_is_refused(tmp_path: Path, monkeypatch: p
     facts = run.folder.read_json(f"{FOLDER}/step-00000008/state.json")
     facts["position"]["plan"] = "0" * 64
     run.folder.write_json(f"{FOLDER}/step-00000008/state.json", facts)
-    with pytest.raises(StaleArtefact, match="position in plan 000000000000, not in this one"):
+    with pytest.raises(StaleArtefact, match="plan 000000000000"):
         run.train()
 
 
@@ -266,13 +266,13 @@ def test_what_is_damaged_is_passed_over(
     run.folder.delete(f"{FOLDER}/{names[1]}/optimizer.safetensors")
     with caplog.at_level(logging.INFO, logger="geostream"):
         records = run.train()
-    told = [message for message in caplog.messages if "looking for an older checkpoint" in message]
+    told = [message for message in caplog.messages if "older checkpoint" in message]
     assert [name in message for name, message in zip((names[2], names[1]), told, strict=True)] == [True, True]
     assert f"{run.folder.url}: goes on from epoch 1" in caplog.messages
     assert_same_end(run, records, whole)
     for name in names:
         run.folder.write(f"{FOLDER}/{name}/state.json", b"{")
-    with pytest.raises(StoreError, match="all of its checkpoints are damaged; start another run"):
+    with pytest.raises(StoreError, match="all of its checkpoints"):
         run.train()
 
 

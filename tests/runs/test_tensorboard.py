@@ -58,15 +58,12 @@ def test_tensorboard_reads_what_the_log_says(tmp_path: Path) -> None:
     write_events(Store.open(tmp_path), RECORDS)
     found = read_back(tmp_path / "tensorboard")
     assert found["step/loss"] == [(2, 1.5), (4, 1.25), (6, 1.5), (8, 1.25)]
-    assert [(s, pytest.approx(v)) for s, v in found["step/learning rate"]] == [
-        (2, 1e-3),
-        (4, 5e-4),
-        (6, 1e-3),
-        (8, 5e-4),
-    ]
+    steps, rates = zip(*found["step/learning rate"], strict=True)
+    assert steps == (2, 4, 6, 8) and rates == pytest.approx((1e-3, 5e-4, 1e-3, 5e-4))
     assert found["step/gradient scale"] == [(4, 1024.0), (8, 1024.0)]
     assert found["epoch/loss"] == [(1, 2.0), (2, 1.0)]
-    assert found["epoch/temperature"] == [(1, pytest.approx(0.05)), (2, pytest.approx(0.05))]
+    epochs, temperatures = zip(*found["epoch/temperature"], strict=True)
+    assert epochs == (1, 2) and temperatures == pytest.approx((0.05, 0.05))
     assert found["reading/pairs per second"] == [(1, 100), (2, 100)]
     assert found["reading/share of time waiting"] == [(1, 0.25), (2, 0.25)]
     assert found["reading/bytes read per byte used"] == [(1, 1.5), (2, 1.5)]

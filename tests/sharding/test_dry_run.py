@@ -50,14 +50,14 @@ def test_it_leaves_what_lies_there(raw: RawDataset, s3_store: Store) -> None:
     job = plan_shards(raw, SMALL)
     parts, _ = write_shards(job, folder, 1)
     before = folder.list()
-    assert dry_run(raw, s3_store, "vigor", options=SMALL).state.startswith("an unfinished layout")
+    assert dry_run(raw, s3_store, "vigor", options=SMALL).state.startswith("an unfinished")
     assert folder.list() == before
     commit_shards(job, s3_store, "vigor", "base", parts)
     folder.write("parts/shard-00000.json", b"{}")
     before = folder.list()
     assert dry_run(raw, s3_store, "vigor", options=SMALL).state.startswith("this very layout")
     other = dry_run(raw, s3_store, "vigor", options=ShardOptions(original=True))
-    assert other.refused is not None and "a layout of another source or with other options" in other.refused
+    assert other.refused is not None and "layouts/base: " in other.refused
     assert other.figures["stored tiles"] == "as they are"
     assert folder.list() == before
 
@@ -68,7 +68,7 @@ def test_what_makes_no_sense_is_an_error(raw: RawDataset, raw_folder: Path, s3_s
         dry_run(raw, local, "../vigor")
     with pytest.raises(BadInput, match="no training pair"):
         dry_run(read_places("vigor", raw_folder, train_cities=[], test_cities=["Chicago"]), local, "vigor")
-    with pytest.raises(StoreError, match="the bucket does not exist"):
+    with pytest.raises(StoreError, match="no-such-bucket"):
         dry_run(raw, Store.open("s3://no-such-bucket/x"), "vigor")
 
 
@@ -89,8 +89,8 @@ def test_on_the_command_line(raw_folder: Path, tmp_path: Path) -> None:
         "stored tiles:    384x384",
     ):
         assert line in lines
-    assert lines[-2].startswith("It would be refused: 1 of 48 images are broken")
+    assert "refused: 1 of 48 images" in lines[-2]
     assert lines[-1] == "Nothing was written." and not store.exists()
     command[1] = "cvusa"
     done = geostream(*command)
-    assert done.returncode != 0 and "cvusa has no option test_cities, train_cities; it has none" in done.stderr
+    assert done.returncode != 0 and "test_cities, train_cities" in done.stderr

@@ -114,7 +114,7 @@ def test_orientation_is_ignored() -> None:
 def test_a_truncated_jpeg_is_broken(lost: int, size: tuple[int, int] | None) -> None:
     raw = simplejpeg.encode_jpeg(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     encode(raw, size, 90)
-    with pytest.raises(BrokenImage, match="broken JPEG: Premature end"):
+    with pytest.raises(BrokenImage, match="broken JPEG"):
         encode(raw[:-lost], size, 90)
 
 
@@ -145,12 +145,12 @@ def test_any_flipped_bit_in_a_pngs_data_is_found() -> None:
     ("raw", "reason"),
     [
         (b"", "empty file"),
-        (bytes(1000), "neither JPEG nor PNG, nothing but zero bytes"),
-        (b"<html>not found</html>", "neither JPEG nor PNG but HTML or XML"),
-        (b"not found", "neither JPEG nor PNG$"),
-        *((pil_bytes(Image.new("RGB", (4, 4)), kind), f"JPEG nor PNG but {kind}") for kind in ("GIF", "BMP", "TIFF")),
-        (pil_bytes(Image.new("RGB", (4, 4)), "WEBP"), "JPEG nor PNG but WebP"),
-        (pil_bytes(Image.new("RGB", (4, 4)), "AVIF"), "JPEG nor PNG but AVIF"),
+        (bytes(1000), "zero bytes"),
+        (b"<html>not found</html>", "HTML or XML"),
+        (b"not found", "PNG$"),
+        *((pil_bytes(Image.new("RGB", (4, 4)), kind), f"PNG but {kind}") for kind in ("GIF", "BMP", "TIFF")),
+        (pil_bytes(Image.new("RGB", (4, 4)), "WEBP"), "PNG but WebP"),
+        (pil_bytes(Image.new("RGB", (4, 4)), "AVIF"), "PNG but AVIF"),
         (b"\xff\xd8", "broken JPEG"),
         (b"\x89PNG\r\n\x1a\n", "broken PNG|neither"),
     ],
@@ -165,7 +165,7 @@ def test_an_image_too_large_for_memory_is_refused_unseen() -> None:
     huge = bytearray(pil_bytes(Image.new("RGB", (16, 16)), "JPEG"))
     frame = huge.index(b"\xff\xc0")
     huge[frame + 5 : frame + 9] = b"\xff\x00\xff\x00"  # height and width: 65,280
-    with pytest.raises(BrokenImage, match="65280 × 65280 pixels, more than"):
+    with pytest.raises(BrokenImage, match="65280 × 65280 pixels"):
         encode(bytes(huge), (10, 10), 90)
     header = b"IHDR" + struct.pack(">II", 65280, 65280) + bytes([8, 2, 0, 0, 0])
     chunks = (header, b"IDAT", b"IEND")

@@ -42,20 +42,23 @@ def test_places_and_views_are_sorted_whatever_the_lists_order() -> None:
         return View(RawImage(name, "x:1"), split)
 
     views = (view("0", "gallery"), view("c", "train"), view("a", "test"), view("b", "train"))
-    places = [Place(key, area, ("train",), RawImage(key, "x:1"), views=views) for area, key in ["Bb", "Ab", "Aa"]]
+    places = [
+        Place(key, area, ("train",), RawImage(key, "x:1"), views=views)
+        for area, key in (("B", "b"), ("A", "b"), ("A", "a"))
+    ]
     ordered = sorted_places(places)
     assert [(p.area, p.key) for p in ordered] == [("A", "a"), ("A", "b"), ("B", "b")]
     assert [v.image.path for v in ordered[0].views] == ["b", "c", "a", "0"]
 
 
 def test_adapters_are_called_by_name_and_know_their_options(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no adapter for 'vigour'; there is one for vigor, cvusa, cvact, university1652"):
+    with pytest.raises(BadInput, match="'vigour'.* vigor, cvusa, cvact, university1652"):
         sharding.read_places("vigour", tmp_path)
-    with pytest.raises(BadInput, match="vigor has no option city; it has protocol, train_cities, test_cities"):
+    with pytest.raises(BadInput, match="vigor .*city; .*protocol, train_cities, test_cities"):
         sharding.read_places("vigor", tmp_path, city="Chicago")
-    with pytest.raises(BadInput, match="cvusa has no option protocol; it has none"):
+    with pytest.raises(BadInput, match="cvusa .*protocol; .*none"):
         sharding.read_places("cvusa", tmp_path, protocol="val")
-    with pytest.raises(BadInput, match="cvact has no option views; it has protocol"):
+    with pytest.raises(BadInput, match="cvact .*views; .*protocol"):
         sharding.read_places("cvact", tmp_path, views="drone")
-    with pytest.raises(BadInput, match="university1652 has no option protocol; it has views"):
+    with pytest.raises(BadInput, match="university1652 .*protocol; .*views"):
         sharding.read_places("university1652", tmp_path, protocol="val")

@@ -194,16 +194,14 @@ def test_done_before_is_done(local: Store, raw: RawDataset) -> None:
 def test_a_committed_layout_is_never_touched(local: Store, raw: RawDataset) -> None:
     shard(raw, local, "vigor", options=SMALL, workers=1)
     before = contents(local)
-    with pytest.raises(
-        BadInput, match="a layout of another source or with other options is committed here.*another name"
-    ):
+    with pytest.raises(BadInput, match="layouts/base: .* is committed"):
         shard(raw, local, "vigor", options=ORIGINAL, workers=1)
     job = plan_shards(raw, ORIGINAL)
-    with pytest.raises(BadInput, match="layouts never change"):
+    with pytest.raises(BadInput, match="layouts/base: .* never change"):
         write_shards(job, local.child("vigor", "layouts", "base"), 1)
     tile = raw.root / raw.places[0].tile.path
     tile.write_bytes((raw.root / raw.places[1].tile.path).read_bytes())
-    with pytest.raises(BadInput, match="raw images have changed"):
+    with pytest.raises(BadInput, match="layouts/base: .*raw images"):
         shard(raw, local, "vigor", options=SMALL, workers=1)
     assert contents(local) == before
     assert shard(raw, local, "vigor", "original", options=ORIGINAL, workers=1).layout.name == "original"
@@ -248,7 +246,7 @@ def test_goes_on_from_what_is_whole(tmp_path: Path, interrupted: Store, raw: Raw
 
 def test_another_job_does_not_mix_with_an_unfinished_one(interrupted: Store, raw: RawDataset) -> None:
     before = contents(interrupted)
-    with pytest.raises(BadInput, match="an unfinished layout of another source or with other options is here.*vigor"):
+    with pytest.raises(BadInput, match="layouts/base: .*unfinished.*vigor"):
         shard(raw, interrupted, "vigor", options=ORIGINAL, workers=1)
     assert contents(interrupted) == before
 
@@ -337,7 +335,7 @@ def test_a_worker_that_dies(local: Store, tmp_path: Path) -> None:
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    with pytest.raises(GeostreamError, match="a worker process died.*run again to go on"):
+    with pytest.raises(GeostreamError, match="worker process died"):
         shard(raw, local, "vigor", options=ShardOptions(shard_bytes=1), workers=2)
     killer.join(timeout=10)
     assert shard(raw, local, "vigor", options=ShardOptions(shard_bytes=1), workers=1).resumed > 0
@@ -390,9 +388,7 @@ def test_broken_images_are_left_out_and_named(local: Store, raw_folder: Path, ra
 @pytest.mark.parametrize("workers", [1, 2])
 def test_too_many_broken_images(local: Store, raw_folder: Path, raw: RawDataset, workers: int) -> None:
     _, panorama, tile = break_some(raw_folder)
-    with pytest.raises(
-        BadInput, match=r"\d of 48 images are broken, more than the share of 0\.001.*NewYork/.*max_broken"
-    ):
+    with pytest.raises(BadInput, match=r"\d of 48 images .*0\.001.*NewYork/.*max_broken"):
         shard(raw, local, "vigor", options=SMALL, workers=workers)
     with pytest.raises(LayoutNotCommitted):
         open_layout(local, "vigor", "base")
@@ -422,7 +418,7 @@ def test_nothing_to_train_on_or_to_search_in(local: Store, raw_folder: Path) -> 
     for path in (raw_folder / "NewYork" / "panorama").iterdir():
         path.write_bytes(b"")
     everything = ShardOptions(max_broken=1, shard_bytes=8000)
-    with pytest.raises(BadInput, match="every training pair has a broken image.*empty file"):
+    with pytest.raises(BadInput, match="training pair .*empty file"):
         shard(read_places("vigor", raw_folder, **TWO), local, "vigor", options=everything, workers=1)
     assert not local.exists("vigor/layouts/base/layout.json")
 
@@ -451,7 +447,7 @@ def test_a_store_that_refuses_the_credentials(
     s3_store: Store, raw: RawDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    with pytest.raises(StoreError, match="access refused: SignatureDoesNotMatch: .*AWS_SECRET_ACCESS_KEY") as error:
+    with pytest.raises(StoreError, match="SignatureDoesNotMatch: .*AWS_SECRET_ACCESS_KEY") as error:
         shard(raw, Store.open(s3_store.url), "vigor", options=SMALL, workers=1)
     assert "not-the-secret" not in str(error.value)
 

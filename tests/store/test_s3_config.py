@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -329,13 +330,20 @@ BAD = [
 ]
 
 
+ASK: tuple[Callable[[Store], object], ...] = (Store.check, lambda store: store.read_table("x", columns=["a"]))
+
+
+def ask_bucket(ask: Callable[[Store], object]) -> None:
+    ask(Store.open("s3://bucket/a"))
+
+
 @pytest.mark.parametrize(
     ("variables", "config", "credentials", "named"), [case[1:] for case in BAD], ids=[c[0] for c in BAD]
 )
 def test_settings_that_are_none(aws: Aws, variables: dict[str, str], config: str, credentials: str, named: str) -> None:
     aws.configure(config, credentials, **({"endpoint_url": HERE} | variables))
-    for ask in (Store.check, lambda store: store.read_table("x", columns=["a"])):
-        line = refused(lambda ask=ask: ask(Store.open("s3://bucket/a")))
+    for ask in ASK:
+        line = refused(partial(ask_bucket, ask))
         assert named in line and SECRET not in line and "HERE" not in line
         assert "AWS_ENDPOINT_URL" not in line
 
@@ -390,8 +398,8 @@ def test_a_role_that_may_not_be_assumed(aws: Aws, sts: ScriptedServer) -> None:
     said = "User: x is not authorized to perform: sts:AssumeRole"
     body = f"<ErrorResponse><Error><Code>AccessDenied</Code><Message>{said}</Message></Error></ErrorResponse>"
     sts.answer = lambda _: Answer(403, body.encode())
-    for ask in (Store.check, lambda store: store.read_table("x", columns=["a"])):
-        line = refused(lambda ask=ask: ask(Store.open("s3://bucket/a")), Refused)
+    for ask in ASK:
+        line = refused(partial(ask_bucket, ask), Refused)
         assert "sts:AssumeRole" in line and "AccessDenied" in line and "AWS_PROFILE" in line
 
 

@@ -223,7 +223,7 @@ def test_a_server_that_sends_no_ranges(server: ScriptedServer, ask: str) -> None
 
 def test_a_panic_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     """No setting comes that far; should the library fail so elsewhere, it is told like any other failure."""
-    client = S3Store("bucket", config={"endpoint": "127.0.0.1:9", "region": "x"}, credential_provider=_some)  # type: ignore[typeddict-item]
+    client = S3Store("bucket", config={"endpoint": "127.0.0.1:9", "region": "x"}, credential_provider=_some)
 
     def ask() -> None:
         with explained("s3://bucket/a"):

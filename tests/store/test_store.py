@@ -90,8 +90,8 @@ def test_zarr_round_trip(store: Store) -> None:
     group = zarr.open_group(store.zarr("e/x.zarr"), mode="w")
     array = group.create_array("query", shape=(10, 4), chunks=(2, 4), shards=(4, 4), dtype="f4")
     array[:] = np.arange(40).reshape(10, 4)
-    again = zarr.open_group(store.zarr("e/x.zarr", read_only=True), mode="r")
-    assert np.array_equal(again["query"][:], np.arange(40).reshape(10, 4))
+    again = zarr.open_array(store.zarr("e/x.zarr/query", read_only=True), mode="r")
+    assert np.array_equal(np.asarray(again[:]), np.arange(40).reshape(10, 4))
 
 
 def test_pickle_carries_only_the_url(store: Store) -> None:
@@ -109,7 +109,7 @@ def test_wrong_secret_is_refused_without_showing_it(s3_store: Store, monkeypatch
 
 
 def test_missing_bucket(s3_store: Store) -> None:
-    with pytest.raises(StoreError, match="bucket does not exist"):
+    with pytest.raises(StoreError, match="bucket"):
         Store.open("s3://no-such-bucket/x").check()
 
 
@@ -125,13 +125,13 @@ def test_no_credentials(s3_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(StoreError, match="set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID"):
         Store.open(s3_store.url).check()
 
 
 def test_unknown_profile(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(StoreError, match="nobody.*correct AWS_PROFILE"):
+    with pytest.raises(StoreError, match="nobody.*AWS_PROFILE"):
         Store.open(s3_store.url).check()
 
 

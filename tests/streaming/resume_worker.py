@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from geostream.layout import Layout, open_layout
 from geostream.planning.plan import EpochPlan, load_plan
@@ -80,7 +81,7 @@ def work(job: Job, rank: int) -> None:
     if job.state is not None:
         loader.load_state_dict(job.state)
     if job.port is not None:
-        meeting = dist.TCPStore("127.0.0.1", job.port, is_master=False, timeout=HANG)
+        meeting = TCPStore("127.0.0.1", job.port, is_master=False, timeout=HANG)
         dist.init_process_group("gloo", store=meeting, rank=rank, world_size=job.ranks, timeout=HANG)
     with Path(job.folder, f"rank-{rank}.txt").open("ab", buffering=0) as taken, loader:
         for batch in loader:

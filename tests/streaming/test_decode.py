@@ -92,5 +92,5 @@ def test_grey_jpeg_becomes_rgb() -> None:
     ids=["empty", "two bytes", "text", "cut JPEG", "JPEG header", "cut PNG", "GIF"],
 )
 def test_what_is_no_whole_image_is_a_clear_error(data: bytes) -> None:
-    with pytest.raises(BadInput, match="not a whole JPEG"):
+    with pytest.raises(BadInput, match="JPEG"):
         decoded(data, 64, 64)

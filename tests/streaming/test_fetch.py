@@ -116,7 +116,7 @@ def test_a_shard_of_another_length_is_refused(layout: Layout, change: int) -> No
     data = layout.store.read(name)
     layout.store.write(name, data[:change] if change < 0 else data + bytes(change))
     with (
-        pytest.raises(StoreError, match=r"shard-00001.tar: \d+ bytes where the index says \d+"),
+        pytest.raises(StoreError, match=r"shard-00001.tar: \d+ bytes .*index .*\d+"),
         Fetcher(MemberTable.of(layout), in_order(layout)) as fetcher,
     ):
         list(fetcher)
@@ -125,7 +125,7 @@ def test_a_shard_of_another_length_is_refused(layout: Layout, change: int) -> No
 def test_a_missing_shard_is_named(layout: Layout) -> None:
     layout.store.delete("shard-00002.tar")
     with (
-        pytest.raises(StoreError, match=r"shard-00002.tar: the layout names this shard, but it is gone"),
+        pytest.raises(StoreError, match=r"shard-00002.tar: .*gone"),
         Fetcher(MemberTable.of(layout), in_order(layout)) as fetcher,
     ):
         list(fetcher)

@@ -81,7 +81,7 @@ def test_a_pair_is_augmented_the_same_in_whichever_batch(layout: Layout) -> None
 
 
 def test_workers_must_divide_the_lanes(layout: Layout) -> None:
-    with pytest.raises(BadInput, match=r"1 ranks with 2 loader workers each cannot share 3 lanes"):
+    with pytest.raises(BadInput, match=r"1 ranks .*2 loader workers .*3 lanes"):
         Loader(plan_dataset(layout, hand_made_plan(layout, lanes=3, batch_size=2), SIZES), workers=2)
 
 
@@ -141,7 +141,7 @@ def test_a_scan_of_a_broken_image_names_place_member_and_shard(tmp_path: Path, w
     places[4].images["view-00.jpg"] = places[4].images["view-00.jpg"][:-200]
     layout = write_layout(Store.open(tmp_path), places)
     dataset = scan_dataset(layout, layout.references("train"), layout.pairs("train"), SIZES, batch_size=4)
-    with pytest.raises(BadInput, match=r"^view-00.jpg of place alpha-0004 in .*shard-00001.tar: not a whole JPEG .*$"):
+    with pytest.raises(BadInput, match=r"^view-00.jpg of place alpha-0004 in .*shard-00001.tar: .*JPEG .*$"):
         list(Loader(dataset, workers=workers))
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_shard_is_told_from_a_worker_too(tmp_path: Path) -> None:
     layout = tiny_layout(Store.open(tmp_path))
     data = layout.store.read("shard-00000.tar")
     layout.store.write("shard-00000.tar", data[:-512])
-    with pytest.raises(StoreError, match=r"^\S*shard-00000.tar: \d+ bytes where the index says"):
+    with pytest.raises(StoreError, match=r"^\S*shard-00000.tar: \d+ bytes .*index"):
         list(Loader(plan_dataset(layout, hand_made_plan(layout), SIZES), workers=1))
 
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
@@ -412,7 +412,7 @@ def test_the_last_round_is_short_for_the_last_ranks(stream: Stream) -> None:
 def test_a_position_in_another_plan_is_refused(stream: Stream) -> None:
     loader = stream.loader(state=stream.at(6))
     other = replace(stream.plan, epoch=2)
-    with pytest.raises(StaleArtefact, match=f"position in plan {other.hash[:12]}, not in this one"):
+    with pytest.raises(StaleArtefact, match=f"plan {other.hash[:12]}"):
         loader.load_state_dict({"plan": other.hash, "cursor": 3})
     assert loader.state_dict() == stream.at(6)
     assert hash_of(take(loader, 1)[0]) == stream.hashes[6]
@@ -426,19 +426,19 @@ def test_a_position_that_is_none_is_refused(stream: Stream, cursor: object) -> N
 
 @pytest.mark.parametrize("state", [{}, {"cursor": 3}, {"plan": "p"}, None, [1, 2], 7])
 def test_a_state_that_is_none_is_refused(stream: Stream, state: Any) -> None:
-    with pytest.raises(BadInput, match=r"no position in a stream; it has a plan and a cursor"):
+    with pytest.raises(BadInput, match="plan .*cursor"):
         stream.loader().load_state_dict(state)
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(3, 0), (8, 0), (2, 4), (4, 2), (1, 3)])
 def test_ranks_and_workers_must_divide_the_lanes(stream: Stream, ranks: int, workers: int) -> None:
-    with pytest.raises(BadInput, match=r"cannot share 4 lanes evenly"):
+    with pytest.raises(BadInput, match="4 lanes"):
         Loader(dataset_of(stream.layout, stream.plan, 0, ranks), workers=workers)
 
 
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_is_one_of_the_ranks(stream: Stream, rank: int) -> None:
-    with pytest.raises(BadInput, match=rf"rank {rank} of 2: ranks count from 0"):
+    with pytest.raises(BadInput, match=f"rank {rank} of 2"):
         dataset_of(stream.layout, stream.plan, rank, 2)
 
 

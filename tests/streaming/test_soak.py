@@ -28,7 +28,7 @@ from geostream.streaming.loader import Loader
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import ImageSizes
 from infra.s3 import S3Server
-from tests.fault_proxy import fault_proxy
+from tests.fault_proxy import Kind, fault_proxy
 from tests.helpers import tiny_layout
 from tests.streaming.plans import hand_made_plan
 
@@ -126,7 +126,8 @@ def test_epochs_of_worker_processes(where: Store) -> None:
 def test_many_epochs_on_bad_days(where: Store, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with fault_proxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        for seed, kind in enumerate(("drop", "cut", "short", "status", "delay")):
+        kinds: list[Kind] = ["drop", "cut", "short", "status", "delay"]
+        for seed, kind in enumerate(kinds):
             proxy.inject(kind, share=0.05, seed=seed)
         proxy.inject("drop", share=0.05, reset=True)
         soak(where, epochs=60, warm_up=20)

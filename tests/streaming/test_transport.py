@@ -25,7 +25,9 @@ def test_members_come_whole_however_the_bytes_are_cut(
     offset = np.cumsum(gap) + np.concatenate([[0], np.cumsum(size[:-1])])
     shard = rng.bytes(int(offset[-1] + size[-1]))
     rows = list(range(members))
-    incoming = Incoming(int(offset[0]), len(shard) - int(offset[0]), rows, Extents(np.zeros(members), offset, size))
+    incoming = Incoming(
+        int(offset[0]), len(shard) - int(offset[0]), rows, Extents(np.zeros(members, np.int64), offset, size)
+    )
     fetched = answers = 0
     start, wanted = incoming.missing()
     while answers == 0 or wanted:

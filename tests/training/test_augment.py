@@ -158,7 +158,7 @@ def test_without_hue_every_image_has_its_three_factors() -> None:
 
 def test_nothing_happens_at_probability_zero() -> None:
     off = {"color_jitter": 0, "jpeg_probability": 0, "blur_probability": 0, "dropout_probability": 0}
-    drawn = Augmentation.of(TrainSettings().changed(flip_probability=0, rotate_probability=0, **off), 1, 100)  # type: ignore[arg-type]
+    drawn = Augmentation.of(TrainSettings().changed(flip_probability=0, rotate_probability=0, **off), 1, 100)
     assert not drawn.flip.any() and not drawn.turns.any() and (drawn.colour == (1, 1, 1, 0)).all()
     assert not drawn.quality.any() and not drawn.focus.any() and not drawn.holes.any()
 

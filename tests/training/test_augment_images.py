@@ -170,7 +170,7 @@ def batch_of(drawn: Augmentation, pairs: int, sizes: tuple[int, int, int]) -> di
 @given(seed=SEEDS, side=SIDES, height=SIDES, quarter=st.integers(2, 20), kind=st.sampled_from(["panorama", "picture"]))
 def test_a_batch_stays_in_range_whatever_its_sizes(seed: int, side: int, height: int, quarter: int, kind: str) -> None:
     always = {"jpeg_probability": 1, "blur_probability": 1, "dropout_probability": 1, "color_jitter": 0.5}
-    wanted = TrainSettings().changed(seed=seed, view_kind=kind, view_width=4 * quarter, **always)  # type: ignore[arg-type]
+    wanted = TrainSettings().changed(seed=seed, view_kind=kind, view_width=4 * quarter, **always)
     tensors = batch_of(Augmentation.of(wanted, 1, 5), 5, (side, height, 4 * quarter))
     views, tiles = augment_on_device(tensors, wanted)
     assert views.shape == (5, 3, height, 4 * quarter) and tiles.shape == (5, 3, side, side)
@@ -205,7 +205,7 @@ def test_only_what_was_drawn_is_changed() -> None:
 
 def test_what_is_switched_off_costs_no_column_and_changes_no_byte() -> None:
     off = {"color_jitter": 0, "jpeg_probability": 0, "blur_probability": 0, "dropout_probability": 0}
-    wanted = TrainSettings().changed(flip_probability=0, rotate_probability=0, **off)  # type: ignore[arg-type]
+    wanted = TrainSettings().changed(flip_probability=0, rotate_probability=0, **off)
     random = np.random.default_rng(0)
     tile, view = random.integers(0, 256, (8, 8, 3), np.uint8), random.integers(0, 256, (8, 16, 3), np.uint8)
     sample = Augmentation.of(wanted, 1, 1)({"tile": tile, "view": view, "pair": 0})

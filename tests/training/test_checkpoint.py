@@ -91,7 +91,7 @@ def test_a_half_written_checkpoint_does_not_exist(tmp_path: Path) -> None:
     run.write("checkpoints/step-00000040/model.safetensors", b"half")
     assert list_checkpoints(run) == [NAME]
     assert restore_newest(run, train_step, "places") == (NAME, POSITION)
-    with pytest.raises(BadInput, match=r"no checkpoint step-00000040 \(there: step-00000030\)"):
+    with pytest.raises(BadInput, match="step-00000040 .*step-00000030"):
         restore(run, "step-00000040", train_step, "places")
 
 
@@ -109,7 +109,7 @@ def test_damage_is_told_and_changes_nothing(tmp_path: Path, path: str, damage: s
     run.write(where, bytes(data[:-1] if damage == "shorter" else data))
     if damage == "gone":
         run.delete(where)
-    with pytest.raises(Damaged, match=rf"{path}: (damaged|missing); delete {run.url}/{FOLDER}/{NAME}"):
+    with pytest.raises(Damaged, match=rf"{path}: (damaged|missing); .*{run.url}/{FOLDER}/{NAME}"):
         restore(run, NAME, train_step, "places")
     assert_equal(weights(train_step), before)
 
@@ -118,9 +118,9 @@ def test_another_layout_or_model_is_refused(tmp_path: Path) -> None:
     run = Store.open(tmp_path)
     train_step = trained()
     save_checkpoint(run, train_step, POSITION)
-    with pytest.raises(StaleArtefact, match=r"made on places places, not on other"):
+    with pytest.raises(StaleArtefact, match="places places, .*other"):
         restore(run, NAME, train_step, "other")
-    with pytest.raises(StaleArtefact, match=r"holds model test_convnext, not test_convnext2"):
+    with pytest.raises(StaleArtefact, match="test_convnext, .*test_convnext2"):
         load_weights(run, NAME, Encoder("test_convnext2"))
 
 
@@ -132,7 +132,7 @@ def test_a_state_of_another_version_is_told(tmp_path: Path, lacks: str) -> None:
     state = run.read_json(f"checkpoints/{name}/state.json")
     del (state["position"] if lacks == "places_id" else state)[lacks]
     run.write_json(f"checkpoints/{name}/state.json", state)
-    with pytest.raises(StaleArtefact, match="written by another version of geostream; start another run"):
+    with pytest.raises(StaleArtefact, match=f"{name}.* version"):
         restore(run, name, train_step, "places")
 
 

@@ -80,8 +80,8 @@ def test_the_shared_loss_and_its_gradient_at_the_own_rows() -> None:
     scale = torch.tensor(2.0, requires_grad=True)
     wanted = info_nce(q, r, scale, 0.1)
     wanted_gradients = torch.autograd.grad(wanted, (q, r, scale))
-    own = [rows[:4].detach().requires_grad_() for rows in (q, r)]
-    loss = shared_loss(*own, scale, 0.1, FirstOfTwo(*(rows.detach() for rows in (q, r))))
+    own_q, own_r = (rows[:4].detach().requires_grad_() for rows in (q, r))
+    loss = shared_loss(own_q, own_r, scale, 0.1, FirstOfTwo(*(rows.detach() for rows in (q, r))))
     torch.testing.assert_close(loss, wanted)
-    for made, whole in zip(torch.autograd.grad(loss, (*own, scale)), wanted_gradients, strict=True):
+    for made, whole in zip(torch.autograd.grad(loss, (own_q, own_r, scale)), wanted_gradients, strict=True):
         torch.testing.assert_close(made, whole[:4] if whole.ndim else whole)

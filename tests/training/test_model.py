@@ -49,7 +49,7 @@ def test_an_unknown_model_is_one_line() -> None:
         Encoder("convnext_bass")
     with pytest.raises(BadInput, match="model 'convnext_base.no_such_tag'"):
         Encoder("convnext_base.no_such_tag")
-    with pytest.raises(BadInput, match="model 'hf-hub:nobody/nothing'.*HF_HUB_OFFLINE=0 allows downloads"):
+    with pytest.raises(BadInput, match="model 'hf-hub:nobody/nothing'.*HF_HUB_OFFLINE=0"):
         Encoder.of(TrainSettings().changed(model="hf-hub:nobody/nothing"))
 
 
@@ -61,7 +61,7 @@ def test_options_reach_timm() -> None:
 
 
 def test_images_too_small_for_the_network() -> None:
-    with pytest.raises(BadInput, match="cannot take images of 16×64"):
+    with pytest.raises(BadInput, match="16×64"):
         new_encoder(TrainSettings().changed(model="test_convnext", tile_size=32, view_height=16, view_width=64))
 
 
@@ -90,15 +90,13 @@ def test_a_size_given_by_hand_stays() -> None:
 
 
 def test_a_network_that_takes_one_size_only() -> None:
-    with pytest.raises(BadInput, match="cannot take images of 64×128"):
+    with pytest.raises(BadInput, match="64×128"):
         new_encoder(TrainSettings().changed(model="mixer_s32_224", tile_size=64, view_height=64, view_width=128))
     new_encoder(TrainSettings().changed(model="mixer_s32_224", tile_size=64, view_height=64, view_width=64))
 
 
 def test_a_network_without_gradient_checkpointing() -> None:
-    with pytest.raises(
-        BadInput, match="model selecsls42b has no gradient checkpointing; set gradient_checkpointing=false"
-    ):
+    with pytest.raises(BadInput, match="selecsls42b.*gradient_checkpointing=false"):
         Encoder.of(TrainSettings().changed(model="selecsls42b", gradient_checkpointing=True))
 
 

@@ -148,14 +148,14 @@ def test_another_models_state_is_refused() -> None:
     stored = new_train_step(plain_settings())
     do_steps(stored, range(1))
     other = new_train_step(plain_settings(model="test_vit", model_options={}))
-    with pytest.raises(StaleArtefact, match="not of test_vit with these settings"):
+    with pytest.raises(StaleArtefact, match="not of test_vit "):
         other.load_tensors(stored.tensors())
-    with pytest.raises(StaleArtefact, match="not of test_convnext with these settings"):
+    with pytest.raises(StaleArtefact, match="not of test_convnext "):
         new_train_step(plain_settings(ema_decay=0.9)).load_tensors(stored.tensors())
 
 
 def test_ranks_that_cannot_share_a_step() -> None:
-    with pytest.raises(BadInput, match="step_batches=3: 2 ranks cannot share"):
+    with pytest.raises(BadInput, match="step_batches=3: 2 ranks"):
         TrainStep(new_train_step(plain_settings()).encoder, plain_settings(step_batches=3), ProcessGroup(0, 2))
 
 

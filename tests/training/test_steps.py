@@ -55,7 +55,7 @@ def one_epoch(
 ) -> tuple[EpochOutcome | Interrupted, list[EpochOutcome], TrainStep]:
     """What an epoch of four batches came to, what it saved, and the train_step behind it."""
     plan = make_plan(layout, None, settings.changed(strategy="random"), 1, settings.seed)
-    train_step, saved = arguments.get("train_step") or new_train_step(settings), []
+    train_step, saved = arguments.get("train_step") or new_train_step(settings), list[EpochOutcome]()
     loader = loader_of(layout, plan, settings)
     before = arguments.get("before", EpochOutcome())
     loader.load_state_dict({"plan": plan.hash, "cursor": before.batches})
@@ -83,7 +83,7 @@ def test_one_cycle_is_torchs() -> None:
 
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 5e-4), ("linear", 5e-4)])
 def test_rates_warm_up_and_end_at_nothing(schedule: str, middle: float) -> None:
-    settings = TrainSettings().changed(learning_rate=1e-3, epochs=40, warmup_epochs=1, schedule=schedule)  # type: ignore[arg-type]
+    settings = TrainSettings().changed(learning_rate=1e-3, epochs=40, warmup_epochs=1, schedule=schedule)
     rates = [learning_rate(done, settings) for done in np.linspace(0, 1, 401)]
     assert rates[0] == 0 and rates[5] == pytest.approx(5e-4) and rates[10] == pytest.approx(1e-3)
     assert max(rates) == pytest.approx(1e-3) and rates[-1] == pytest.approx(0)
@@ -157,7 +157,7 @@ def test_a_step_of_several_batches(layout: Layout, tmp_path: Path) -> None:
     assert outcome.batches == 2 * outcome.steps and outcome.pairs == 4 * outcome.batches
     assert train_step.steps == outcome.steps
     assert [(one.steps, one.batches) for one in saved] == [(step, 2 * step) for step in range(1, outcome.steps)]
-    with pytest.raises(BadInput, match="does not divide the batches of the plan; it must divide lanes"):
+    with pytest.raises(BadInput, match="lanes"):
         one_epoch(layout, settings.changed(step_batches=outcome.batches + 1), tmp_path)
 
 
@@ -176,8 +176,13 @@ def test_a_request_to_stop_saves_and_what_is_left_ends_as_if_there_was_none(layo
 
 
 def test_a_request_to_stop_at_the_last_step_is_not_asked_for(layout: Layout, tmp_path: Path) -> None:
-    asked = []
-    outcome, saved, _ = one_epoch(layout, EIGHT, tmp_path, stopping=lambda: bool(asked.append(1)))
+    asked: list[int] = []
+
+    def stopping() -> bool:
+        asked.append(1)
+        return False
+
+    outcome, saved, _ = one_epoch(layout, EIGHT, tmp_path, stopping=stopping)
     assert isinstance(outcome, EpochOutcome) and len(asked) == 3 and [one.steps for one in saved] == [2]
 
 
@@ -185,5 +190,5 @@ def test_a_loss_that_is_no_number_ends_the_run_unsaved(layout: Layout, tmp_path:
     train_step = new_train_step(EIGHT)
     with torch.no_grad():
         train_step.encoder.logit_scale.fill_(float("nan"))
-    with pytest.raises(GeostreamError, match="the loss is nan after 2 steps; lower learning_rate"):
+    with pytest.raises(GeostreamError, match="nan after 2 steps.*learning_rate"):
         one_epoch(layout, EIGHT, tmp_path, train_step=train_step)

@@ -127,7 +127,7 @@ def test_position_embeddings_are_resampled_by_timm(tmp_path: Path) -> None:
     overlay = {"file": str(tmp_path / "w.safetensors")}
     wanted: Any = timm.create_model("test_vit", pretrained=True, pretrained_cfg_overlay=overlay, img_size=64)
     assert torch.equal(encoder.network.pos_embed, wanted.pos_embed)
-    assert encoder.network.pos_embed.shape != timm.create_model("test_vit").pos_embed.shape  # type: ignore[operator]
+    assert encoder.network.pos_embed.shape != timm.create_model("test_vit").pos_embed.shape
 
 
 class Code:
@@ -139,7 +139,7 @@ class Code:
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": trained(), "extra": Code()}, tmp_path / "w.pth")
-    with pytest.raises(BadInput, match="cannot be read without running code") as caught:
+    with pytest.raises(BadInput, match=r"w\.pth.*running code") as caught:
         begin_with(Encoder("test_convnext"), str(tmp_path / "w.pth"))
     assert "\n" not in str(caught.value)
 
@@ -147,18 +147,18 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
     encoder = Encoder("test_convnext")
     for name, content, message in [
-        ("empty.pth", b"", "or damaged"),
-        ("text.bin", b"not weights", "or damaged"),
-        ("cut.safetensors", b"\x08\x00\x00\x00", "not a safetensors file, or a damaged one"),
-        ("w.zip", b"", "or a file that ends in .safetensors, .pth"),
+        ("empty.pth", b"", "damaged"),
+        ("text.bin", b"not weights", "damaged"),
+        ("cut.safetensors", b"\x08\x00\x00\x00", "safetensors file.* damaged"),
+        ("w.zip", b"", r"\.safetensors, \.pth"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=message):
             begin_with(encoder, str(tmp_path / name))
-    with pytest.raises(BadInput, match="there is no such file"):
+    with pytest.raises(BadInput, match=r"nothing\.pth"):
         begin_with(encoder, str(tmp_path / "nothing.pth"))
     torch.save({"epoch": 3}, tmp_path / "none.pth")
-    with pytest.raises(BadInput, match="holds no tensors by name"):
+    with pytest.raises(BadInput, match=r"none\.pth.* no tensors"):
         begin_with(encoder, str(tmp_path / "none.pth"))
 
 
@@ -181,13 +181,13 @@ def test_order_counts_where_a_file_keeps_one(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused_and_change_nothing(tmp_path: Path) -> None:
     encoder = Encoder("test_convnext")
     before = {name: tensor.clone() for name, tensor in encoder.network.state_dict().items()}
-    with pytest.raises(BadInput, match=r"does not fit model test_convnext: stem.0.weight is missing; .* and \d+ more"):
+    with pytest.raises(BadInput, match=r"test_convnext: stem.0.weight is missing; .* \d+ more"):
         begin_with(encoder, str(LITE0))
     tensors = trained()
     for content, message in [
         (dict(reversed(renamed().items())), "conv_dw.weight is missing"),
         ({name: tensor for name, tensor in tensors.items() if name != "stem.0.bias"}, r"stem.0.bias is missing \("),
-        (tensors | {"stages.4.extra.weight": torch.zeros(3)}, "stages.4.extra.weight is unknown there"),
+        (tensors | {"stages.4.extra.weight": torch.zeros(3)}, "stages.4.extra.weight is unknown"),
         (tensors | {"stem.0.bias": torch.zeros(7)}, r"stem.0.bias is \(7,\) instead of \(\d+,\)"),
     ]:
         torch.save(content, tmp_path / "w.pth")
@@ -197,9 +197,9 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(tmp_path: Path) 
 
 
 def test_timms_weights_without_the_hub() -> None:
-    with pytest.raises(BadInput, match="HF_HUB_OFFLINE=0 to allow the download, or give a local file"):
+    with pytest.raises(BadInput, match="HF_HUB_OFFLINE=0"):
         begin_with(Encoder("test_convnext"), "timm")
-    with pytest.raises(BadInput, match="timm has none of test_vit4"):
+    with pytest.raises(BadInput, match="test_vit4"):
         begin_with(Encoder("test_vit4"), "timm")
 
 

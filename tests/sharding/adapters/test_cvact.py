@@ -137,32 +137,32 @@ def cut(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no ids": (spoil(panoIds=None), "has no panoIds"),
     "no training": (spoil(trainSet=None), "has no trainSet"),
     "no validation": (spoil(valSet=None), "has no valSet"),
-    "another field": (spoil(trainSet={"ind": [1]}), "trainSet has no field trainInd"),
-    "no struct": (spoil(trainSet=np.arange(1, 5)), "trainSet has no field trainInd"),
+    "another field": (spoil(trainSet={"ind": [1]}), "trainSet .*trainInd"),
+    "no struct": (spoil(trainSet=np.arange(1, 5)), "trainSet .*trainInd"),
     "index 0": (
         spoil(trainSet={"trainInd": np.arange(3)}),
-        "trainSet.trainInd names 0, but panoIds are numbered 1 to 30",
+        "trainSet.trainInd names 0, .* 1 to 30",
     ),
-    "index 31": (spoil(valSet={"valInd": np.array([11, 31])}), "valSet.valInd names 31, but"),
-    "half an index": (spoil(valSet={"valInd": np.array([11.5])}), "valSet.valInd names 11.5, but"),
+    "index 31": (spoil(valSet={"valInd": np.array([11, 31])}), "valSet.valInd names 31,"),
+    "half an index": (spoil(valSet={"valInd": np.array([11.5])}), "valSet.valInd names 11.5,"),
     "words": (spoil(valSet={"valInd": "all"}), "valSet.valInd holds no numbers"),
-    "utm of fewer": (spoil(utm=np.zeros((29, 2))), r"utm is of shape \(29, 2\), not \(30, 2\)"),
+    "utm of fewer": (spoil(utm=np.zeros((29, 2))), r"utm .*\(29, 2\), .*\(30, 2\)"),
     "trained and tested": (
         spoil(valSet={"valInd": np.array([11, 3])}),
-        rf"panoIds\(3\): {IDS[2]} is for training, and for the val set, too \(ACT_data\.mat:panoIds\(3\)\)",
+        rf"panoIds\(3\): {IDS[2]} .*training, .*val set.* \(ACT_data\.mat:panoIds\(3\)\)",
     ),
-    "text": (lambda root: (root / "ACT_data.mat").write_text("panoIds"), "not a whole MATLAB file"),
-    "cut off": (cut, "not a whole MATLAB file"),
+    "text": (lambda root: (root / "ACT_data.mat").write_text("panoIds"), r"ACT_data\.mat: .*MATLAB file"),
+    "cut off": (cut, r"ACT_data\.mat: .*MATLAB file"),
     "HDF5": (
         lambda root: (root / "ACT_data.mat").write_bytes(b"MATLAB 7.3".ljust(124) + b"\0\2IM" + bytes(400)),
-        "format of MATLAB 7.3; save it with -v7",
+        "MATLAB 7.3",
     ),
-    "no .mat": (lambda root: (root / "ACT_data.mat").unlink(), r"ACT_data\.mat: cannot read it \(No such file"),
-    "no folder": (lambda root: shutil.rmtree(root), "no such folder; name the folder that holds CVACT's"),
+    "no .mat": (lambda root: (root / "ACT_data.mat").unlink(), r"ACT_data\.mat: .*\(No such file"),
+    "no folder": (lambda root: shutil.rmtree(root), "no such folder.* CVACT"),
 }
 
 
@@ -176,11 +176,11 @@ def test_bad_input_names_the_file(raw: Path, case: str) -> None:
 
 
 def test_protocols_and_folders_that_are_not_there(raw: Path) -> None:
-    with pytest.raises(BadInput, match="protocol 'all': CVACT has val and test"):
+    with pytest.raises(BadInput, match="protocol 'all': .*val .*test"):
         read_places("cvact", raw, protocol="all")
     savemat(raw / "ACT_data.mat", mat(valSetAll=None))
     shutil.rmtree(raw / "ANU_data_test")
-    with pytest.raises(BadInput, match=r"ANU_data_test/streetview: cannot list it \(No such file"):
+    with pytest.raises(BadInput, match=r"ANU_data_test/streetview: .*\(No such file"):
         read_places("cvact", raw, protocol="test")
 
 

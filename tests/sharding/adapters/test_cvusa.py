@@ -62,7 +62,7 @@ def test_one_place_a_line(raw: Path) -> None:
     [view] = place.views
     assert (place.area, place.splits, view.split) == ("USA", ("train",), "train")
     assert (place.tile.path, view.image.path) == paths(7)
-    assert (place.north, place.east, view.north, view.east) == (30.7, -107.0, pytest.approx(30.71), -107.01)
+    assert (place.north, place.east, view.north, view.east) == pytest.approx((30.7, -107.0, 30.71, -107.01))
     assert place.tile.named == view.image.named == f"{TRAIN}:6"
     assert by_key["USA_bingmap-19-0000020"].splits == ("test",)
     assert all(image.present for place in places.places for image in place.images())
@@ -137,23 +137,23 @@ def test_missing_images_are_marked_with_their_line(raw: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
-    "one column": (edit(TRAIN, lambda x: [x[0], paths(2)[0]]), r"train-19zl\.csv:2: 1 columns instead of tile"),
-    "a quote left open": (edit(TRAIN, lambda x: [x[0], f'"{x[1]}']), r"train-19zl\.csv:2: no line of comma-separated"),
-    "a header": (edit(VAL, lambda x: ["satellite,ground", *x]), r"val-19zl\.csv:1: 'satellite' is not the path of"),
-    "out of the folder": (edit(TRAIN, lambda x: ["../a.jpg,b.jpg"]), r"train-19zl\.csv:1: '\.\./a\.jpg' is not the"),
+    "one column": (edit(TRAIN, lambda x: [x[0], paths(2)[0]]), r"train-19zl\.csv:2: 1 columns"),
+    "a quote left open": (edit(TRAIN, lambda x: [x[0], f'"{x[1]}']), r"train-19zl\.csv:2: .*comma-separated"),
+    "a header": (edit(VAL, lambda x: ["satellite,ground", *x]), r"val-19zl\.csv:1: 'satellite' .*path"),
+    "out of the folder": (edit(TRAIN, lambda x: ["../a.jpg,b.jpg"]), r"train-19zl\.csv:1: '\.\./a\.jpg' "),
     "two tiles": (
         edit(TRAIN, lambda x: [*x, f"{paths(9)[0]},{paths(1)[1]}"]),
-        r"train-19zl\.csv:16: streetview/\S+ contradicts its other line, splits/train-19zl\.csv:1;",
+        r"train-19zl\.csv:16: streetview/\S+ contradicts .*splits/train-19zl\.csv:1;",
     ),
     "both splits": (
         edit(VAL, lambda x: [line(3), *x]),
-        r"val-19zl\.csv:1: streetview/\S+ contradicts its other line, splits/train-19zl\.csv:3;",
+        r"val-19zl\.csv:1: streetview/\S+ contradicts .*splits/train-19zl\.csv:3;",
     ),
-    "no number": (edit(LOCATIONS, lambda x: ["a,b,c,d", *x[1:]]), r"all\.csv:1: 'a' is not a latitude or longitude"),
-    "not on Earth": (edit(LOCATIONS, lambda x: [x[0], "91,0,0,0"]), r"all\.csv:2: .*0000002\.jpg lies at latitude 91"),
-    "three columns": (edit(LOCATIONS, lambda x: [x[0], "1,2,3"]), r"all\.csv:2: 3 columns instead of 4"),
-    "no list": (lambda root: (root / VAL).unlink(), r"val-19zl\.csv: cannot read it"),
-    "no folder": (lambda root: shutil.rmtree(root), r"no such folder; name the folder that holds CVUSA's"),
+    "no number": (edit(LOCATIONS, lambda x: ["a,b,c,d", *x[1:]]), r"all\.csv:1: 'a' .*latitude"),
+    "not on Earth": (edit(LOCATIONS, lambda x: [x[0], "91,0,0,0"]), r"all\.csv:2: .*0000002\.jpg .*latitude 91"),
+    "three columns": (edit(LOCATIONS, lambda x: [x[0], "1,2,3"]), r"all\.csv:2: 3 columns"),
+    "no list": (lambda root: (root / VAL).unlink(), r"val-19zl\.csv: "),
+    "no folder": (lambda root: shutil.rmtree(root), r"no such folder.* CVUSA"),
 }
 
 

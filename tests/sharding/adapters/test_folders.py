@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,10 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     base = tmp_path_factory.mktemp("rendered")
 
     def render(adapter: str) -> Path:
-        if adapter == "vigor":
-            cities, options = [CitySpec("NewYork", 3, 3), CitySpec("Chicago", 3, 3)], {}
-        else:
+        cities, options = [CitySpec("NewYork", 3, 3), CitySpec("Chicago", 3, 3)], dict[str, Any]()
+        if adapter != "vigor":
             cities, options = cities_of(adapter, "small")
-        size = SIZES.get(adapter, {"view_size": (32, 64) if adapter == "vigor" else (32, 32)})
+        size: dict[str, Any] = SIZES.get(adapter, {"view_size": (32, 64) if adapter == "vigor" else (32, 32)})
         render_cities(base / adapter, cities, seed=0, adapter=adapter, tile_size=32, workers=1, **size, **options)
         return base / adapter
 

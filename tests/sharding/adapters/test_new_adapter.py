@@ -62,7 +62,7 @@ def test_it_is_sharded_like_any_other(raw: Path, tmp_path: Path) -> None:
 
 
 def test_its_options_and_its_missing_files_are_told(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="landmarks has no option city; it has test"):
+    with pytest.raises(BadInput, match="landmarks .*city; .*test"):
         read_places("landmarks", raw, city="Paris")
     with pytest.raises(BadInput, match="val.csv.*https://example.org/landmarks"):
         read_places("landmarks", raw, test="val.csv")

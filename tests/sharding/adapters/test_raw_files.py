@@ -39,23 +39,23 @@ def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("one".encode("utf-16"))
     with pytest.raises(BadInput, match=r"list\.txt: not UTF-8"):
         read_lines(tmp_path, tmp_path / "list.txt")
-    with pytest.raises(BadInput, match=r"none\.txt: cannot read it \(No such file"):
+    with pytest.raises(BadInput, match=r"none\.txt: .*\(No such file"):
         read_lines(tmp_path, tmp_path / "none.txt")
 
 
 def test_cells_quoted_or_not() -> None:
     assert split_cells(' "a" , "b"  ', "x:1") == ["a", "b"]
     assert split_cells('a.jpg , "b, c ""d"".jpg","",  e', "x:1") == ["a.jpg", 'b, c "d".jpg', "", "e"]
-    with pytest.raises(BadInput, match="x:1: no line of comma-separated values"):
+    with pytest.raises(BadInput, match="x:1: .*comma-separated"):
         split_cells('a.jpg,"b.jpg', "x:1")
 
 
 def test_positions_on_earth() -> None:
     assert read_position(["-90", " 180.0"], "a.jpg", "x:1") == (-90.0, 180.0)
-    with pytest.raises(BadInput, match=r"x:1: a\.jpg lies at latitude 91\.0, longitude 0\.0: not on Earth"):
+    with pytest.raises(BadInput, match=r"x:1: a\.jpg .*latitude 91\.0, longitude 0\.0"):
         read_position(["91", "0"], "a.jpg", "x:1")
     for text in ("", "north", "nan", "inf", "1,5"):
-        with pytest.raises(BadInput, match=f"x:1: '{text}' is not a latitude or longitude;"):
+        with pytest.raises(BadInput, match=f"x:1: '{text}' .*latitude"):
             read_position([text, "0"], "a.jpg", "x:1")
 
 
@@ -65,7 +65,7 @@ def test_files_are_found_ignoring_case(tmp_path: Path) -> None:
     assert index.find("b.jpg", "x:1").path == "f/b.jpg"
     assert index.find("no.jpg", "x:1") == RawImage("f/no.jpg", "x:1", present=False)
     assert not index.find("../f/c.jpg", "x:1").present
-    with pytest.raises(BadInput, match=r"x:7: b\.JPG could be any of f/B\.jpg, f/b\.jpg"):
+    with pytest.raises(BadInput, match=r"x:7: b\.JPG .*f/B\.jpg, f/b\.jpg"):
         index.find("b.JPG", "x:7")
 
 
@@ -75,7 +75,7 @@ def test_files_are_found_under_another_suffix_of_an_image(tmp_path: Path) -> Non
     assert index.find("b.png", "x:1").path == "f/b.png"
     assert index.find("b.PNG", "x:1").path == "f/b.png"
     assert not index.find("d.jpg", "x:1").present
-    with pytest.raises(BadInput, match=r"x:7: c\.jpg could be any of f/c\.PNG, f/c\.jpeg"):
+    with pytest.raises(BadInput, match=r"x:7: c\.jpg .*f/c\.PNG, f/c\.jpeg"):
         index.find("c.jpg", "x:7")
 
 
@@ -89,7 +89,7 @@ def test_files_are_found_however_their_accents_are_encoded(tmp_path: Path) -> No
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     assert not FolderIndex(tmp_path, tmp_path / "f").find("a.jpg", "x:1").present
     (tmp_path / "f").touch()
-    with pytest.raises(BadInput, match=r"/f: cannot list it \(Not a directory\)"):
+    with pytest.raises(BadInput, match=r"/f: .*\(Not a directory\)"):
         FolderIndex(tmp_path, tmp_path / "f")
 
 
@@ -102,7 +102,7 @@ def test_paths_below_the_raw_folder(tmp_path: Path) -> None:
     assert folders.find("b.jpg", "x:1") == RawImage("b.jpg", "x:1")
     assert folders.find("g/a.jpg", "x:1") == RawImage("g/a.jpg", "x:1", present=False)
     for path in ("/etc/a.jpg", "../a.jpg", "f/../../a.jpg", "f/a.txt", "", "f/"):
-        with pytest.raises(BadInput, match=r"x:3: '.*' is not the path of a \.jpg or \.png file below the raw folder"):
+        with pytest.raises(BadInput, match=r"x:3: '.*' .*path"):
             folders.find(path, "x:3")
 
 
@@ -115,5 +115,5 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     Path(os.fsdecode(os.fsencode(tmp_path / "f") + b"/\xff.jpg")).touch()
     [entry] = list_folder(tmp_path / "f")
-    with pytest.raises(BadInput, match=r"/f/\\udcff\.jpg': its name is not UTF-8; rename it"):
+    with pytest.raises(BadInput, match=r"/f/\\udcff\.jpg': .*UTF-8"):
         readable_name(entry)

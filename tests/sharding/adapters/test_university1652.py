@@ -116,16 +116,14 @@ def test_folders_as_they_come(raw: Path) -> None:
 
 def test_without_a_gallery_of_views(raw: Path) -> None:
     shutil.rmtree(raw / "test" / "gallery_drone")
-    with pytest.raises(
-        BadInput, match=r"test/gallery_drone: cannot list it \(No such file.*is the raw folder complete"
-    ):
+    with pytest.raises(BadInput, match=r"test/gallery_drone: .*\(No such file"):
         read_places("university1652", raw)
 
 
 def test_bad_input(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="views 'google': University-1652 has drone and street"):
+    with pytest.raises(BadInput, match="views 'google': .*drone .*street"):
         read_places("university1652", raw, views="google")
-    with pytest.raises(BadInput, match="no such folder; name the folder that holds University-1652's train and test"):
+    with pytest.raises(BadInput, match="no such folder.* University-1652"):
         read_places("university1652", tmp_path / "none")
     with pytest.raises(BadInput, match=f"{raw / 'train'}: only a part"):
         read_places("university1652", raw / "train")

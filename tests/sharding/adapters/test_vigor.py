@@ -127,33 +127,33 @@ LABELS, TILES = "pano_label_balanced", "satellite_list"
 BAD = {
     "12 columns": (edit(LABELS, lambda x: [x[0], x[1].rsplit(" ", 1)[0], *x[2:]]), r"balanced\.txt:2: 12 columns"),
     "a space in a name": (edit(LABELS, lambda x: ["a b" + x[0], *x[1:]]), r"balanced\.txt:1: 14 columns.*space"),
-    "offset": (edit(LABELS, lambda x: [columns(x[0], 3, "1,5"), *x[1:]]), r"balanced\.txt:1: '1,5' is not an offset"),
-    "offset nan": (edit(LABELS, lambda x: [columns(x[0], 6, "nan")]), r"balanced\.txt:1: 'nan' is not an offset"),
+    "offset": (edit(LABELS, lambda x: [columns(x[0], 3, "1,5"), *x[1:]]), r"balanced\.txt:1: '1,5' .*offset"),
+    "offset nan": (edit(LABELS, lambda x: [columns(x[0], 6, "nan")]), r"balanced\.txt:1: 'nan' .*offset"),
     "unlisted tile": (
         edit(TILES, lambda x: x[1:]),
-        r"balanced\.txt:\d+: tile satellite_40\S+ is not in NewYork's list",
+        r"balanced\.txt:\d+: tile satellite_40\S+ .*NewYork",
     ),
     "contradiction": (
         edit(LABELS, lambda x: [*x, columns(x[0], 2, "99.0")]),
-        r"balanced\.txt:13: \S+ contradicts its other line, splits/NewYork/pano_label_balanced\.txt:1;",
+        r"balanced\.txt:13: .*contradicts.* splits/NewYork/pano_label_balanced\.txt:1;",
     ),
     "no coordinates in the tile": (
         edit(TILES, lambda x: ["tile.png", *x]),
-        r"satellite_list\.txt:1: tile\.png does not",
+        r"satellite_list\.txt:1: tile\.png",
     ),
-    "coordinates no number": (edit(TILES, lambda x: ["s_1_x.png", *x]), r"satellite_list\.txt:1: 'x' is not a lat"),
-    "not on Earth": (edit(TILES, lambda x: [*x, "s_91_0.png"]), r"satellite_list\.txt:13: s_91_0\.png lies at"),
-    "panorama's name": (edit(LABELS, lambda x: [columns(x[0], 0, "pano.jpg")]), r"balanced\.txt:1: pano\.jpg does not"),
-    "empty city": (edit(TILES, lambda x: []), r"splits/NewYork/satellite_list\.txt: no tile is listed"),
-    "no panoramas": (edit(LABELS, lambda x: [""]), r"NewYork/pano_label_balanced\.txt: no panorama is listed"),
-    "no labels": (lambda raw: list_of(raw, "NewYork").unlink(), r"no labels for train of NewYork \(looked for splits"),
+    "coordinates no number": (edit(TILES, lambda x: ["s_1_x.png", *x]), r"satellite_list\.txt:1: 'x' "),
+    "not on Earth": (edit(TILES, lambda x: [*x, "s_91_0.png"]), r"satellite_list\.txt:13: s_91_0\.png"),
+    "panorama's name": (edit(LABELS, lambda x: [columns(x[0], 0, "pano.jpg")]), r"balanced\.txt:1: pano\.jpg"),
+    "empty city": (edit(TILES, lambda x: []), r"splits/NewYork/satellite_list\.txt: no tile"),
+    "no panoramas": (edit(LABELS, lambda x: [""]), r"NewYork/pano_label_balanced\.txt: no panorama"),
+    "no labels": (lambda raw: list_of(raw, "NewYork").unlink(), r"labels .*train of NewYork .*splits"),
     "no list of tiles": (
         lambda raw: list_of(raw, "NewYork", TILES).unlink(),
-        r"no list of tiles of NewYork \(looked for",
+        r"list of tiles of NewYork",
     ),
     "no city": (
         lambda raw: shutil.rmtree(raw / "NewYork"),
-        r"no panoramas of NewYork.*NewYork/panorama, ground/NewYork",
+        r"panoramas of NewYork.*NewYork/panorama, ground/NewYork",
     ),
     "no folder": (lambda raw: shutil.rmtree(raw), r"no such folder"),
 }
@@ -172,9 +172,9 @@ def test_bad_input_names_file_and_line(tmp_path: Path, case: str) -> None:
 
 
 def test_protocols_and_cities_that_make_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="protocol 'same': VIGOR has cross-area and same-area"):
+    with pytest.raises(BadInput, match="protocol 'same': .*cross-area .*same-area"):
         read_places("vigor", tmp_path, protocol="same")
-    with pytest.raises(BadInput, match="Seattle: for training and test at once"):
+    with pytest.raises(BadInput, match="Seattle: "):
         read_places("vigor", tmp_path, test_cities=["Seattle", "Chicago"])
 
 

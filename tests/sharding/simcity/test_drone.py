@@ -45,7 +45,7 @@ def projected(x: float, y: float, rise: float, heading: float, distance: float) 
     ray = np.array([x, y, rise]) - eye
     focal = SIZE / 2 / math.tan(FIELD / 2)
     depth = ray @ forward
-    return SIZE / 2 - focal * (ray @ above) / depth, SIZE / 2 + focal * (ray @ right) / depth
+    return float(SIZE / 2 - focal * (ray @ above) / depth), float(SIZE / 2 + focal * (ray @ right) / depth)
 
 
 def shows(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -232,7 +233,7 @@ def digest(raw: Path) -> dict[str, str]:
 
 def test_a_city_follows_from_the_seed_and_its_name_alone(tmp_path: Path) -> None:
     cities = [CitySpec("NewYork", 3, 3), CitySpec("Elsewhere", 3, 3)]
-    size = {"tile_size": 16, "view_size": (16, 32), "workers": 1}
+    size: dict[str, Any] = {"tile_size": 16, "view_size": (16, 32), "workers": 1}
     render_cities(tmp_path / "both", cities, seed=1, **size)
     render_cities(tmp_path / "alone", cities[1:], seed=1, **size)
     alone = {k: v for k, v in digest(tmp_path / "alone").items() if k != "simcity.json"}
@@ -250,18 +251,18 @@ def test_rendering_again_does_nothing_and_never_overwrites(
     before = digest(raw)
     again = render_cities(raw, TINY, seed=7, tile_size=32, view_size=(24, 96), workers=1)
     assert not again.fresh and again.views == first.views and again.seconds < 1
-    with pytest.raises(BadInput, match="other settings \\(seed\\)"):
+    with pytest.raises(BadInput, match=r"\(seed\)"):
         render_cities(raw, TINY, seed=8, tile_size=32, view_size=(24, 96), workers=1)
     assert digest(raw) == before
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(BadInput, match="something else"):
+    with pytest.raises(BadInput, match=str(tmp_path)):
         render_cities(tmp_path, TINY, seed=7)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_render_that_breaks_off_is_never_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw, cities = tmp_path / "raw", [CitySpec("NewYork", 3, 3)]
-    size = {"tile_size": 16, "view_size": (16, 32)}
+    size: dict[str, Any] = {"tile_size": 16, "view_size": (16, 32)}
     render_cities(tmp_path / "reference", cities, seed=1, workers=1, **size)
     taken = iter(range(4))
 
@@ -294,8 +295,8 @@ def test_a_render_that_breaks_off_is_never_taken_for_whole(tmp_path: Path, monke
         (TINY, {"tile_size": 8}, "16 pixels"),
         (TINY, {"empty_share": 1.0}, "empty_share"),
         (TINY, {"arrangement": "mine"}, "published, arranged"),
-        (TINY, {"drone_views": 3}, "vigor is rendered without drone_views; it has max_offset"),
-        (TINY, {"adapter": "kitti"}, "choose one of vigor, cvusa, cvact, university1652"),
+        (TINY, {"drone_views": 3}, "vigor .*drone_views; .*max_offset"),
+        (TINY, {"adapter": "kitti"}, "'kitti'.* vigor, cvusa, cvact, university1652"),
         (TINY, {"adapter": "cvusa", "val_share": 0.0}, "val_share"),
         (TINY, {"adapter": "cvact", "val_share": 0.6, "test_share": 0.6}, "together"),
         (TINY, {"adapter": "cvact", "missing": 99}, "missing"),
@@ -306,7 +307,7 @@ def test_a_render_that_breaks_off_is_never_taken_for_whole(tmp_path: Path, monke
     ],
 )
 def test_settings_that_make_no_sense_are_refused(
-    tmp_path: Path, cities: list[CitySpec], options: dict[str, object], message: str
+    tmp_path: Path, cities: list[CitySpec], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BadInput, match=message):
         render_cities(tmp_path / "raw", cities, seed=1, **options)
@@ -335,5 +336,5 @@ def test_the_command_renders_and_says_what(
     assert "4 tiles" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "raw" / "ground" / "NewYork").iterdir())
     monkeypatch.setattr("sys.argv", [*arguments, "--seed", "5"])
-    with pytest.raises(SystemExit, match="other settings"):
+    with pytest.raises(SystemExit, match=r"\(seed\)"):
         main()
