@@ -13,14 +13,9 @@ from typing import IO, Any
 
 from geostream import errors
 from geostream.errors import GeostreamError
-from geostream.layout import open_layout
-from geostream.runs.preparation import prepare
-from geostream.runs.run import Run
-from geostream.settings import make_settings
-from geostream.store import Store
 
 NICE = 10
-BEAT = 10.0  # seconds
+BEAT = 2.0  # seconds between two signs of life
 
 
 def main() -> None:
@@ -60,6 +55,13 @@ def _read(lines: SimpleQueue[str]) -> None:
 
 def _prepared(work: dict[str, Any], epoch: int) -> dict[str, Any]:
     """Prepare an epoch; return the answer to the trainer."""
+    # Only now: these take seconds, and the trainer is to see earlier that this process lives.
+    from geostream.layout import open_layout
+    from geostream.runs.preparation import prepare
+    from geostream.runs.run import Run
+    from geostream.settings import make_settings
+    from geostream.store import Store
+
     try:
         store = Store.open(work["store"])
         run = Run.open(store, open_layout(store, work["dataset"], work["layout"]), work["run"], work["cluster"])

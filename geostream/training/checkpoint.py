@@ -116,9 +116,10 @@ def drop_checkpoint(run: Store, name: str) -> None:
 def prune_checkpoints(run: Store, newest: str, needed: Set[str], keep: int) -> None:
     """Remove the checkpoints that are no longer needed, of those that ``written.json`` names.
 
-    Kept are the ``keep`` newest at the end of an epoch (``newest`` is one of them, whatever its position), those ``needed``,
-    and, while an epoch is under way, the last one at the end of an epoch. Incomplete checkpoints are removed, and so
-    are those that are later than ``newest``, which a run leaves behind when it goes back to an earlier one.
+    Kept are the ``keep`` newest at the end of an epoch (``newest`` is one of them, whatever its position), those
+    ``needed``, and, while an epoch is under way, the last one at the end of an epoch. Incomplete checkpoints are
+    removed, and so are those that are later than ``newest``, which a run leaves behind when it goes back to an earlier
+    one.
 
     Args:
         run: The run's folder.
