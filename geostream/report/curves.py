@@ -29,7 +29,7 @@ def curves_svg(epochs: Rows, evaluations: Rows, plans: Rows, moves: Rows) -> str
     Returns:
         An ``<svg>`` element. Lists may be empty; their curves are then missing.
     """
-    return _svg(_curves(epochs, evaluations, plans, moves))
+    return svg_of(_curves(epochs, evaluations, plans, moves))
 
 
 def loss_by_step(epochs: Rows) -> tuple[list[float], list[float]]:
@@ -89,7 +89,8 @@ def _plan_curves(axes: Axes, plans: Rows, moves: Rows) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """Return a figure as an ``<svg>`` element."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     text = buffer.getvalue()

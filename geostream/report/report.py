@@ -17,6 +17,7 @@ from geostream.report.curves import Rows, curves_svg
 from geostream.report.evaluation_page import COLUMNS
 from geostream.report.pages import render
 from geostream.report.retrievals import Retrieval, retrievals
+from geostream.report.timeline import timeline_svg
 from geostream.runs.log import RunResult
 from geostream.runs.run import Run
 
@@ -61,6 +62,7 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
         "stream": dict(result.stream),
         "seconds": dict(result.seconds),
         "seconds_beside": dict(result.beside),
+        "timeline": list(result.timeline),
     }
 
 
@@ -114,7 +116,11 @@ def render_report(
         percent={*COLUMNS.values(), "resident_share", "waiting"},
         retrievals=pictures,
         preview=preview_rows(preview),
-        stages=[{"stage": stage, "seconds": round(value, 1)} for stage, value in summary["seconds"].items()],
+        timeline=timeline_svg(summary["timeline"]),
+        stages=[
+            {"stage": stage, "trainer": round(value, 1), "beside it": round(summary["seconds_beside"].get(stage, 0), 1)}
+            for stage, value in summary["seconds"].items()
+        ],
         reads=[_reads(epoch) for epoch in epochs],
     )
 

@@ -116,6 +116,7 @@ class RunResult:
         stream: ``StreamStats`` of all training, as a dict.
         seconds: Seconds of each stage that the trainer spent, or waited.
         beside: Seconds of each stage that passed in the background, while the trainer trained.
+        timeline: For each stage of each epoch: stage, epoch, started (seconds since 1970), seconds, beside.
     """
 
     url: str
@@ -128,6 +129,7 @@ class RunResult:
     stream: dict[str, Any]
     seconds: dict[str, float]
     beside: dict[str, float]
+    timeline: list[dict[str, Any]]
 
     @classmethod
     def of(cls, url: str, log: RunLog, already_finished: bool) -> RunResult:
@@ -140,7 +142,8 @@ class RunResult:
         """
 
         def rows(stage: str) -> list[dict[str, Any]]:
-            return [{name: value for name, value in r.items() if name != "stage"} for r in log.of(stage)]
+            when = ("stage", "started", "beside")
+            return [{name: value for name, value in r.items() if name not in when} for r in log.of(stage)]
 
         training = rows("train")
         score = {row["epoch"]: row.get("hardness_score") for row in rows("plan")}
@@ -159,4 +162,9 @@ class RunResult:
             stream=stream.as_dict(),
             seconds=log.seconds(beside=False),
             beside=log.seconds(beside=True),
+            timeline=[
+                {name: record.get(name) for name in ("stage", "epoch", "started", "seconds", "beside")}
+                for record in log.records
+                if record["stage"] in STAGES
+            ],
         )

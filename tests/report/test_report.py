@@ -13,6 +13,7 @@ from geostream.evaluation import protocols
 from geostream.layout import Layout
 from geostream.report import report
 from geostream.report.curves import curves_svg, loss_by_step
+from geostream.report.timeline import timeline_svg
 from geostream.runs.log import RunLog, RunResult
 from geostream.runs.run import LOG, Run
 from geostream.settings import TrainSettings
@@ -108,3 +109,16 @@ def test_names_of_others_are_escaped(layout: Layout, tmp_path: Path) -> None:
     assert "&lt;b&gt;slow&lt;/b&gt;" in page and "<td>&lt;script&gt;</td><td>&amp;</td>" in page
     assert "<td>&lt;i&gt;</td>" in page and "<i>" not in page
     needs_nothing_else(page)
+
+
+def test_the_time_line_says_what_ran_beside_and_what_was_waited_for(layout: Layout, tmp_path: Path) -> None:
+    log = RunLog(Store.open(tmp_path), LOG)
+    log.append("train", 1, 3.0, **training(1))
+    log.append("mine", 1, 2.0, beside=True)
+    log.append("wait", 2, 1.0)
+    result = RunResult.of("run", log, False)
+    assert (result.seconds["mine"], result.beside["mine"], result.seconds["wait"]) == (0, 2.0, 1.0)
+    page = page_of(layout, result)
+    assert page.count("<svg") == 2
+    needs_nothing_else(page)
+    assert timeline_svg([{"stage": "train", "epoch": 1, "seconds": 1.0}]) == "", "a log from before there were times"

@@ -49,7 +49,15 @@ def test_the_result_adds_up(tmp_path: Path) -> None:
     whole = {"bytes_fetched": 300, "bytes_used": 150, "requests": 6, "peak_resident_bytes": 90, "replaced_pairs": 2}
     assert whole.items() <= result.stream.items() and result.stream["merged_read_bytes"] == 50
     assert result.stream["retries"] == {"busy": 4} and result.stream["replaced"][1]["pair"] == "a view-00.jpg"
-    assert result.seconds == {"plan": 0, "train": 9.0, "embed": 0, "mine": 0, "recluster": 0, "evaluate": 1.0}
+    assert result.seconds == {
+        "wait": 0,
+        "plan": 0,
+        "train": 9.0,
+        "embed": 0,
+        "mine": 0,
+        "recluster": 0,
+        "evaluate": 1.0,
+    }
     assert result.evaluations == [{"epoch": 2, "seconds": 1.0, "r1": 0.5}]
 
 
