@@ -61,7 +61,7 @@ def main(url: str, contestant: str, step: str, epochs: str) -> None:
         print(json.dumps(of_the_demo(trained(store, settings))))
         return
     steps = Steps(float(step))
-    TrainStep.step = lambda *arguments: steps.step(*arguments)  # type: ignore[method-assign,assignment]
+    TrainStep.step = lambda *arguments: steps.step(*arguments)  # type: ignore[method-assign]
     settings = settings.changed(**REGIME, epochs=int(epochs), mining_lag=int(contestant == "beside"))
     if contestant == "feed":
         settings = settings.changed(decode_threads=2)

@@ -94,7 +94,8 @@ def test_no_background_gives_the_same(
 
 def when_asked(monkeypatch: pytest.MonkeyPatch, epoch: int, do: Callable[[psutil.Process], None]) -> None:
     """Do something to the process when it is first asked for an epoch."""
-    start, done = Background.start, []
+    start = Background.start
+    done: list[int] = []
 
     def started(self: Background, number: int) -> None:
         start(self, number)

@@ -161,9 +161,9 @@ def test_never_two_at_once(tmp_path_factory: pytest.TempPathFactory, moves: list
         elif who in alive:
             one = alive.pop(who)
             if move == "leave":
-                one._folder.delete_all([lease._name(one._number)])
+                one._folder.delete_all([lease._name(one.number)])
             else:  # dead: its object stays, and names a process that is gone
-                run.write_json(f"{FOLDER}/{lease._name(one._number)}", one._me | {"pid": 2**22 + 1})
+                run.write_json(f"{FOLDER}/{lease._name(one.number)}", one._me | {"pid": 2**22 + 1})
         passed = []
         for one in alive.values():
             try:
