@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from geostream.errors import BadInput, NotFound
-from geostream.layout import MEMBERS, PLACES, Layout, commit_layout, open_layout
+from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, commit_layout, open_layout
 from geostream.layout.files import JOB, object_names, shard_names, sidecar_name
 from geostream.store import Store, check_name
 from sharding.job import ShardJob, ShardOptions, plan_shards
@@ -153,22 +153,24 @@ def commit_shards(
     folder = layout_folder(store, dataset, name)
     layout = commit_layout(
         folder,
-        dataset=dataset,
-        name=name,
-        generation=0,
-        coordinates=job.raw.coordinates,
-        protocols=job.raw.protocols,
-        places=pa.Table.from_pylist(rows, schema=PLACES),
-        members=pa.Table.from_pylist(members, schema=MEMBERS),
-        shards=[(part.name, part.size) for part in parts],
-        source=job.source,
-        images={
-            "tile_size": job.images.tile_size,
-            "view_size": job.images.view_size,
-            "quality": None if job.options.original else job.options.quality,
-            "enlarged": sum(part.enlarged for part in parts),
-        },
-        broken=[str(one) for one in broken],
+        NewLayout(
+            dataset=dataset,
+            name=name,
+            generation=0,
+            coordinates=job.raw.coordinates,
+            protocols=job.raw.protocols,
+            places=pa.Table.from_pylist(rows, schema=PLACES),
+            members=pa.Table.from_pylist(members, schema=MEMBERS),
+            shards=[(part.name, part.size) for part in parts],
+            source=job.source,
+            images={
+                "tile_size": job.images.tile_size,
+                "view_size": job.images.view_size,
+                "quality": None if job.options.original else job.options.quality,
+                "enlarged": sum(part.enlarged for part in parts),
+            },
+            broken=[str(one) for one in broken],
+        ),
     )
     _clean(folder, job)
     return _report(job, layout, written=len(parts) - resumed, resumed=resumed)

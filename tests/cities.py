@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from geostream.arrays import Csr
-from geostream.layout import MEMBERS, PLACES, Coordinates, Layout, commit_layout
+from geostream.layout import MEMBERS, PLACES, Coordinates, Layout, NewLayout, commit_layout
 from geostream.store import Store
 
 SPACING = 35.0  # metres between tiles; a tile is twice as wide, as in VIGOR
@@ -79,16 +79,18 @@ def city(
     ends = [int((offsets + sizes)[shard == number].max()) + 1024 for number in range(shards)]
     return commit_layout(
         store.child("city", "layouts", name),
-        dataset="city",
-        name=name,
-        generation=0,
-        coordinates=coordinates,
-        places=pa.Table.from_pylist(places, schema=PLACES),
-        members=table,
-        shards=[(f"shard-{number:05d}.tar", end) for number, end in enumerate(ends)],
-        source={},
-        images={},
-        broken=[],
+        NewLayout(
+            dataset="city",
+            name=name,
+            generation=0,
+            coordinates=coordinates,
+            places=pa.Table.from_pylist(places, schema=PLACES),
+            members=table,
+            shards=[(f"shard-{number:05d}.tar", end) for number, end in enumerate(ends)],
+            source={},
+            images={},
+            broken=[],
+        ),
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import simplejpeg
 
-from geostream.layout import MEMBERS, PLACES, Layout, commit_layout
+from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, commit_layout
 from geostream.store import Store
 
 
@@ -110,16 +110,20 @@ def write_layout(
         folder.write(shards[-1][0], buffer.getvalue())
     return commit_layout(
         folder,
-        dataset=dataset,
-        name=name,
-        generation=0,
-        coordinates="latlon",
-        places=_places_table(places),
-        members=pa.table([pa.array(column) for column in zip(*rows, strict=True)], names=MEMBERS.names).cast(MEMBERS),
-        shards=shards,
-        source={"adapter": "tiny"},
-        images={},
-        broken=[],
+        NewLayout(
+            dataset=dataset,
+            name=name,
+            generation=0,
+            coordinates="latlon",
+            places=_places_table(places),
+            members=pa.table([pa.array(column) for column in zip(*rows, strict=True)], names=MEMBERS.names).cast(
+                MEMBERS
+            ),
+            shards=shards,
+            source={"adapter": "tiny"},
+            images={},
+            broken=[],
+        ),
     )
 
 

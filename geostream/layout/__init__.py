@@ -1,6 +1,14 @@
 """Commit, open and verify layouts: the sets of shards, each with an index, that hold a data set on the store."""
 
-from geostream.layout.layout import Layout, commit_layout, layout_infos, list_datasets, list_layouts, open_layout
+from geostream.layout.layout import (
+    Layout,
+    NewLayout,
+    commit_layout,
+    layout_infos,
+    list_datasets,
+    list_layouts,
+    open_layout,
+)
 from geostream.layout.schema import MEMBERS, PLACES, Coordinates, Protocol
 
 __all__ = [
@@ -8,6 +16,7 @@ __all__ = [
     "PLACES",
     "Coordinates",
     "Layout",
+    "NewLayout",
     "Protocol",
     "commit_layout",
     "layout_infos",

@@ -309,29 +309,11 @@ def _open(folder: Store) -> Layout:
     return Layout(folder, info, *read_tables(folder, info))
 
 
-def commit_layout(
-    folder: Store,
-    *,
-    dataset: str,
-    name: str,
-    generation: int,
-    coordinates: Coordinates,
-    places: pa.Table,
-    members: pa.Table,
-    shards: list[tuple[str, int]],
-    source: dict[str, Any],
-    images: dict[str, Any],
-    broken: list[str],
-    protocols: Sequence[Protocol] = ("paired",),
-    parent: str | None = None,
-    places_file: bytes | None = None,
-) -> Layout:
-    """Write a layout's index, and then ``layout.json``, which commits it.
+@dataclass(frozen=True)
+class NewLayout:
+    """A layout that is to be committed: its index, and what ``layout.json`` says of it.
 
-    Committing the same index again changes nothing.
-
-    Args:
-        folder: The layout's folder, which holds its shards.
+    Attributes:
         dataset: The data set's name.
         name: The layout's name.
         generation: 0 as sharded, one more with each reclustering.
@@ -339,13 +321,38 @@ def commit_layout(
         places: The table of places, of schema ``PLACES``.
         members: The table of members, of schema ``MEMBERS``, sorted by shard and offset.
         shards: (name, bytes) of each shard, in order.
-        source: What the layout was made from, for ``layout.json``.
-        images: How images are stored, for ``layout.json``.
+        source: What the layout was made from.
+        images: How images are stored.
         broken: A description of each raw image that was left out.
         protocols: The data set's evaluation protocols, the default one first.
         parent: Id of the generation before.
         places_file: Content of that generation's ``places.parquet``, which is kept byte for byte. Another version of
             pyarrow could write the same table with another hash.
+    """
+
+    dataset: str
+    name: str
+    generation: int
+    coordinates: Coordinates
+    places: pa.Table
+    members: pa.Table
+    shards: list[tuple[str, int]]
+    source: dict[str, Any]
+    images: dict[str, Any]
+    broken: list[str]
+    protocols: Sequence[Protocol] = ("paired",)
+    parent: str | None = None
+    places_file: bytes | None = None
+
+
+def commit_layout(folder: Store, new: NewLayout) -> Layout:
+    """Write a layout's index, and then ``layout.json``, which commits it.
+
+    Committing the same index again changes nothing.
+
+    Args:
+        folder: The layout's folder, which holds its shards.
+        new: The layout.
 
     Returns:
         The layout, opened.
@@ -355,22 +362,22 @@ def commit_layout(
         BadInput: The index contradicts itself.
     """
     try:
-        places, members = places.cast(PLACES), members.cast(MEMBERS)
-        check_index(places, members, shards)
-        data = {"places.parquet": places_file or table_bytes(places), "members.parquet": table_bytes(members)}
+        places, members = new.places.cast(PLACES), new.members.cast(MEMBERS)
+        check_index(places, members, new.shards)
+        data = {"places.parquet": new.places_file or table_bytes(places), "members.parquet": table_bytes(members)}
         info = {
             "format": FORMAT,
-            "dataset": dataset,
-            "layout": name,
+            "dataset": new.dataset,
+            "layout": new.name,
             "id": content_id(places, members),
-            "generation": generation,
-            "parent": parent,
-            "coordinates": coordinates,
-            "protocols": list(protocols),
-            **summary(places, members, shards),
-            "images": images,
-            "source": source,
-            "broken": broken,
+            "generation": new.generation,
+            "parent": new.parent,
+            "coordinates": new.coordinates,
+            "protocols": list(new.protocols),
+            **summary(places, members, new.shards),
+            "images": new.images,
+            "source": new.source,
+            "broken": new.broken,
             "index": {file: hashlib.sha256(table).hexdigest() for file, table in data.items()},
         }
         check_info(info)

@@ -31,7 +31,7 @@ import pyarrow as pa
 from geostream.arrays import Int32, Int64
 from geostream.dask import run_tasks
 from geostream.errors import AlreadyExists, NotFound, StaleArtefact, StoreError
-from geostream.layout import Layout, commit_layout, layout_infos, open_layout
+from geostream.layout import Layout, NewLayout, commit_layout, layout_infos, open_layout
 from geostream.layout.files import JOB, object_names, shard_names
 from geostream.layout.schema import HEADER
 from geostream.layout.verify import member_damage
@@ -104,19 +104,21 @@ def rewrite(
     try:
         layout = commit_layout(
             folder,
-            dataset=parent.dataset,
-            name=name,
-            generation=parent.generation + 1,
-            coordinates=parent.coordinates,
-            protocols=parent.protocols,
-            places=parent.places,
-            places_file=places_file,
-            members=members,
-            shards=[(task.name, int(size)) for task, size in zip(tasks, sizes, strict=True)],
-            source={**source, "order": order, "ancestors": ancestors(parent.info)},
-            images=parent.info["images"],
-            broken=parent.info["broken"],
-            parent=parent.id,
+            NewLayout(
+                dataset=parent.dataset,
+                name=name,
+                generation=parent.generation + 1,
+                coordinates=parent.coordinates,
+                protocols=parent.protocols,
+                places=parent.places,
+                places_file=places_file,
+                members=members,
+                shards=[(task.name, int(size)) for task, size in zip(tasks, sizes, strict=True)],
+                source={**source, "order": order, "ancestors": ancestors(parent.info)},
+                images=parent.info["images"],
+                broken=parent.info["broken"],
+                parent=parent.id,
+            ),
         )
     except AlreadyExists:  # another process was faster, in the same folder and therefore with the same order
         layout = open_layout(store, parent.dataset, name)

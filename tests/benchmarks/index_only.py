@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from geostream.layout import MEMBERS, PLACES, Coordinates, Layout, commit_layout
+from geostream.layout import MEMBERS, PLACES, Coordinates, Layout, NewLayout, commit_layout
 from geostream.store import Store
 
 TILE_BYTES, VIEW_BYTES, JSON_BYTES = 115_000, 163_000, 400
@@ -112,15 +112,17 @@ def commit_index(
     ).select(MEMBERS.names)
     return commit_layout(
         store.child("places", "layouts", name),
-        dataset="places",
-        name=name,
-        generation=0 if parent is None else parent.generation + 1,
-        coordinates=coordinates,
-        places=places,
-        members=table,
-        shards=[(f"shard-{number:05d}.tar", int(end) + 2 * BLOCK) for number, end in enumerate(ends)],
-        source={},
-        images={},
-        broken=[],
-        parent=None if parent is None else parent.id,
+        NewLayout(
+            dataset="places",
+            name=name,
+            generation=0 if parent is None else parent.generation + 1,
+            coordinates=coordinates,
+            places=places,
+            members=table,
+            shards=[(f"shard-{number:05d}.tar", int(end) + 2 * BLOCK) for number, end in enumerate(ends)],
+            source={},
+            images={},
+            broken=[],
+            parent=None if parent is None else parent.id,
+        ),
     )

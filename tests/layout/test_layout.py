@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, StoreError
-from geostream.layout import MEMBERS, PLACES, Layout, commit_layout, list_datasets, list_layouts, open_layout
+from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, commit_layout, list_datasets, list_layouts, open_layout
 from geostream.reclustering.rewrite import rewrite
 from geostream.store import Store
 from tests.helpers import tiny_layout
@@ -74,7 +74,7 @@ def commit(root: Store, world: World, name: str = "a-000", **changes: Any) -> La
         "images": {},
         "broken": [],
     }
-    return commit_layout(root.child("vigor", "layouts", name), **(arguments | changes))
+    return commit_layout(root.child("vigor", "layouts", name), NewLayout(**(arguments | changes)))
 
 
 @pytest.fixture

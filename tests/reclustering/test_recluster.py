@@ -22,7 +22,7 @@ import webdataset as wds
 from webdataset.gopen import gopen_schemes
 
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
-from geostream.layout import Layout, commit_layout, layout_infos, open_layout
+from geostream.layout import Layout, NewLayout, commit_layout, layout_infos, open_layout
 from geostream.layout.files import JOB
 from geostream.layout.verify import verify_layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings, read_rows
@@ -529,17 +529,19 @@ def test_the_table_of_places_is_kept_byte_for_byte(tmp_path: Path) -> None:
         folder.write(name, tiny.store.read(name))
     before = commit_layout(
         folder,
-        dataset="tiny",
-        name="other",
-        generation=0,
-        coordinates="latlon",
-        places=tiny.places,
-        places_file=other,
-        members=tiny.members,
-        shards=list(zip(tiny.shard_names, tiny.shard_sizes.tolist(), strict=True)),
-        source={},
-        images={},
-        broken=[],
+        NewLayout(
+            dataset="tiny",
+            name="other",
+            generation=0,
+            coordinates="latlon",
+            places=tiny.places,
+            places_file=other,
+            members=tiny.members,
+            shards=list(zip(tiny.shard_names, tiny.shard_sizes.tolist(), strict=True)),
+            source={},
+            images={},
+            broken=[],
+        ),
     )
     assert before.places_id != tiny.places_id
     after = reclustered(root, before, embedded(before, root))

@@ -11,7 +11,7 @@ import pytest
 
 from geostream.arrays import Float32
 from geostream.evaluation.protocols import split_pairs
-from geostream.layout import PLACES, Layout, commit_layout
+from geostream.layout import PLACES, Layout, NewLayout, commit_layout
 from geostream.layout.schema import Protocol
 from geostream.report.evaluation_page import embedded, results_table, write_evaluation
 from geostream.report.pages import render
@@ -41,10 +41,10 @@ def layout(tmp_path: Path) -> Layout:
             view["split"] = "gallery" if view["split"] == "test" else "train"
     shards = list(zip(plain.shard_names, plain.shard_sizes.tolist(), strict=True))
     return commit_layout(
-        folder, dataset="tiny", name="both", generation=0, coordinates="latlon",
+        folder, NewLayout(dataset="tiny", name="both", generation=0, coordinates="latlon",
         places=pa.Table.from_pylist(rows, schema=PLACES), members=plain.members, shards=shards, source={}, images={},
         broken=[], protocols=PROTOCOLS,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 @pytest.fixture
