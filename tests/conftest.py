@@ -10,8 +10,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # Before anything imports a library that reads them.
 os.environ.update(
@@ -29,18 +31,28 @@ from infra.s3 import S3Server, local_s3, without_aws
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a server, and say which tests one process runs, longest first.
+STACK = ("tests/flows/test_flows.py", "tests/flows/test_recluster_flow.py", "tests/infra/test_stack.py")
 
-    A file's tests share their fixtures. All that use the stack share it: to start one takes most of a minute.
-    """
+
+class FilesTogether(LoadFileScheduling):  # type: ignore[misc]
+    """Give each process of pytest-xdist whole files, and those that use the stack to one: its start takes a minute."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "stack" if file in STACK else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
+    """Replace the scheduler that ``--dist`` names."""
+    return FilesTogether(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a server, which `make test-fast` leaves out, and begin with the longest: the stack's."""
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if {"s3", "checkout"} & fixtures:
-            item.add_marker("server")  # left out by `make test-fast`
-        item.add_marker(pytest.mark.xdist_group("stack" if "checkout" in fixtures else item.path.name))
-    items.sort(key=lambda item: 0 if "checkout" in getattr(item, "fixturenames", ()) else 1)
+        if {"s3", "checkout"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
+    items.sort(key=lambda item: item.nodeid.split("::")[0] not in STACK)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ import ctypes, importlib, os, pathlib, pkgutil, sys
 for name in ("sched_getaffinity", "sched_setaffinity", "memfd_create", "pidfd_open", "eventfd", "posix_fadvise"):
     if hasattr(os, name):
         delattr(os, name)
+if hasattr(os, "process_cpu_count"):
+    os.process_cpu_count = os.cpu_count  # as Python 3.13 has it there
 library = ctypes.CDLL
 
 class Bare:

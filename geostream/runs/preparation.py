@@ -40,7 +40,7 @@ def prepare(run: Run, epoch: int, *, beside: bool = False) -> None:
     """
     log, settings = run.preparation_log(epoch), run.settings
     mining = stages.mining_for(epoch, settings)
-    if mining and mining != stages.mining_for(epoch - 1, settings):
+    if stages.mining_due(mining, settings) and stages.first_planned_from(mining, settings) == epoch:
         _mine(run, mining, log, beside)
     run.check_held()
     started = time.perf_counter()

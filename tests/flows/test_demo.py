@@ -45,7 +45,7 @@ def test_demo_leaves_summary_and_report_and_nothing_running(tmp_path: Path) -> N
     assert summary["dataset"].keys() >= {"places", "pairs", "bytes", "shards"}
     [evaluation] = summary["evaluations"]
     assert evaluation.keys() >= {"epoch", "r1", "r5", "r10", "r1pct", "hit_rate", "gallery"}
-    assert [(p["epoch"], p["source"]) for p in summary["plans"]] == [(1, "gps"), (2, "visual"), (3, "visual")]
+    assert [(p["epoch"], p["source"]) for p in summary["plans"]] == [(1, "gps"), (2, "gps"), (3, "visual")]
     for plan in summary["plans"]:
         assert plan["batches"] * 16 + plan["left_out"] == plan["pairs"] == summary["dataset"]["pairs"]
         assert 0 < plan["resident_share"] <= 1

@@ -11,7 +11,8 @@ import pytest
 from geostream.errors import LayoutNotCommitted
 from geostream.layout import list_layouts, open_layout
 from geostream.planning.plan import load_plan
-from geostream.runs import loop as trainer
+from geostream.runs import stages
+from geostream.runs.log import RunLog
 from geostream.runs.loop import train
 from geostream.runs.run import Run, run_folder
 from geostream.settings import TrainSettings
@@ -63,7 +64,7 @@ def test_a_threshold_of_nothing_is_never_undercut(tmp_path: Path) -> None:
     assert list_layouts(store, "tiny") == ["base"] and result.reclusterings == []
 
 
-@pytest.mark.parametrize("moment", ["committed", "written down", "planned"])
+@pytest.mark.parametrize("moment", ["committed", "written down", "planned", "moved"])
 def test_cut_off_in_between(
     tmp_path: Path, whole: tuple[Store, Store, Any], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -72,28 +73,30 @@ def test_cut_off_in_between(
     class Killed(BaseException):
         pass
 
-    pin_layout, record = Run.pin_layout, trainer.Trainer._record
+    append, move_to, plan_epoch = RunLog.append, Run.move_to, stages.plan_epoch
 
-    def not_yet(run: Run, layout: Any) -> None:
-        if layout.generation:
+    def until(log: RunLog, stage: str, *arguments: Any, **measured: Any) -> Any:
+        if stage == "recluster" and moment == "committed":
             raise Killed
-        pin_layout(run, layout)
+        return append(log, stage, *arguments, **measured)
 
-    def just_so(run: Run, layout: Any) -> None:
-        pin_layout(run, layout)
-        if layout.generation:
+    def planned(run: Run, epoch: int) -> Any:
+        if run.layout.generation and moment == "written down":
             raise Killed
+        made = plan_epoch(run, epoch)
+        if run.layout.generation and moment == "planned":
+            raise Killed
+        return made
 
-    def unrecorded(self: Any, stage: str, *arguments: Any, **measured: Any) -> None:
-        if stage == "recluster":
+    def moved(run: Run, layout_id: str) -> None:
+        move_to(run, layout_id)
+        if run.layout.generation and moment == "moved":
             raise Killed
-        record(self, stage, *arguments, **measured)
 
     with monkeypatch.context() as patched:
-        if moment == "planned":
-            patched.setattr(trainer.Trainer, "_record", unrecorded)
-        else:
-            patched.setattr(Run, "pin_layout", not_yet if moment == "committed" else just_so)
+        patched.setattr(RunLog, "append", until)
+        patched.setattr(stages, "plan_epoch", planned)
+        patched.setattr(Run, "move_to", moved)
         with pytest.raises(Killed):
             run_in(tmp_path)
     store = Store.open(tmp_path)

@@ -180,10 +180,14 @@ def test_an_epoch_under_way_can_be_watched(tmp_path: Path) -> None:
     assert log.records.index(progress) < log.records.index(whole)
 
 
-def test_which_mining_serves_which_epoch() -> None:
-    settings = TrainSettings().changed(epochs=14, first_mining=4, mine_every=4)
-    assert [epoch for epoch in range(1, 15) if mining_due(epoch, settings)] == [4, 8, 12]
-    assert [mining_for(epoch, settings) for epoch in (1, 4, 5, 8, 9, 12, 13, 14)] == [0, 0, 4, 4, 8, 8, 12, 12]
+@pytest.mark.parametrize(
+    ("lag", "due", "served"),
+    [(0, [4, 8, 12], [0, 0, 4, 4, 8, 8, 12, 12]), (1, [4, 8, 12], [0, 0, 0, 4, 4, 4, 8, 12])],
+)
+def test_which_mining_serves_which_epoch(lag: int, due: list[int], served: list[int]) -> None:
+    settings = TrainSettings().changed(epochs=14, first_mining=4, mine_every=4, mining_lag=lag)
+    assert [epoch for epoch in range(1, 15) if mining_due(epoch, settings)] == due
+    assert [mining_for(epoch, settings) for epoch in (1, 4, 5, 8, 9, 10 - lag, 13, 14)] == served
     for epoch in range(1, 15):
         mining = mining_for(epoch, settings)
         assert mining == 0 or mining_due(mining, settings)

@@ -193,7 +193,7 @@ def test_shared_memory_that_is_too_small_is_named(layout: Layout, tmp_path: Path
 @pytest.mark.parametrize("whose", [Loader, pytest.param(plain, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("change", "named"),
-    [(SmallFiles(), "/dev/shm.*too large"), (FewFiles(), "ulimit -n"), (Unspeakable(), "Can't pickle local")],
+    [(SmallFiles(), "/dev/shm.*too large"), (FewFiles(), "ulimit -n"), (Unspeakable(), "Unspeakable.*<locals>")],
 )
 def test_what_cannot_be_handed_over_is_told(layout: Layout, whose: Any, change: Any, named: str) -> None:
     with pytest.raises(Stalled, match=named):
