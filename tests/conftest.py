@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 STACK = ("tests/flows/test_flows.py", "tests/flows/test_recluster_flow.py", "tests/infra/test_stack.py")
 
 
-class FilesTogether(LoadFileScheduling):  # type: ignore[misc]
+class FilesTogether(LoadFileScheduling):
     """Give each process of pytest-xdist whole files, and those that use the stack to one: its start takes a minute."""
 
     def _split_scope(self, nodeid: str) -> str:

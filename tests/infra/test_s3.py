@@ -79,6 +79,7 @@ def test_ports_move_when_one_is_taken() -> None:
         assert port not in moved and len(set(moved)) == 2
 
 
+@pytest.mark.slow
 def test_port_taken_behind_the_lock_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody takes a port between our choice and the server's start: the next attempt moves all of them."""
     with socket.socket() as taken:
@@ -118,6 +119,7 @@ def test_missing_binary_says_what_to_install(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
+@pytest.mark.slow
 def test_server_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom infra.s3 import start_s3\n"

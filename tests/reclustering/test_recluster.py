@@ -330,6 +330,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path: Path, s3_store: Store,
     assert s3_store.folders("tiny/layouts") == ["g0", "g0-g1"]
 
 
+@pytest.mark.slow
 def test_two_at_once_end_with_one_generation_an_order(s3_store: Store, reclusterings: Reclusterings) -> None:
     """Four processes, two orders: two generations, neither of them mixed."""
     before = tiny_layout(s3_store, places=60, places_per_shard=2)

@@ -136,6 +136,7 @@ def test_a_process_that_dies_each_time_is_named(tmp_path: Path, monkeypatch: pyt
         trained(store)
 
 
+@pytest.mark.slow
 def test_an_unreachable_scheduler_is_named(tmp_path: Path) -> None:
     """And the run goes on where it stood, once there is one, or none is asked for."""
     with socket.socket() as free:

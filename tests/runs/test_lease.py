@@ -54,6 +54,7 @@ def test_several_at_once_and_one_trains(tmp_path: Path) -> None:
     assert not run_folder(root, "tiny", "one").list(FOLDER)  # given back
 
 
+@pytest.mark.slow
 def test_the_second_names_the_first_and_takes_over_when_it_is_killed(s3_store: Store, tmp_path: Path) -> None:
     root, layout = s3_store, tiny_layout(s3_store, places=16)
     run = run_folder(root, layout.dataset, "one")

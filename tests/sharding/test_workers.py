@@ -27,7 +27,12 @@ def work():
 
 @pytest.mark.parametrize(
     ("how", "guard", "works"),
-    [("file", False, False), ("file", True, True), ("stdin", True, False), ("-c", True, True)],
+    [
+        ("file", False, False),
+        ("file", True, True),
+        pytest.param("stdin", True, False, marks=pytest.mark.slow),
+        pytest.param("-c", True, True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_script(tmp_path: Path, how: str, guard: bool, works: bool) -> None:
     write_vigor(tmp_path / "raw")

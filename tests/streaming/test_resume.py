@@ -229,6 +229,7 @@ def test_killed_ranks_leave_no_loader_processes(cut: tuple[Group, State]) -> Non
     assert not left
 
 
+@pytest.mark.slow
 def test_ranks_reading_from_s3_are_killed(start: Callable[..., Group], s3_store: Store) -> None:
     stream = Stream.of(s3_store)
     batches = random.Random(2).randint(8, 60)
@@ -236,6 +237,7 @@ def test_ranks_reading_from_s3_are_killed(start: Callable[..., Group], s3_store:
     assert [hash_of(batch) for batch in stream.loader(state=state)] == stream.hashes[state["cursor"] :]
 
 
+@pytest.mark.slow
 def test_ranks_that_never_meet_are_cut_off_at_odd_places(start: Callable[..., Group], stream: Stream) -> None:
     """Here nothing keeps the ranks equally far, and neither is what is left a multiple of anything."""
     batches = random.Random(3).randint(12, 50)

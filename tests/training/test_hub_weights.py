@@ -57,6 +57,7 @@ def test_what_is_cached_needs_no_hub(cache: Path) -> None:
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in encoder.network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_command_leaves_it_to_the_environment(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     tiny_layout(Store.open(store))
