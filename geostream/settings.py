@@ -104,7 +104,9 @@ class PlanSettings(BaseModel):
         "patchwork", description="patchwork: hard batches from few shards at a time; sample4geo: the authors' way"
     )
     neighbours: int = Field(128, ge=1, description="K, neighbours of each place in the graphs")
-    first_mining: int = Field(4, ge=1, description="epochs planned by geographic neighbours, before the first mining")
+    first_mining: int = Field(
+        4, ge=1, description="epoch after which the training set is first mined; before, geographic neighbours plan"
+    )
     mine_every: int = Field(4, ge=1, description="epochs between two minings")
     mining_lag: int = Field(
         1,

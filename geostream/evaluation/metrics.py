@@ -1,7 +1,7 @@
 """Compute the field's metrics from the ranks of each query's positives.
 
-All metrics follow from one number a positive: how many wrong candidates rank above it. A query counts for R@k if fewer
-than k rank above its best positive. For R@1% k is a hundredth of the gallery, rounded down, but at least 1.
+All metrics follow from how many wrong candidates rank above each positive (:class:`Ranks`). A query counts for R@k if
+fewer than k rank above its best positive. For R@1% k is a hundredth of the gallery, rounded down, but at least 1.
 University-1652's script looks R@1% up one rank further than its other recalls, which is not followed here.
 
 Sources: the hit rate of VIGOR (Zhu et al., CVPR 2021, section 5); the average precision of ``evaluate_gpu.py`` of

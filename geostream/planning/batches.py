@@ -99,8 +99,9 @@ def assemble(
 ) -> Assembled:
     """Assemble the batches of one epoch; the same arguments give the same batches on any machine.
 
-    Every batch is full and holds no place twice and no two places that exclude each other. A pair is in at most one
-    batch.
+    What every strategy keeps: a batch is full, holds no place twice and no two places that exclude each other. A pair
+    is in at most one batch. Lanes share no shard, and have equally many batches. No pair is left out that a swap with
+    an earlier batch could place.
 
     Args:
         problem: The pairs, their places and shards, and the neighbour graph.

@@ -4,7 +4,7 @@ This is what all strategies share. A lane makes its shards resident one after th
 with unused pairs of resident shards. If it cannot fill a batch, the next shard becomes resident early (the schedule
 counts the memory). A place that has as many unused views as there are batches to come enters every batch from then on;
 otherwise some of its views would be left out. At the end, pairs that clash too much to fill a batch are swapped with
-those of earlier batches (``repair``).
+those of earlier batches (``repair``); the swaps keep the rules of every batch, not what a strategy chose beyond them.
 
 Single numbers are read and written through memoryviews of the arrays (``…_at``), three times as fast as array items.
 """

@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -34,7 +35,7 @@ PROGRAM = ("-m", "geostream.runs.background_process")
 STARTS = 3  # of the process, for one epoch
 PATIENCE = 5.0  # seconds that it has to end by itself
 LOOK_EVERY = 1.0  # seconds
-TELL_EVERY = 60  # looks between two lines of the log while the trainer waits
+TELL_EVERY = 60.0  # seconds between two lines of the log while the trainer waits
 SILENT = 120  # looks without a sign of life, after which the process is taken for stuck
 LAST_LINES = 8  # of its output, quoted when it has died
 
@@ -99,18 +100,20 @@ class Background:
 
     def _answer(self, epoch: int) -> dict[str, Any] | None:
         """Return what the process answers, or None if it has died."""
-        looks = silent = 0  # counted, not read from the clock: this process may have been suspended
+        began = told = time.monotonic()
+        silent = 0  # counted, not read from the clock: this process may have been suspended
         while silent < SILENT:
             try:
                 answer = self._answers.get(timeout=LOOK_EVERY)
             except Empty:
-                looks, silent = looks + 1, silent + 1
+                silent += 1
             else:
                 if answer is None or "epoch" in answer:
                     return answer
                 silent = 0
-            if looks and looks % TELL_EVERY == 0:
-                logger.warning("%s: waiting for epoch %d to be prepared for %d s", self._run.url, epoch, looks)
+            if time.monotonic() - told >= TELL_EVERY:
+                told = time.monotonic()
+                logger.warning("%s: waiting for epoch %d to be prepared for %.0f s", self._run.url, epoch, told - began)
         self._kill()
         return None
 

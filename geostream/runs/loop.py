@@ -1,4 +1,4 @@
-"""Train a run: plan, train, and every few epochs evaluate, embed, mine and recluster, until the epochs are over.
+"""Train a run: for each epoch wait for its plan, train, and evaluate where that is due, until the epochs are over.
 
 A run can be cut off anywhere. An epoch trains on a plan that lies on the store. A checkpoint holds the weights and a
 position in that plan; it is written every ``checkpoint_every`` steps and at the end of the epoch. Everything else
@@ -6,12 +6,10 @@ position in that plan; it is written every ``checkpoint_every`` steps and at the
 started again restores the newest checkpoint, continues with the next batch, and ends with the same weights as a run
 that was never interrupted. The price: up to ``checkpoint_every`` steps are trained again.
 
-All ranks run this loop together. They share training and embedding. The main rank does everything else and writes to
-the store, while the others wait. It also holds the run, so that a second trainer of the same run is refused
-(:mod:`geostream.runs.lease`).
-
-If the first plan from a new graph is too easy (``recluster_below``), the shards are rewritten in the order of
-similarity as the layout's next generation, and the run continues on that.
+All ranks run this loop together. They share training and embedding. The main rank evaluates and writes to the store,
+while the others wait, and has the next epoch prepared beside the training: mined, planned, and reclustered where its
+plan would be too easy (:mod:`geostream.runs.background`). It also holds the run, so that a second trainer of the same
+run is refused (:mod:`geostream.runs.lease`).
 """
 
 from __future__ import annotations
