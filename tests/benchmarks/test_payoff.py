@@ -70,6 +70,7 @@ def test_every_stage_but_evaluation_is_on_the_clock() -> None:
             ("embed", 1, 2.0, {}),
             ("mine", 1, 3.0, {}),
             ("recluster", 1, 4.0, {"layout": "base-g1"}),
+            ("mine", 1, 50.0, {"beside": True}),
             ("plan", 2, 1.0, {"overlap": 0.5}),
             ("train", 2, 10.0, {"step": 14, "stream": {"peak_resident_bytes": 4}}),
             ("evaluate", 2, 100.0, {"r1": 0.5}),
@@ -88,7 +89,10 @@ def test_every_stage_but_evaluation_is_on_the_clock() -> None:
 def test_contestants_differ_in_their_plans_only() -> None:
     made = [Job(name, 3, "full", 18, 32, "", "").settings.flat() for name in CONTESTANTS]
     differing = {name for name, value in made[0].items() if any(other[name] != value for other in made)}
-    assert differing == {"strategy", "hardness", "resident_shards", "recluster_below"}
+    assert differing == {
+        *("strategy", "hardness", "resident_shards", "recluster_below"),
+        *("mining_lag", "mine_every"),  # when the embeddings are mined: between two epochs, or beside the training
+    }
 
 
 def test_what_was_kept_is_taken_only_for_the_same_settings(tmp_path: Path) -> None:
