@@ -33,7 +33,7 @@ from geostream.runs.run import Run
 
 PROGRAM = ("-m", "geostream.runs.background_process")
 STARTS = 3  # of the process, for one epoch
-PATIENCE = 5.0  # seconds that it has to end by itself
+END_TIMEOUT = 5.0  # seconds that it has to end by itself
 LOOK_EVERY = 1.0  # seconds
 TELL_EVERY = 60.0  # seconds between two lines of the log while the trainer waits
 SILENT = 120  # looks without a sign of life, after which the process is taken for stuck
@@ -177,7 +177,7 @@ class Background:
         with suppress(OSError):
             process.stdin.close()  # type: ignore[union-attr]
         try:
-            code = process.wait(PATIENCE)
+            code = process.wait(END_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()

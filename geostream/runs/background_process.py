@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import Any
 
 from geostream import errors
 from geostream.errors import GeostreamError
@@ -23,7 +23,7 @@ def main() -> None:
     if hasattr(os, "nice"):
         os.nice(NICE)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
@@ -34,16 +34,15 @@ def main() -> None:
         _say(answers, _prepared(work, epoch))
 
 
-def _beat(answers: IO[str]) -> None:
+def _beat(answers: int) -> None:
     """Tell the trainer again and again that this process lives."""
     while True:
         time.sleep(BEAT)
         _say(answers, {})
 
 
-def _say(answers: IO[str], what: dict[str, Any]) -> None:
-    answers.write(json.dumps(what) + "\n")
-    answers.flush()
+def _say(answers: int, what: dict[str, Any]) -> None:
+    os.write(answers, (json.dumps(what) + "\n").encode())  # in one piece: two threads write
 
 
 def _read(lines: SimpleQueue[str]) -> None:
