@@ -5,9 +5,11 @@ wait, half as fast as two cores can feed. Measured is the share of the wall cloc
 last step's end, that is no step: once with the lag of an epoch (mining, planning and rewriting beside the training),
 once without (between two epochs, as before). The images are rendered and JPEG-compressed; the network that embeds is
 real, but tiny. Evaluation is left out. Then the demo's own training, on the demo's cities: seconds that are neither
-training nor evaluation, for each second of training.
+training nor evaluation, for each second of training. Last, whether the pass over the training set could be saved:
+neighbour lists and plans from the vectors that training steps compute, against those of a pass
+(:mod:`tests.benchmarks.overlap_harvest`).
 
-Contestants run as fresh processes, one after the other. About ten minutes on two cores.
+Contestants run as fresh processes, one after the other. About fifteen minutes on two cores.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from tests.benchmarks.measure import Failed, figure, machine, run
 DATASET = "simcity"
 WANTED_SHARE = "<= 0.03"
 WANTED_DEMO = "<= 0.06"
+HARVESTED_EPOCHS = 4
 LIMIT = 1200.0  # seconds a contestant may take
 
 
@@ -43,7 +46,7 @@ def main() -> int:
     arguments.add_argument("--repeats", type=int, default=2, help="default %(default)s")
     arguments.add_argument("--epochs", type=int, default=8, help="default %(default)s")
     arguments.add_argument("--city", default="demo", help="size of the rendered cities: demo or small")
-    arguments.add_argument("--without-demo", action="store_true", help="leave the demo's own training out")
+    arguments.add_argument("--without-demo", action="store_true", help="leave the demo's own trainings out")
     options = arguments.parse_args()
     measure.LIMIT = LIMIT
     console = Console(stderr=True)
@@ -83,6 +86,9 @@ def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> di
         told["demo"] = [contestant(folder, "demo", 0.0, 0) for _ in range(options.repeats)]
         ratios = [one["not_training_for_training"] for one in told["demo"]]
         figures["demo_not_training_for_training"] = figure(ratios, WANTED_DEMO)
+        told["harvest"] = [contestant(folder, "harvest", 0.0, HARVESTED_EPOCHS)]
+        for name in ("harvest_in_common", "harvest_score", "pass_score"):
+            figures[name] = reported([epoch[name] for epoch in told["harvest"][0]["epochs"]])
     return {"figures": figures, "step_seconds": step, "contestants": told, "machine": machine()}
 
 

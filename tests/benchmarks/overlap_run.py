@@ -1,7 +1,8 @@
 """One contestant of the overlap benchmark: ``python -m tests.benchmarks.overlap_run STORE CONTESTANT STEP EPOCHS``.
 
 ``feed`` finds out how fast the loader can feed; ``beside`` and ``between`` train with steps that are waits of STEP
-seconds, with and without a lag; ``demo`` trains as the demo does. The last line of output is the result as JSON.
+seconds, with and without a lag; ``demo`` trains as the demo does; ``harvest`` keeps the vectors of its steps. The last
+line of output is the result as JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from geostream.settings import TrainSettings, default_settings
 from geostream.store import Store
 from geostream.training.step import TrainStep
 from tests.benchmarks.overlap import DATASET
+from tests.benchmarks.overlap_harvest import harvest
 
 FEEDS = 2  # times as fast as a step
 # On top of the demo's recipe. A plan a tenth harder than random access is reached by a rewrite only, and by one.
@@ -59,6 +61,9 @@ def main(url: str, contestant: str, step: str, epochs: str) -> None:
     store, settings = Store.open(url), default_settings(DATASET)
     if contestant == "demo":
         print(json.dumps(of_the_demo(trained(store, settings))))
+        return
+    if contestant == "harvest":
+        print(json.dumps({"epochs": harvest(store, settings.changed(epochs=int(epochs)))}))
         return
     steps = Steps(float(step))
     TrainStep.step = lambda *arguments: steps.step(*arguments)  # type: ignore[method-assign]
