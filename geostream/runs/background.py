@@ -137,7 +137,9 @@ class Background:
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | limits,
-            start_new_session=True,  # a terminal's Ctrl-C is for the trainer
+            # A terminal's Ctrl-C is for the trainer. A session of its own would have a share of the cores of its own,
+            # whatever its priority (Linux's autogroup).
+            process_group=0,
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
         threading.Thread(target=self._hear, args=(self._process.stdout, self._answers), daemon=True).start()
