@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -166,3 +167,10 @@ def _places_table(places: list[TinyPlace]) -> pa.Table:
         for place in places
     ]
     return pa.Table.from_pylist(rows, schema=PLACES)
+
+
+def member_of(layout: Layout, place: int, view: int | None = None) -> dict[str, Any]:
+    """The index's row of a place's tile, or of one of its views."""
+    stem = "tile" if view is None else f"view-{view:02d}"
+    [row] = [row for row in layout.members.to_pylist() if row["place"] == place and row["member"].split(".")[0] == stem]
+    return row

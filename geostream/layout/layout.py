@@ -1,8 +1,7 @@
 """Commit, list and open layouts: immutable sets of tar shards, each with an index of places and members.
 
-A layout is committed when ``layout.json`` exists; that file is written last, and only once. The index is checked
-against :mod:`geostream.layout.schema` by the commit and whenever the layout is opened. It is held in memory: about 100
-bytes a member.
+A layout is committed when ``layout.json`` exists; that file is written last, and only once. Opening reads nothing else;
+the index is read and checked when it is asked for (:mod:`geostream.layout.index`).
 
 The id of a place is its row in ``places.parquet`` and the same in every generation of a layout. Generations differ only
 in ``members.parquet``, which says in which shard, and where in it, each member lies. So a neighbour graph stays valid
@@ -12,7 +11,7 @@ after a reclustering. Code that needs the order on disk uses ``shard_of_place``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,28 +23,53 @@ import pyarrow.compute as pc
 
 from geostream.arrays import Csr, Int32, Int64, Pairs
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted
-from geostream.layout.files import FORMAT, check_info, read_info, read_tables, summary
-from geostream.layout.schema import MEMBERS, PLACES, Coordinates, IndexDamage, Protocol, check_index, content_id
+from geostream.layout.files import FORMAT, check_info, read_info, summary
+from geostream.layout.index import Index
+from geostream.layout.schema import (
+    MEMBERS,
+    PLACES,
+    VIEW_SPLITS,
+    Coordinates,
+    IndexDamage,
+    Protocol,
+    check_index,
+    content_id,
+)
 from geostream.store import NAME, Store, check_name, table_bytes
+
+PLACES_FILE, MEMBERS_FILE = "places.parquet", "members.parquet"
+TILE, FACTS = -1, -2  # in the place of a view's number
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A committed layout, opened: its index as tables and arrays.
+    """A committed layout, opened: its index as arrays, each read when it is first asked for.
 
-    The ids of its N places are 0 to N-1. The rows of ``members`` are its M members, sorted by shard and offset.
+    The ids of its N places are 0 to N-1. The rows of ``members`` are its M members, sorted by shard and offset. Arrays
+    are kept; what each takes is said where it is more than a few bytes a place.
 
     Attributes:
         store: The layout's folder.
         info: ``layout.json``.
-        places: ``places.parquet``.
-        members: ``members.parquet``.
+        index: The two tables, which are read as they are needed.
     """
 
     store: Store
     info: dict[str, Any]
-    places: pa.Table
-    members: pa.Table
+    index: Index
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("store", "info", "index")}  # not the arrays
+
+    @property
+    def places(self) -> pa.Table:
+        """``places.parquet`` as a whole, checked: about 200 bytes a place."""
+        return self.index.tables[0]
+
+    @property
+    def members(self) -> pa.Table:
+        """``members.parquet`` as a whole, checked: about 40 bytes a member."""
+        return self.index.tables[1]
 
     @property
     def dataset(self) -> str:
@@ -86,7 +110,7 @@ class Layout:
     @property
     def n_places(self) -> int:
         """Number of places, N."""
-        return int(self.places.num_rows)
+        return int(self.info["places"])
 
     @property
     def shard_names(self) -> list[str]:
@@ -100,39 +124,54 @@ class Layout:
 
     @cached_property
     def keys(self) -> list[str]:
-        """Key of each of the N places."""
-        keys: list[str] = self.places["key"].to_pylist()
+        """Key of each of the N places: about 70 bytes a place."""
+        keys: list[str] = self.index.read(PLACES_FILE, ["key"])["key"].to_pylist()
         return keys
+
+    def key(self, place: int) -> str:
+        """Return the key of a place, without reading those of all."""
+        return str(self.index.read(PLACES_FILE, ["key"], place, place + 1)["key"][0])
 
     @cached_property
     def position(self) -> npt.NDArray[np.float64]:
         """(N, 2) north and east of each place's tile, in degrees or metres (``coordinates``); NaN where unknown."""
-        return np.stack([self.places["north"].to_numpy(), self.places["east"].to_numpy()], axis=1)
+        position = np.empty((self.n_places, 2))
+        for start, part in self._parts(PLACES_FILE, "north", "east"):
+            for column, name in enumerate(("north", "east")):
+                position[start : start + len(part), column] = part[name].to_numpy()
+        return position
 
     @cached_property
     def area(self) -> Int32:
         """(N,) number of each place's area; areas are numbered in the order of their names."""
-        names = self.places["area"].to_numpy(zero_copy_only=False)
-        numbers: Int32 = np.unique(names, return_inverse=True)[1].astype(np.int32)
-        return numbers
+        seen: dict[str, int] = {}
+        numbers = np.empty(self.n_places, dtype=np.int32)
+        for start, part in self._parts(PLACES_FILE, "area"):
+            numbers[start : start + len(part)] = coded(part["area"], lambda name: seen.setdefault(name, len(seen)))
+        rank = np.empty(len(seen), dtype=np.int32)
+        rank[[seen[name] for name in sorted(seen)]] = np.arange(len(seen), dtype=np.int32)
+        return rank[numbers]
 
     @cached_property
     def shard_of_place(self) -> Int32:
         """(N,) number of the shard that holds all members of each place."""
         shard = np.empty(self.n_places, dtype=np.int32)
-        shard[self.members["place"].to_numpy()] = self.members["shard"].to_numpy()
+        for _, part in self._parts(MEMBERS_FILE, "place", "shard"):
+            shard[part["place"].to_numpy()] = part["shard"].to_numpy()
         return shard
 
     @cached_property
-    def _views(self) -> tuple[Int32, npt.NDArray[np.int16], npt.NDArray[np.str_], pa.StructArray]:
-        """All V views in order of places: (V,) place, (V,) number within it, (V,) split, and the struct array."""
-        lists = self.places["views"].combine_chunks()
-        place = pc.list_parent_indices(lists).to_numpy().astype(np.int32)
-        flat = lists.flatten()
-        starts = np.searchsorted(place, place, side="left")
-        number = (np.arange(len(place)) - starts).astype(np.int16)
-        split = flat.field("split").to_numpy(zero_copy_only=False).astype(np.str_)
-        return place, number, split, flat
+    def _views(self) -> tuple[Int32, npt.NDArray[np.int16], npt.NDArray[np.int8]]:
+        """All V views in order of places: (V,) place, (V,) number within it, (V,) number of its split."""
+        places, numbers, splits = [], [], []
+        for start, part in self._parts(PLACES_FILE, "views.list.element.split"):
+            lists = part["views"].combine_chunks()
+            place = pc.list_parent_indices(lists).to_numpy().astype(np.int32)
+            first = np.searchsorted(place, place, side="left")
+            places.append(place + np.int32(start))
+            numbers.append((np.arange(len(place)) - first).astype(np.int16))
+            splits.append(coded(lists.flatten().field("split"), VIEW_SPLITS.index).astype(np.int8))
+        return np.concatenate(places), np.concatenate(numbers), np.concatenate(splits)
 
     def pairs(self, split: str) -> Pairs:
         """Return the pairs of a split, sorted by place and view.
@@ -140,8 +179,8 @@ class Layout:
         Args:
             split: "train", "test", or "gallery" for views that are no queries.
         """
-        place, number, splits, _ = self._views
-        of_split = splits == split
+        place, number, splits = self._views
+        of_split = splits == VIEW_SPLITS.index(split)
         return Pairs(place[of_split], number[of_split])
 
     def references(self, split: str) -> Int32:
@@ -153,10 +192,13 @@ class Layout:
         Returns:
             (R,) place ids, sorted.
         """
-        lists = self.places["splits"].combine_chunks()
-        place = pc.list_parent_indices(lists).to_numpy()
-        inside: Int32 = place[lists.flatten().to_numpy(zero_copy_only=False) == split].astype(np.int32)
-        return inside
+        inside = [np.zeros(0, dtype=np.int32)]
+        for start, part in self._parts(PLACES_FILE, "splits"):
+            lists = part["splits"].combine_chunks()
+            place = pc.list_parent_indices(lists).to_numpy()
+            of_split = pc.equal(lists.flatten(), split).to_numpy(zero_copy_only=False)
+            inside.append((place[of_split] + start).astype(np.int32))
+        return np.concatenate(inside)
 
     def semi_positives(self, split: str) -> Csr:
         """Return the semi-positives of each pair of a split: other places whose tile also shows the query.
@@ -167,17 +209,20 @@ class Layout:
         Returns:
             A list of place ids for each row of :meth:`pairs`.
         """
-        _, _, splits, flat = self._views
-        lists = flat.field("semi_positives").filter(pa.array(splits == split))
-        lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
-        indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return Csr(indptr, lists.flatten().to_numpy().astype(np.int32))
+        lengths, places = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int32)]
+        columns = ("views.list.element.split", "views.list.element.semi_positives.list.element")
+        for _, part in self._parts(PLACES_FILE, *columns):
+            views = part["views"].combine_chunks().flatten()
+            lists = views.field("semi_positives").filter(pc.equal(views.field("split"), split))
+            lengths.append(pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int64))
+            places.append(lists.flatten().to_numpy().astype(np.int32))
+        return Csr(np.concatenate([[0], np.cumsum(np.concatenate(lengths))]), np.concatenate(places))
 
     def excluded(self, split: str = "train") -> Csr:
         """Return the places that must not share a batch with each place.
 
         These are the semi-positives of its views, and the places that have it as a semi-positive. A tile that shows a
-        query must not be its negative.
+        query must not be its negative. While this is computed, memory holds 30 bytes for each semi-positive.
 
         Args:
             split: The split whose views count.
@@ -185,45 +230,48 @@ class Layout:
         Returns:
             A list of place ids for each of the N places.
         """
-        pairs, semi = self.pairs(split), self.semi_positives(split)
-        one, two = np.repeat(pairs.place, np.diff(semi.indptr)).astype(np.int64), semi.indices.astype(np.int64)
-        one, two = one[one != two], two[one != two]
-        both = np.unique(np.concatenate([one << 32 | two, two << 32 | one]))  # one number a pair is ten times faster
-        counts = np.bincount(both >> 32, minlength=self.n_places)
-        return Csr(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), (both & 0xFFFFFFFF).astype(np.int32))
+        semi = self.semi_positives(split)
+        owner = np.repeat(self.pairs(split).place, np.diff(semi.indptr))
+        apart = owner != semi.indices
+        one, two = owner[apart], semi.indices[apart]
+        del owner, apart, semi
+        both = np.empty(2 * len(one), dtype=np.int64)  # one number a pair of places is ten times faster than two
+        for half, first, second in ((both[: len(one)], one, two), (both[len(one) :], two, one)):
+            half[:] = first
+            half <<= 32
+            half |= second
+        del one, two
+        both.sort()
+        new = np.ones(len(both), dtype=bool)
+        new[1:] = both[1:] != both[:-1]
+        both = both[new]
+        indptr = np.searchsorted(both, np.arange(self.n_places + 1) << 32)
+        return Csr(indptr, both.astype(np.uint32).view(np.int32))
 
-    @cached_property
-    def _member_rows(self) -> tuple[Int32, npt.NDArray[np.int16], Int64]:
-        """Place, view (-1: the tile) and row in ``members`` of each image member, sorted by place and view."""
-        stems = pc.list_element(pc.split_pattern(self.members["member"], ".", max_splits=1), 0)
-        number = pc.if_else(pc.starts_with(stems, "view-"), pc.utf8_slice_codeunits(stems, 5), None).cast(pa.int16())
-        view = pc.if_else(pc.equal(stems, "tile"), -1, pc.fill_null(number, -2)).to_numpy().astype(np.int16)
-        rows = np.flatnonzero(view >= -1)
-        place = self.members["place"].to_numpy()[rows]
-        order = np.lexsort((view[rows], place))
-        return place[order].astype(np.int32), view[rows][order], rows[order]
+    def _parts(self, file: str, *columns: str) -> Iterator[tuple[int, pa.Table]]:
+        """Read some columns a row group at a time, and yield each with the number of its first row."""
+        start = 0
+        for part in self.index.parts(file, columns):
+            yield start, part
+            start += len(part)
 
-    def member_rows(self, place: Int32, view: npt.NDArray[np.int16] | None = None) -> Int64:
-        """Return the rows of some views or tiles in ``members``.
 
-        Args:
-            place: (n,) place ids.
-            view: (n,) number of each view within its place; None asks for the places' tiles.
+def coded(texts: pa.Array | pa.ChunkedArray, code: Callable[[str], int]) -> Int32:
+    """Return a number for each text; ``code`` is asked once for each different one."""
+    encoded = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    encoded = encoded.dictionary_encode()
+    codes = np.array([code(text) for text in encoded.dictionary.to_pylist()], dtype=np.int32)
+    return codes[encoded.indices.to_numpy()]
 
-        Returns:
-            (n,) rows.
 
-        Raises:
-            BadInput: A place has no such image.
-        """
-        places, views, rows = self._member_rows
-        wanted = np.asarray(place, dtype=np.int64) * 2**16 + (0 if view is None else np.asarray(view, np.int64) + 1)
-        have = places.astype(np.int64) * 2**16 + views + 1
-        at = np.minimum(np.searchsorted(have, wanted), len(have) - 1)
-        if (missing := have[at] != wanted).any():
-            key = self.keys[int(np.asarray(place)[missing][0])]
-            raise BadInput(f"layout {self.name}: place {key} lacks an image that was asked for; plan and layout differ")
-        return rows[at]
+def view_numbers(members: pa.ChunkedArray) -> npt.NDArray[np.int16]:
+    """Return for each member's name the number of its view, ``TILE`` for a tile and ``FACTS`` for anything else."""
+
+    def number(name: str) -> int:
+        stem = name.split(".", 1)[0]
+        return int(stem.removeprefix("view-")) if stem.startswith("view-") else TILE if stem == "tile" else FACTS
+
+    return coded(members, number).astype(np.int16)
 
 
 def list_datasets(store: Store) -> list[str]:
@@ -279,7 +327,7 @@ def open_layout(store: Store, dataset: str | None = None, name: str | None = Non
     Raises:
         LayoutNotCommitted: There is no such layout, or its ``layout.json`` is missing.
         BadInput: The name of the data set or layout is missing, and there is none or more than one.
-        StoreError: The index is damaged.
+        StoreError: ``layout.json`` is damaged.
     """
     if dataset is None:
         found = list_datasets(store)
@@ -306,7 +354,7 @@ def open_layout(store: Store, dataset: str | None = None, name: str | None = Non
 
 def _open(folder: Store) -> Layout:
     info = read_info(folder)
-    return Layout(folder, info, *read_tables(folder, info))
+    return Layout(folder, info, Index(folder, info))
 
 
 @dataclass(frozen=True)
@@ -391,4 +439,4 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
     for file, table in data.items():
         folder.write(file, table)
     folder.write_json("layout.json", info, if_absent=True)
-    return Layout(folder, info, places, members)
+    return Layout(folder, info, Index(folder, info, (places, members)))

@@ -23,6 +23,7 @@ Coordinates = Literal["latlon", "utm", "none"]
 # "both-ways": for a view its tile, and for a tile any of its views; average precision is measured, too.
 Protocol = Literal["paired", "within-5m", "both-ways"]
 
+AT_ONCE = 2**16  # rows that are Python objects at the same time
 HEADER = 512  # bytes of a tar header, in front of each member's data
 KEY = "^[A-Za-z0-9_-]+$"  # no slash, and no dot, because a dot ends the key in a member's name
 MEMBER = "^(tile|view-[0-9]{2,5})[.][A-Za-z0-9]+$|^json$"
@@ -93,8 +94,9 @@ def content_id(places: pa.Table, members: pa.Table) -> str:
     for table in (places, members):
         for column in table.column_names:
             digest.update(column.encode())
-            for value in table[column].to_pylist():
-                digest.update(repr(value).encode())
+            for batch in table.select([column]).to_batches(max_chunksize=AT_ONCE):
+                for value in batch.column(0).to_pylist():
+                    digest.update(repr(value).encode())
     return digest.hexdigest()[:16]
 
 

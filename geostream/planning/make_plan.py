@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geostream.arrays import Int32, Int64, Pairs, pair_codes, restrict
+from geostream.arrays import Int32, Pairs, pair_codes, restrict
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
 from geostream.layout.members import MemberTable
@@ -24,7 +24,7 @@ from geostream.planning.batches import DRIFTING, FALLBACKS, Assembled, MapFn, as
 from geostream.planning.hardness import PLAN_MARGIN, HardnessScale, hard_enough
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.plan import EpochPlan
-from geostream.planning.schedule import schedule
+from geostream.planning.schedule import Schedule, interleaved, schedule
 from geostream.settings import TrainSettings
 
 
@@ -89,16 +89,7 @@ def make_plan(
     reachable = max((one for one in tried if one.strategy not in DRIFTING), key=lambda one: one.rank)
     assembled = best.assembled
     place, view = pairs.place[assembled.batches], pairs.view[assembled.batches]
-    members = MemberTable.of(layout)
-    reads = schedule(
-        list(_members(layout, place, view)),
-        members.extents,
-        members.shard_sizes,
-        look_ahead=settings.read.look_ahead * settings.plan.lanes,
-        prefetch=0,  # to measure what the plan needs, not what a reader holds in advance
-        budget_bytes=int(layout.shard_sizes.sum()),
-        gap_bytes=settings.read.gap_kib * 2**10,
-    )
+    reads = _reads(layout, place, view, settings)
     return EpochPlan(
         layout_id=layout.id,
         epoch=epoch,
@@ -221,10 +212,30 @@ def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strateg
     )
 
 
-def _members(layout: Layout, place: Int32, view: npt.NDArray[np.int16]) -> Int64:
-    """Return (B, 2 · batch size) rows of the members that each batch needs: its tiles and its views."""
-    tiles = layout.member_rows(place.ravel()).reshape(place.shape)
-    views = layout.member_rows(place.ravel(), view.ravel()).reshape(place.shape)
+def _reads(layout: Layout, place: Int32, view: npt.NDArray[np.int16], settings: TrainSettings) -> Schedule:
+    """Return the schedule of a plan's reads without reading in advance; one lane's index is in memory at a time."""
+    lanes = []
+    for lane in range(settings.plan.lanes):
+        mine = slice(lane, None, settings.plan.lanes)
+        members = MemberTable.of(layout, layout.shard_of_place[place[mine]])
+        lanes.append(
+            schedule(
+                list(_images(members, place[mine], view[mine])),
+                members.extents,
+                members.shard_sizes,
+                look_ahead=settings.read.look_ahead,
+                prefetch=0,  # to measure what the plan needs, not what a reader holds in advance
+                budget_bytes=int(layout.shard_sizes.sum()),
+                gap_bytes=settings.read.gap_kib * 2**10,
+            )
+        )
+    return interleaved(lanes)
+
+
+def _images(members: MemberTable, place: Int32, view: npt.NDArray[np.int16]) -> Int32:
+    """Return (B, 2 · batch size) rows of the images that each batch needs: its tiles and its views."""
+    tiles = members.rows(place.ravel()).reshape(place.shape)
+    views = members.rows(place.ravel(), view.ravel()).reshape(place.shape)
     return np.concatenate([tiles, views], axis=1)
 
 

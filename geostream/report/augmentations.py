@@ -19,6 +19,7 @@ from torch import Tensor
 
 from geostream.errors import GeostreamError
 from geostream.layout import Layout
+from geostream.layout.members import read_image
 from geostream.settings import TrainSettings
 from geostream.streaming.decode import decode_image
 from geostream.streaming.pipeline import ImageSizes
@@ -77,12 +78,13 @@ def preview_pairs(layout: Layout, settings: TrainSettings, *, count: int = 12, e
     drawn, sizes = Augmentation.of(settings, epoch, len(pairs)), ImageSizes.of(settings)
     found = []
     for pair in np.unique(np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)).tolist():
-        rows = layout.member_rows(pairs.place[[pair]]), layout.member_rows(pairs.place[[pair]], pairs.view[[pair]])
+        place, number = int(pairs.place[pair]), int(pairs.view[pair])
         try:
-            tile, view = (_picture(layout, int(row[0]), kind, sizes) for row, kind in zip(rows, KINDS, strict=True))
+            tile = _decoded(read_image(layout, place), sizes.tile)
+            view = _decoded(read_image(layout, place, number), sizes.view)
         except GeostreamError:
             continue
-        name = f"{layout.keys[int(pairs.place[pair])]} view-{int(pairs.view[pair]):02d}"
+        name = f"{layout.key(place)} view-{number:02d}"
         found.append(preview_pair(name, tile, view, pair, drawn))
     return found
 
@@ -185,10 +187,8 @@ def _changes(drawn: Augmentation, pair: int, k: int) -> str:
     return ", ".join(words)
 
 
-def _picture(layout: Layout, row: int, kind: str, sizes: ImageSizes) -> Pixels:
-    member = layout.members.slice(row, 1).to_pylist()[0]
-    data = layout.store.read_range(layout.shard_names[member["shard"]], member["offset"], member["size"])
-    return decode_image(data, np.empty((*getattr(sizes, kind), 3), np.uint8))
+def _decoded(data: bytes, size: tuple[int, int]) -> Pixels:
+    return decode_image(data, np.empty((*size, 3), np.uint8))
 
 
 def _pixels(images: Tensor) -> Pixels:

@@ -17,6 +17,7 @@ from geostream.arrays import Int64, take
 from geostream.evaluation.protocols import TO_TILE, Search, searches
 from geostream.evaluation.ranks import rank_positives
 from geostream.layout import Layout
+from geostream.layout.members import read_image
 from geostream.mining.embeddings import SHARD_ROWS, Embeddings, pick_rows, read_rows
 
 THUMBNAIL = 192  # pixels of the longer side of a picture
@@ -112,15 +113,12 @@ def _of_search(
 def _pictures(layout: Layout, embeddings: Embeddings, rows: Int64, *, tiles: bool) -> list[bytes]:
     """Return pictures of the embedded tiles, or views, in these rows."""
     if tiles:
-        members = layout.member_rows(embeddings.reference_place[rows])
-    else:
-        members = layout.member_rows(embeddings.pairs.place[rows], embeddings.pairs.view[rows])
-    return [_thumbnail(layout, int(row)) for row in members]
+        return [_thumbnail(read_image(layout, place)) for place in embeddings.reference_place[rows].tolist()]
+    pairs = zip(embeddings.pairs.place[rows].tolist(), embeddings.pairs.view[rows].tolist(), strict=True)
+    return [_thumbnail(read_image(layout, place, view)) for place, view in pairs]
 
 
-def _thumbnail(layout: Layout, row: int) -> bytes:
-    member = layout.members.slice(row, 1).to_pylist()[0]
-    data = layout.store.read_range(layout.shard_names[member["shard"]], member["offset"], member["size"])
+def _thumbnail(data: bytes) -> bytes:
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if max(image.size) > THUMBNAIL:
         image.thumbnail((THUMBNAIL, THUMBNAIL))

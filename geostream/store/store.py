@@ -38,6 +38,7 @@ from geostream.store.web import web_client, web_files
 Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
 RETRIES = 6
 DELETES = 16  # objects that are removed at the same time
+ROW_GROUP = 2**16  # rows of a Parquet file that can be read alone
 ABANDONED = 3600.0  # seconds without a byte, after which an upload into a local folder counts as killed
 UNFINISHED = re.compile(r"(.+)#\d+")
 CHUNK = 2 * 2**20  # bytes handed over at a time; few enough to stay in the processor's cache until they are copied
@@ -71,9 +72,9 @@ def check_name(kind: str, name: str) -> str:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """Return the content of a Parquet file that holds the table."""
+    """Return the content of a Parquet file that holds the table, in parts that can be read and checked alone."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
     return buffer.getvalue()
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -27,38 +28,102 @@ from geostream.planning.plan import EpochPlan
 from geostream.store.forks import check_process
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pipeline, Replacement, Worker
-from geostream.streaming.replace import Substitutes
 from geostream.streaming.workers import enter_worker
 
 State = dict[str, Any]
 Batches = Generator[Batch, None, None]  # closed to end early
 
 
-class PlanSource(NamedTuple):
-    """The facts about a plan that a dataset of its steps needs."""
+class Part(NamedTuple):
+    """What one reader needs for its steps."""
 
-    plan: str  # hash
-    lanes: int  # ranks and workers take steps in turn, and their number must divide it
+    members: MemberTable  # of the shards that it reads
+    steps: list[list[Columns]]  # the samples of each step
+    replacement: Replacement | None  # of pairs with a damaged image; None: such an image is an error
+
+
+class Steps(Protocol):
+    """The steps of a plan or a scan, over all ranks."""
+
+    @property
+    def layout(self) -> Layout:
+        """The layout to read from."""
+
+    def __len__(self) -> int:
+        """Return the number of steps."""
+
+    def part(self, steps: range) -> Part:
+        """Open what is needed for some of the steps, in the process that reads them."""
+
+
+@dataclass(frozen=True)
+class PlanSteps:
+    """The steps of a plan. A reader opens the index of its own lanes' shards only.
+
+    Sending it to a worker takes 10 bytes a pair, and what the layout has read as a whole.
+    """
+
+    layout: Layout
+    plan: EpochPlan
+    pair: Int32  # (B, batch size) pair ids
+    shards: list[Int32]  # of each lane
     replacement: Replacement  # of pairs with a damaged image
+
+    def __len__(self) -> int:
+        return self.plan.n_batches
+
+    def part(self, steps: range) -> Part:
+        """Read the index of the steps' lanes, and find the images of each step in it."""
+        shards = [self.shards[lane] for lane in {step % len(self.shards) for step in steps}]
+        members = MemberTable.of(self.layout, np.concatenate([np.zeros(0, np.int32), *shards]))
+        mine = slice(steps.start, steps.stop, steps.step)
+        place, view = self.plan.place[mine], self.plan.view[mine]
+        tiles = members.rows(place.ravel()).reshape(place.shape)
+        views = members.rows(place.ravel(), view.ravel()).reshape(place.shape)
+        samples: list[list[Columns]] = [
+            [{"tile": tile, "view": view, "pair": pair}]
+            for tile, view, pair in zip(tiles, views, self.pair[mine], strict=True)
+        ]
+        return Part(members, samples, self.replacement)
+
+
+@dataclass(frozen=True)
+class ScanSteps:
+    """The steps of a scan: each image once, in the order in which they lie in the shards."""
+
+    members: MemberTable
+    samples: list[list[Columns]]
+
+    @property
+    def layout(self) -> Layout:
+        """The layout to read from."""
+        return self.members.layout
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def part(self, steps: range) -> Part:
+        """Return the samples of the steps; the table is that of all."""
+        return Part(self.members, self.samples[steps.start : steps.stop], None)
 
 
 class StreamDataset(IterableDataset[Batch]):
     """The batches of one rank; made by :func:`plan_dataset` and :func:`scan_dataset`.
 
     Args:
-        members: Where the images are.
-        steps: The samples of each batch, over all ranks.
+        steps: The steps, over all ranks.
         sizes: Height and width of the images that are delivered.
         change: Applied to each decoded sample.
         options: What reading may cost.
         rank: Number of this process, from 0.
         ranks: How many ranks there are.
-        source: The plan that the steps are from. With None the order of the batches does not matter: each worker of
-            each rank takes one consecutive part of the steps, and a damaged image is an error.
+        plan: Hash of the plan that the steps are from; "" for a scan.
+        lanes: Number of the plan's lanes: ranks and workers take steps in turn, and their number must divide it. None
+            for a scan, where each worker of each rank takes one consecutive part of the steps.
 
     Raises:
         BadInput: The ranks cannot share the plan's lanes evenly. While iterating: a batch does not fit into the budget,
-            or an image cannot be decoded and ``source`` is None.
+            or an image of a scan cannot be decoded.
         StoreError: While iterating: a shard cannot be read, an image is damaged and cannot be replaced, or too many
             are. The message names place, member and shard.
         ForkedProcess: While iterating: this worker was forked from a process that has used the store. A plain
@@ -72,22 +137,20 @@ class StreamDataset(IterableDataset[Batch]):
 
     def __init__(
         self,
-        members: MemberTable,
-        steps: Sequence[list[Columns]],
+        steps: Steps,
         sizes: ImageSizes,
         *,
         change: Change | None = None,
         options: ReadOptions | None = None,
         rank: int = 0,
         ranks: int = 1,
-        source: PlanSource | None = None,
+        plan: str = "",
+        lanes: int | None = None,
     ) -> None:
-        self.members, self.steps, self.sizes, self.change = members, steps, sizes, change
+        self.steps, self.sizes, self.change = steps, sizes, change
         self.options = options or ReadOptions()
         self.rank, self.ranks = rank, ranks
-        self.plan = "" if source is None else source.plan
-        self.lanes = None if source is None else source.lanes
-        self.replacement = None if source is None else source.replacement
+        self.plan, self.lanes = plan, lanes
         self.cursor = 0
         self.check_workers(1)
 
@@ -146,15 +209,17 @@ class StreamDataset(IterableDataset[Batch]):
         if info is not None:
             enter_worker(self.errors_as_items)
         try:
-            check_process(self.members.store.url)  # before there are threads that would wait
+            check_process(self.steps.layout.store.url)  # before there are threads that would wait
+            share = self._share(worker, workers)
+            part = self.steps.part(share)
             yield from Pipeline(
-                self.members,
-                [(step, self.steps[step]) for step in self._share(worker, workers)],
+                part.members,
+                list(zip(share, part.steps, strict=True)),
                 self.sizes,
                 self.change,
-                self.options.share(max((self.lanes or 1) // (self.ranks * workers), 1), workers),
-                self.replacement,
-                Worker(worker, self.threads, self.pin, self.stop),
+                self.options.share(workers),
+                part.replacement,
+                Worker(worker, max((self.lanes or 1) // (self.ranks * workers), 1), self.threads, self.pin, self.stop),
             ).batches()
         except GeostreamError as error:
             if info is None or not self.errors_as_items:
@@ -207,20 +272,19 @@ def plan_dataset(
     """
     plan.validate(layout)
     pairs = layout.pairs(split)
-    pair = np.searchsorted(pair_codes(*pairs), pair_codes(plan.place, plan.view))
-    tile, view = layout.member_rows(pairs.place), layout.member_rows(pairs.place, pairs.view)
-    rule = Substitutes(plan.place, plan.view, plan.left_out_place, plan.left_out_view, layout.excluded(split))
+    pair = np.searchsorted(pair_codes(*pairs), pair_codes(plan.place, plan.view)).astype(np.int32)
+    shards = [np.unique(layout.shard_of_place[plan.place[lane :: plan.lanes]]) for lane in range(plan.lanes)]
     # Of the whole epoch's pairs, wherever it continues and however many share it: bad ones come in clusters.
     limit = max(1, int((options or ReadOptions()).replaced_limit * plan.place.size))
     return StreamDataset(
-        MemberTable.of(layout),
-        [[{"tile": tile[ids], "view": view[ids], "pair": ids}] for ids in pair],
+        PlanSteps(layout, plan, pair, shards, Replacement(layout, split, plan, limit)),
         sizes,
         change=change,
         options=options,
         rank=rank,
         ranks=ranks,
-        source=PlanSource(plan.hash, plan.lanes, Replacement(rule, tile, view, pairs, limit)),
+        plan=plan.hash,
+        lanes=plan.lanes,
     )
 
 
@@ -254,7 +318,8 @@ def scan_dataset(
     Raises:
         BadInput: The layout lacks one of the images.
     """
-    tile, view = layout.member_rows(reference_place), layout.member_rows(pairs.place, pairs.view)
+    members = MemberTable.of(layout)
+    tile, view = members.rows(reference_place), members.rows(*pairs)
     rows = np.concatenate([tile, view])
     number = np.concatenate([np.arange(len(tile)), np.arange(len(view))])
     is_tile = np.arange(len(rows)) < len(tile)
@@ -268,4 +333,4 @@ def scan_dataset(
             {"view": rows[views], "query": number[views]},
         ]
         steps.append([columns for columns in kinds if len(next(iter(columns.values())))])
-    return StreamDataset(MemberTable.of(layout), steps, sizes, options=options, rank=rank, ranks=ranks)
+    return StreamDataset(ScanSteps(members, steps), sizes, options=options, rank=rank, ranks=ranks)

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
-from geostream.arrays import Int64
+from geostream.arrays import Int32
 from geostream.layout.members import MemberTable
 from geostream.planning.schedule import schedule
 from geostream.streaming.options import ReadOptions
@@ -36,6 +36,7 @@ class Fetcher:
         members: Where the members lie.
         needed: For each batch, rows of the members that it needs.
         options: What reading may cost.
+        lanes: Number of lanes whose batches come in turn.
         stop: When another thread sets it, waiting for bytes ends with CancelledError.
 
     Raises:
@@ -47,8 +48,9 @@ class Fetcher:
     def __init__(
         self,
         members: MemberTable,
-        needed: Sequence[Int64],
+        needed: Sequence[Int32],
         options: ReadOptions | None = None,
+        lanes: int = 1,
         stop: threading.Event | None = None,
     ) -> None:
         options = options or ReadOptions()
@@ -63,6 +65,7 @@ class Fetcher:
             prefetch=options.prefetch,
             budget_bytes=options.budget_bytes,
             gap_bytes=options.gap_bytes,
+            lanes=lanes,
         )
         self._members, self._stop = members, stop
         self._transport = Transport(members, self.stats)
@@ -84,15 +87,17 @@ class Fetcher:
 
     def __iter__(self) -> Iterator[dict[int, bytes]]:
         plan = self.schedule
-        leaving = np.argsort(plan.last, kind="stable")
-        asked = arrived = left = 0  # reads start and arrive in their order, members go in the order of ``leaving``
+        coming, leaving = np.argsort(plan.come, kind="stable"), np.argsort(plan.last, kind="stable")
+        asked = arrived = left = 0
         for step, rows in enumerate(self.needed):
             while left < len(leaving) and plan.last[leaving[left]] < step:
                 self._let_go(int(plan.row[leaving[left]]))
                 left += 1
             # Reads for later batches wait until the first batch is there: they would share its bandwidth.
-            while asked < plan.requests and plan.come[asked] <= step and (step or plan.first[asked] == 0):
-                self._ask(asked)
+            while asked < plan.requests and plan.come[now := int(coming[asked])] <= step:
+                if not step and plan.first[now]:
+                    break
+                self._ask(now)
                 asked += 1
             while arrived < plan.requests and plan.first[arrived] <= step:
                 self._await(arrived)
@@ -109,14 +114,14 @@ class Fetcher:
 
     def _await(self, read: int) -> None:
         started = time.perf_counter()
-        arrived = self._result(self._asked.pop(read))
+        arrived = self._result(self._transport, self._asked.pop(read))
         self.stats.fetch_wait_seconds += time.perf_counter() - started
         self._views |= arrived.members
         self.bad |= arrived.bad
         gaps = self.schedule.size[read] - self._members.extents.size[self._rows(read)].sum()
         self.stats.resident_bytes -= int(gaps)
 
-    def _result(self, asked: Future[Arrived]) -> Arrived:
+    def _result(self, transport: Transport, asked: Future[Arrived]) -> Arrived:
         while True:
             try:
                 return asked.result(timeout=POLL_INTERVAL)
@@ -125,37 +130,34 @@ class Fetcher:
                     return asked.result()
                 if self._stop is not None and self._stop.is_set():
                     raise CancelledError from None
-                self._transport.check(POLL_INTERVAL)
+                transport.check(POLL_INTERVAL)
 
     def _let_go(self, row: int) -> None:
         self._views.pop(row, None)  # a bad member is not there
         self.stats.resident_bytes -= int(self._members.extents.size[row])
 
-    def _rows(self, read: int) -> Int64:
+    def _rows(self, read: int) -> Int32:
         return self.schedule.row[self.schedule.bring[read] : self.schedule.bring[read + 1]]
 
-    def _count_used(self, rows: Int64) -> None:
+    def _count_used(self, rows: Int32) -> None:
         new = np.unique(rows[~self._used[rows]])
         self._used[new] = True
         self.stats.bytes_used += int(self._members.extents.size[new].sum())
 
-    def fetch(self, rows: Int64) -> dict[int, bytes]:
-        """Read some members of one place at once, outside the schedule.
+    def fetch(self, members: MemberTable, rows: Int32) -> Arrived:
+        """Read some images of one place at once, outside the schedule.
 
         Args:
-            rows: Rows of the members.
-
-        Returns:
-            {row: bytes}, without the bad members; :attr:`bad` says why these are bad.
+            members: The table of the images; it may be of shards that are not scheduled.
+            rows: Rows of the images in it.
 
         Raises:
             StoreError: The shard cannot be read.
         """
-        extents = self._members.extents
-        rows = np.unique(rows)
+        extents, rows = members.extents, np.unique(rows)
         offset = int(extents.offset[rows[0]])
         size = int(extents.offset[rows[-1]] + extents.size[rows[-1]]) - offset
-        arrived = self._result(self._transport.read(int(extents.shard[rows[0]]), offset, size, rows))
-        self.bad |= arrived.bad
-        self._count_used(rows)
-        return arrived.members
+        with Transport(members, self.stats) as transport:
+            arrived = self._result(transport, transport.read(int(extents.shard[rows[0]]), offset, size, rows))
+        self.stats.bytes_used += int(extents.size[rows].sum())
+        return arrived

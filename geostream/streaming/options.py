@@ -33,17 +33,6 @@ class ReadOptions:
             replaced_limit=settings.read.replaced_limit,
         )
 
-    def share(self, lanes: int, workers: int) -> ReadOptions:
-        """Return the options of one of several readers.
-
-        Args:
-            lanes: Lanes that the reader serves in turn. Batches are counted in each lane, so look-ahead and prefetch
-                are multiplied by this.
-            workers: Readers that share the budget.
-        """
-        return replace(
-            self,
-            look_ahead=self.look_ahead * lanes,
-            prefetch=self.prefetch * lanes,
-            budget_bytes=self.budget_bytes // workers,
-        )
+    def share(self, readers: int) -> ReadOptions:
+        """Return the options of one of several readers, which share the budget."""
+        return replace(self, budget_bytes=self.budget_bytes // readers)

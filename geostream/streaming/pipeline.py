@@ -21,13 +21,16 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import webdataset as wds
 from torch import Tensor
 
-from geostream.arrays import Int64, Pairs, pair_codes
+from geostream.arrays import Int32, Int64, pair_codes
 from geostream.errors import GeostreamError, StoreError
+from geostream.layout import Layout
 from geostream.layout.members import MemberTable
+from geostream.planning.plan import EpochPlan
 from geostream.settings import TrainSettings
 from geostream.streaming.decode import decode_image
 from geostream.streaming.fetch import Fetcher
@@ -39,7 +42,9 @@ KINDS = ("tile", "view")
 SHUTDOWN_TIMEOUT = 10.0  # seconds that the end of threads is waited for
 
 Sample = dict[str, Any]  # one pair or one image on its way through the pipeline
-Columns = dict[str, Int64]  # samples of one kind: "tile" and/or "view" (rows in members), and numbers to pass on
+Columns = dict[
+    str, npt.NDArray[np.integer]
+]  # samples of one kind: "tile" and/or "view" (rows in members), and numbers to pass on
 Change = Callable[[Sample], Sample]
 
 
@@ -65,32 +70,47 @@ class Batch(NamedTuple):
     worker: int
 
 
-class Replacement(NamedTuple):
-    """The rule by which a plan's damaged pairs are replaced, and what is needed to read the pairs that it names."""
+@dataclass(frozen=True)
+class Replacement:
+    """Find the pairs that replace a plan's damaged ones (:mod:`geostream.streaming.replace`)."""
 
-    rule: Substitutes
-    tile: Int64  # (P,) member rows by pair id
-    view: Int64
-    pairs: Pairs
+    layout: Layout
+    split: str
+    plan: EpochPlan
     limit: int  # pairs that may be replaced in the epoch
 
-    def samples(self, step: int, batch: set[int]) -> Iterator[Sample]:
+    @cached_property
+    def _rule(self) -> Substitutes:
+        plan = self.plan
+        lists = self.layout.excluded(self.split)  # read when a first pair is damaged
+        return Substitutes(plan.place, plan.view, plan.left_out_place, plan.left_out_view, lists)
+
+    @cached_property
+    def _codes(self) -> Int64:
+        return pair_codes(*self.layout.pairs(self.split))
+
+    def pairs(self, step: int, batch: set[int]) -> Iterator[tuple[MemberTable, Sample]]:
         """Yield the pairs that may replace one pair of a batch, best first; their images are not yet read.
 
         Args:
             step: Number of the batch in the plan.
             batch: The places that are in the batch now.
+
+        Yields:
+            The table of the images in the pair's shard, and the pair: rows of its tile and view, and its id.
         """
-        codes = pair_codes(*self.pairs)
-        for place, view in self.rule.candidates(step, batch):
-            pair = int(np.searchsorted(codes, pair_codes(np.array([place], np.int32), np.array([view], np.int16))[0]))
-            yield {"tile": int(self.tile[pair]), "view": int(self.view[pair]), "pair": pair}
+        for place, view in self._rule.candidates(step, batch):
+            one, number = np.array([place], np.int32), np.array([view], np.int16)
+            members = MemberTable.of(self.layout, self.layout.shard_of_place[one])
+            pair = int(np.searchsorted(self._codes, pair_codes(one, number)[0]))
+            yield members, {"tile": int(members.rows(one)[0]), "view": int(members.rows(one, number)[0]), "pair": pair}
 
 
 class Worker(NamedTuple):
     """The process that runs a pipeline, and how it does so."""
 
     number: int = 0
+    lanes: int = 1  # whose batches it makes in turn
     threads: int = 1  # that decode
     pin: bool = False  # put images into page-locked memory
     stop: threading.Event | None = None  # set by another thread: end, even where bytes are waited for
@@ -111,9 +131,8 @@ class Pipeline:
     @cached_property
     def fetcher(self) -> Fetcher:
         """The fetcher of the members of all steps."""
-        return Fetcher(
-            self.members, [_member_rows(columns) for _, columns in self.steps], self.options, self.worker.stop
-        )
+        needed = [_member_rows(columns) for _, columns in self.steps]
+        return Fetcher(self.members, needed, self.options, self.worker.lanes, self.worker.stop)
 
     def batches(self) -> Iterator[Batch]:
         """Read and decode the batches, and yield them in order.
@@ -147,9 +166,12 @@ class Pipeline:
                     fields: Sample = dict(zip(one, values, strict=True))
                     rows = {kind: fields.pop(kind) for kind in KINDS if kind in fields}
                     yield fields | {
-                        "__key__": self.members.key(next(iter(rows.values()))),
+                        "__key__": str(self.members.place[next(iter(rows.values()))]),
                         "__rows__": rows,
-                        "__encoded__": {kind: images.get(row) for kind, row in rows.items()},
+                        "__encoded__": {
+                            kind: images[row] if row in images else StoreError(self.fetcher.bad[row])
+                            for kind, row in rows.items()
+                        },
                         "__into__": {kind: next(into[kind]) for kind in rows},
                         "__batch__": images_of,
                         "__step__": step,
@@ -177,8 +199,8 @@ class Pipeline:
         for kind, row in sample["__rows__"].items():
             room = sample["__into__"][kind]
             try:
-                if encoded[kind] is None:
-                    raise StoreError(self.fetcher.bad[row])
+                if isinstance(encoded[kind], StoreError):
+                    raise encoded[kind]
                 sample[kind] = decode_image(encoded[kind], room)
             except GeostreamError as error:
                 return sample | {"__bad__": (row, error)}
@@ -207,24 +229,25 @@ class Pipeline:
                 f"{what}; {stats.replaced_pairs + 1} pairs are damaged, more than may be replaced "
                 f"(replaced_limit {self.options.replaced_limit:g}); see what is wrong with: geostream verify"
             ) from error
-        places = {int(self.members.place[next(iter(one["__rows__"].values()))]) for one in batch}
-        for found in self.replacement.samples(sample["__step__"], places):
+        for members, found in self.replacement.pairs(sample["__step__"], {int(one["__key__"]) for one in batch}):
             rows = {kind: found.pop(kind) for kind in KINDS}
-            encoded = self.fetcher.fetch(np.array(list(rows.values())))
+            came = self.fetcher.fetch(members, np.array(list(rows.values())))
+            encoded = {at: StoreError(reason) for at, reason in came.bad.items()} | came.members
             made = self._make(
                 {name: value for name, value in sample.items() if name != "__bad__"}
                 | found
-                | {"__key__": self.members.key(rows["tile"]), "__rows__": rows}
-                | {"__encoded__": {kind: encoded.get(row) for kind, row in rows.items()}}
+                | {"__key__": str(members.place[rows["tile"]]), "__rows__": rows}
+                | {"__encoded__": {kind: encoded[at] for kind, at in rows.items()}}
             )
             if "__bad__" not in made:
+                view = sample["__rows__"]["view"]
                 stats.count_replaced(
                     Replaced(
                         step=sample["__step__"],
-                        pair=f"{sample['__key__']} {self.members.member[sample['__rows__']['view']]}",
+                        pair=f"{self.members.key(view)} {self.members.name(view)}",
                         member=self.members.describe(row),
                         reason=str(error),
-                        stand_in=f"{made['__key__']} {self.members.member[rows['view']]}",
+                        stand_in=f"{members.key(rows['view'])} {members.name(rows['view'])}",
                     )
                 )
                 return made
@@ -305,6 +328,6 @@ def n_samples(step: list[Columns]) -> int:
     return sum(len(next(iter(columns.values()))) for columns in step)
 
 
-def _member_rows(step: list[Columns]) -> Int64:
+def _member_rows(step: list[Columns]) -> Int32:
     """Return the rows of all members that a step needs."""
     return np.concatenate([columns[kind] for columns in step for kind in KINDS if kind in columns])

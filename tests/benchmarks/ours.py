@@ -93,9 +93,10 @@ def geostream_unclustered(job: Job, traffic: Traffic) -> Iterator[Delivered]:
 def geostream_transport(job: Job, traffic: Traffic) -> Iterator[Delivered]:
     """What the plan's batches need, as bytes with their checksums compared, without decoding."""
     opened, plan = open_plan(job, "clustered")
-    tiles = opened.member_rows(plan.place.ravel()).reshape(plan.place.shape)
-    views = opened.member_rows(plan.place.ravel(), plan.view.ravel()).reshape(plan.place.shape)
-    with Fetcher(MemberTable.of(opened), list(np.concatenate([tiles, views], axis=1))) as fetcher:
+    members = MemberTable.of(opened)
+    tiles = members.rows(plan.place.ravel()).reshape(plan.place.shape)
+    views = members.rows(plan.place.ravel(), plan.view.ravel()).reshape(plan.place.shape)
+    with Fetcher(members, list(np.concatenate([tiles, views], axis=1))) as fetcher:
         for step, _ in enumerate(fetcher):
             yield Delivered(len(plan.place[step]))
     count(fetcher.stats, traffic)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from geostream.layout import Coordinates, Layout, open_layout
+from geostream.layout.members import MemberTable
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings, read_rows
 from geostream.runs.loop import train
 from geostream.runs.run import Run
@@ -102,7 +103,7 @@ def _training_places(layout: Layout, embeddings: Embeddings) -> Places:
     views = np.bincount(place)
     table = places_table(layout.area[ids], layout.position[ids], views)
     reference = read_rows(embeddings.reference)[np.searchsorted(embeddings.reference_place, ids)]
-    order = np.argsort(layout.member_rows(ids), kind="stable")
+    order = np.argsort(MemberTable.of(layout).rows(ids), kind="stable")
     return Places(table, layout.coordinates, views, read_rows(embeddings.query), reference, order)
 
 

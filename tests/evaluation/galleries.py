@@ -12,6 +12,7 @@ from geostream.arrays import Float32
 from geostream.evaluation.embed import split_references
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import MEMBERS, PLACES, Layout
+from geostream.layout.index import Index
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
 from geostream.store import Store
 
@@ -48,7 +49,8 @@ def gallery_of(store: Store, spots: list[Spot], protocols: tuple[str, ...], coor
     ]  # fmt: skip
     info: dict[str, Any] = {"dataset": "hand", "layout": "g0", "id": "layout", "generation": 0}
     info |= {"coordinates": coordinates, "protocols": list(protocols), "index": {"places.parquet": "places"}}
-    return Layout(store, info, pa.Table.from_pylist(rows, schema=PLACES), MEMBERS.empty_table())
+    info |= {"places": len(rows), "shards": []}
+    return Layout(store, info, Index(store, info, (pa.Table.from_pylist(rows, schema=PLACES), MEMBERS.empty_table())))
 
 
 def embedded_as(run: Store, layout: Layout, query: Float32, reference: Float32, split: str = "test") -> Embeddings:

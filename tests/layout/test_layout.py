@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, StoreError
 from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, commit_layout, list_datasets, list_layouts, open_layout
+from geostream.layout.members import MemberTable
 from geostream.reclustering.rewrite import rewrite
 from geostream.store import Store
-from tests.helpers import tiny_layout
+from tests.helpers import member_of, tiny_layout
 
 World = list[dict[str, Any]]  # places, as rows of PLACES
 
@@ -115,7 +116,7 @@ def test_views_that_are_only_candidates(tmp_path: Path, world: World) -> None:
     assert [column.tolist() for column in layout.pairs("gallery")] == [[1, 1], [0, 1]]
     assert layout.pairs("test").place.tolist() == [0, 3]
     assert layout.references("gallery").tolist() == []
-    assert layout.member_rows(*layout.pairs("gallery")).tolist() == [5, 6]
+    assert [member_of(layout, 1, view)["member"] for view in (0, 1)] == ["view-00.jpg", "view-01.jpg"]
 
 
 def test_a_generation_keeps_the_protocols_of_the_one_before(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_index_changed_after_commit(tmp_path: Path, world: World) -> None:
     layout = commit(store, world)
     layout.store.write_table("members.parquet", layout.members.slice(0, 3))
     with pytest.raises(StoreError, match=r"members\.parquet: changed"):
-        open_layout(store)
+        open_layout(store).pairs("train")
 
 
 def test_newest_generation_is_opened_unless_ambiguous(tmp_path: Path, world: World) -> None:
@@ -221,7 +222,7 @@ def test_commit_that_no_one_could_open(tmp_path: Path, world: World, changes: di
 def test_image_that_the_layout_lacks(tmp_path: Path, world: World) -> None:
     layout = commit(Store.open(tmp_path), world)
     with pytest.raises(BadInput, match="place b lacks"):
-        layout.member_rows(np.array([1], np.int32), np.array([0], np.int16))
+        MemberTable.of(layout).rows(np.array([1], np.int32), np.array([0], np.int16))
 
 
 @st.composite
@@ -246,17 +247,16 @@ def test_index_finds_every_member(world: World, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(world))))
     with tempfile.TemporaryDirectory() as folder:
         layout = commit(Store.open(folder), world, order=order, per_shard=data.draw(st.integers(1, 5)))
-    names = layout.members["member"].to_pylist()
-    owners = layout.members["place"].to_pylist()
+    members = MemberTable.of(layout)
     total = 0
     for split in ("train", "test"):
         pairs = layout.pairs(split)
         expected = [(i, j) for i, p in enumerate(world) for j, v in enumerate(p["views"]) if v["split"] == split]
         assert list(zip(pairs.place.tolist(), pairs.view.tolist(), strict=True)) == expected
-        for (i, j), row in zip(expected, layout.member_rows(pairs.place, pairs.view), strict=True):
-            assert (owners[row], names[row]) == (i, f"view-{j:02d}.jpg")
-        for i, row in zip(pairs.place, layout.member_rows(pairs.place), strict=True):
-            assert (owners[row], names[row]) == (i, "tile.jpg")
+        for (i, j), row in zip(expected, members.rows(pairs.place, pairs.view).tolist(), strict=True):
+            assert (members.place[row], members.name(row)) == (i, f"view-{j:02d}.jpg")
+        for i, row in zip(pairs.place, members.rows(pairs.place).tolist(), strict=True):
+            assert (members.place[row], members.name(row)) == (i, "tile.jpg")
         semi = layout.semi_positives(split)
         assert [semi.row(r).tolist() for r in range(len(expected))] == [
             world[i]["views"][j]["semi_positives"] for i, j in expected

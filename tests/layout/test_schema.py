@@ -1,4 +1,4 @@
-"""Damage in a layout's index: found at the opening, even where the hashes were written anew, and told in one line."""
+"""Damage in a layout's index: found at the first use, even where the hashes were written anew, and told in one line."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def refused(layout: Layout, message: str) -> None:
-    """The layout is not opened, and the one line says which it is, ``message``, and what to do."""
+    """The layout cannot be used, and the one line says which it is, ``message``, and what to do."""
     with pytest.raises(StoreError) as error:
-        open_layout(Store.open(layout.store.url.rsplit("/", 3)[0]), layout.dataset, layout.name)
+        _ = open_layout(Store.open(layout.store.url.rsplit("/", 3)[0]), layout.dataset, layout.name).places
     line = str(error.value)
     assert re.fullmatch(
         rf"{re.escape(layout.store.url)}(: |/){message}.*; "

@@ -322,7 +322,7 @@ def test_a_shard_that_cannot_be_read(layout: Layout, monkeypatch: pytest.MonkeyP
 def test_a_store_that_refuses_is_no_damage(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = tiny_layout(s3_store)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    closed = Layout(Store.open(layout.store.url), layout.info, layout.places, layout.members)
+    closed = Layout(Store.open(layout.store.url), layout.info, layout.index)
     with pytest.raises(Refused, match="access refused"):
         verify_layout(closed)
 

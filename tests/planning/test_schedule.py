@@ -158,6 +158,38 @@ def test_the_budget_is_never_exceeded_and_only_it_makes_anything_come_twice(case
         assert len(set(brought)) == len(brought), "what fits is fetched once"
 
 
+@settings(deadline=None, max_examples=150)
+@given(lanes=st.lists(cases(), min_size=2, max_size=4), share=st.floats(0.5, 3.0))
+def test_lanes_in_turn_keep_the_budget_and_have_all_in_time(lanes: list[Case], share: float) -> None:
+    """Each lane is scheduled alone; together they hold at each step what was said, and read no more than alone."""
+    steps = min(len(one.batches) for one in lanes)
+    lanes = [one._replace(batches=one.batches[:steps], look_ahead=7, prefetch=2, gap=20) for one in lanes]
+    rows = np.cumsum([0, *(len(one.stored.extents.shard) for one in lanes)])
+    shards = np.cumsum([0, *(len(one.stored.shard_sizes) for one in lanes)])
+    extents = [one.stored.extents._replace(shard=one.stored.extents.shard + shards[i]) for i, one in enumerate(lanes)]
+    stored = Index(
+        Extents(*map(np.concatenate, zip(*extents, strict=True))),
+        np.concatenate([one.stored.shard_sizes for one in lanes]),
+    )
+    batches = [lane.batches[step] + rows[i] for step in range(steps) for i, lane in enumerate(lanes)]
+    whole = Case(batches, stored, 7, 2, 20)
+    budget = len(lanes) * (int(max(spans_peak(one) for one in lanes) * share) + 1)
+    options: dict[str, Any] = {"look_ahead": 7, "prefetch": 2, "gap_bytes": 20, "budget_bytes": budget}
+    try:
+        made = schedule(batches, *stored, **options, lanes=len(lanes))
+    except BadInput as error:
+        number = int(str(error).split()[1])
+        needed = int(stored.extents.size[np.unique(batches[number])].sum())
+        assert needed > budget // len(lanes)
+        return
+    peak, brought = follow(whole, made)
+    assert peak == made.peak_bytes <= budget
+    alone = [make(one, budget // len(lanes)) for one in lanes]
+    assert sorted(brought) == sorted(row + rows[i] for i, one in enumerate(alone) for row in one.row.tolist())
+    assert made.requests == sum(one.requests for one in alone)
+    assert made.bytes_used == sum(one.bytes_used for one in alone)
+
+
 def test_look_ahead_merges_what_several_batches_need() -> None:
     """Eight members of 10 bytes, 2 apart, needed by four batches in turn."""
     made = Index(Extents(np.zeros(8, np.int64), np.arange(8) * 12, np.full(8, 10)), np.array([96]))

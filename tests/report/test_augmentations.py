@@ -13,7 +13,7 @@ from geostream.report.pages import render
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.training.augment import Augmentation, Pixels, turn
-from tests.helpers import tiny_layout
+from tests.helpers import member_of, tiny_layout
 
 OFF = {"color_jitter": 0, "jpeg_probability": 0, "blur_probability": 0, "dropout_probability": 0}
 PLAIN = TrainSettings().changed(tile_size=33, view_height=16, view_width=64, **OFF)
@@ -77,7 +77,7 @@ def test_a_dozen_pairs_spread_over_the_split_without_damaged_ones(tmp_path: Path
     layout = tiny_layout(Store.open(tmp_path), places=40)
     ones = preview_pairs(layout, PLAIN)
     assert len(ones) == 12 and ones[0].name == "alpha-0000 view-00" and ones[-1].name == "alpha-0039 view-00"
-    row = layout.members.slice(int(layout.member_rows(layout.pairs("train").place[:1])[0]), 1).to_pylist()[0]
+    row = member_of(layout, int(layout.pairs("train").place[0]))
     shard = tmp_path / "tiny" / "layouts" / "g0" / layout.shard_names[row["shard"]]
     data = bytearray(shard.read_bytes())
     data[row["offset"] : row["offset"] + row["size"]] = b"x" * row["size"]

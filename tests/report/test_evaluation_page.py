@@ -12,6 +12,7 @@ import pytest
 from geostream.arrays import Float32
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import PLACES, Layout, NewLayout, commit_layout
+from geostream.layout.index import Index
 from geostream.layout.schema import Protocol
 from geostream.report.evaluation_page import embedded, results_table, write_evaluation
 from geostream.report.pages import render
@@ -20,7 +21,7 @@ from geostream.runs.run import Run
 from geostream.runs.stages import Trained, new_encoder
 from geostream.store import Store
 from tests.evaluation.galleries import embedded_as
-from tests.helpers import tiny_layout
+from tests.helpers import member_of, tiny_layout
 from tests.report.self_contained import needs_nothing_else
 from tests.training.settings import TINY
 
@@ -111,7 +112,7 @@ def test_the_table_is_the_fields(layout: Layout) -> None:
         [r | {"views": [v | {"semi_positives": []} for v in r["views"]]} for r in layout.places.to_pylist()],
         schema=PLACES,
     )
-    without = Layout(layout.store, layout.info, plain, layout.members)
+    without = Layout(layout.store, layout.info, Index(layout.store, layout.info, (plain, layout.members)))
     assert "hit rate" not in results_table(without, {"epoch": 3, "split": "test", **head, "others": []})[0]
 
 
@@ -143,7 +144,7 @@ def test_queries_with_a_damaged_picture_are_not_shown(tmp_path: Path, layout: La
     pairs = split_pairs(layout, "test")
     query = axes[np.searchsorted(layout.references("test"), pairs.place)]
     embeddings = embedded_as(Store.open(tmp_path).child("run"), layout, query, axes)
-    row = layout.members.slice(int(layout.member_rows(pairs.place[:1], pairs.view[:1])[0]), 1).to_pylist()[0]
+    row = member_of(layout, int(pairs.place[0]), int(pairs.view[0]))
     shard = Path(layout.store.url) / layout.shard_names[row["shard"]]
     data = bytearray(shard.read_bytes())
     data[row["offset"] : row["offset"] + row["size"]] = bytes(row["size"])
@@ -160,7 +161,8 @@ def test_within_five_metres_is_amber(tmp_path: Path) -> None:
         row["north"] = row["views"][0]["north"] = 40.0  # all at one point
         row["views"][0]["semi_positives"] = []
     info = plain.info | {"protocols": ["paired", "within-5m"]}
-    layout = Layout(plain.store, info, pa.Table.from_pylist(rows, schema=PLACES), plain.members)
+    tables = pa.Table.from_pylist(rows, schema=PLACES), plain.members
+    layout = Layout(plain.store, info, Index(plain.store, info, tables))
     axes = np.eye(4, dtype=np.float32)
     [one, *_] = retrievals(layout, embedded_as(store.child("run"), layout, axes, axes), count=2, best=4)
     assert one.kinds == ["positive", "semi-positive", "semi-positive", "semi-positive"]

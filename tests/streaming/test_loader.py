@@ -18,7 +18,7 @@ from geostream.streaming.dataset import StreamDataset, plan_dataset, scan_datase
 from geostream.streaming.decode import decode_image
 from geostream.streaming.loader import Loader
 from geostream.training.augment import Augmentation
-from tests.helpers import tiny_layout, tiny_places, write_layout
+from tests.helpers import member_of, tiny_layout, tiny_places, write_layout
 from tests.streaming.plans import SIZES, assert_same, hand_made_plan
 
 
@@ -38,7 +38,7 @@ def test_batches_are_the_plans_in_order_and_pixels_are_the_images(layout: Layout
         assert batch.tensors["tile"].shape == (3, 3, 32, 32) and batch.tensors["view"].shape == (3, 3, 16, 64)
         assert batch.tensors["tile"].dtype == torch.uint8
         assert batch.tensors["tile"].is_contiguous(memory_format=torch.channels_last)
-    member = layout.members.slice(int(layout.member_rows(plan.place[2])[1]), 1).to_pylist()[0]
+    member = member_of(layout, int(plan.place[2][1]))
     data = layout.store.read_range(layout.shard_names[member["shard"]], member["offset"], member["size"])
     pixels = decode_image(data, np.empty((32, 32, 3), np.uint8))
     assert np.array_equal(batches[2].tensors["tile"][1].permute(1, 2, 0).numpy(), pixels)

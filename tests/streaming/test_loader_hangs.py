@@ -357,7 +357,8 @@ def test_a_thread_that_exits_ends_the_pass(layout: Layout, threads: int) -> None
 
 def reading(layout: Layout, first: Callable[[Fetcher], None]) -> None:
     """Read everything, after ``first``."""
-    with Fetcher(MemberTable.of(layout), [np.arange(layout.members.num_rows)]) as fetcher:
+    members = MemberTable.of(layout)
+    with Fetcher(members, [np.arange(len(members.place))]) as fetcher:
         first(fetcher)
         list(fetcher)
 

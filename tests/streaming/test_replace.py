@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geostream.arrays import Csr, Int64
+from geostream.arrays import Csr
 from geostream.errors import StoreError
 from geostream.images import Pixels
 from geostream.layout import Layout
@@ -32,7 +32,7 @@ from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch
 from geostream.streaming.replace import Substitutes
 from geostream.streaming.stats import LISTED, Replaced, StreamStats
-from tests.helpers import TinyPlace, tiny_places, write_layout
+from tests.helpers import TinyPlace, member_of, tiny_places, write_layout
 from tests.streaming.plans import SIZES, assert_as_planned, assert_same, hand_made_plan
 
 Pair = tuple[int, int]
@@ -161,17 +161,17 @@ def assert_replaced(epoch: Epoch, batches: list[Batch], stats: StreamStats, bad:
                 told = listed[batch.step, f"{keys[pair[0]]} view-{pair[1]:02d}.jpg"]
                 place, view = int(pairs.place[ids[row]]), int(pairs.view[ids[row]])
                 assert told.stand_in == f"{keys[place]} view-{view:02d}.jpg"
-                for kind, member in (("tile", None), ("view", np.array([view], np.int16))):
-                    at = epoch.layout.member_rows(np.array([place], np.int32), member)
-                    assert np.array_equal(batch.tensors[kind][row].permute(1, 2, 0).numpy(), stored(epoch.layout, at))
+                for kind, number in (("tile", None), ("view", view)):
+                    pixels = batch.tensors[kind][row].permute(1, 2, 0).numpy()
+                    assert np.array_equal(pixels, stored(epoch.layout, place, number))
             else:
                 assert ids[row] == planned
                 for kind in ("tile", "view"):
                     assert torch.equal(batch.tensors[kind][row], whole.tensors[kind][row])
 
 
-def stored(layout: Layout, rows: Int64) -> Pixels:
-    member = layout.members.slice(int(rows[0]), 1).to_pylist()[0]
+def stored(layout: Layout, place: int, view: int | None) -> Pixels:
+    member = member_of(layout, place, view)
     data = layout.store.read_range(layout.shard_names[member["shard"]], member["offset"], member["size"])
     size = SIZES.tile if member["member"] == "tile.jpg" else SIZES.view
     return decode_image(data, np.empty((*size, 3), np.uint8))

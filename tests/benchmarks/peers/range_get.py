@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import obstore
 
+from geostream.layout.members import MemberTable
 from tests.benchmarks.job import Delivered, Job
 from tests.benchmarks.ours import open_plan, s3_store
 from tests.benchmarks.traffic import Traffic
@@ -24,11 +25,13 @@ AHEAD = 2
 def read(job: Job, traffic: Traffic) -> Iterator[Delivered]:
     layout, plan = open_plan(job, "clustered")
     store = s3_store(layout.store.url)
-    columns = [layout.members[name].to_numpy() for name in ("shard", "offset", "size")]
-    tile, view = layout.member_rows(plan.place), layout.member_rows(plan.place, plan.view)
+    members = MemberTable.of(layout)
+    tile, view = (
+        members.rows(plan.place.ravel(), number).reshape(plan.place.shape) for number in (None, plan.view.ravel())
+    )
 
     def fetch(row: int) -> int:
-        shard, offset, size = (int(column[row]) for column in columns)
+        shard, offset, size = (int(column[row]) for column in members.extents)
         return len(obstore.get_range(store, layout.shard_names[shard], start=offset, length=size))
 
     def hand_over(asked: list[Future[int]]) -> Delivered:

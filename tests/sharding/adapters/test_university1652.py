@@ -8,6 +8,7 @@ import pytest
 
 from geostream.errors import BadInput
 from geostream.layout import open_layout
+from geostream.layout.members import read_image
 from geostream.store import Store
 from sharding import ShardOptions, read_places, shard
 from tests.sharding.test_writer import contents
@@ -142,6 +143,5 @@ def test_stored_with_its_gallery_and_the_same_for_any_number_of_workers(raw: Pat
     ]
     assert reopened.references("test").tolist() == [0, 1, 2]
     assert reopened.pairs("gallery").place.tolist() == [2] * VIEWS
-    member = reopened.members.slice(int(reopened.member_rows(*reopened.pairs("gallery"))[1]), 1).to_pylist()[0]
-    data = reopened.store.read_range(reopened.shard_names[member["shard"]], member["offset"], member["size"])
-    assert data == (raw / "test" / "gallery_drone" / "0009" / "image-02.jpeg").read_bytes()
+    place, view = (int(column[1]) for column in reopened.pairs("gallery"))
+    assert read_image(reopened, place, view) == (raw / "test" / "gallery_drone" / "0009" / "image-02.jpeg").read_bytes()
