@@ -17,6 +17,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.integer]  # of any width
 Bools = npt.NDArray[np.bool_]
 
 

@@ -261,7 +261,8 @@ def coded(texts: pa.Array | pa.ChunkedArray, code: Callable[[str], int]) -> Int3
     encoded = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
     encoded = encoded.dictionary_encode()
     codes = np.array([code(text) for text in encoded.dictionary.to_pylist()], dtype=np.int32)
-    return codes[encoded.indices.to_numpy()]
+    numbers: Int32 = codes[encoded.indices.to_numpy()]
+    return numbers
 
 
 def view_numbers(members: pa.ChunkedArray) -> npt.NDArray[np.int16]:

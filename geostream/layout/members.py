@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from geostream.arrays import Int16, Int32, Int64, pair_codes
+from geostream.arrays import Int16, Int32, Int64, Integers, pair_codes
 from geostream.errors import BadInput
 from geostream.layout.layout import FACTS, Layout, coded, view_numbers
 from geostream.store import Store
@@ -32,7 +32,7 @@ class Extents(NamedTuple):
         size: (M,) bytes of the data.
     """
 
-    shard: Int32
+    shard: Integers
     offset: Int64
     size: Int64
 
@@ -136,7 +136,7 @@ class MemberTable:
 
     def name(self, row: int) -> str:
         """Return the name of an image within its place, such as "view-00.jpg"."""
-        return self.names[self.member[row]]
+        return self.names[int(self.member[row])]
 
     def key(self, row: int) -> str:
         """Return the key of the place that an image belongs to; this reads the index."""

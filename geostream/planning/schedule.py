@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Bools, Int32, Int64
+from geostream.arrays import Bools, Int32, Int64, Integers
 from geostream.errors import BadInput
 from geostream.layout.members import Extents
 
@@ -54,7 +54,7 @@ class Schedule:
         bytes_used: Bytes of the members that the batches need, each counted once.
     """
 
-    shard: Int64
+    shard: Integers
     offset: Int64
     size: Int64
     come: Int64
@@ -110,7 +110,7 @@ class _Spans(NamedTuple):
 
 
 def schedule(
-    batches: Sequence[Int32],
+    batches: Sequence[Integers],
     extents: Extents,
     shard_sizes: Int64,
     *,
@@ -207,7 +207,7 @@ class _TooLarge(Exception):
 
 
 def _of_lane(
-    batches: Sequence[Int32],
+    batches: Sequence[Integers],
     extents: Extents,
     shard_sizes: Int64,
     look_ahead: int,
@@ -240,7 +240,7 @@ def _of_lane(
     )
 
 
-def _check(batches: Sequence[Int32], extents: Extents, shard_sizes: Int64) -> None:
+def _check(batches: Sequence[Integers], extents: Extents, shard_sizes: Int64) -> None:
     """Raise BadInput if members are not in the index, or lie outside of the shards."""
     used = np.concatenate([np.zeros(0, dtype=np.int32), *batches])
     if not len(used):

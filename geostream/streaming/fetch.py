@@ -15,7 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
-from geostream.arrays import Int32
+from geostream.arrays import Int32, Integers
 from geostream.layout.members import MemberTable
 from geostream.planning.schedule import schedule
 from geostream.streaming.options import ReadOptions
@@ -48,7 +48,7 @@ class Fetcher:
     def __init__(
         self,
         members: MemberTable,
-        needed: Sequence[Int32],
+        needed: Sequence[Integers],
         options: ReadOptions | None = None,
         lanes: int = 1,
         stop: threading.Event | None = None,
@@ -139,12 +139,12 @@ class Fetcher:
     def _rows(self, read: int) -> Int32:
         return self.schedule.row[self.schedule.bring[read] : self.schedule.bring[read + 1]]
 
-    def _count_used(self, rows: Int32) -> None:
+    def _count_used(self, rows: Integers) -> None:
         new = np.unique(rows[~self._used[rows]])
         self._used[new] = True
         self.stats.bytes_used += int(self._members.extents.size[new].sum())
 
-    def fetch(self, members: MemberTable, rows: Int32) -> Arrived:
+    def fetch(self, members: MemberTable, rows: Integers) -> Arrived:
         """Read some images of one place at once, outside the schedule.
 
         Args:

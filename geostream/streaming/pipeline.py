@@ -21,12 +21,11 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import webdataset as wds
 from torch import Tensor
 
-from geostream.arrays import Int32, Int64, pair_codes
+from geostream.arrays import Int64, Integers, pair_codes
 from geostream.errors import GeostreamError, StoreError
 from geostream.layout import Layout
 from geostream.layout.members import MemberTable
@@ -42,9 +41,7 @@ KINDS = ("tile", "view")
 SHUTDOWN_TIMEOUT = 10.0  # seconds that the end of threads is waited for
 
 Sample = dict[str, Any]  # one pair or one image on its way through the pipeline
-Columns = dict[
-    str, npt.NDArray[np.integer]
-]  # samples of one kind: "tile" and/or "view" (rows in members), and numbers to pass on
+Columns = dict[str, Integers]  # samples of one kind: "tile" and/or "view" (rows in members), and numbers to pass on
 Change = Callable[[Sample], Sample]
 
 
@@ -328,6 +325,6 @@ def n_samples(step: list[Columns]) -> int:
     return sum(len(next(iter(columns.values()))) for columns in step)
 
 
-def _member_rows(step: list[Columns]) -> Int32:
+def _member_rows(step: list[Columns]) -> Integers:
     """Return the rows of all members that a step needs."""
     return np.concatenate([columns[kind] for columns in step for kind in KINDS if kind in columns])

@@ -28,7 +28,7 @@ from typing import Any
 
 import google_crc32c
 
-from geostream.arrays import Int32
+from geostream.arrays import Integers
 from geostream.errors import NotFound, Refused, Stalled, StoreError, Unanswered
 from geostream.layout.members import Extents, MemberTable
 from geostream.streaming.stats import StreamStats
@@ -167,7 +167,7 @@ class Transport:
     def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def read(self, shard: int, offset: int, size: int, rows: Int32) -> Future[Arrived]:
+    def read(self, shard: int, offset: int, size: int, rows: Integers) -> Future[Arrived]:
         """Start to read a range of a shard. Requests start in the order of the calls.
 
         Args:

@@ -72,7 +72,12 @@ def test_opening_reads_kilobytes_and_a_copy_takes_no_more(tmp_path: Path, monkey
     tiny_layout(Store.open(tmp_path), places=30)
     read: list[str] = []
     whole = Store.read
-    monkeypatch.setattr(Store, "read", lambda self, path: (read.append(path), whole(self, path))[1])
+
+    def watched(self: Store, path: str) -> bytes:
+        read.append(path)
+        return whole(self, path)
+
+    monkeypatch.setattr(Store, "read", watched)
     layout = open_layout(Store.open(tmp_path), "tiny", "g0")
     assert read == ["layout.json"]
     before = len(pickle.dumps(layout))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from geostream.arrays import Csr, Float64
 from geostream.errors import BadInput
+from geostream.layout.index import Index
 from geostream.mining import gps
 from geostream.mining import graph as graphs
 from geostream.mining.gps import EARTH_RADIUS, build_gps_graph, nearest, points_in_metres
@@ -146,7 +147,8 @@ def test_equal_distances_go_by_key_not_by_id(tmp_path: Path) -> None:
     """On a grid every place has several nearest; ids here run against the keys."""
     layout = city(Store.open(tmp_path), side=4, areas=1)
     backwards = pa.array([f"{layout.n_places - place:03d}" for place in range(layout.n_places)])
-    layout = replace(layout, places=layout.places.set_column(0, "key", backwards))
+    tables = layout.places.set_column(0, "key", backwards), layout.members
+    layout = replace(layout, index=Index(layout.store, layout.info, tables))
     graph = build_gps_graph(Store.open(tmp_path / "run"), GPS_GRAPH, layout, 15)
     tied = 0
     for row, scores in zip(graph.indices, graph.scores, strict=True):
