@@ -8,9 +8,9 @@ changes a digit. A positive that is not finite is never found; a wrong candidate
 
 **float32 first.** The matrix product is computed in float32, at half the cost or less. Its error has a bound
 (:func:`error_bound`). A candidate that is further than that from the positive's threshold is decided. The others, the
-*doubtful* ones, are computed again in float64. So the counts are those of float64. With random vectors of 128 to 1024
-dimensions a few candidates in a million are doubtful. Where all vectors are alike, all are, and the float32 product
-comes on top of the float64 one.
+*doubtful* ones, are computed again in float64. So the counts are those of float64. With random vectors less than one
+candidate in a million is doubtful near a positive that ranks high, and 1.5 in a thousand near one that ranks in the
+middle. Where all vectors are alike, all are doubtful, and the float32 product comes on top of the float64 one.
 
 **The bound.** Let u = 2⁻²⁴. Adding D products in float32, in any order, with or without fused multiply-add, is off from
 q·c by at most γ |q|ᵀ|c| with γ = D u / (1 - D u) (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1),
