@@ -20,6 +20,7 @@ from geostream.evaluation import ranks as ranking
 from geostream.evaluation.evaluate import evaluate_embeddings, query_pieces
 from geostream.evaluation.protocols import BOTH_WAYS, NEAR, PAIRED, TO_TILE, TO_VIEW, searches, split_pairs
 from geostream.layout import Layout
+from geostream.mining import embeddings as stored
 from geostream.mining.embeddings import open_embeddings
 from geostream.store import Store
 from tests.benchmarks import evaluate as bench
@@ -225,8 +226,9 @@ def test_near_tiles_are_the_same_whatever_is_looked_up_at_once(tmp_path: Path, m
 
 
 def test_memory_does_not_grow_with_the_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks and strips are small here, so that a gallery of 20 MB is large."""
-    case = bench.Case(queries=500, tiles=20_000, dim=256)
+    """Blocks and strips are small here, so that a gallery of 12 MB is large."""
+    case = bench.Case(queries=500, tiles=12_000, dim=256)
+    monkeypatch.setattr(stored, "SHARD_ROWS", 512)
     bench.make(tmp_path, case)
     for name, value in {"STRIP": 2**16, "WIDE": 2**14, "TILE": 64}.items():
         monkeypatch.setattr(ranking, name, value)
