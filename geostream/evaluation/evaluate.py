@@ -6,7 +6,7 @@ gallery once, one Zarr shard at a time. Pieces run on a Dask cluster, or in a fe
 What a thread holds does not grow with the gallery, nor with the number of queries: 4 × D bytes for each of POSITIVES
 queries and as many positives, three blocks of SHARD_ROWS vectors while one is read, and what
 :func:`~geostream.evaluation.ranks.rank_positives` holds beside its arguments. With 1024 dimensions these are 200 MB a
-thread. What grows are a few numbers for each embedded view and tile: 100 bytes a query, and 50 a tile.
+thread. What grows are a few numbers for each embedded view and tile: 200 bytes at most, the layout's index not counted.
 
 100,000 queries read the gallery 14 times. That is a few percent of the time that comparing takes.
 
@@ -24,10 +24,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import zarr
 from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
-from geostream.arrays import Csr, Int64, take
+from geostream.arrays import Csr, Float32, Int64, take
 from geostream.dask import give_back, run_tasks
 from geostream.evaluation.metrics import hit_rate, measures
 from geostream.evaluation.protocols import TO_TILE, Search, searches
@@ -163,11 +164,20 @@ def _rank_piece(run: Store, name: str, direction: str, piece: QueryPiece) -> tup
     if direction != TO_TILE:
         asking, gallery = gallery, asking
     rows, which = np.unique(piece.positives.indices, return_inverse=True)
-    positive = pick_rows(gallery, rows.astype(np.int64))
+    positive = _vectors(gallery, rows.astype(np.int64))
     if len(rows) < len(which) or (np.diff(which) < 0).any():
         positive = positive[which]
     blocks = (
         (start, read_rows(gallery, start, start + SHARD_ROWS)) for start in range(0, gallery.shape[0], SHARD_ROWS)
     )
-    query = pick_rows(asking, piece.queries)
+    query = _vectors(asking, piece.queries)
     return piece.first, rank_positives(query, positive, piece.positives, piece.ignored, blocks)
+
+
+def _vectors(array: zarr.Array[Any], rows: Int64) -> Float32:
+    """Read rows, sorted and distinct, one Zarr shard at a time; Zarr would hold ten shards at once."""
+    cuts = np.flatnonzero(np.diff(rows // SHARD_ROWS)) + 1
+    vectors = np.empty((len(rows), array.shape[1]), dtype=np.float32)
+    for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
+        vectors[start:stop] = pick_rows(array, rows[start:stop])
+    return vectors
