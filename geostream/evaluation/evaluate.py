@@ -1,9 +1,14 @@
 """Compute the retrieval metrics of a split from its embeddings on the store.
 
-The queries are cut into pieces. Each piece holds the vectors of its queries and reads the gallery once, one Zarr shard
-at a time. Pieces run on a Dask cluster, or in a few threads of this process. A thread holds five blocks of vectors
-(170 MB at 1024 dimensions) and one strip of similarities. 100,000 queries on 100,000 candidates read the gallery 13
-times, which is 2 % of the time that comparing takes; two cores take minutes.
+The queries are cut into pieces. Each piece holds the vectors of its queries and of their positives, and reads the
+gallery once, one Zarr shard at a time. Pieces run on a Dask cluster, or in a few threads of this process.
+
+What a thread holds does not grow with the gallery, nor with the number of queries: 4 × D bytes for each of POSITIVES
+queries and as many positives, three blocks of SHARD_ROWS vectors while one is read, and what
+:func:`~geostream.evaluation.ranks.rank_positives` holds beside its arguments. With 1024 dimensions these are 200 MB a
+thread. What grows are a few numbers for each embedded view and tile: 200 bytes at most, the layout's index not counted.
+
+100,000 queries read the gallery 14 times. That is a few percent of the time that comparing takes.
 
 :mod:`geostream.evaluation.protocols` says which candidates are positives, :mod:`geostream.evaluation.ranks` ranks them,
 and :mod:`geostream.evaluation.metrics` makes metrics of the ranks.
@@ -19,20 +24,22 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import zarr
 from joblib import cpu_count
+from threadpoolctl import threadpool_limits
 
-from geostream.arrays import Csr, Int64, take
+from geostream.arrays import Csr, Float32, Int64, take
 from geostream.dask import give_back, run_tasks
 from geostream.evaluation.metrics import hit_rate, measures
 from geostream.evaluation.protocols import TO_TILE, Search, searches
 from geostream.evaluation.ranks import Ranks, rank_positives
 from geostream.layout import Layout
-from geostream.mining.embeddings import SHARD_ROWS, Embeddings, open_embeddings, pick_rows, read_rows
+from geostream.mining.embeddings import SHARD_ROWS, Embeddings, open_embeddings, read_rows
 from geostream.progress import Bar
 from geostream.store import Store
 
-POSITIVES = 8192  # of a piece; a query with more is a piece by itself
-THREADS = min(4, cpu_count())  # of this process; the matrix products within them use the other cores
+POSITIVES = 8192  # of a piece, at most; a query with more is a piece by itself
+THREADS = min(4, cpu_count())  # of this process; the matrix products within them share the other cores
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,15 @@ def rank_search(embeddings: Embeddings, search: Search, cluster: str | None = No
 
 
 def query_pieces(search: Search) -> list[QueryPiece]:
-    """Cut the queries of a search into pieces of at most POSITIVES positives, or of one query."""
+    """Cut the queries of a search into pieces of at most POSITIVES positives, or of one query.
+
+    The pieces are about equal, and each of the THREADS threads gets as many: else the last would work alone.
+    """
     indptr, cut = search.positives.indptr, [0]
+    rounds = -(-int(indptr[-1]) // (POSITIVES * THREADS))
+    most = -(-int(indptr[-1]) // (rounds * THREADS))
     while cut[-1] < len(search.queries):
-        cut.append(max(cut[-1] + 1, int(np.searchsorted(indptr, indptr[cut[-1]] + POSITIVES, side="right")) - 1))
+        cut.append(max(cut[-1] + 1, int(np.searchsorted(indptr, indptr[cut[-1]] + most, side="right")) - 1))
     some = [np.arange(a, b) for a, b in pairwise(cut)]
     return [
         QueryPiece(int(indptr[s[0]]), search.queries[s], take(search.positives, s), take(search.ignored, s))
@@ -139,7 +151,8 @@ def _done(
     if cluster is not None:
         yield from run_tasks(cluster, work, todo)
         return
-    with ThreadPoolExecutor(THREADS) as threads:
+    # BLAS starts a thread for each core of the machine, in each of our threads. They would wait for one another.
+    with threadpool_limits(max(1, cpu_count() // THREADS), "blas"), ThreadPoolExecutor(THREADS) as threads:
         yield from threads.map(work, todo)
 
 
@@ -151,9 +164,24 @@ def _rank_piece(run: Store, name: str, direction: str, piece: QueryPiece) -> tup
     if direction != TO_TILE:
         asking, gallery = gallery, asking
     rows, which = np.unique(piece.positives.indices, return_inverse=True)
-    positive = pick_rows(gallery, rows.astype(np.int64))[which]
+    positive = _vectors(gallery, rows.astype(np.int64))
+    if len(rows) < len(which) or (np.diff(which) < 0).any():
+        positive = positive[which]
     blocks = (
         (start, read_rows(gallery, start, start + SHARD_ROWS)) for start in range(0, gallery.shape[0], SHARD_ROWS)
     )
-    query = pick_rows(asking, piece.queries)
+    query = _vectors(asking, piece.queries)
     return piece.first, rank_positives(query, positive, piece.positives, piece.ignored, blocks)
+
+
+def _vectors(array: zarr.Array[Any], rows: Int64) -> Float32:
+    """Read rows, sorted and distinct, from one Zarr shard at a time.
+
+    Zarr would read ten shards at once. And to pick single rows takes it sixteen times their memory.
+    """
+    cuts = np.flatnonzero(np.diff(rows // SHARD_ROWS)) + 1
+    vectors = np.empty((len(rows), array.shape[1]), dtype=np.float32)
+    for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
+        first, last = rows[[start, stop - 1]].tolist()
+        vectors[start:stop] = read_rows(array, first, last + 1)[rows[start:stop] - first]
+    return vectors

@@ -24,6 +24,7 @@ from geostream.mining.gps import points_in_metres
 PAIRED, NEAR, BOTH_WAYS = "paired", "within-5m", "both-ways"
 TO_TILE, TO_VIEW = "view→tile", "tile→view"
 METRES = 5.0
+ASKED = 2**14  # views whose near tiles are looked up at once: a Python object each
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def searches(layout: Layout, split: str, pairs: Pairs, reference_place: Int32) -
     row[reference_place] = np.arange(len(reference_place))
     tile = row[own.place]
     if (tile < 0).any():
-        key = layout.keys[int(own.place[tile < 0][0])]
+        key = layout.places["key"][int(own.place[tile < 0][0])].as_py()
         raise BadInput(f"layout {layout.name}: the true tile of {key} is not in the gallery of split {split}")
     ignored = _gallery_rows(layout.semi_positives(split), row)
     paired = Search(TO_TILE, queries, _one_each(tile), ignored, len(reference_place))
@@ -123,16 +124,20 @@ def _with_near(tile: Int64, view_point: Float64, tile_point: Float64) -> Csr:
     from sklearn.neighbors import KDTree  # a tenth of a gigabyte with SciPy, which no other protocol should hold
 
     known, placed = (np.flatnonzero(np.isfinite(points).all(axis=1)) for points in (view_point, tile_point))
-    own = np.stack([np.arange(len(tile)), tile], axis=1)
     if not len(known) or not len(placed):
         return _one_each(tile)
-    found = KDTree(tile_point[placed]).query_radius(view_point[known], METRES * 1.001)
-    near = np.stack([np.repeat(known, [len(some) for some in found]), placed[np.concatenate(found)]], axis=1)
-    step = view_point[near[:, 0]] - tile_point[near[:, 1]]
-    near = near[np.sqrt((step**2).sum(axis=1)) <= METRES]  # the tree's rounding must not decide at the limit
-    both = np.unique(np.concatenate([own, near]), axis=0)
-    counts = np.bincount(both[:, 0], minlength=len(tile))
-    return Csr(np.concatenate([[0], np.cumsum(counts)]), both[:, 1].astype(np.int32))
+    tree = KDTree(tile_point[placed])
+    codes = [np.arange(len(tile)) << 32 | tile]  # view and tile as one number
+    for start in range(0, len(known), ASKED):
+        views = known[start : start + ASKED]
+        found = tree.query_radius(view_point[views], METRES * 1.001)
+        view, near = np.repeat(views, [len(some) for some in found]), placed[np.concatenate(found)]
+        step = view_point[view] - tile_point[near]
+        inside = np.sqrt((step**2).sum(axis=1)) <= METRES  # the tree's rounding must not decide at the limit
+        codes.append(view[inside] << 32 | near[inside])
+    both = np.unique(np.concatenate(codes))
+    counts = np.bincount(both >> 32, minlength=len(tile))
+    return Csr(np.concatenate([[0], np.cumsum(counts)]), (both & 0xFFFFFFFF).astype(np.int32))
 
 
 def _one_each(tile: Int64) -> Csr:

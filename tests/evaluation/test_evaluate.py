@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,10 +15,15 @@ from hypothesis import strategies as st
 from geostream.arrays import Float32, Pairs
 from geostream.errors import BadInput, StaleArtefact
 from geostream.evaluation import evaluate as module
+from geostream.evaluation import protocols
+from geostream.evaluation import ranks as ranking
 from geostream.evaluation.evaluate import evaluate_embeddings, query_pieces
 from geostream.evaluation.protocols import BOTH_WAYS, NEAR, PAIRED, TO_TILE, TO_VIEW, searches, split_pairs
 from geostream.layout import Layout
+from geostream.mining import embeddings as stored
+from geostream.mining.embeddings import open_embeddings
 from geostream.store import Store
+from tests.benchmarks import evaluate as bench
 from tests.evaluation import plain_metrics
 from tests.evaluation.galleries import Spot, View, embedded_as, gallery_of
 from tests.evaluation.test_ranks import embeddings as awkward
@@ -68,18 +74,18 @@ def some_spots(rng: np.random.Generator, n: int) -> list[Spot]:
     seed=st.integers(0, 2**32),
     n=st.integers(1, 12),
     kind=st.sampled_from(["random", "levels", "copies", "zeros", "last digit"]),
-    protocols=st.sampled_from([(PAIRED,), (PAIRED, NEAR), (BOTH_WAYS,), (PAIRED, NEAR, BOTH_WAYS)]),
+    rules=st.sampled_from([(PAIRED,), (PAIRED, NEAR), (BOTH_WAYS,), (PAIRED, NEAR, BOTH_WAYS)]),
     answers=st.integers(1, 9),
     rows=st.integers(1, 9),
 )
 def test_every_protocol_is_what_its_words_say(
     tmp_path_factory: pytest.TempPathFactory,
-    seed: int, n: int, kind: str, protocols: tuple[str, ...], answers: int, rows: int,
+    seed: int, n: int, kind: str, rules: tuple[str, ...], answers: int, rows: int,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     store = Store.open(tmp_path_factory.mktemp("run"))
     spots = some_spots(rng, n)
-    layout = gallery_of(store, spots, protocols)
+    layout = gallery_of(store, spots, rules)
     query = awkward(kind, rng, len(split_pairs(layout, "test")), 4)
     reference = awkward(kind, rng, len(layout.references("test")), 4)
     embedded = embedded_as(store, layout, query, reference)
@@ -87,10 +93,10 @@ def test_every_protocol_is_what_its_words_say(
         patch.setattr(module, "POSITIVES", answers)
         patch.setattr(module, "SHARD_ROWS", rows)
         found = evaluate_embeddings(layout, embedded)
-    plain = [(p, d, m) for p in protocols for d, m in plain_rows(spots, p, query, reference)]
+    plain = [(p, d, m) for p in rules for d, m in plain_rows(spots, p, query, reference)]
     assert [getattr(found, name) for name in HEADLINE] == [float(plain[0][2][name]) for name in HEADLINE]
-    assert (found.protocol, found.gallery) == (protocols[0], len(reference))
-    expected = plain if protocols[0] == BOTH_WAYS else plain[1:]
+    assert (found.protocol, found.gallery) == (rules[0], len(reference))
+    expected = plain if rules[0] == BOTH_WAYS else plain[1:]
     assert [(row["protocol"], row["direction"]) for row in found.others] == [(p, d) for p, d, _ in expected]
     for row, (protocol, direction, metrics) in zip(found.others, expected, strict=True):
         for name in (*HEADLINE[:4], *(["hit_rate"] if protocol != BOTH_WAYS else [])):
@@ -183,6 +189,7 @@ def test_pieces_hold_whole_queries_and_no_more_answers_than_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "POSITIVES", 5)
+    monkeypatch.setattr(module, "THREADS", 1)
     spots = [Spot(views=(View(),) * n) for n in (2, 3, 1, 9, 4, 2)]
     layout = gallery_of(Store.open(tmp_path), spots, (BOTH_WAYS,))
     _, (_, to_view) = searches(layout, "test", split_pairs(layout, "test"), layout.references("test"))
@@ -193,6 +200,51 @@ def test_pieces_hold_whole_queries_and_no_more_answers_than_wanted(
         (15, 4, [4]),
         (19, 2, [5]),
     ]
+
+
+@pytest.mark.parametrize(("threads", "sizes"), [(1, [50, 50]), (2, [50, 50]), (3, [34, 34, 32]), (4, [25] * 4)])
+def test_every_thread_gets_as_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(module, "POSITIVES", 60)
+    monkeypatch.setattr(module, "THREADS", threads)
+    layout = gallery_of(Store.open(tmp_path), [Spot()] * 100, (PAIRED,))
+    [(_, search)] = searches(layout, "test", split_pairs(layout, "test"), layout.references("test"))
+    assert [len(piece.queries) for piece in query_pieces(search)] == sizes
+
+
+def test_near_tiles_are_the_same_whatever_is_looked_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = gallery_of(Store.open(tmp_path), some_spots(np.random.default_rng(6), 60), (NEAR,))
+    found = []
+    for asked in (1, 7, 10_000):
+        monkeypatch.setattr(protocols, "ASKED", asked)
+        [(_, search)] = searches(layout, "test", split_pairs(layout, "test"), layout.references("test"))
+        found.append(search.positives)
+    assert len(found[0].indices) > len(found[0].indptr)
+    for one in found[1:]:
+        assert np.array_equal(one.indptr, found[0].indptr) and np.array_equal(one.indices, found[0].indices)
+
+
+def test_memory_does_not_grow_with_the_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks and strips are small here, so that a gallery of 12 MB is large."""
+    case = bench.Case(queries=500, tiles=12_000, dim=256)
+    monkeypatch.setattr(stored, "SHARD_ROWS", 512)
+    bench.make(tmp_path, case)
+    for name, value in {"STRIP": 2**16, "WIDE": 2**14, "TILE": 64}.items():
+        monkeypatch.setattr(ranking, name, value)
+    monkeypatch.setattr(module, "SHARD_ROWS", 512)
+    monkeypatch.setattr(module, "THREADS", 1)
+    layout = bench.layout_of(Store.open(tmp_path), case)
+    embedded = open_embeddings(Store.open(tmp_path), "all.zarr", layout)
+    [(_, search)] = searches(layout, "test", embedded.pairs, embedded.reference_place)
+    tracemalloc.start()
+    try:
+        ranks = module.rank_search(embedded, search)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.2 < (ranks.wrong == 0).mean() < 1
+    assert peak < 4 * case.tiles * case.dim / 3
 
 
 def large(store: Store) -> tuple[Layout, Float32, Float32]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 
 from geostream.arrays import Csr, Float32
 from geostream.evaluation import ranks as ranking
-from geostream.evaluation.ranks import NEVER, TIE, Ranks, rank_positives
+from geostream.evaluation.ranks import NEVER, TIE, Ranks, error_bound, rank_positives
+from tests.evaluation.float64_ranks import rank_in_float64
 from tests.evaluation.plain_metrics import wrong_before
 
 Lists = list[list[int]]
@@ -56,8 +59,19 @@ def embeddings(kind: str, rng: np.random.Generator, n: int, dim: int) -> Float32
         near = np.repeat(vectors[:1], n, axis=0)
         moved = rng.random((n, dim)) < 0.2
         return np.where(moved, np.nextafter(near, np.float32(2)), near)
+    if kind == "constant":
+        return np.repeat(unit(np.full((1, dim), 0.1234567)), n, axis=0)
+    if kind == "near ties":  # differences about as large as TIE
+        near = np.repeat(vectors[:1], n, axis=0)
+        near[:, 0] = rng.normal(size=n) * TIE * 3
+        return near
+    if kind == "odd lengths":
+        return vectors * rng.uniform(0.3, 3, (n, 1)).astype(np.float32)
     if kind == "scales":
         return vectors * np.float32(10) ** rng.integers(-30, 30, (n, 1)).astype(np.float32)
+    if kind == "ends":  # the least and the largest numbers of float32: products vanish, or are too large for it
+        ends = np.array([1e-45, 1e-38, 3e38], dtype=np.float32)
+        return np.where(rng.random((n, 1)) < 0.5, vectors, vectors * rng.choice(ends, (n, dim)))
     if kind == "no numbers":
         vectors[rng.random((n, dim)) < 0.05] = rng.choice([np.nan, np.inf, -np.inf])
     if kind == "zeros":
@@ -66,6 +80,116 @@ def embeddings(kind: str, rng: np.random.Generator, n: int, dim: int) -> Float32
 
 
 KINDS = ["random", "levels", "copies", "permuted", "last digit", "scales", "no numbers", "zeros"]
+MORE_KINDS = [*KINDS, "constant", "near ties", "odd lengths", "ends"]
+
+
+def in_float64(query: Float32, gallery: Float32, right: Lists, free: Lists) -> Ranks:
+    positives = csr(right)
+    return rank_in_float64(query, gallery[positives.indices], positives, csr(free), [(0, gallery)])
+
+
+def same(one: Ranks, other: Ranks) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    kind=st.sampled_from(MORE_KINDS),
+    other=st.sampled_from([*MORE_KINDS, "the queries"]),
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 20),
+    size=st.integers(1, 100),
+    dim=st.one_of(st.integers(1, 9), st.sampled_from([33, 128, 700])),
+    most_right=st.integers(1, 5),
+    sparse=st.sampled_from([1, 4, 32, 10**9]),
+)
+def test_counts_are_those_of_float64(
+    kind: str, other: str, seed: int, n: int, size: int, dim: int, most_right: int, sparse: int
+) -> None:
+    """Whether doubtful candidates are decided row by row or one by one (``sparse``), in any blocks and strips."""
+    rng = np.random.default_rng(seed)
+    query = embeddings(kind, rng, n, dim)
+    if other == "the queries":  # each several times, some moved by the least that float32 can
+        gallery = query[rng.integers(0, n, size)]
+        gallery = np.where(rng.random((size, 1)) < 0.3, np.nextafter(gallery, np.float32(1)), gallery)
+    else:
+        gallery = embeddings(other, rng, size, dim)
+    right = [sorted(rng.choice(size, rng.integers(1, min(most_right, size) + 1), False).tolist()) for _ in range(n)]
+    free = [sorted(rng.choice(size, rng.integers(0, min(4, size) + 1), False).tolist()) for _ in range(n)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "SPARSE", sparse)
+        patch.setattr(ranking, "STRIP", int(rng.integers(size, 20 * size)))
+        patch.setattr(ranking, "TILE", int(rng.integers(3, 50)))
+        patch.setattr(ranking, "WIDE", int(rng.integers(3, 50)) * dim)
+        found = counted(query, gallery, right, free, int(rng.integers(size // 4 + 1, size + 2)))
+    assert same(found, in_float64(query, gallery, right, free))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    kind=st.sampled_from(MORE_KINDS),
+    other=st.sampled_from(MORE_KINDS),
+    seed=st.integers(0, 2**32),
+    dim=st.one_of(st.integers(1, 9), st.sampled_from([128, 1000])),
+    one_sign=st.booleans(),
+)
+def test_float32_is_no_further_off_than_its_bound(kind: str, other: str, seed: int, dim: int, one_sign: bool) -> None:
+    """Against exact fractions, in the scale in which the product is computed."""
+    rng = np.random.default_rng(seed)
+    one, two = embeddings(kind, rng, 3, dim), embeddings(other, rng, 3, dim)
+    if one_sign:  # errors of sums that only grow are the largest
+        one, two = abs(one), abs(two)
+    query, block = ranking._Vectors(one, one_scale=False), ranking._Vectors(two, one_scale=True)
+    for vectors in (query, block):
+        nonzero = vectors.reach[vectors.reach > 0]
+        assert ((nonzero > 0.7) & (nonzero < 1.5)).all()
+    product = query.scaled @ block.scaled.T
+    for i, j in np.ndindex(product.shape):
+        exact = sum(
+            Fraction(float(a)) * Fraction(float(b)) for a, b in zip(query.exact[i], block.exact[j], strict=True)
+        )
+        exact *= Fraction(2) ** -int(query.exponent[i] + block.exponent[0])
+        bound = (error_bound(dim) - 2 * TIE) * query.reach[i] * block.reach[0]
+        assert abs(Fraction(float(product[i, j])) - exact) <= Fraction(float(bound))
+
+
+def test_few_candidates_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random vectors: float64 has next to nothing to do. A constant embedding: float64 does all, by matrix products."""
+    rng = np.random.default_rng(7)
+    gallery = unit(rng.normal(size=(5000, 256)))
+    query = unit(gallery[:200] + rng.normal(size=(200, 256)) / 4)
+    right: Lists = [[i] for i in range(200)]
+    single, by_rows = [], []
+    dots, rows = ranking._dots, ranking._decide_rows
+    monkeypatch.setattr(ranking, "_dots", lambda *some: single.append(len(some[1])) or dots(*some))
+    monkeypatch.setattr(ranking, "_decide_rows", lambda *some: by_rows.append(len(some[3])) or rows(*some))
+    assert same(counted(query, gallery, right, [[]] * 200), in_float64(query, gallery, right, [[]] * 200))
+    assert 200 <= sum(single) < 200 + 200 * 5000 / 1000 and not by_rows
+    single.clear()
+    constant = np.repeat(gallery[:1], 5000, axis=0)
+    assert (counted(constant[:200], constant, right, [[]] * 200).wrong == 4999).all()
+    assert sum(single) == 200 and sum(by_rows) == 200 * 2  # of two blocks
+
+
+@pytest.mark.parametrize("kind", ["random", "constant", "odd lengths"])
+@pytest.mark.parametrize("most_right", [1, 6])
+def test_memory_is_within_the_bound_that_is_told(kind: str, most_right: int) -> None:
+    n, size, dim, block = 1000, 12_000, 64, 4096
+    rng = np.random.default_rng(8)
+    query, gallery = embeddings(kind, rng, n, dim), embeddings(kind, rng, size, dim)
+    right: Lists = [sorted((i + 7 * np.arange(most_right)).tolist()) for i in range(n)]
+    free: Lists = [[size - 1, size - 2]] * n
+    positives, ignored = csr(right), csr(free)
+    positive = gallery[positives.indices]
+    tracemalloc.start()
+    try:
+        rank_positives(query, positive, positives, ignored, blocks(gallery, block))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    copies = 4 * dim * (n + block) if kind == "odd lengths" else 0
+    entries = n + len(positive) + block + 2 * len(positive)
+    assert peak <= 100 * entries + copies + 64 * 2**20
 
 
 @settings(deadline=None, max_examples=100)
