@@ -46,10 +46,10 @@ def main(stage: str, folder: str, n: int, dim: int, k: int, constants: list[str]
     with (
         patch("geostream.mining.gps.open_graph"),  # reading the graph is no part of the stage
         patch("geostream.mining.visual.open_graph"),
-        LocalCluster(  # type: ignore[no-untyped-call]
+        LocalCluster(
             n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0
         ) as cluster,
-        Client(cluster) as client,  # type: ignore[no-untyped-call]
+        Client(cluster) as client,
     ):
         client.run(configure, constants)
         if stage == "gps":  # the layout is held before
@@ -69,5 +69,5 @@ def main(stage: str, folder: str, n: int, dim: int, k: int, constants: list[str]
 
 
 if __name__ == "__main__":
-    stage, folder, *numbers = sys.argv[1:]
-    print(json.dumps(main(stage, folder, *map(int, numbers[:3]), numbers[3:])))
+    stage, folder, n, dim, k, *constants = sys.argv[1:]
+    print(json.dumps(main(stage, folder, int(n), int(dim), int(k), constants)))
