@@ -12,7 +12,7 @@ references, QUERIES × D × 4 of queries and about 6 × QUERIES × K × 8 of fin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from geostream.arrays import Csr, Float32, Int32, take
+from geostream.arrays import Bools, Csr, Float32, Int32, take
 from geostream.dask import give_back
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, open_embeddings, read_rows
 from geostream.mining.graph import SHARD_ROWS, GraphWriter
@@ -71,47 +71,39 @@ class PlaceRange:
     places: Int32  # (n,) place ids
     excluded: Csr  # n lists of place ids that are no neighbours
 
-    @classmethod
-    def of(cls, places: Int32, rows: Sequence[int], excluded: Csr) -> PlaceRange:
-        """Make a range of places.
 
-        Args:
-            places: (n,) place ids.
-            rows: First row of their queries, and the row behind the last.
-            excluded: For every place id, a list of ids that are no neighbours.
-        """
-        return cls(rows[0], rows[1], places, take(excluded, places))
-
-
-def row_groups(n_places: int, n_queries: int) -> list[tuple[int, int]]:
-    """Cut a graph's rows into ranges of whole Zarr shards, of similar size and with about QUERIES queries at most.
+def row_groups(n_places: int, n_queries: int, most: int) -> list[tuple[int, int]]:
+    """Cut a graph's rows into ranges of whole Zarr shards, of similar size and with about ``most`` queries at most.
 
     Args:
         n_places: Rows of the graph.
         n_queries: Queries of all places.
+        most: Queries of a range.
 
     Returns:
         The first row of each range, and the row behind its last.
     """
     shards = -(-n_places // SHARD_ROWS)
-    ends = np.linspace(0, shards, min(shards, max(GROUPS, -(-n_queries // QUERIES))) + 1).astype(int) * SHARD_ROWS
+    ends = np.linspace(0, shards, min(shards, max(GROUPS, -(-n_queries // most))) + 1).astype(int) * SHARD_ROWS
     return [(int(start), int(min(end, n_places))) for start, end in pairwise(ends)]
 
 
-def place_ranges(places: Int32, pair_place: Int32, excluded: Csr, most: int) -> list[PlaceRange]:
+def place_ranges(places: Int32, pair_place: Int32, most: int) -> list[tuple[Int32, int, int]]:
     """Cut places into ranges of at most ``most`` queries, or of one place.
 
     Args:
         places: (n,) place ids, sorted.
         pair_place: (P,) place id of every query, sorted.
-        excluded: For every place id, a list of ids that are no neighbours.
         most: Most queries of a range.
+
+    Returns:
+        The place ids of each range, the first row of their queries, and the row behind the last.
     """
     row = np.append(np.searchsorted(pair_place, places), np.searchsorted(pair_place, places[-1] + 1))
     cut = [0]
     while cut[-1] < len(places):
         cut.append(max(cut[-1] + 1, int(np.searchsorted(row, row[cut[-1]] + most, side="right")) - 1))
-    return [PlaceRange.of(places[a:b], row[[a, b]].tolist(), excluded) for a, b in pairwise(cut)]
+    return [(places[a:b], int(row[a]), int(row[b])) for a, b in pairwise(cut)]
 
 
 def reference_blocks(n: int) -> list[tuple[int, int]]:
@@ -127,6 +119,13 @@ def reference_blocks(n: int) -> list[tuple[int, int]]:
     return [(int(start), int(min(end, n))) for start, end in pairwise(ends)]
 
 
+def has_query(embeddings: Embeddings, ids: Int32) -> Bools:
+    """Return whether each of some place ids has a query."""
+    place = embeddings.pairs.place  # sorted, so a block of ids costs the same whatever N is
+    found: Bools = place[np.minimum(np.searchsorted(place, ids), len(place) - 1)] == ids
+    return found
+
+
 def read_references(embeddings: Embeddings, start: int, stop: int) -> tuple[Int32, Float32]:
     """Read a block of references, without tiles that have no query.
 
@@ -140,7 +139,7 @@ def read_references(embeddings: Embeddings, start: int, stop: int) -> tuple[Int3
     """
     ids = embeddings.reference_place[start:stop]
     vectors = read_rows(embeddings.reference, start, stop)
-    wanted = np.isin(ids, embeddings.pairs.place)
+    wanted = has_query(embeddings, ids)
     return (ids, vectors) if wanted.all() else (ids[wanted], vectors[wanted])
 
 
@@ -286,10 +285,11 @@ def search(client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -
     blocks = reference_blocks(len(embeddings.reference_place))
     most = QUERIES if len(blocks) > 1 else SLICE  # a single block is read only once, and small tasks keep cores busy
     writes = []
-    for number, (start, stop) in enumerate(row_groups(len(places), len(embeddings.pairs))):
+    for number, (start, stop) in enumerate(row_groups(len(places), len(embeddings.pairs), QUERIES)):
         priority = -2 * number  # merges go before blocks, blocks of these queries before those of the next
         parts = []
-        for place_range in place_ranges(places[start:stop], embeddings.pairs.place, excluded, most):
+        for some, first, last in place_ranges(places[start:stop], embeddings.pairs.place, most):
+            place_range = PlaceRange(first, last, some, take(excluded, some))
             held = client.submit(identity, place_range, pure=False, priority=priority)
             parts.append(search_range(client, job, held, blocks, priority))
         writes.append(client.submit(write_rows, job, start, parts, pure=False, priority=priority + 1))

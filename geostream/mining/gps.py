@@ -1,22 +1,44 @@
 """Build the geographic neighbour graph: the K nearest by great circle (latitude and longitude) or plane (UTM).
 
-Each area has a search tree of its own; places of two areas are never neighbours. The matrix of all distances is never
-made. The time grows with N log N where few places share a point. Where thousands do, each of them is compared with all
-the others, because equal distances are ordered by key.
+Each Dask task finds the neighbours of one range of the graph's rows, and writes whole Zarr shards. All tasks of a
+process share one search tree over all training places. Places of two areas are never neighbours: the number of the area
+is one more coordinate, so areas lie farther apart than a search looks. The tree is built from objects that the client
+writes to the store, so a worker needs neither the layout nor another worker.
+
+A process holds at most 120 bytes for each of the N training places while it builds the tree, and 70 afterwards (0.7 GB
+for ten million). A task holds about 80 bytes for each of DISTANCES distances (80 MB). The client holds about 40 bytes
+a place, beside the layout and its lists of excluded places. Nothing grows with N × K.
+
+The time grows with N log N where few places share a point. Where thousands do, each of them is compared with all the
+others, because equal distances are ordered by key.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from threading import Lock
+from uuid import uuid4
 
-from geostream.arrays import Csr, Float64, Int32, Int64, listed, restrict
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from geostream.arrays import Csr, Float64, Int32, Int64, listed, take
+from geostream.dask import connected, everywhere, results
 from geostream.errors import BadInput
 from geostream.layout import Layout
-from geostream.mining.graph import SHARD_ROWS, GraphWriter, NeighbourGraph, open_graph
+from geostream.layout.zarr_groups import claim_scratch, drop_scratch, scratch_object
+from geostream.mining.exact import QUERIES, row_groups
+from geostream.mining.graph import GraphWriter, NeighbourGraph, open_graph
+from geostream.progress import track
 from geostream.store import Store
 
 EARTH_RADIUS = 6_371_008.8  # metres, mean
-TREE_BLOCK = 4_000_000  # distances held at once
+DISTANCES = 1_000_000  # distances that a task holds at once
+#: A training place, as the client hands it to the workers.
+PLACE = np.dtype([("position", "<f8", 2), ("place", "<i4"), ("area", "<i4"), ("rank", "<i4")])
 
 
 def points_in_metres(position: Float64, coordinates: str) -> Float64:
@@ -37,7 +59,7 @@ def points_in_metres(position: Float64, coordinates: str) -> Float64:
     return EARTH_RADIUS * np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=1)
 
 
-def build_gps_graph(run: Store, name: str, layout: Layout, k: int) -> NeighbourGraph:
+def build_gps_graph(run: Store, name: str, layout: Layout, k: int, cluster: str | None = None) -> NeighbourGraph:
     """Build the graph of the training places' K nearest, and write it to the run.
 
     Args:
@@ -45,30 +67,115 @@ def build_gps_graph(run: Store, name: str, layout: Layout, k: int) -> NeighbourG
         name: Path of the graph within the run; a graph that is there is replaced.
         layout: The layout whose training places are compared.
         k: Neighbours of each place.
+        cluster: URL of a Dask scheduler whose workers reach the store; None starts one within this process.
 
     Raises:
         BadInput: The layout or a training place has no coordinates.
+        GeostreamError: The scheduler cannot be reached, or workers die again and again.
     """
     if layout.coordinates == "none":
         raise BadInput(f"layout {layout.name} has no coordinates, so no GPS neighbours; begin with strategy=random")
     places = np.unique(layout.pairs("train").place)
     if not np.isfinite(layout.position[places]).all():
-        unknown = layout.keys[int(places[~np.isfinite(layout.position[places]).all(axis=1)][0])]
-        raise BadInput(f"layout {layout.name}: place {unknown} has no coordinates; begin with strategy=random")
-    points = points_in_metres(layout.position[places], layout.coordinates)
-    rank = np.empty(len(places), dtype=np.int64)
-    rank[np.argsort(np.array(layout.keys)[places])] = np.arange(len(places))  # ids need not follow the keys
-    rows, metres = nearest(points, layout.area[places], k, restrict(layout.excluded("train"), places), rank)
+        unknown = places[~np.isfinite(layout.position[places]).all(axis=1)][0]
+        key = layout.places["key"][int(unknown)].as_py()
+        raise BadInput(f"layout {layout.name}: place {key} has no coordinates; begin with strategy=random")
     writer = GraphWriter.create(run, name, kind="gps", layout=layout, embeddings="", places=places, k=k)
-    indices = np.where(rows >= 0, places[rows], -1).astype(np.int32)
-    for start in range(0, len(places), SHARD_ROWS):
-        writer.write(start, indices[start : start + SHARD_ROWS], -metres[start : start + SHARD_ROWS])
+    groups = row_groups(len(places), len(places), QUERIES)
+    job = GpsJob(run, name, k, layout.coordinates, len(places), len(groups))
+    _hand_over(job, layout, places, groups)
+    with connected(cluster, len(groups)) as client:
+        try:
+            tasks = [
+                client.submit(nearest_of_group, job, number, start, pure=False)
+                for number, (start, _) in enumerate(groups)
+            ]
+            for _ in track(results(tasks), "GPS neighbours", len(tasks)):
+                pass
+        finally:
+            everywhere(client, forget)
+    drop_scratch(run, name)
     writer.commit({"mode": "exact"})
     return open_graph(run, name, layout)
 
 
-def nearest(points: Float64, area: Int32, k: int, excluded: Csr, rank: Int64) -> tuple[Int32, Float64]:
-    """Find the nearest other places within the same area.
+@dataclass(frozen=True)
+class GpsJob:
+    """The facts that every task needs."""
+
+    run: Store
+    graph: str  # path of the graph being written
+    k: int
+    coordinates: str
+    n_places: int
+    n_groups: int  # groups of the graph's rows; each is a task
+    token: str = field(default_factory=lambda: uuid4().hex)  # tells searches apart
+
+    def read_places(self, number: int) -> npt.NDArray[np.void]:
+        """Read the places of a group, (n,) of :data:`PLACE`."""
+        return np.frombuffer(self.run.read(scratch_object(self.graph, "places", number)), dtype=PLACE)
+
+    def read_excluded(self, number: int, n: int) -> Csr:
+        """Read the places that are no neighbours of the n places of a group: a list of place ids for each."""
+        numbers = np.frombuffer(self.run.read(scratch_object(self.graph, "excluded", number)), dtype="<i4")
+        lengths, indices = np.split(numbers, [n])
+        return Csr(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), indices)
+
+
+def _hand_over(job: GpsJob, layout: Layout, places: Int32, groups: list[tuple[int, int]]) -> None:
+    """Write what the workers need of the layout, as two objects for each group of rows."""
+    claim_scratch(job.run, job.graph, places=len(groups), excluded=len(groups))
+    rank = np.empty(len(places), dtype=np.int32)  # ids need not follow the keys
+    rank[pc.sort_indices(layout.places["key"].take(places)).to_numpy()] = np.arange(len(places), dtype=np.int32)
+    excluded = layout.excluded("train")
+    for number, (start, stop) in enumerate(groups):
+        here = places[start:stop]
+        table = np.empty(stop - start, dtype=PLACE)
+        table["position"], table["area"] = layout.position[here], layout.area[here]
+        table["place"], table["rank"] = here, rank[start:stop]
+        job.run.write(scratch_object(job.graph, "places", number), table.tobytes())
+        lists = take(excluded, here)
+        numbers = np.concatenate([np.diff(lists.indptr).astype("<i4"), lists.indices.astype("<i4")])
+        job.run.write(scratch_object(job.graph, "excluded", number), numbers.tobytes())
+
+
+def nearest_of_group(job: GpsJob, number: int, start: int) -> None:
+    """Run as a task: find the neighbours of the group of rows that begins with ``start``, and write its Zarr shards."""
+    tree, places = _tree_of(job), job.read_places(number)
+    points, excluded = points_in_metres(places["position"], job.coordinates), job.read_excluded(number, len(places))
+    found, metres = tree.nearest(points, places["area"], places["place"], excluded, job.k)
+    GraphWriter.reopen(job.run, job.graph).write(start, found, -metres)
+
+
+_building = Lock()
+
+
+def _tree_of(job: GpsJob) -> PlaceTree:
+    """Return this process's tree; the first thread that calls this builds it."""
+    with _building:
+        return _build(job)
+
+
+@lru_cache(maxsize=1)
+def _build(job: GpsJob) -> PlaceTree:
+    points = np.empty((job.n_places, 2 if job.coordinates == "utm" else 3))
+    place, area, rank = (np.empty(job.n_places, dtype=np.int32) for _ in range(3))
+    start = 0
+    for number in range(job.n_groups):
+        part = job.read_places(number)
+        here = slice(start, start := start + len(part))
+        points[here] = points_in_metres(part["position"], job.coordinates)
+        place[here], area[here], rank[here] = part["place"], part["area"], part["rank"]
+    return PlaceTree(points, area, place, rank)
+
+
+def forget() -> None:
+    """Free the tree that a search has left in this process."""
+    _build.cache_clear()
+
+
+class PlaceTree:
+    """Find the nearest places within the same area.
 
     Distances are rounded to millimetres, and equal ones are ordered by rank. So the order on a regular grid does not
     depend on rounding errors.
@@ -76,36 +183,58 @@ def nearest(points: Float64, area: Int32, k: int, excluded: Csr, rank: Int64) ->
     Args:
         points: (N, 2 or 3) points in metres.
         area: (N,) number of each place's area.
-        k: How many to find.
-        excluded: N lists of rows that are no neighbours.
+        place: (N,) id of each place.
         rank: (N,) rank of each place among places at the same distance.
-
-    Returns:
-        (N, k) rows and (N, k) distances in metres; -1 and inf where there are no more.
     """
-    from sklearn.neighbors import KDTree  # here, because with SciPy it takes 0.1 GB that a visual search does not need
 
-    indices = np.full((len(points), k), -1, dtype=np.int32)
-    metres = np.full((len(points), k), np.inf)
-    enough = k + 1 + int(np.diff(excluded.indptr).max(initial=0))
-    for number in np.unique(area):
-        rows = np.flatnonzero(area == number).astype(np.int32)
-        tree = KDTree(points[rows])
-        todo, wanted = rows, enough + 8  # a few more, because a tie at the end needs another query
+    def __init__(self, points: Float64, area: Int32, place: Int32, rank: Int32) -> None:
+        from scipy.spatial import cKDTree  # here, because it takes memory that a visual search does not need
+
+        self._reach = 1 + float(np.linalg.norm(np.ptp(points, axis=0)))  # no two places of an area are as far apart
+        spaced = self._spaced(points, area)
+        # Places that are close in space are put close in memory. Where ids are in no such order, this halves the time.
+        order = cKDTree(spaced, balanced_tree=False, copy_data=False).indices
+        self._tree = cKDTree(spaced[order], balanced_tree=False, copy_data=False)
+        self._place, self._rank = place[order], rank[order]
+
+    def _spaced(self, points: Float64, area: Int32) -> Float64:
+        """Return the points with one more coordinate, so that places of two areas are out of reach of each other."""
+        return np.concatenate([points, 2 * self._reach * area[:, None]], axis=1)
+
+    def nearest(self, points: Float64, area: Int32, own: Int32, excluded: Csr, k: int) -> tuple[Int32, Float64]:
+        """Find the nearest other places of some places.
+
+        Args:
+            points: (n, 2 or 3) points in metres.
+            area: (n,) number of each place's area.
+            own: (n,) id of each place, which is no neighbour.
+            excluded: n lists of further ids that are no neighbours.
+            k: How many to find.
+
+        Returns:
+            (n, k) ids and (n, k) distances in metres; -1 and inf where there are no more.
+        """
+        indices, metres = np.full((len(points), k), -1, dtype=np.int32), np.full((len(points), k), np.inf)
+        points = self._spaced(points, area)
+        todo = np.arange(len(points))
+        wanted = k + 9 + int(np.diff(excluded.indptr).max(initial=0))  # 8 more: a tie at the end takes another query
         while len(todo):
-            wanted = min(wanted, len(rows))
             again = []
-            for block in np.array_split(todo, -(-len(todo) * wanted // TREE_BLOCK)):
-                distance, found = tree.query(points[block], wanted)
-                distance, found = np.round(distance, 3), rows[found]
-                seen_to = distance[:, -1].copy()
-                own = block[:, None]
-                distance[(found == own) | listed(excluded, own, found)] = np.inf
-                order = np.lexsort((rank[found], distance), axis=1)[:, :k]
+            for rows in _blocks(todo, wanted):
+                distance, at = self._tree.query(points[rows], wanted, distance_upper_bound=self._reach)
+                distance, at = np.round(distance, 3), np.minimum(at, len(self._place) - 1)
+                seen_to, found = distance[:, -1].copy(), self._place[at]
+                own_lists = take(excluded, rows)
+                distance[(found == own[rows, None]) | listed(own_lists, np.arange(len(rows))[:, None], found)] = np.inf
+                order = np.lexsort((self._rank[at], distance), axis=1)[:, :k]
                 distance, found = (np.take_along_axis(a, order, axis=1) for a in (distance, found))
-                indices[block, : order.shape[1]] = np.where(np.isfinite(distance), found, -1)
-                metres[block, : order.shape[1]] = distance
-                if wanted < len(rows):
-                    again.append(block[distance[:, -1] >= seen_to])
-            todo, wanted = np.concatenate([np.zeros(0, dtype=np.int32), *again]), 2 * wanted
-    return indices, metres
+                indices[rows], metres[rows] = np.where(np.isfinite(distance), found, -1), distance
+                again.append(rows[(distance[:, -1] >= seen_to) & np.isfinite(seen_to)])
+            todo, wanted = np.concatenate(again), 2 * wanted
+        return indices, metres
+
+
+def _blocks(rows: Int64, wanted: int) -> Iterator[Int64]:
+    """Cut rows into blocks of at most DISTANCES distances, or of one row."""
+    size = max(1, DISTANCES // wanted)
+    return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -1,49 +1,60 @@
 """Make inverted lists of vectors, and choose how many of them a query searches. Pure functions on arrays.
 
-Lists are the cells of a spherical k-means, trained with a fixed seed on a sample of the references. They are ordered so
-that neighbouring lists are similar. All queries of one list search the same lists, those of the most similar centroids.
-So the queries of a list and their references make one dense matrix product, whereas FAISS's own inverted file searches
-one query at a time. The number of lists to search (nprobe) follows from the exact neighbours of a sample of queries: a
-neighbour is found if and only if its list is searched, so one pass gives the recall at every nprobe.
+References are cut into partitions, and each partition into lists, both by spherical k-means with a fixed seed. With N
+they grow in number, not in size, so the work of a query stays the same. Partitions, and the lists of each, are ordered
+so that neighbours are similar.
+
+All queries of one list search the same lists, those of the most similar centroids. So the queries of a list and their
+references make one dense matrix product, whereas FAISS's own inverted file searches one query at a time. The number of
+lists to search (nprobe) follows from the exact neighbours of a sample of queries: a neighbour is found if and only if
+its list is searched, so one pass gives the recall at every nprobe.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from joblib import cpu_count
 
-from geostream.arrays import Float32, Int32, Int64
-from geostream.mining.topk import References, most_similar
+from geostream.arrays import Csr, Float32, Int32, Int64
+from geostream.mining.topk import References, most_similar, nearest_of
 
-LIST = 256  # references of a list, about; a constant, so that the work of a query does not grow with N
-MOST_LISTS = 2048  # more would make k-means slow; from half a million references on, lists grow instead
-TRAINED_ON = 32  # training vectors for each list; 65,536 at most, 256 MiB at 1024 dimensions
+LIST = 256  # references of a list, about
+PARTITION = 16_384  # references of a partition, about; a large one holds a few times as many
+TRAINED_ON = 32  # training vectors for each list
+PARTITION_TRAINED_ON = 256  # training vectors for each partition
+MOST_TRAINED_ON = 65_536  # training vectors at most: 256 MiB at 1024 dimensions
+MOST_PROBES = 512  # lists that a query may search
 ROUNDS = 8  # iterations of k-means
 
 
+def n_partitions(references: int) -> int:
+    """Return how many partitions to make of so many references."""
+    return max(1, round(references / PARTITION))
+
+
 def n_lists(references: int) -> int:
-    """Return how many lists to make for so many references."""
-    return int(np.clip(references // LIST, 1, MOST_LISTS))
+    """Return how many lists to make of a partition of so many references."""
+    return int(np.clip(references // LIST, 1, MOST_TRAINED_ON // TRAINED_ON))
 
 
-def train(sample: Float32, lists: int) -> Float32:
-    """Train the centroids of lists by k-means, on all cores.
+def train(sample: Float32, lists: int, threads: int = 1) -> Float32:
+    """Train the centroids of lists or partitions by k-means.
 
     Args:
         sample: (S, D) vectors to train on.
-        lists: How many lists to make; S at most.
+        lists: How many to make; S at most.
+        threads: How many threads work on it.
 
     Returns:
         (L, D) centroids of length 1, similar ones next to one another.
     """
     import faiss
 
-    faiss.omp_set_num_threads(cpu_count())
+    faiss.omp_set_num_threads(threads)
     lists = min(lists, len(sample))
     means = faiss.Kmeans(
         sample.shape[1], lists, niter=ROUNDS, seed=1, spherical=True, min_points_per_centroid=1,
@@ -84,18 +95,22 @@ def assign(vectors: Float32, centroids: Float32) -> Int32:
     return most_similar(vectors, References(np.arange(len(centroids), dtype=np.int32), centroids), 1).other[:, 0]
 
 
-def centroid_order(centroids: Float32) -> Int32:
-    """Order all lists, for each list, by the similarity of their centroids.
+def nearest_lists(centroids: Float32, start: int, stop: int) -> Int32:
+    """Find the lists with the most similar centroids, for some lists.
 
     Args:
-        centroids: (L, D) centroids.
+        centroids: (L, D) centroids of length 1.
+        start: First of the lists.
+        stop: List behind the last.
 
     Returns:
-        (L, L) list numbers; each row begins with the list itself.
+        (stop - start, M) list numbers, M at most MOST_PROBES; each row begins with the list itself.
     """
-    similar = centroids @ centroids.T
-    np.fill_diagonal(similar, np.inf)
-    return np.argsort(-similar, axis=1, kind="stable").astype(np.int32)
+    most, own = min(MOST_PROBES, len(centroids)), np.arange(start, stop, dtype=np.int32)
+    everything = References(np.arange(len(centroids), dtype=np.int32), centroids)
+    nothing = Csr(np.zeros(len(own) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+    others = nearest_of(centroids[start:stop], own, nothing, everything, most - 1).other
+    return np.concatenate([own[:, None], others], axis=1)
 
 
 class Nprobe(NamedTuple):
@@ -103,91 +118,139 @@ class Nprobe(NamedTuple):
 
     probes: int
     recall: float
+    enough: bool  # whether the recall is the wanted one
 
 
 def choose_nprobe(near: Int32, own: Int32, lists: Int32, wanted: float) -> Nprobe:
     """Choose the fewest lists whose recall on a sample exceeds the wanted recall by two standard errors.
 
     Args:
-        near: (L, L) as :func:`centroid_order` returns it.
+        near: (L, M) as :func:`nearest_lists` returns it.
         own: (S,) list of each sampled query.
         lists: (S, K) list of each of its true neighbours, -1 for none.
         wanted: Recall, 0 to 1.
 
     Returns:
-        The number and its recall; all L lists where fewer do not suffice.
+        The number and its recall; all M lists where fewer do not suffice.
     """
-    rank = np.empty_like(near)
-    np.put_along_axis(rank, near, np.broadcast_to(np.arange(len(near), dtype=np.int32), near.shape), axis=1)
-    known = lists >= 0
-    place = np.where(known, rank[own[:, None], lists], len(near))  # how many lists must be searched before its list
+    most, known = near.shape[1], lists >= 0
+    place = np.full(lists.shape, most)  # how many lists must be searched before a neighbour's list
+    rank = np.empty(len(near), dtype=np.int64)
+    for row, number in enumerate(own):
+        rank[:] = most
+        rank[near[number]] = np.arange(most)
+        place[row, known[row]] = rank[lists[row, known[row]]]
     asked = np.maximum(known.sum(axis=1), 1)
     recall = 1.0
-    for probes in range(1, len(near) + 1):
+    for probes in range(1, most + 1):
         of_query = np.where(known.any(axis=1), (place < probes).sum(axis=1) / asked, 1.0)
         recall = float(of_query.mean())
         if recall - 2 * float(of_query.std()) / np.sqrt(len(own)) >= wanted:
-            return Nprobe(probes, recall)
-    return Nprobe(len(near), recall)
+            return Nprobe(probes, recall, True)
+    return Nprobe(most, recall, most == len(near))
 
 
-@dataclass(frozen=True)
-class RunSlice:
-    """The position of some vectors in the runs of a :class:`SortedRuns`."""
+class Spans(NamedTuple):
+    """Rows of several objects, and the lists that they belong to."""
 
-    spans: list[tuple[int, int, int]]  # number of the run, first row in it, row behind the last
-    rows: Int64  # (n,) rows of the embeddings, in the order of the spans
-    lists: Int32  # (n,) their lists
+    spans: list[tuple[int, int, int]]  # number of the object, first row in it, row behind the last
+    lists: Int32  # numbers of the lists, in the order of the spans
+    sizes: Int64  # rows of each of them
 
 
-class SortedRuns:
-    """An index of vectors that were sorted by list, block by block.
+@dataclass
+class SortedObjects:
+    """Where on the store the vectors of each list are: in objects whose rows are sorted by list.
 
-    A run is one block of vectors in the order of their lists, so some lists are a few spans of each run. ``sizes`` (L,)
-    counts the vectors of each list.
+    An object holds lists of one partition. A large partition has several objects, each with a part of every list.
 
-    Args:
-        lists: For each block, the list of every row; -1 for rows that are left out.
-        starts: First row of each block.
-        n: Number of lists, L.
+    Attributes:
+        first_list: For each object, the number of its first list.
+        sizes: For each object, the rows of each of its lists.
     """
 
-    def __init__(self, lists: list[Int32], starts: list[int], n: int) -> None:
-        self.lists = np.concatenate(lists)
-        self.sizes: npt.NDArray[np.intp] = np.bincount(self.lists[self.lists >= 0], minlength=n)
-        self._order = [run_order(of_block) for of_block in lists]
-        self._ends = [np.searchsorted(of[at], np.arange(n + 1)) for of, at in zip(lists, self._order, strict=True)]
-        self._starts = starts
+    first_list: list[int] = field(default_factory=list)
+    sizes: list[Int64] = field(default_factory=list)
 
-    def slice_of(self, wanted: npt.NDArray[np.integer]) -> RunSlice:
-        """Return the position of the vectors of some lists.
+    def list_sizes(self, n_lists: int) -> Int64:
+        """Return the rows of each of all lists, (n_lists,)."""
+        total = np.zeros(n_lists, dtype=np.int64)
+        for first, sizes in zip(self.first_list, self.sizes, strict=True):
+            total[first : first + len(sizes)] += sizes
+        return total
+
+    def parts(self, number: int, most: int) -> list[Spans]:
+        """Cut an object into ranges of consecutive lists with at most ``most`` rows, or of one list."""
+        ends = np.concatenate([[0], np.cumsum(self.sizes[number])])
+        return [
+            Spans(
+                [(number, int(ends[some[0]]), int(ends[some[-1] + 1]))],
+                (self.first_list[number] + some).astype(np.int32),
+                self.sizes[number][some],
+            )
+            for some in split_by_size(self.sizes[number], most)
+            if ends[some[0]] < ends[some[-1] + 1]
+        ]
+
+    def slices_of(self, wanted: npt.NDArray[np.integer], most: int) -> list[Spans]:
+        """Return where the vectors of some lists are, in slices of at most ``most`` rows.
+
+        A single list of one object may have more rows than that.
 
         Args:
             wanted: Numbers of the lists, sorted.
+            most: Rows of a slice.
         """
-        gap = np.flatnonzero(np.diff(wanted) != 1) + 1
-        spans, rows = [], [np.zeros(0, dtype=np.int64)]
-        for run, (order, ends, start) in enumerate(zip(self._order, self._ends, self._starts, strict=True)):
-            for consecutive in np.split(wanted, gap):
-                first, last = int(ends[consecutive[0]]), int(ends[consecutive[-1] + 1])
-                if first < last:
-                    spans.append((run, first, last))
-                    rows.append(start + order[first:last])
-        together = np.concatenate(rows)
-        return RunSlice(spans, together, self.lists[together])
+        slices: list[Spans] = []
+        room = 0  # in the last slice
+        firsts = np.array(self.first_list, dtype=np.int64)
+        begins = np.searchsorted(wanted, firsts)
+        stops = np.searchsorted(wanted, firsts + [len(sizes) for sizes in self.sizes])
+        for number in np.flatnonzero(begins < stops).tolist():
+            first, sizes = self.first_list[number], self.sizes[number]
+            ends = np.concatenate([[0], np.cumsum(sizes)])
+            here = wanted[begins[number] : stops[number]] - first
+            for consecutive in np.split(here, np.flatnonzero(np.diff(here) != 1) + 1):
+                for some in split_by_size(sizes[consecutive], most):
+                    lists = consecutive[some]
+                    span = (number, int(ends[lists[0]]), int(ends[lists[-1] + 1]))
+                    rows = span[2] - span[1]
+                    if not rows:
+                        continue
+                    if rows > room or not slices:
+                        slices.append(Spans([], np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)))
+                        room = most
+                    spans, numbers, counts = slices[-1]
+                    numbers = np.concatenate([numbers, (first + lists).astype(np.int32)])
+                    slices[-1] = Spans([*spans, span], numbers, np.concatenate([counts, sizes[lists]]))
+                    room -= rows
+        return slices
 
 
-def run_order(lists: Int32) -> Int64:
-    """Sort the rows of a block by list.
+def pieces_of(
+    counts: npt.NDArray[np.integer], starts: npt.NDArray[np.integer], most: int
+) -> list[list[tuple[int, int, int]]]:
+    """Cut the rows of one partition, which are spread over several objects, into pieces of at most ``most`` rows.
 
     Args:
-        lists: (n,) list of each row; -1 for rows that are left out.
+        counts: (n,) rows of the partition in each object.
+        starts: (n,) the first of them in each object.
+        most: Rows of a piece.
 
     Returns:
-        Row numbers in the order of their lists.
+        For each piece its spans: number of the object, first row in it, row behind the last.
     """
-    order = np.argsort(lists, kind="stable")
-    return order[np.searchsorted(lists[order], 0) :]
+    pieces: list[list[tuple[int, int, int]]] = []
+    room = 0
+    for number, (count, start) in enumerate(zip(counts.tolist(), starts.tolist(), strict=True)):
+        while count:
+            if not room:
+                pieces.append([])
+                room = most
+            taken = min(count, room)
+            pieces[-1].append((number, start, start + taken))
+            start, count, room = start + taken, count - taken, room - taken
+    return pieces
 
 
 def split_by_size(sizes: npt.NDArray[np.integer], most: int) -> list[npt.NDArray[np.intp]]:

@@ -3,7 +3,8 @@
 The search runs as Dask tasks that hold a few blocks of vectors each, whatever N is. Up to EXACT_UP_TO references it is
 exact (:mod:`geostream.mining.exact`), and its time grows with N². With more references it uses inverted lists
 (:mod:`geostream.mining.approximate`), and searches as many of them as the wanted recall needs. Where these are too
-many, it falls back to the exact search. A place and its semi-positives are never among its own neighbours.
+many, it falls back to the exact search. A place and its semi-positives are never among its own neighbours. Both modules
+state what they hold in bytes.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def build_visual_graph(
     writer = GraphWriter.create(run, name, kind="visual", layout=layout, embeddings=embeddings.name, places=places, k=k)
     job = exact.SearchJob(run, embeddings.name, name, k)
     how: dict[str, Any] = {"mode": "exact"}
-    blocks = len(exact.row_groups(len(places), len(embeddings.pairs))) * len(exact.reference_blocks(references))
-    with connected(cluster, blocks) as client:
+    groups = exact.row_groups(len(places), len(embeddings.pairs), exact.QUERIES)
+    with connected(cluster, len(groups) * len(exact.reference_blocks(references))) as client:
         try:
             if search == "approximate" or (search is None and references > EXACT_UP_TO):
                 lists = Approximate(client, job, embeddings, excluded)

@@ -145,7 +145,7 @@ def mine(run: Run, epoch: int) -> NeighbourGraph:
     """
     name, neighbours = run.graph_name(epoch), run.settings.plan.neighbours
     if epoch == 0:
-        return build_gps_graph(run.folder, name, run.layout, neighbours)
+        return build_gps_graph(run.folder, name, run.layout, neighbours, run.cluster)
     return build_visual_graph(run.folder, name, run.layout, run.embeddings("train", epoch), neighbours, run.cluster)
 
 

@@ -69,6 +69,15 @@ def make(folder: Path, n: int, dim: int) -> dict[str, Any]:
     return {"places": len(places)}
 
 
+def embeddings(folder: Path, n: int, dim: int) -> dict[str, Any]:
+    """Embeddings of ``n`` places without a layout."""
+    from geostream.store import Store
+    from tests.mining.places import places, write_embeddings
+
+    write_embeddings(Store.open(folder), places(n, max(1, n // 1_000_000)), dim)
+    return {"places": n}
+
+
 def ours(folder: Path, search: Any) -> dict[str, Any]:
     """The whole entry is timed: starting Dask, reading, searching, writing and opening the graph; imports are not."""
     import distributed  # noqa: F401
@@ -136,8 +145,8 @@ def recall(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     name, at, *rest = sys.argv[1:]
-    if name == "make":
-        done = make(Path(at), int(rest[0]), int(rest[1]))
+    if name in ("make", "embeddings"):
+        done = {"make": make, "embeddings": embeddings}[name](Path(at), int(rest[0]), int(rest[1]))
     elif name == "ours":
         done = ours(Path(at), rest[0])
     else:

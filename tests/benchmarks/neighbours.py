@@ -4,8 +4,10 @@
    N = 20,000 and 50,000, D = 512, K = 128; both read the same Zarr, use all cores, and run by turns in fresh processes.
 2. The growth of the approximate mode over N = 100,000, 200,000 and 400,000, D = 256: the exponent of a straight line
    through log time, recall measured by brute force on 500 places beside the figure that the graph stores.
+3. The growth of the GPS and the visual graph over N = 200,000, 400,000 and 800,000, D = 128, K = 64, with two Dask
+   processes of one thread, and the most that any process holds.
 Seconds leave imports out; memory is of the whole process, interpreter and libraries included. At most 11 GB are held
-at once, 3 GB of disk, and some 15 minutes are taken on two cores; ``--quick`` takes two.
+at once, 4 GB of disk, and some 25 minutes are taken on two cores; ``--quick`` takes three.
 """
 
 from __future__ import annotations
@@ -28,9 +30,8 @@ GIB = 2**30
 MEMORY_BOUND_GIB = 1.5
 
 
-def job(*arguments: Any) -> Result:
-    command = [sys.executable, "-m", "tests.benchmarks.neighbour_jobs", *map(str, arguments)]
-    return run(command, os.environ)
+def job(*arguments: Any, module: str = "tests.benchmarks.neighbour_jobs") -> Result:
+    return run([sys.executable, "-m", module, *map(str, arguments)], os.environ)
 
 
 def against_the_matrix(work: Path, n: int, dim: int, repeats: int) -> dict[str, list[Result]]:
@@ -59,6 +60,20 @@ def growth(work: Path, sizes: list[int], dim: int, repeats: int) -> dict[int, li
     return results
 
 
+def processes(work: Path, sizes: list[int], dim: int, k: int, repeats: int) -> dict[str, dict[int, list[Result]]]:
+    """Both graphs, built by Dask processes; the sizes by turns."""
+    results: dict[str, dict[int, list[Result]]] = {stage: {n: [] for n in sizes} for stage in ("gps", "visual")}
+    for n in sizes:
+        job("embeddings", work / f"processes-{n}", n, dim)
+    for _ in range(repeats):
+        for n in sizes:
+            for stage, of_stage in results.items():
+                done = job(stage, work / f"processes-{n}", n, dim, k, module="tests.mining.memory_job")
+                of_stage[n].append(done)
+                print(f"{stage}, N = {n}: {done}", file=sys.stderr)
+    return results
+
+
 def exponent(results: dict[int, list[Result]], repeat: int) -> float:
     seconds = [of_size[repeat]["seconds"] for of_size in results.values()]
     return float(np.polyfit(np.log(list(results)), np.log(seconds), 1)[0])
@@ -76,9 +91,9 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run, not what does it give")
     options = parser.parse_args()
-    sizes, grown = (
-        ([5_000, 10_000], [20_000, 40_000]) if options.quick else ([20_000, 50_000], [100_000, 200_000, 400_000])
-    )
+    sizes, grown, larger = [20_000, 50_000], [100_000, 200_000, 400_000], [200_000, 400_000, 800_000]
+    if options.quick:
+        sizes, grown, larger = [5_000, 10_000], [20_000, 40_000], [20_000, 40_000]
     figures: dict[str, Any] = {}
     raw: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
@@ -89,6 +104,7 @@ def main() -> None:
                 figures[f"{name}_{n // 1000}k"] = ratio(above, below, wanted)
             raw[f"exact_{n}"] = {who: {"repeats": of, "summary": summary(of)} for who, of in results.items()}
         runs = growth(Path(folder), grown, 256, options.growth_repeats)
+        stages = processes(Path(folder), larger, 128, 64, options.growth_repeats)
     for n, of_size in runs.items():
         figures[f"recall_{n // 1000}k"] = figure([done["recall"] for done in of_size], ">= 0.99")
         peaks = [done["peak_bytes"] / GIB for done in of_size]
@@ -96,6 +112,13 @@ def main() -> None:
         raw[f"approximate_{n}"] = {"repeats": of_size, "summary": summary(of_size)}
     slopes = [exponent(runs, repeat) for repeat in range(options.growth_repeats)]
     figures["growth_exponent"] = figure(slopes, "<= 1.3")
+    for stage, most in (("gps", 1.15), ("visual", 1.25)):
+        slopes = [exponent(stages[stage], repeat) for repeat in range(options.growth_repeats)]
+        figures[f"{stage}_growth_exponent"] = figure(slopes, f"<= {most}")
+        for n, of_size in stages[stage].items():
+            peaks = [done["most"] / 1e9 for done in of_size]
+            figures[f"{stage}_process_gb_{n // 1000}k"] = figure(peaks, "<= 2.5")
+            raw[f"{stage}_{n}"] = {"repeats": of_size, "summary": summary(of_size)}
     options.json.write_text(json.dumps({"machine": machine(), "figures": figures, "raw": raw}, indent=1))
     for name, value in figures.items():
         print(f"{name:20} {value['value']:.3f}  wanted {value['wanted']}  {'met' if value['met'] else 'NOT MET'}")

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geostream.layout import Layout
 from geostream.mining import approximate, ivf
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
 from geostream.mining.graph import NeighbourGraph
-from geostream.mining.ivf import SortedRuns, centroid_order, chain_order, choose_nprobe, split_by_size
+from geostream.mining.ivf import SortedObjects, chain_order, choose_nprobe, nearest_lists, pieces_of, split_by_size
 from geostream.mining.visual import build_visual_graph
 from geostream.store import Store
 from tests.cities import city, unit
@@ -61,15 +61,20 @@ def test_it_finds_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Lists, blocks and runs are small, so that each task reads from many; built twice, it is the same to the bit."""
     small_blocks(monkeypatch, 128)
     monkeypatch.setattr(ivf, "LIST", 20)
+    monkeypatch.setattr(ivf, "PARTITION", 200)
     monkeypatch.setattr(approximate, "SAMPLE", 300)
+    monkeypatch.setattr(approximate, "WORTH", 0.7)  # so few places make coarse lists
+    monkeypatch.setattr(approximate, "WRITTEN", 256)
+    monkeypatch.setattr(approximate, "CENTROIDS", 10)
     root = Store.open(tmp_path)
     layout = city(root, side=14, areas=4, views=views)
     embeddings = embed(root.child("run"), layout, clusters=20)
     run, name = root.child("run"), "neighbours/v.zarr"
     graph = build_visual_graph(run, name, layout, embeddings, K, search="approximate")
     assert graph.search["mode"] == "approximate"
-    assert (graph.search["lists"], graph.search["sample"], graph.search["wanted"]) == (39, 300, 0.99)
-    assert 1 <= graph.search["probes"] < 39 and graph.search["share"] < approximate.WORTH
+    assert (graph.search["sample"], graph.search["wanted"]) == (300, 0.99)
+    assert 30 < graph.search["lists"] <= 39  # of 20 places, in 4 partitions
+    assert 1 <= graph.search["probes"] < 30 and graph.search["share"] < 0.7
     lists = true_neighbours(layout, embeddings)
     assert graph.search["recall"] >= 0.99
     assert recall(graph, lists) >= 0.985
@@ -100,14 +105,24 @@ def test_noise_is_searched_exactly_and_says_so(tmp_path: Path, monkeypatch: pyte
     graph = build_visual_graph(root.child("run"), "neighbours/v.zarr", layout, embeddings, K, search="approximate")
     assert graph.search["mode"] == "exact"
     assert graph.search["because"].startswith("recall 0.99 needs ")
-    assert graph.indices.tolist() == true_neighbours(layout, embeddings)
+    lists = true_neighbours(layout, embeddings)
+    assert graph.indices.tolist() == lists
+
+    # Where that would take hours, the graph has the recall that few lists give, and says so.
+    monkeypatch.setattr(ivf, "MOST_PROBES", 3)
+    monkeypatch.setattr(approximate, "EXACT_MOST", 300)
+    less = build_visual_graph(root.child("run"), "neighbours/v.zarr", layout, embeddings, K, search="approximate")
+    assert (less.search["mode"], less.search["probes"], less.search["wanted"]) == ("approximate", 3, 0.99)
+    assert recall(less, lists) == pytest.approx(less.search["recall"], abs=0.05)
+    assert less.search["recall"] < 0.9
 
 
-def test_collapsed_embeddings_are_searched_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All places at nearly one point beside a few others: one list would hold more than a task may."""
+@pytest.mark.parametrize("worth", [0.25, 2.0])
+def test_collapsed_embeddings_give_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float) -> None:
+    """All places are at one point, so one list holds them all: more than a task may read at a time."""
     small_blocks(monkeypatch)
     monkeypatch.setattr(ivf, "LIST", 20)
-    monkeypatch.setattr(approximate, "WORTH", 2.0)
+    monkeypatch.setattr(approximate, "WORTH", worth)
     root = Store.open(tmp_path)
     layout = city(root, side=10, areas=2)
     run, pairs = root.child("run"), layout.pairs("train")
@@ -122,33 +137,56 @@ def test_collapsed_embeddings_are_searched_exactly(tmp_path: Path, monkeypatch: 
     writer.commit()
     embeddings = open_embeddings(run, "embeddings/e.zarr", layout)
     graph = build_visual_graph(run, "neighbours/v.zarr", layout, embeddings, K, search="approximate")
-    assert graph.search == {"mode": "exact", "because": "a list of similar places holds more than 30 of them"}
-    assert (graph.indices >= 0).all()
+    assert graph.search["mode"] == ("exact" if worth < 1 else "approximate")
+    assert (graph.indices >= 0).all() and (graph.scores == 1).all()
+    assert not (graph.indices == graph.places[:, None]).any()
 
 
-@given(seed=st.integers(0, 2**32), blocks=st.integers(1, 4), n=st.integers(1, 9))
-def test_parts_of_runs_are_all_rows_of_their_lists(seed: int, blocks: int, n: int) -> None:
-    """Each row's place in its run is where the sorted block has it; rows of list -1 are nowhere."""
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32), partitions=st.integers(1, 5), most=st.integers(1, 40))
+def test_slices_are_all_rows_of_their_lists(seed: int, partitions: int, most: int) -> None:
+    """A partition may have several objects, or none; every row of a list that is wanted is read once."""
     rng = np.random.default_rng(seed)
-    lists = [rng.integers(-1, n, rng.integers(1, 30)).astype(np.int32) for _ in range(blocks)]
-    starts = np.concatenate([[0], np.cumsum([len(of) for of in lists])])[:-1].tolist()
-    runs = SortedRuns(lists, starts, n)
-    written = [start + ivf.run_order(of) for start, of in zip(starts, lists, strict=True)]
-    everything = np.concatenate(lists)
-    assert runs.sizes.tolist() == [int((everything == number).sum()) for number in range(n)]
-    wanted = np.flatnonzero(rng.random(n) < 0.6)
-    if len(wanted):
-        part = runs.slice_of(wanted)
-        read = [row for run, first, last in part.spans for row in written[run][first:last].tolist()]
-        assert read == part.rows.tolist()
-        assert sorted(read) == np.flatnonzero(np.isin(everything, wanted)).tolist()
-        assert part.lists.tolist() == everything[part.rows].tolist()
+    objects, rows, first = SortedObjects(), {}, 0
+    for _ in range(partitions):
+        lists = int(rng.integers(1, 5))
+        for _ in range(int(rng.integers(0, 3))):
+            sizes = rng.integers(0, 9, lists)
+            rows[len(objects.sizes)] = (first + np.repeat(np.arange(lists), sizes)).tolist()
+            objects.first_list.append(first)
+            objects.sizes.append(sizes)
+        first += lists
+    everything = [of for written in rows.values() for of in written]
+    assert objects.list_sizes(first).tolist() == np.bincount(everything, minlength=first).tolist()
+    wanted = np.flatnonzero(rng.random(first) < 0.6)
+    read = []
+    for part in objects.slices_of(wanted, most):
+        of_part = [rows[number][row] for number, a, b in part.spans for row in range(a, b)]
+        assert of_part == np.repeat(part.lists, part.sizes).tolist()
+        assert 0 < len(of_part) <= most or len(np.unique(of_part)) == 1
+        read += [(number, row) for number, a, b in part.spans for row in range(a, b)]
+    assert len(set(read)) == len(read)
+    assert sorted(read) == [(n, row) for n, of in rows.items() for row, one in enumerate(of) if one in wanted]
+    for number, written in rows.items():
+        parts = objects.parts(number, most)
+        assert [of for part in parts for of in np.repeat(part.lists, part.sizes).tolist()] == written
+        assert [row for part in parts for _, a, b in part.spans for row in range(a, b)] == list(range(len(written)))
 
 
+@given(counts=st.lists(st.integers(0, 20), min_size=1, max_size=9), most=st.integers(1, 15))
+def test_pieces_hold_every_row_once(counts: list[int], most: int) -> None:
+    made = pieces_of(np.array(counts), np.full(len(counts), 3), most)
+    assert all(0 < sum(last - first for _, first, last in piece) <= most for piece in made)
+    read = [(number, row) for piece in made for number, first, last in piece for row in range(first, last)]
+    assert read == [(number, 3 + row) for number, count in enumerate(counts) for row in range(count)]
+
+
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), wanted=st.sampled_from([0.5, 0.9, 0.99, 1.0]))
 def test_width_is_the_fewest_lists_that_are_enough(seed: int, wanted: float) -> None:
     rng = np.random.default_rng(seed)
-    near = centroid_order(unit(rng.normal(size=(9, 4))))
+    near = nearest_lists(unit(rng.normal(size=(9, 4))), 0, 9)
+    assert (near[:, 0] == np.arange(9)).all() and (np.sort(near, axis=1) == np.arange(9)).all()
     own, lists = rng.integers(0, 9, 50).astype(np.int32), rng.integers(-1, 9, (50, 6)).astype(np.int32)
     found = choose_nprobe(near, own, lists, wanted)
 

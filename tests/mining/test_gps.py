@@ -12,15 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geostream.arrays import Csr, Float64
+from geostream.arrays import Csr, Float64, Int32, Int64
 from geostream.errors import BadInput
 from geostream.layout.index import Index
-from geostream.mining import gps
+from geostream.mining import exact
 from geostream.mining import graph as graphs
-from geostream.mining.gps import EARTH_RADIUS, build_gps_graph, nearest, points_in_metres
+from geostream.mining.gps import EARTH_RADIUS, PlaceTree, build_gps_graph, points_in_metres
 from geostream.runs.run import GPS_GRAPH
 from geostream.store import Store
 from tests.cities import city, csr
+
+
+def nearest(points: Float64, area: Int32, k: int, excluded: Csr, rank: Int64) -> tuple[Int32, Float64]:
+    """Search a tree of all places for all of them; ids are row numbers."""
+    place = np.arange(len(points), dtype=np.int32)
+    tree = PlaceTree(points, area, place, rank.astype(np.int32))
+    return tree.nearest(points, area, place, excluded, k)
 
 
 def plain_nearest(
@@ -83,8 +90,8 @@ def test_points_of_degrees_are_metres_apart() -> None:
 
 @pytest.mark.parametrize("coordinates", ["utm", "latlon"])
 def test_gps_graph(tmp_path: Path, coordinates: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gps, "SHARD_ROWS", 32)
-    monkeypatch.setattr(graphs, "SHARD_ROWS", 32)
+    for module in (exact, graphs):
+        monkeypatch.setattr(module, "SHARD_ROWS", 32)
     root = Store.open(tmp_path)
     layout = city(root, side=6, areas=2, views=2, coordinates=coordinates)  # type: ignore[arg-type]
     graph = build_gps_graph(root.child("run"), GPS_GRAPH, layout, k=8)
@@ -157,3 +164,16 @@ def test_equal_distances_go_by_key_not_by_id(tmp_path: Path) -> None:
             tied += len(keys) > 1
             assert keys == sorted(keys)
     assert tied > 10
+
+
+def test_processes_give_the_same_graph_as_threads(tmp_path: Path) -> None:
+    """Workers know nothing but the store; afterwards nothing is left there but the graph."""
+    from distributed import LocalCluster
+
+    root = Store.open(tmp_path)
+    layout = city(root, side=50, areas=2, coordinates="latlon")
+    here = build_gps_graph(root.child("run"), "here.zarr", layout, 9)
+    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        there = build_gps_graph(root.child("run"), "there.zarr", layout, 9, cluster.scheduler_address)
+    assert (here.indices == there.indices).all() and (here.scores == there.scores).all()
+    assert not [info.path for info in root.child("run").list() if "scratch" in info.path]

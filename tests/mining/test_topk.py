@@ -72,7 +72,7 @@ def test_few_queries_do_not_leave_the_matrix_product() -> None:
 @given(n_places=st.integers(1, 60_000), views=st.integers(1, 60))
 def test_groups_are_whole_zarr_shards(n_places: int, views: int) -> None:
     """They tile the graph's rows, and are as small as shards allow."""
-    made = row_groups(n_places, n_places * views)
+    made = row_groups(n_places, n_places * views, exact.QUERIES)
     assert [start for start, _ in made] == [0, *(stop for _, stop in made[:-1])]
     assert made[-1][1] == n_places
     assert all(start % SHARD_ROWS == 0 and start < stop for start, stop in made)
@@ -93,12 +93,12 @@ def test_reference_blocks_tile_the_references(n: int) -> None:
 def test_pieces_hold_few_queries_and_no_half_place(views: list[int], most: int) -> None:
     places = 3 * np.arange(len(views), dtype=np.int32)
     pair_place = np.repeat(places, views).astype(np.int32)
-    made = place_ranges(places, pair_place, csr([[] for _ in range(3 * len(views))]), most)
-    assert np.concatenate([place_range.places for place_range in made]).tolist() == places.tolist()
-    for place_range in made:
-        assert np.unique(pair_place[place_range.first : place_range.last]).tolist() == place_range.places.tolist()
-        assert place_range.last - place_range.first <= most or len(place_range.places) == 1
-    assert sum(place_range.last - place_range.first for place_range in made) == len(pair_place)
+    made = place_ranges(places, pair_place, most)
+    assert np.concatenate([some for some, _, _ in made]).tolist() == places.tolist()
+    for some, first, last in made:
+        assert np.unique(pair_place[first:last]).tolist() == some.tolist()
+        assert last - first <= most or len(some) == 1
+    assert sum(last - first for _, first, last in made) == len(pair_place)
 
 
 @given(n=st.integers(1, 70))
