@@ -28,7 +28,8 @@ from geostream.layout.verify import verify_layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings, read_rows
 from geostream.mining.graph import GraphWriter, open_graph
 from geostream.reclustering import rewrite as module
-from geostream.reclustering.recluster import place_vectors, recluster
+from geostream.reclustering.means import place_vectors
+from geostream.reclustering.recluster import recluster
 from geostream.runs import stages
 from geostream.runs.run import Run
 from geostream.settings import TrainSettings
