@@ -118,9 +118,9 @@ def test_a_part_of_the_order_shows_how_hard_plans_are(some: Placed, monkeypatch:
     def tried(most: int, pieces: int) -> float:
         chosen = [ordered[number] for number in stretches(ordered, most)]
         rows = np.sort(np.concatenate(chosen))
-        made = trial.Trial(where, some.layout, some.embeddings, some.graph.places, rows, map)
+        made = trial.Trial(where, some.layout, some.embeddings, some.graph.places, rows, SETTINGS, map)
         dealt = deal([np.searchsorted(rows, part) for part in chosen], sizes[rows], pieces)
-        score = made.reachable(SETTINGS, len(chosen))(shard_of_rows(dealt))
+        score = made.reachable(len(chosen))(shard_of_rows(dealt))
         assert score is not None
         return score
 
