@@ -4,9 +4,11 @@ The graph of all places is never in memory: tasks read the neighbours and vector
 the tried places are assembled as for all, with neighbours that are not tried counted as none, and with fewer lanes, so
 that a lane is about as long. A batch comes from few resident shards in any case, so it is as hard as in a plan for all.
 
-The two ends of the scale are not: random batches, and Sample4Geo's with random access, come from all places. Therefore
-random batches are drawn from all places, and Sample4Geo's are imitated: seeds are drawn from all places, and at a time
-t of the epoch each neighbour is already used with the probability t. Where all places are tried, both ends are exact.
+The two ends of the scale are not: random batches, and Sample4Geo's with random access, come from all places. Random
+batches are therefore drawn from all places. Sample4Geo's are assembled from the tried places, which lack neighbours.
+They are also imitated: seeds are drawn from all places, and at a time t of the epoch each neighbour is already used with
+the probability t. That passes over that alike places are used up together. Neither is harder than the real ones, so
+the harder of the two counts. Where all places are tried, the ends are exact.
 
 A task holds the neighbours and vectors that it returns, and PIECE rows. The process that tries holds TRIED_BYTES of
 vectors and about 2 KB a tried pair with 128 neighbours: 1 GB.
@@ -144,8 +146,7 @@ class Trial:
         asked = np.union1d(rows, seeds)
         parts = dict(apply(partial(read_neighbours, scratch), by_block(scratch, asked)))
         neighbours = np.concatenate([parts[number] for number in sorted(parts)])
-        # The ends of the scale, as places; from here on, a place is known by its position in ``known``.
-        self._ends: list[Int32] = []
+        self._ends: list[Int32] = []  # batches like Sample4Geo's and random ones, of all places; none if all are tried
         if not whole:
             count = int(np.clip(IMITATED // size, 8, SAMPLED_BATCHES))
             views = np.bincount(pair_place, minlength=int(places[-1]) + 1)
@@ -196,13 +197,18 @@ class Trial:
         lanes = max(1, round(plan.lanes * self._share))
         ways = FALLBACKS.get(plan.strategy, (plan.strategy,))
         hardest = [name for name in ways if name not in DRIFTING][-1]
-        ends = self._ends or [
-            self._pairs[assemble(problem, strategy=end, resident=shards, **common).batches]
-            for end in ("sample4geo", "random")
-        ]
+
+        def measure(batches: Int32) -> float:
+            return self._hardness(self._pairs[batches])
+
+        ends = [assemble(problem, strategy=end, resident=shards, **common).batches for end in ("sample4geo", "random")]
         if min(map(len, ends)) == 0:
             return lambda shard: None
-        scale = HardnessScale(lambda batches: self._hardness(self._pairs[batches]), *map(self._hardness, ends))
+        reference, random = map(measure, ends)
+        if self._ends:
+            of_all, random = map(self._hardness, self._ends)
+            reference = max(reference, of_all)
+        scale = HardnessScale(measure, reference, random)
 
         def reachable(shard: Int32) -> float | None:
             if len(np.unique(shard)) < lanes:
