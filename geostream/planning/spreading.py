@@ -4,7 +4,8 @@ If each shard were one run of the order, a network would see one part of the dat
 pieces, a few resident shards hold places from many parts of the order, at no cost in reads. But if a piece holds fewer
 similar places than a batch needs, plans become too easy. This depends on the batch size, the number of resident shards
 and the data. So each number of pieces in :data:`PIECES` is tried on the graph, at 15 µs a pair, and the largest whose
-plans are hard enough is used. Measurements are in docs/notes/planning.md.
+plans are hard enough is used. Of a large order only some stretches are tried. Beside what a trial of a plan takes, this
+holds about 40 bytes a place. Measurements are in docs/notes/planning.md.
 """
 
 from __future__ import annotations
@@ -55,6 +56,27 @@ def spread_out(
         if hard_enough(score, wanted, RECLUSTER_MARGIN):
             break
     return best
+
+
+def stretches(shards: Sequence[Int64], most: int) -> list[int]:
+    """Choose shards for a trial: as many stretches of the order as a shard may have pieces, at equal distances.
+
+    In shards that are spread over these stretches, a piece comes from each stretch. So they are like shards that are
+    spread over the whole order, in which pieces lie as far apart.
+
+    Args:
+        shards: Rows of each shard, in the order of similarity.
+        most: About how many rows to choose.
+
+    Returns:
+        Numbers of the chosen shards, in order; all shards if there are no more rows.
+    """
+    rows = sum(len(part) for part in shards)
+    if rows <= most:
+        return list(range(len(shards)))
+    length = max(1, int(len(shards) * most / rows) // PIECES[0])
+    starts = np.linspace(0, len(shards) - length, PIECES[0]).astype(int).tolist()
+    return sorted({shard for start in starts for shard in range(start, start + length)})
 
 
 def deal(shards: Sequence[Int64], sizes: Int64, pieces: int) -> list[Int64]:

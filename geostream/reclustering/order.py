@@ -8,8 +8,10 @@ The order depends only on the vectors, not on the machine or on how the work was
 was killed must find the same order again. Therefore vectors are rounded to whole numbers, small enough that float32 and
 float64 add them exactly in any order. This changes a cosine by about 1e-4, which does not matter for the cuts.
 
-Time is N log N: on one core 2 and 6 s for 50,000 vectors of 128 and 1024 dimensions, 10 and 21 s for 200,000. Memory is
-2·N·D bytes beside the vectors, and as much again while workers order the subtrees.
+Time is N log N: on one core 2 and 6 s for 50,000 vectors of 128 and 1024 dimensions, 10 and 21 s for 200,000. Here all
+vectors are in memory: :func:`similarity_order` takes 2·N·D bytes beside them, and as much again while workers order the
+subtrees. :mod:`geostream.reclustering.external` finds the same order with the vectors on the store; the cuts of both
+are made by :func:`order_by_cuts`, which holds about 60 bytes a place.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geostream.arrays import Float32, Float64, Int32, Int64
+from geostream.arrays import Float32, Float64, Int16, Int32, Int64
 from geostream.errors import BadInput
 
 Codes = npt.NDArray[Any]  # (n, D) whole numbers, int16 or float32
@@ -32,11 +34,25 @@ LEAF = 8  # sets of at most so many places are not cut further
 ROUNDS = 25  # most rounds of 2-means
 
 
+class Node(NamedTuple):
+    """A set of places in the tree of cuts.
+
+    Attributes:
+        number: Its number; the root is 1, the halves of n are 2n and 2n + 1.
+        rows: (n,) row numbers.
+        shards: Number of shards to cut it into.
+    """
+
+    number: int
+    rows: Int64
+    shards: int
+
+
 class Subtree(NamedTuple):
     """A task: places to order and to cut into shards.
 
     Attributes:
-        number: Number of the tree's node; the root is 1, the halves of n are 2n and 2n + 1.
+        number: Number of the tree's node.
         codes: (n, D) vectors in whole numbers.
         sizes: (n,) bytes of each place.
         shards: Number of shards.
@@ -72,6 +88,10 @@ class Ordered(NamedTuple):
 
 Work = Callable[[Subtree], Ordered]
 RunTasks = Callable[[Work, Sequence[Subtree]], Iterable[Ordered]]
+#: Nodes that are cut → for each (n,) where its rows lie along the direction in which it is cut
+Project = Callable[[Sequence[Node]], Iterable[Float32]]
+#: Nodes that are cut no further → each in order, in any sequence; ``rows`` of a result are positions in the node's rows
+OrderNodes = Callable[[Sequence[Node]], Iterable[Ordered]]
 
 
 def similarity_order(vectors: Float32, sizes: Int64, target_bytes: float, map_fn: RunTasks = map) -> list[Int64]:
@@ -90,24 +110,55 @@ def similarity_order(vectors: Float32, sizes: Int64, target_bytes: float, map_fn
     Raises:
         BadInput: There are no vectors, or some are not finite or longer than 1.
     """
-    if not len(vectors):
+    codes = whole_numbers(vectors)
+
+    def project(nodes: Sequence[Node]) -> Iterable[Float32]:
+        return (_along(codes, node.rows, _direction_of(codes, *node[1:], sizes)) for node in nodes)
+
+    def order(nodes: Sequence[Node]) -> Iterable[Ordered]:
+        return map_fn(order_subtree, [Subtree(n.number, codes[n.rows], sizes[n.rows], n.shards) for n in nodes])
+
+    return order_by_cuts(sizes, target_bytes, SUBTREE, project, order)
+
+
+def order_by_cuts(
+    sizes: Int64, target_bytes: float, most: int, project: Project, order_nodes: OrderNodes
+) -> list[Int64]:
+    """Order places by a tree of cuts, wherever their vectors are.
+
+    The order does not depend on ``most``, because a node is cut in the same way wherever that is done.
+
+    Args:
+        sizes: (N,) bytes of each place.
+        target_bytes: Wanted mean size of a shard.
+        most: Nodes of more places, and more than one shard, are cut here; the others by ``order_nodes``.
+        project: Returns where the rows of each node lie along the direction in which it is cut.
+        order_nodes: Orders the nodes that are not cut here.
+
+    Returns:
+        Row numbers of each shard, in order. Every row is in exactly one.
+
+    Raises:
+        BadInput: There are no places.
+    """
+    if not len(sizes):
         raise BadInput("nothing to order: no places")
-    shards = int(np.clip(round(float(sizes.sum()) / target_bytes), 1, len(vectors)))
-    codes = _whole_numbers(vectors)
-    tasks: list[Subtree] = []
-    rows_of: dict[int, Int64] = {}
+    shards = int(np.clip(round(float(sizes.sum()) / target_bytes), 1, len(sizes)))
+    level = [Node(1, np.arange(len(sizes)), shards)]
+    leaves: list[Node] = []
     cut: list[int] = []
-    todo = [(1, np.arange(len(codes)), shards)]
-    while todo:
-        number, rows, shards = todo.pop()
-        if len(rows) <= SUBTREE or shards == 1:
-            tasks.append(Subtree(number, codes[rows], sizes[rows], shards))
-            rows_of[number] = rows
-        else:
-            cut.append(number)
-            low, high = _cut(codes, rows, sizes, shards)
-            todo += [(2 * number, low, shards // 2), (2 * number + 1, high, shards - shards // 2)]
-    done = {part.number: part._replace(rows=rows_of[part.number][part.rows]) for part in map_fn(order_subtree, tasks)}
+    while level:
+        leaves += [node for node in level if len(node.rows) <= most or node.shards == 1]
+        level = [node for node in level if len(node.rows) > most and node.shards > 1]
+        cut += [node.number for node in level]
+        halves: list[Node] = []
+        for node, along in zip(level, project(level) if level else (), strict=True):
+            low, high = _halves(node.rows, along, sizes, node.shards)
+            less = node.shards // 2
+            halves += [Node(2 * node.number, low, less), Node(2 * node.number + 1, high, node.shards - less)]
+        level = halves
+    rows_of = {node.number: node.rows for node in leaves}
+    done = {part.number: part._replace(rows=rows_of[part.number][part.rows]) for part in order_nodes(leaves)}
     for number in sorted(cut, reverse=True):
         done[number] = _join(number, done.pop(2 * number), done.pop(2 * number + 1))
     return np.split(done[1].rows, np.cumsum(done[1].lengths)[:-1])
@@ -143,17 +194,51 @@ def _join(number: int, one: Ordered, other: Ordered) -> Ordered:
 
 def _cut(codes: Codes, rows: Int64, sizes: Int64, shards: int) -> tuple[Int64, Int64]:
     """Cut rows in two, by bytes in the ratio in which ``shards`` is halved; within one shard, in equal numbers."""
-    share = (1, 2) if shards == 1 else (shards // 2, shards)
-    weights = np.ones_like(sizes) if shards == 1 else sizes
-    some = rows if len(rows) <= SAMPLE else rows[np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64)]
-    direction = _two_means(codes[some].astype(np.float32), weights[some], share)
-    along = np.concatenate(
-        [codes[rows[at : at + SAMPLE]].astype(np.float32) @ direction for at in range(0, len(rows), SAMPLE)]
-    )
-    order = np.argsort(along, kind="stable")
+    return _halves(rows, _along(codes, rows, _direction_of(codes, rows, shards, sizes)), sizes, shards)
+
+
+def sampled(rows: Int64) -> Int64:
+    """Return the rows of a node that decide in which direction it is cut: at most SAMPLE, evenly spaced."""
+    return rows if len(rows) <= SAMPLE else rows[np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64)]
+
+
+def cut_direction(codes: Codes, sizes: Int64, shards: int) -> Float32:
+    """Compute the direction in which a node is cut.
+
+    Args:
+        codes: (n, D) vectors of its sampled rows, in whole numbers.
+        sizes: (n,) bytes of these places.
+        shards: Number of shards of the node.
+
+    Returns:
+        (D,) direction in whole numbers.
+    """
+    return _two_means(codes.astype(np.float32), np.ones_like(sizes) if shards == 1 else sizes, _share(shards))
+
+
+def _direction_of(codes: Codes, rows: Int64, shards: int, sizes: Int64) -> Float32:
+    some = sampled(rows)
+    return cut_direction(codes[some], sizes[some], shards)
+
+
+def _along(codes: Codes, rows: Int64, direction: Float32) -> Float32:
+    """Return (n,) where some rows lie along a direction, in whole numbers."""
+    blocks = (codes[rows[at : at + SAMPLE]].astype(np.float32) for at in range(0, len(rows), SAMPLE))
+    return np.concatenate([block @ direction for block in blocks])
+
+
+def _share(shards: int) -> tuple[int, int]:
+    """Return the part of a node, as a fraction, that its lower half takes."""
+    return (1, 2) if shards == 1 else (shards // 2, shards)
+
+
+def _halves(rows: Int64, along: Float32, sizes: Int64, shards: int) -> tuple[Int64, Int64]:
+    """Sort rows along the direction and cut them in two."""
+    rows = rows[np.argsort(along, kind="stable")]
     least, most = (1, len(rows) - 1) if shards == 1 else (shards // 2, len(rows) - (shards - shards // 2))
-    at = min(max(_lower(weights[rows[order]], share), least), most)
-    return rows[order[:at]], rows[order[at:]]
+    weights = np.ones(len(rows), dtype=np.int64) if shards == 1 else sizes[rows]
+    at = min(max(_lower(weights, _share(shards)), least), most)
+    return rows[:at], rows[at:]
 
 
 def _lower(weights: Int64, share: tuple[int, int]) -> int:
@@ -193,8 +278,18 @@ def _unit(vector: Float32 | Float64) -> Float64:
     return unit
 
 
-def _whole_numbers(vectors: Float32) -> Codes:
-    """Return (N, D) int16: the vectors in units of 1 / UNIT."""
+def whole_numbers(vectors: Float32) -> Int16:
+    """Return vectors in units of 1 / UNIT.
+
+    Args:
+        vectors: (N, D) L2-normalised.
+
+    Returns:
+        (N, D) whole numbers.
+
+    Raises:
+        BadInput: Some are not finite or longer than 1.
+    """
     codes = np.empty(vectors.shape, dtype=np.int16)
     for at in range(0, len(vectors), SAMPLE):
         block = vectors[at : at + SAMPLE]

@@ -7,28 +7,60 @@ They keep their order and are kept apart from training places, because training 
 
 Finding the order takes seconds (:mod:`geostream.reclustering.order`); rewriting reads and writes every byte once
 (:mod:`geostream.reclustering.rewrite`).
+
+Where there are at most PAIRS pairs and VECTOR_BYTES of place vectors, they are ordered in memory. This takes 4 ·
+VECTOR_BYTES (1 GiB) beside layout and graph. Otherwise the vectors stay on the store, and Dask tasks smooth and order
+them (:mod:`geostream.reclustering.external`, which states its bounds); the order is the same. The number of pieces is
+then chosen on a part of the order (:mod:`geostream.reclustering.trial`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import dask
 import numpy as np
 
-from geostream.arrays import Float32, Int32
-from geostream.dask import run_tasks
+from geostream.arrays import Int32, Int64
+from geostream.dask import connected, results, run_tasks
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
-from geostream.mining.embeddings import SHARD_ROWS, Embeddings, read_rows
+from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.planning.make_plan import reachable_by_shards
-from geostream.planning.smoothing import NEAR, smoothed
-from geostream.planning.spreading import Spread, shard_of_rows, spread_out
-from geostream.reclustering.order import RunTasks, shard_similarity, similarity_order
-from geostream.reclustering.rewrite import rewrite, tar_bytes
+from geostream.planning.smoothing import NEAR, ROUNDS, smoothed
+from geostream.planning.spreading import shard_of_rows, spread_out
+from geostream.reclustering.external import external_order, prepare, unsmoothed
+from geostream.reclustering.means import place_vectors
+from geostream.reclustering.order import shard_similarity, similarity_order
+from geostream.reclustering.rewrite import bytes_of_places, rewrite
+from geostream.reclustering.scratch import Apply, Scratch
+from geostream.reclustering.trial import spread_by_trial
 from geostream.settings import TrainSettings
 from geostream.store import Store
+
+PAIRS = 2**18  # most pairs of which plans are tried in memory
+VECTOR_BYTES = 2**28  # most bytes of place vectors, of four bytes a number, that are held in memory
+THREADS = 4  # most tasks at a time where they run within this process: 4 · 435 MB
+LIKENESS_BYTES = 2**25  # most bytes of the vectors by which the likeness of a large order is estimated
+
+
+class Order(NamedTuple):
+    """The similarity order of the training places.
+
+    Attributes:
+        shards: Rows (of the graph's places) of each new shard, in order.
+        pieces: Number of pieces of the order in a shard.
+        before: Mean cosine of two training places of one shard of the old generation.
+        after: The same for the new shards. Of a large order some shards are measured.
+    """
+
+    shards: list[Int64]
+    pieces: int
+    before: float
+    after: float
 
 
 def recluster(
@@ -61,109 +93,126 @@ def recluster(
     Raises:
         StaleArtefact: The embeddings are of other places, or the graph is of other embeddings.
         BadInput: The embeddings are of another split.
+        NotFound: Another reclustering by the same graph has removed what both wrote on the store; run it again.
         StoreError: A member is damaged, or the store cannot be read or written.
     """
     if embeddings.places_id != layout.places_id:
         raise StaleArtefact(f"{embeddings.name}: made from other places than those of {layout.name}; embed again")
     if embeddings.split != "train":
         raise BadInput(f"{embeddings.name}: of split {embeddings.split!r}; a layout is ordered by the training set's")
+    if graph.places_id != layout.places_id:
+        raise StaleArtefact(f"graph {graph.name}: made from other places than those of {layout.name}; mine again")
     if graph.embeddings != embeddings.name:
         raise StaleArtefact(f"graph {graph.name} came from {graph.embeddings}, not from {embeddings.name}; mine again")
-    places = np.unique(layout.pairs("train").place)
-    vectors = place_vectors(embeddings, places)
-    import distributed.config  # noqa: F401  # loads its defaults before some are changed for a while
-
-    # The vectors are sent with the tasks, of which Dask would warn.
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
-        rows, pieces = shards_by_similarity(layout, vectors, embeddings, graph, settings, partial(run_tasks, cluster))
-    shards = [*(places[of] for of in rows), *_without_pairs(layout, places)]
-    if [part.tolist() for part in shards] == [part.tolist() for part in _by_shard(_in_order(layout), layout)]:
+    order = order_places(layout, embeddings, graph, settings, cluster)
+    shards = [*(graph.places[rows] for rows in order.shards), *_without_pairs(layout, graph.places)]
+    old = _by_shard(_in_order(layout), layout)
+    if len(shards) == len(old) and all(map(np.array_equal, shards, old)):
         return layout
     source = {
         "made_from": layout.name,
         "run": run_name,
         "embeddings": embeddings.name,
         "checkpoint": embeddings.checkpoint,
-        "pieces": pieces,
-        "similarity": {
-            "before": round(shard_similarity(vectors, layout.shard_of_place[places]), 4),
-            "after": round(shard_similarity(vectors, shard_of_rows(rows)), 4),
-        },
+        "pieces": order.pieces,
+        "similarity": {"before": round(order.before, 4), "after": round(order.after, 4)},
         "first": layout.info["source"].get("first", layout.info["source"]),
     }
     return rewrite(store, layout, shards, source, cluster)
 
 
-def shards_by_similarity(
-    layout: Layout,
-    vectors: Float32,
-    embeddings: Embeddings,
-    graph: NeighbourGraph,
-    settings: TrainSettings,
-    run: RunTasks = map,
-) -> Spread:
+def order_places(
+    layout: Layout, embeddings: Embeddings, graph: NeighbourGraph, settings: TrainSettings, cluster: str | None = None
+) -> Order:
     """Order the graph's places by similarity, and spread each shard over the order as far as the settings allow.
 
     Args:
         layout: The layout that holds the places.
-        vectors: (N, D) L2-normalised vectors of the graph's places.
-        embeddings: The embeddings that the graph came from.
-        graph: The neighbour graph.
+        embeddings: Embeddings of its training set.
+        graph: The neighbour graph of these embeddings. A large one is read from the store, beside its places.
         settings: Settings of the plans to come.
-        run: Runs the tasks of :func:`similarity_order`, as its ``map_fn``.
-
-    Returns:
-        The rows (of the graph's places) of each shard, and the number of pieces in a shard.
+        cluster: URL of a Dask scheduler whose workers reach the store; None works within this process.
     """
-    weight = np.bincount(layout.members["place"].to_numpy(), tar_bytes(layout.members), layout.n_places)
-    in_shard = np.bincount(layout.shard_of_place, weight)[np.unique(layout.shard_of_place[graph.places])]
-    sizes = weight[graph.places].astype(np.int64)
-    ordered = similarity_order(smoothed(vectors, graph.rows(NEAR)), sizes, float(in_shard.mean()), run)
+    import distributed.config  # noqa: F401  # loads its defaults before some are changed for a while
+
+    n, pairs = len(graph.places), len(embeddings.pairs)
+    order = _in_memory if pairs <= PAIRS and 4 * n * embeddings.dim <= VECTOR_BYTES else _on_the_store
+    # The vectors, or what the tasks need to find them, are sent with the tasks, of which Dask would warn.
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
+        return order(layout, embeddings, graph, settings, cluster)
+
+
+def _in_memory(
+    layout: Layout, embeddings: Embeddings, graph: NeighbourGraph, settings: TrainSettings, cluster: str | None
+) -> Order:
+    """Order the places, with all vectors in memory."""
+    sizes, target = _sizes(layout, graph.places)
+    vectors = place_vectors(embeddings, graph.places)
+    ordered = similarity_order(smoothed(vectors, graph.rows(NEAR)), sizes, target, partial(run_tasks, cluster))
     reachable = reachable_by_shards(layout, graph, embeddings, settings)
-    return spread_out(ordered, sizes, reachable, settings.plan.hardness)
+    spread = spread_out(ordered, sizes, reachable, settings.plan.hardness)
+    before, after = layout.shard_of_place[graph.places], shard_of_rows(spread.shards)
+    return Order(*spread, shard_similarity(vectors, before), shard_similarity(vectors, after))
 
 
-def place_vectors(embeddings: Embeddings, places: Int32) -> Float32:
-    """Average the embeddings of each place: its tile's vector and the mean of its views' vectors.
+def _on_the_store(
+    layout: Layout, embeddings: Embeddings, graph: NeighbourGraph, settings: TrainSettings, cluster: str | None
+) -> Order:
+    """Order the places, with the vectors on the store."""
+    places = graph.places
+    sizes, target = _sizes(layout, places)
+    scratch = Scratch.of(embeddings.run, embeddings.name, graph.name, len(places), embeddings.dim, ROUNDS)
+    scratch.drop()
+    with connected(cluster, THREADS) as client:
 
-    Embeddings are read block by block, so memory holds only the result and one block.
+        def apply(work: Callable[[Any], Any], tasks: Sequence[Any]) -> Any:
+            return results(client.map(work, tasks, pure=False))
 
-    Args:
-        embeddings: Embeddings of the training set.
-        places: (N,) sorted place ids, each with a training pair.
+        prepare(scratch, embeddings, places, apply)
+        ordered = external_order(scratch, sizes, target, apply)
+        spread = spread_by_trial(scratch, layout, embeddings, places, ordered, sizes, settings, apply)
+        before = _by_number(layout.shard_of_place[places])
+        likeness = [_likeness(scratch, shards, apply) for shards in (before, spread.shards)]
+    scratch.drop()
+    return Order(*spread, *likeness)
 
-    Returns:
-        (N, D) L2-normalised.
-    """
-    mean = np.zeros((len(places), embeddings.dim), dtype=np.float32)
-    counts = np.bincount(np.searchsorted(places, embeddings.pairs.place), minlength=len(places)).astype(np.float32)
-    for array, of, share in (
-        (embeddings.query, embeddings.pairs.place, 1 / counts),
-        (embeddings.reference, embeddings.reference_place, np.ones(len(places), dtype=np.float32)),
-    ):
-        row = np.minimum(np.searchsorted(places, of), len(places) - 1)
-        wanted = places[row] == of
-        for start in range(0, len(of), SHARD_ROWS):
-            block = read_rows(array, start, start + SHARD_ROWS)[wanted[start : start + SHARD_ROWS]]
-            rows, first = np.unique(
-                row[start : start + SHARD_ROWS][wanted[start : start + SHARD_ROWS]], return_index=True
-            )
-            if len(rows):
-                mean[rows] += np.add.reduceat(block, first) * share[rows, None]
-    mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), np.float32(1e-12))
-    return mean
+
+def _sizes(layout: Layout, places: Int32) -> tuple[Int64, float]:
+    """Return (N,) the bytes of the places, and the mean bytes of the shards that hold them."""
+    weight = bytes_of_places(layout)
+    in_shard = np.bincount(layout.shard_of_place, weight)[np.unique(layout.shard_of_place[places])]
+    return weight[places], float(in_shard.mean())
+
+
+def _by_number(shard: Int32) -> list[Int64]:
+    """Return the rows of each shard, from (N,) the number of each row's shard."""
+    order = np.argsort(shard, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(shard[order])) + 1)
+
+
+def _likeness(scratch: Scratch, shards: Sequence[Int64], apply: Apply) -> float:
+    """Return the mean cosine of two places of one shard, over some shards at equal distances in their order."""
+    count = LIKENESS_BYTES * len(shards) // (4 * scratch.dim * scratch.n)
+    chosen = np.unique(np.linspace(0, len(shards) - 1, max(1, count)).astype(int))
+    rows = np.concatenate([shards[number] for number in chosen])
+    number = np.repeat(chosen.astype(np.int32), [len(shards[number]) for number in chosen])
+    order = np.argsort(rows)
+    return shard_similarity(unsmoothed(scratch, rows[order], apply), number[order])
 
 
 def _without_pairs(layout: Layout, places: Int32) -> list[Int32]:
     """Return all places but ``places``, in their old order, cut where their shards ended."""
-    in_order = _in_order(layout)
-    return _by_shard(in_order[~np.isin(in_order, places)], layout)
+    in_order, trained = _in_order(layout), np.zeros(layout.n_places, dtype=bool)
+    trained[places] = True
+    return _by_shard(in_order[~trained[in_order]], layout)
 
 
 def _in_order(layout: Layout) -> Int32:
     """Return (N,) all place ids in their order on disk."""
-    members: Int32 = layout.members["place"].to_numpy()  # sorted by shard and offset
-    return members[np.sort(np.unique(members, return_index=True)[1])]
+    place = layout.members["place"].to_numpy()  # sorted by shard and offset
+    first = np.empty(layout.n_places, dtype=np.int64)
+    first[place[::-1]] = np.arange(len(place))[::-1]  # the last value that is written to a place stays: its first row
+    return np.argsort(first).astype(np.int32)
 
 
 def _by_shard(places: Int32, layout: Layout) -> list[Int32]:

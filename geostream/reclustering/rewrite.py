@@ -2,7 +2,9 @@
 
 A task makes one new shard. It reads the members' ranges from the old shards, several at a time and adjacent members in
 one read, checks each member against the index, and uploads the whole shard (in parts if it is large). So every byte of
-a member is read once and written once, and a worker holds one new shard and a few ranges in memory.
+a member is read once and written once. A task carries the rows of the index that it needs. It holds its new shard twice
+and READS ranges of RANGE_BYTES: 0.4 GB for shards of 128 MiB. The process that hands out the tasks holds the index, 8
+bytes a member beside it, and the tasks of TASKS shards (about 100 bytes a member); to commit, the new table of members.
 
 The bytes of the new shards depend only on the order of the places. A folder belongs to one order from its first object
 on, ``parts/job.json``, which is written by a conditional put. So a shard that is there is right, a rewrite that was
@@ -32,10 +34,9 @@ from geostream.arrays import Int32, Int64
 from geostream.dask import run_tasks
 from geostream.errors import AlreadyExists, NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout, NewLayout, commit_layout, layout_infos, open_layout
-from geostream.layout.files import JOB, object_names, shard_names
+from geostream.layout.files import JOB, object_names, read_info, shard_names
 from geostream.layout.schema import HEADER
 from geostream.layout.verify import member_damage
-from geostream.planning.spreading import shard_of_rows
 from geostream.progress import track
 from geostream.store import NAME, Store
 
@@ -43,6 +44,8 @@ GOING = "going.json"  # marks a folder that is being removed: it is not continue
 END = bytes(2 * tarfile.BLOCKSIZE)  # end of a tar file
 READS = 16  # ranges that a worker reads at a time
 RANGE_BYTES = 8 * 2**20  # most bytes of one read, except for a larger member
+PART = 2**20  # members whose sizes are added up at a time
+TASKS = 512  # shards whose tasks are handed out at a time
 SIGN_OF_LIFE = 60.0  # seconds between two signs of life in the job file
 
 
@@ -52,11 +55,11 @@ class NewShard:
 
     Attributes:
         name: Name of the shard.
-        places: Ids of its places, in order.
+        members: Its members in order: their rows of the old generation's index, and the ``key`` of each one's place.
     """
 
     name: str
-    places: Int32
+    members: pa.Table
 
 
 def rewrite(
@@ -89,15 +92,17 @@ def rewrite(
     if found:
         _clean(folder, names)
         return open_layout(store, parent.dataset, name)
-    tasks = [NewShard(new, places) for new, places in zip(names, shards, strict=True)]
-    members, sizes = index_of(parent, shards)
+    index = _MembersOfPlaces(parent)
+    sizes = _shard_sizes(parent, shards)
     work = partial(write_shard, root=store.url, dataset=parent.dataset, parent=(parent.name, parent.id), folder=folder)
     try:
         # The folder is listed again before the commit, because somebody may have removed objects meanwhile.
-        while todo := _missing(folder, tasks, sizes):
-            _keep_alive(folder, job, track(run_tasks(cluster, work, todo), "reclustered shards", len(todo)))
+        while todo := _missing(folder, names, sizes):
+            for at in range(0, len(todo), TASKS):
+                tasks = [NewShard(names[number], index.task(shards[number])) for number in todo[at : at + TASKS]]
+                _keep_alive(folder, job, track(run_tasks(cluster, work, tasks), "reclustered shards", len(tasks)))
     finally:
-        _open_parent.cache_clear()
+        _shards_of_parent.cache_clear()
     places_file = parent.store.read("places.parquet")
     if hashlib.sha256(places_file).hexdigest() != parent.places_id:
         raise StoreError(f"{parent.store.url}: places.parquet: changed after the commit; nothing was committed")
@@ -112,8 +117,8 @@ def rewrite(
                 protocols=parent.protocols,
                 places=parent.places,
                 places_file=places_file,
-                members=members,
-                shards=[(task.name, int(size)) for task, size in zip(tasks, sizes, strict=True)],
+                members=index_of(parent, shards),
+                shards=list(zip(names, sizes.tolist(), strict=True)),
                 source={**source, "order": order, "ancestors": ancestors(parent.info)},
                 images=parent.info["images"],
                 broken=parent.info["broken"],
@@ -214,10 +219,10 @@ def _keep_alive(folder: Store, job: dict[str, Any], results: Iterator[Any]) -> N
             said = time.monotonic()
 
 
-def _missing(folder: Store, tasks: Sequence[NewShard], sizes: Int64) -> list[NewShard]:
-    """Return the tasks whose shards are not in the folder with the right size."""
+def _missing(folder: Store, names: Sequence[str], sizes: Int64) -> list[int]:
+    """Return the numbers of the shards that are not in the folder with the right size."""
     there = {info.path: info.size for info in folder.list()}
-    return [task for task, size in zip(tasks, sizes, strict=True) if there.get(task.name) != size]
+    return [number for number, name in enumerate(names) if there.get(name) != sizes[number]]
 
 
 def _clean(folder: Store, shards: Sequence[str]) -> None:
@@ -226,51 +231,81 @@ def _clean(folder: Store, shards: Sequence[str]) -> None:
     folder.delete_unfinished(object_names(shards))
 
 
-def _rows_of(layout: Layout, places: Int32) -> Int64:
-    """Return the rows in ``members`` of the places, in the order of the places; those of a place as on disk."""
-    place = layout.members["place"].to_numpy()
-    by_place = np.argsort(place, kind="stable")
-    first = np.searchsorted(place[by_place], places)
-    counts = np.searchsorted(place[by_place], places, side="right") - first
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows: Int64 = by_place[np.repeat(first, counts) + within]
-    return rows
+class _MembersOfPlaces:
+    """Find the members of places in a layout's index; this holds 8 bytes a member and 8 a place."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        place = layout.members["place"].to_numpy()
+        self._by_place = np.argsort(place, kind="stable")
+        self._ends = np.concatenate([[0], np.cumsum(np.bincount(place, minlength=layout.n_places))])
+
+    def rows(self, places: Int32) -> Int64:
+        """Return the rows of the places' members, in the order of the places; those of a place as on disk."""
+        first = self._ends[places]
+        counts = self._ends[places.astype(np.int64) + 1] - first
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows: Int64 = self._by_place[np.repeat(first, counts) + within]
+        return rows
+
+    def task(self, places: Int32) -> pa.Table:
+        """Return what a task has to know of the members of the places."""
+        members = self._layout.members.take(self.rows(places))
+        keys = self._layout.places["key"].take(members["place"])
+        return members.append_column("key", keys).combine_chunks()
 
 
-def tar_bytes(members: pa.Table) -> Int64:
+def bytes_of_places(layout: Layout) -> Int64:
+    """Return (N,) the bytes that the members of each place take in tar files."""
+    weight = np.zeros(layout.n_places, dtype=np.int64)
+    for part in layout.members.select(["place", "size"]).to_batches(max_chunksize=PART):
+        np.add.at(weight, part["place"].to_numpy(), tar_bytes(part))
+    return weight
+
+
+def _shard_sizes(parent: Layout, shards: Sequence[Int32]) -> Int64:
+    """Return the bytes of each new shard."""
+    weight = bytes_of_places(parent)
+    return np.array([int(weight[places].sum()) + len(END) for places in shards], dtype=np.int64)
+
+
+def tar_bytes(members: pa.Table | pa.RecordBatch) -> Int64:
     """Return the bytes that each member takes in a tar file: header, data and padding."""
     size: Int64 = members["size"].to_numpy()
     return HEADER + size + -size % tarfile.BLOCKSIZE
 
 
-def index_of(parent: Layout, shards: Sequence[Int32]) -> tuple[pa.Table, Int64]:
-    """Compute the index of the new generation before any shard is written.
+def index_of(parent: Layout, shards: Sequence[Int32]) -> pa.Table:
+    """Compute the index of the new generation. It follows from the order alone.
 
     Args:
         parent: The layout to rewrite.
         shards: Ids of each new shard's places, in order.
 
     Returns:
-        The table of ``members.parquet``, and the bytes of each shard.
+        The table of ``members.parquet``.
     """
-    rows = _rows_of(parent, np.concatenate(list(shards)))
-    members = parent.members.take(rows)
-    shard, lengths = shard_of_rows(shards)[members["place"].to_numpy()], tar_bytes(members)
-    sizes = np.bincount(shard, weights=lengths, minlength=len(shards)).astype(np.int64)
-    offset = np.cumsum(lengths) - lengths - (np.cumsum(sizes) - sizes)[shard] + HEADER
-    for column, values in (("shard", shard), ("offset", offset)):
-        at = members.schema.get_field_index(column)
-        members = members.set_column(at, members.schema.field(at), pa.array(values))
-    return members, sizes + len(END)
+    index, parts = _MembersOfPlaces(parent), []
+    for number, places in enumerate(shards):
+        members = parent.members.take(index.rows(places))
+        lengths = tar_bytes(members)
+        offset = np.cumsum(lengths) - lengths + HEADER
+        for column, values in (("shard", np.full(len(offset), number)), ("offset", offset)):
+            at = members.schema.get_field_index(column)
+            field = members.schema.field(at)
+            members = members.set_column(at, field, pa.array(values).cast(field.type))
+        parts.append(members)
+    return pa.concat_tables(parts).combine_chunks()
 
 
 @lru_cache(maxsize=1)
-def _open_parent(root: str, dataset: str, name: str, layout_id: str) -> Layout:
-    """Open the old generation once for all tasks of this process; raise StaleArtefact if it was replaced."""
-    layout = open_layout(Store.open(root), dataset, name)
-    if layout.id != layout_id:
-        raise StaleArtefact(f"{layout.store.url}: another layout than when reclustering began; begin again")
-    return layout
+def _shards_of_parent(root: str, dataset: str, name: str, layout_id: str) -> tuple[Store, list[str]]:
+    """Return the folder and the shards' names of the old generation; raise StaleArtefact if it was replaced."""
+    folder = Store.open(root).child(dataset, "layouts", name)
+    info = read_info(folder)
+    if info["id"] != layout_id:
+        raise StaleArtefact(f"{folder.url}: another layout than when reclustering began; begin again")
+    return folder, [shard["name"] for shard in info["shards"]]
 
 
 def write_shard(task: NewShard, *, root: str, dataset: str, parent: tuple[str, str], folder: Store) -> int:
@@ -290,13 +325,14 @@ def write_shard(task: NewShard, *, root: str, dataset: str, parent: tuple[str, s
         StoreError: A member is damaged, or the store cannot be read or written.
         StaleArtefact: The old generation was replaced by another layout.
     """
-    layout = _open_parent(root, dataset, *parent)
-    rows = _rows_of(layout, task.places)
-    length = tar_bytes(layout.members)[rows]
+    old, names = _shards_of_parent(root, dataset, *parent)
+    length = tar_bytes(task.members)
     target = np.cumsum(length) - length
     out = io.BytesIO(bytes(int(length.sum()) + len(END)))
     with ThreadPoolExecutor(READS, thread_name_prefix="geostream-recluster") as pool, out.getbuffer() as buffer:
-        copies = [pool.submit(_copy, layout, rows[run], target[run], buffer) for run in _runs(layout, rows)]
+        copies = [
+            pool.submit(_copy, old, names, task.members.take(run), target[run], buffer) for run in _runs(task.members)
+        ]
         try:
             for copy in copies:
                 copy.result()
@@ -307,12 +343,12 @@ def write_shard(task: NewShard, *, root: str, dataset: str, parent: tuple[str, s
     return len(data)
 
 
-def _runs(layout: Layout, rows: Int64) -> list[Int64]:
-    """Group the positions in ``rows`` whose members are adjacent in an old shard into reads of up to RANGE_BYTES."""
-    shard, offset = (layout.members[name].to_numpy()[rows] for name in ("shard", "offset"))
+def _runs(members: pa.Table) -> list[Int64]:
+    """Group the rows of members that are adjacent in an old shard into reads of up to RANGE_BYTES."""
+    shard, offset = (members[name].to_numpy() for name in ("shard", "offset"))
     order = np.lexsort((offset, shard))
     shard, begin = shard[order], offset[order] - HEADER
-    end = begin + tar_bytes(layout.members)[rows][order]
+    end = begin + tar_bytes(members)[order]
     apart = np.flatnonzero((shard[1:] != shard[:-1]) | (begin[1:] != end[:-1])) + 1
     runs = []
     for run in np.split(np.arange(len(order)), apart):
@@ -321,22 +357,22 @@ def _runs(layout: Layout, rows: Int64) -> list[Int64]:
     return runs
 
 
-def _copy(layout: Layout, rows: Int64, target: Int64, buffer: memoryview) -> None:
+def _copy(old: Store, names: Sequence[str], some: pa.Table, target: Int64, buffer: memoryview) -> None:
     """Read adjacent members in one read and copy each into the new shard; raise StoreError if one is damaged.
 
     Padding is not copied, because in a tar file it is zero.
     """
-    members = layout.members.take(rows).to_pylist()
-    shard = layout.shard_names[members[0]["shard"]]
+    members = some.to_pylist()
+    shard = names[members[0]["shard"]]
     begin = members[0]["offset"] - HEADER
-    data = memoryview(layout.store.read_range(shard, begin, members[-1]["offset"] + members[-1]["size"] - begin))
+    data = memoryview(old.read_range(shard, begin, members[-1]["offset"] + members[-1]["size"] - begin))
     for member, to in zip(members, target.tolist(), strict=True):
         at = member["offset"] - HEADER - begin
         one = bytes(data[at : at + HEADER + member["size"]])
-        name = f"{layout.keys[member['place']]}.{member['member']}"
+        name = f"{member['key']}.{member['member']}"
         if wrong := member_damage(one, name, member["size"], member["crc32c"]):
             raise StoreError(
-                f"{layout.store.url}/{shard}: {name!r}: {wrong}; the next generation is not committed. "
+                f"{old.url}/{shard}: {name!r}: {wrong}; the next generation is not committed. "
                 "Look for all that is damaged with: geostream verify; restore it, and run again to go on"
             )
         buffer[to : to + len(one)] = one

@@ -28,7 +28,7 @@ from geostream.mining.graph import NeighbourGraph
 from geostream.mining.visual import build_visual_graph
 from geostream.planning.make_plan import make_plan
 from geostream.planning.plan import EpochPlan
-from geostream.reclustering.recluster import place_vectors, shards_by_similarity
+from geostream.reclustering.recluster import order_places
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.benchmarks.index_only import commit_index, members_of
@@ -60,8 +60,7 @@ class Case:
         )
         self.embeddings: Embeddings = write_embeddings(run, self.first, places)
         self.graph: NeighbourGraph = build_visual_graph(run, "neighbours/visual.zarr", self.first, self.embeddings, k)
-        vectors = place_vectors(self.embeddings, self.graph.places)
-        order = shards_by_similarity(self.first, vectors, self.embeddings, self.graph, settings).shards
+        order = order_places(self.first, self.embeddings, self.graph, settings).shards
         self.clustered = commit_index(
             store, "base-g1", places.table, members, order, coordinates=places.coordinates, parent=self.first
         )

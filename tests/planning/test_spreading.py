@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from geostream.arrays import Int32, Int64
 from geostream.planning.hardness import RECLUSTER_MARGIN
-from geostream.planning.spreading import PIECES, deal, shard_of_rows, spread_out
+from geostream.planning.spreading import PIECES, deal, shard_of_rows, spread_out, stretches
 
 
 def runs(n: int, shards: int) -> list[Int64]:
@@ -101,3 +101,30 @@ def test_without_a_score_nothing_is_spread() -> None:
     before = runs(160, 5)
     found, pieces = spread_out(before, np.ones(160, dtype=np.int64), lambda shard: None, wanted=0)
     assert pieces == 1 and [rows.tolist() for rows in found] == [rows.tolist() for rows in before]
+
+
+@settings(max_examples=100, deadline=None)
+@given(shards=st.integers(1, 300), per_shard=st.integers(1, 9), most=st.integers(1, 3000))
+def test_stretches_are_as_many_as_pieces_and_hold_no_more_than_asked(shards: int, per_shard: int, most: int) -> None:
+    before = runs(shards * per_shard, shards)
+    chosen = stretches(before, most)
+    assert chosen == sorted(set(chosen)) and chosen[0] == 0 and chosen[-1] == shards - 1
+    rows = sum(len(before[number]) for number in chosen)
+    if shards * per_shard <= most:
+        assert len(chosen) == shards
+    else:
+        assert rows <= max(most, PIECES[0] * per_shard)
+
+
+def test_shards_spread_over_stretches_have_a_piece_of_each() -> None:
+    """As shards that are spread over the whole order have, and pieces that follow one another are in one stretch."""
+    before, sizes = runs(8000, 400), np.ones(8000, dtype=np.int64)
+    chosen = stretches(before, 1600)
+    assert len(chosen) == 80 and chosen[:10] == list(range(10)) and chosen[-10:] == list(range(390, 400))
+    starts = chosen[::10]
+    assert np.ptp(np.diff(starts)) <= 1 and [starts[0] + i for i in range(10)] == chosen[:10]
+    tried = [before[number] for number in chosen]
+    rows = np.concatenate(tried)
+    for shard in deal([np.searchsorted(rows, part) for part in tried], sizes[rows], PIECES[0]):
+        of_stretch = np.searchsorted(starts, rows[shard] // 20, side="right") - 1
+        assert sorted(set(of_stretch.tolist())) == list(range(PIECES[0]))

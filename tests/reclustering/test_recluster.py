@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import tarfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ from geostream.layout.verify import verify_layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings, read_rows
 from geostream.mining.graph import GraphWriter, open_graph
 from geostream.reclustering import rewrite as module
-from geostream.reclustering.recluster import place_vectors, recluster
+from geostream.reclustering.means import place_vectors
+from geostream.reclustering.recluster import recluster
 from geostream.runs import stages
 from geostream.runs.run import Run
 from geostream.settings import TrainSettings
@@ -38,7 +41,7 @@ from geostream.streaming.loader import Loader
 from infra.s3 import S3Server
 from tests.cities import unit
 from tests.command import said
-from tests.helpers import tiny_layout
+from tests.helpers import tiny_layout, tiny_places, write_layout
 from tests.streaming.plans import SIZES, assert_same, hand_made_plan
 
 RUN = "base"
@@ -220,6 +223,68 @@ def test_every_byte_is_read_once_and_written_once(tmp_path: Path, monkeypatch: p
     # Neighbours are read at once, four members a place, but no more than the limit and a member at a time.
     assert len(of_tars) < before.members.num_rows / 2
     assert max(size for _, _, size in of_tars) < 9000 + before.members["size"].to_numpy().max() + 1024
+
+
+def test_few_tasks_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their number is: the generation is the same, byte for byte."""
+    made = []
+    for name, most in (("all", module.TASKS), ("few", 5)):
+        root = Store.open(tmp_path / name)
+        before = tiny_layout(root, places=PLACES)
+        monkeypatch.setattr(module, "TASKS", most)
+        handed = []
+        run = module.run_tasks
+
+        def counted(cluster: Any, work: Any, tasks: Any, run: Any = run, handed: list[int] = handed) -> Iterator[Any]:
+            handed.append(len(tasks))
+            return run(cluster, work, tasks)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "run_tasks", counted)
+            made.append(contents(reclustered(root, before, embedded(before, root)).store))
+        assert handed == ([14] if name == "all" else [5, 5, 4])
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+def test_a_task_holds_its_new_shard_and_a_few_ranges(tmp_path: Path) -> None:
+    """A layout of 96 MB; a task that writes 24 MB of it holds two of its shards and the ranges, not the layout."""
+    root = Store.open(tmp_path)
+    places = [
+        replace(place, images={name: data + bytes(10**6) for name, data in place.images.items()})
+        for place in tiny_places(places=48, test_places=0, distractors=0)
+    ]
+    before = write_layout(root, places, places_per_shard=12)
+    program = """
+    import sys
+    from functools import partial
+    import numpy as np
+    from geostream.layout import open_layout
+    from geostream.reclustering import rewrite
+    from geostream.store import Store
+
+    def held(name):
+        [line] = [line for line in open("/proc/self/status") if line.startswith(name)]
+        return int(line.split()[1]) * 1024
+
+    root = Store.open(sys.argv[1])
+    layout = open_layout(root)
+    rewrite.RANGE_BYTES = 2**18
+    index = rewrite._MembersOfPlaces(layout)
+    folder = root.child("tiny", "layouts", "new")
+    write = partial(rewrite.write_shard, root=root.url, dataset="tiny", parent=(layout.name, layout.id), folder=folder)
+    write(rewrite.NewShard("shard-00000.tar", index.task(np.array([3], dtype=np.int32))))
+    open("/proc/self/clear_refs", "w").write("5")
+    before = held("VmRSS")
+    write(rewrite.NewShard("shard-00001.tar", index.task(np.arange(0, 48, 4, dtype=np.int32))))
+    print(held("VmHWM") - before)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    grown = int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    shard = int(before.shard_sizes[0])
+    assert before.shard_sizes.sum() > 95e6
+    assert shard < grown < 2 * shard + module.READS * 1.1e6 + 8e6
 
 
 def test_a_reader_of_the_old_generation_notices_nothing(s3_store: Store) -> None:
