@@ -137,7 +137,7 @@ def _done(
     work: Callable[[QueryPiece], tuple[int, Ranks]], todo: Sequence[QueryPiece], cluster: str | None
 ) -> Iterator[tuple[int, Ranks]]:
     if cluster is not None:
-        yield from run_tasks(cluster, work, todo)
+        yield from run_tasks(cluster, work, todo, "evaluate-queries")
         return
     with ThreadPoolExecutor(THREADS) as threads:
         yield from threads.map(work, todo)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from geostream.arrays import Csr, Float32, Int32, Int64, take
-from geostream.dask import give_back, results
+from geostream.dask import give_back, results, submit
 from geostream.layout.zarr_groups import claim_scratch, scratch_object
 from geostream.mining.embeddings import Embeddings, read_rows
 from geostream.mining.exact import (
@@ -215,8 +215,8 @@ class Approximate:
     def __init__(self, client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -> None:
         self._client, self._job, self._embeddings, self._excluded = client, job, embeddings, excluded
 
-    def _submit(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return self._client.submit(work, *arguments, pure=False)
+    def _submit(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        return submit(self._client, f"mine-{name}", work, *arguments)
 
     def prepare(self, wanted: float) -> dict[str, Any]:
         """Sort all vectors into lists, and measure how many lists must be searched.
@@ -233,13 +233,16 @@ class Approximate:
         training = np.flatnonzero(np.isin(embeddings.reference_place, place))
         count = n_lists(len(training))
         sample = np.sort(rng.choice(training, min(len(training), count * TRAINED_ON), replace=False))
-        centroids = self._submit(centroids_of, self._pick("reference", sample), count)
+        centroids = self._submit("centroids", centroids_of, self._pick("reference", sample), count)
         rows = np.sort(rng.choice(len(place), min(len(place), SAMPLE), replace=False))
         queries, blocks = self._pick("query", rows), reference_blocks(len(embeddings.reference_place))
         of_sample = (place[rows], tuple(take(self._excluded, place[rows])))
         truth = fold(
-            [self._submit(top_of_sample, job, queries, *of_sample, *block) for block in blocks],
-            lambda one, two: self._submit(merge, one, two),
+            [
+                self._submit(f"sample-{number}", top_of_sample, job, queries, *of_sample, *block)
+                for number, block in enumerate(blocks)
+            ],
+            lambda one, two: self._submit("merge", merge, one, two),
         )
         starts, futures = [], []
         query_blocks = reference_blocks(len(place))
@@ -247,7 +250,10 @@ class Approximate:
         for kind, of_kind in (("query", query_blocks), ("reference", blocks)):
             starts.append([start for start, _ in of_kind])
             futures.append(
-                [self._submit(sort_block, job, kind, number, *at, centroids) for number, at in enumerate(of_kind)]
+                [
+                    self._submit(f"sort-{kind}-{number}", sort_block, job, kind, number, *at, centroids)
+                    for number, at in enumerate(of_kind)
+                ]
             )
         both = [*futures[0], *futures[1]]
         for _ in track(results(both), "inverted lists", len(both)):
@@ -283,7 +289,7 @@ class Approximate:
         for start, stop in reference_blocks(getattr(self._embeddings, kind).shape[0]):
             here = rows[slice(*np.searchsorted(rows, [start, stop]))]
             if len(here):
-                picked.append(self._submit(sampled, self._job, kind, start, stop, here))
+                picked.append(self._submit(f"pick-{kind}-{len(picked)}", sampled, self._job, kind, start, stop, here))
         return picked
 
     def search(self) -> list[Any]:
@@ -306,9 +312,9 @@ class Approximate:
                 self._references.slice_of(wanted[some]) for some in split_by_size(self._references.sizes[wanted], BLOCK)
             ]
             excluded = tuple(take(self._excluded, self._embeddings.pairs.place[queries.rows]))
-            searches.append(
-                self._submit(search_lists, self._job, len(searches), queries, references, near[lists], excluded)
-            )
+            number = len(searches)
+            task = (self._job, number, queries, references, near[lists], excluded)
+            searches.append(self._submit(f"lists-{number}", search_lists, *task))
             found.append(np.sort(queries.rows))
         for _ in track(results(searches), "neighbours", len(searches)):
             pass
@@ -325,5 +331,5 @@ class Approximate:
                 spans = [(number, first, last) for number, (first, last) in enumerate(ranges) if first < last]
                 rows = np.concatenate([found[number][first:last] for number, first, last in spans])
                 parts.append((place_range.places, RunSlice(spans, rows, np.zeros(0, dtype=np.int32))))
-            writes.append(self._submit(write_group, self._job, start, parts))
+            writes.append(self._submit(f"write-{len(writes)}", write_group, self._job, start, parts))
         return writes

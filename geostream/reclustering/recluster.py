@@ -75,7 +75,8 @@ def recluster(
 
     # The vectors are sent with the tasks, of which Dask would warn.
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
-        rows, pieces = shards_by_similarity(layout, vectors, embeddings, graph, settings, partial(run_tasks, cluster))
+        map_fn = partial(run_tasks, cluster, stage="recluster-subtree")
+        rows, pieces = shards_by_similarity(layout, vectors, embeddings, graph, settings, map_fn)
     shards = [*(places[of] for of in rows), *_without_pairs(layout, places)]
     if [part.tolist() for part in shards] == [part.tolist() for part in _by_shard(_in_order(layout), layout)]:
         return layout

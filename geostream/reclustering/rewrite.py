@@ -95,7 +95,8 @@ def rewrite(
     try:
         # The folder is listed again before the commit, because somebody may have removed objects meanwhile.
         while todo := _missing(folder, tasks, sizes):
-            _keep_alive(folder, job, track(run_tasks(cluster, work, todo), "reclustered shards", len(todo)))
+            written = run_tasks(cluster, work, todo, "rewrite-shard")
+            _keep_alive(folder, job, track(written, "reclustered shards", len(todo)))
     finally:
         _open_parent.cache_clear()
     places_file = parent.store.read("places.parquet")
