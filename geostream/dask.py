@@ -88,14 +88,15 @@ def connected(url: str | None, tasks: int) -> Iterator[Any]:
         try:
             yield client
         except KilledWorker as error:
+            if url is not None:
+                _check_environments(client, url)  # a worker that came later may die of what it cannot load
             raise Stalled(
                 f"Dask: workers died again and again ({str(error).splitlines()[0]}); give them more memory"
             ) from error
         except (CancelledError, CommClosedError) as error:
             reason = watch.reason or "it is gone, and the work with it; start it again"
             raise Stalled(f"Dask scheduler {watch.name}: {reason}") from error
-        except (ImportError, AttributeError, RuntimeError):
-            # A task could not even be loaded: perhaps by a worker that came later.
+        except (ImportError, AttributeError, RuntimeError):  # what loading a task may raise
             if url is not None:
                 _check_environments(client, url)
             raise
