@@ -166,7 +166,7 @@ def _wait_for_worker(client: Any, url: str) -> None:
         limit = FIRST_WORKER if state == "has no worker" else NO_ANSWER
         if time.monotonic() - began >= limit:
             raise Stalled(
-                f"Dask scheduler {url}: it {state} for {limit:.0f} s; start workers (dask worker {url}), then this again"
+                f"Dask scheduler {url}: it {state} for {limit:.0f} s; start workers (dask worker {url}), then this"
             )
         time.sleep(0.1)
 
@@ -213,7 +213,9 @@ def _check_environments(client: Any, url: str) -> None:
 
 
 def _wrong_environment(where: str, error: BaseException) -> GeostreamError:
-    return GeostreamError(f"Dask {where}: cannot load what geostream's tasks need ({error}); install there what is here")
+    return GeostreamError(
+        f"Dask {where}: cannot load what geostream's tasks need ({error}); install there what is here"
+    )
 
 
 def on_worker(work: Callable[..., Any], *arguments: Any) -> Any:

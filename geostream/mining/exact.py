@@ -263,7 +263,6 @@ def search_range(
     Returns:
         A future of the finds.
     """
-
     found = [
         submit(client, f"mine-block-{number}-{block}", top_of_block, job, place_range, *rows, priority=priority)
         for block, rows in enumerate(blocks)
