@@ -1,4 +1,4 @@
-"""A Dask scheduler and workers as processes: without workers, with a wrong environment, killed in the middle of work."""
+"""A Dask scheduler and workers as processes: no workers, a wrong environment, killed in the middle of work."""
 
 from __future__ import annotations
 
