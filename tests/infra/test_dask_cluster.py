@@ -30,7 +30,8 @@ from tests.mining.test_approximate import K, embed
 
 pytestmark = pytest.mark.slow  # each process takes seconds to start
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+# Tasks are sent by name, so that scheduler and workers must find this module, as pytest does: from its folder.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
 
 
 @pytest.fixture(scope="module")
