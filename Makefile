@@ -62,7 +62,7 @@ test: check docs ## Run all checks and tests, but for those marked slow.
 test-all: check docs ## Run all checks and tests.
 	$(PYTEST)
 
-up: install ## Start S3, Prefect and a worker on this machine, with all deployments.
+up: install ## Start S3, Dask, Prefect and a worker on this machine, with all deployments.
 	$(BIN)/python -m infra.stack up
 
 down: install ## Stop what `make up` started; the data stay.

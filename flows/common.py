@@ -11,7 +11,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from geostream.errors import BadInput, StoreError
+from geostream.errors import BadInput, Stalled, StoreError
 from geostream.layout import Layout
 from geostream.layout import open_layout as open_stored
 from geostream.store import Store
@@ -33,8 +33,8 @@ def open_store(url: str | None) -> Store:
 
 
 def store_failed(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Tell Prefect whether a task failed because of the object store, so that a retry may help."""
-    return isinstance(state.result(raise_on_failure=False), StoreError)
+    """Tell Prefect whether a task failed because of the object store or of Dask, so that a retry may help."""
+    return isinstance(state.result(raise_on_failure=False), StoreError | Stalled)
 
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)

@@ -114,6 +114,7 @@ def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[st
     them with the thread that started them.
     """
     from flows.rendered import render
+    from infra.dask_cluster import without_dask
     from infra.prefect_server import local_prefect, without_prefect
     from infra.s3 import local_s3, without_aws
 
@@ -124,8 +125,8 @@ def _start(servers: ExitStack, out: Path, city: str, seed: int, seconds: dict[st
     rendering = pool.submit(render, out / "raw", "vigor", city, seed)
     prefect = servers.enter_context(local_prefect(out / "prefect"))
     seconds["servers"] = time.monotonic() - started
-    # What else the user's environment says of S3 and Prefect is about other servers.
-    environment = without_prefect(without_aws(os.environ)) | s3.environment() | prefect.environment()
+    # What else the user's environment says of S3, Prefect and Dask is about other servers.
+    environment = without_dask(without_prefect(without_aws(os.environ))) | s3.environment() | prefect.environment()
     os.environ.clear()
     os.environ.update(environment)
     # The bars and tables tell the story; the flows' own log lines would run through them.

@@ -10,6 +10,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import open_layout, open_store, show, store_failed
+from geostream.dask import scheduler_url
 from geostream.layout import Layout
 from geostream.reclustering.recluster import describe
 from geostream.runs import stages
@@ -34,11 +35,12 @@ def recluster(
         dataset: None: the only one in the store.
         layout: the generation to begin from. None: the newest.
         epoch: of the embeddings. None: the newest.
-        cluster: URL of a Dask scheduler whose workers reach the store. None: in the flow's own process.
+        cluster: URL of a Dask scheduler whose workers reach the store. None: $DASK_SCHEDULER_ADDRESS, which `make up`
+            sets for its worker; without it, or with "", in the flow's own process.
     """
     target = open_store(store)
     before = open_layout(target, dataset, layout)
-    after = rewrite(target, before, run, epoch, cluster)
+    after = rewrite(target, before, run, epoch, scheduler_url(cluster))
     show("generations", describe(before, after), f"The next generation is at {after.store.url}")
     return after.name
 

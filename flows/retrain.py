@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.common import open_layout, open_store, show, store_failed
+from geostream.dask import scheduler_url
 from geostream.layout import Layout
 from geostream.report import report
 from geostream.report.evaluation_page import results_by_epoch
@@ -40,13 +41,14 @@ def retrain(
         layout: None: the newest generation.
         run: the run's name; one that exists goes on. None: "retrain-" and the time the flow was scheduled for.
         settings: what differs from the dataset's recipe; without a recipe from Sample4Geo's settings, for a GPU.
-        cluster: URL of a Dask scheduler for mining. None: in the flow's own process.
+        cluster: URL of a Dask scheduler for mining. None: $DASK_SCHEDULER_ADDRESS, which `make up` sets for its worker;
+            without it, or with "", in the flow's own process.
     """
     target = open_store(store)
     opened = open_layout(target, dataset, layout)
     numbers = make_settings(default_settings(opened.dataset).flat() | (settings or {}))
     name = run or f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}"
-    result = train(target, opened, name, numbers, cluster)
+    result = train(target, opened, name, numbers, scheduler_url(cluster))
     write_report(target, opened, name, result)
     show_run(opened, result)
     return result.url

@@ -1,9 +1,10 @@
-"""Run an S3 server, a Prefect server and a worker on this machine, for as long as wanted.
+"""Run an S3 server, a Dask cluster, a Prefect server and its worker on this machine, for as long as wanted.
 
 ``python -m infra.stack up`` starts what is missing and leaves alone what runs. ``down`` ends exactly the processes that
 ``up`` started, and keeps the data. ``status`` tells what runs. The stack belongs to the checkout that it is started in:
 its data, logs, pids and credentials lie in ``runs/stack`` there. The worker runs one flow at a time: two trainings
-would only slow each other down here, and ``retrain`` queued behind ``shard-vigor`` finds its layout.
+would only slow each other down here, and ``retrain`` queued behind ``shard-vigor`` finds its layout. Flows mine,
+recluster and evaluate on the Dask cluster: $DASK_SCHEDULER_ADDRESS is set for them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from geostream.errors import GeostreamError
+from infra.dask_cluster import DaskCluster, start_scheduler, start_workers, without_dask
 from infra.prefect_server import PrefectServer, start_prefect, without_prefect
 from infra.process import Child, end, spawn, wait_until
 from infra.s3 import Credentials, S3Server, start_s3, without_aws
@@ -41,6 +43,7 @@ class Stack:
     Attributes:
         folder: ``runs/stack`` of the checkout.
         s3: the S3 server; None: not started.
+        dask: the Dask scheduler and its workers; None: not started.
         prefect: the Prefect server; None: not started.
         worker: the Prefect worker; None: not started.
         deployed: hash of what the deployments were made from.
@@ -48,6 +51,7 @@ class Stack:
 
     folder: Path
     s3: S3Server | None = None
+    dask: DaskCluster | None = None
     prefect: PrefectServer | None = None
     worker: Child | None = None
     deployed: str = ""
@@ -71,9 +75,14 @@ class Stack:
                 f"{folder / 'stack.json'}: damaged ({error}); end its processes by hand and remove the file"
             ) from error
         s3, prefect, worker = state["s3"], state["prefect"], state["worker"]
+        dask = state.get("dask")  # an older record has none
         return cls(
             folder,
             s3 and S3Server(Child(**s3["child"]), s3["ports"], s3["bucket"], Credentials(**s3["credentials"])),
+            dask
+            and DaskCluster(
+                Child(**dask["scheduler"]), dask["ports"], dask["folder"], [Child(**one) for one in dask["workers"]]
+            ),
             prefect and PrefectServer(Child(**prefect["child"]), prefect["port"], prefect["home"]),
             worker and Child(**worker),
             state["deployed"],
@@ -81,7 +90,7 @@ class Stack:
 
     def save(self) -> None:
         """Write the record, and the file of variables; remove both when nothing is left."""
-        parts = {"s3": self.s3, "prefect": self.prefect, "worker": self.worker}
+        parts = {"s3": self.s3, "dask": self.dask, "prefect": self.prefect, "worker": self.worker}
         if not any(parts.values()):
             (self.folder / "stack.json").unlink(missing_ok=True)
             self.environment_file.unlink(missing_ok=True)
@@ -104,6 +113,8 @@ class Stack:
         found: dict[str, str] = {}
         if self.s3:
             found |= {**self.s3.environment(), "GEOSTREAM_STORE": self.s3.url}
+        if self.dask:
+            found |= self.dask.environment()
         if self.prefect:
             found["PREFECT_API_URL"] = self.prefect.api_url
         return found
@@ -112,6 +123,8 @@ class Stack:
         """Return for each part, by its name, whether it runs and answers."""
         return {
             "S3 server": self.s3 is not None and self.s3.healthy(),
+            "Dask scheduler": self.dask is not None and self.dask.healthy(),
+            "Dask workers": self.dask is not None and self.dask.complete(),
             "Prefect server": self.prefect is not None and self.prefect.healthy(),
             "worker": self.worker is not None and self.worker.running(),
         }
@@ -159,6 +172,7 @@ def up(checkout: Path) -> Stack:
             stack.s3 = start_s3(folder / "s3", credentials=credentials, outlive=True)
             stack.save()
             moved = True
+        moved = _start_dask(stack, s3_moved=moved) or moved
         if stack.prefect is None or not stack.prefect.healthy():
             _say("Prefect server: starting (the first time it creates its database: up to half a minute)")
             if stack.prefect:
@@ -189,7 +203,7 @@ def down(checkout: Path) -> bool:
         return False
     with _only_one(folder):
         stack = Stack.load(folder)
-        found = any((stack.worker, stack.prefect, stack.s3))
+        found = any((stack.worker, stack.prefect, stack.dask, stack.s3))
         if stack.worker:
             end(stack.worker)
             stack.worker = None
@@ -198,6 +212,10 @@ def down(checkout: Path) -> bool:
             stack.prefect.stop()
             stack.prefect = None
             stack.save()
+        if stack.dask:
+            stack.dask.stop()
+            stack.dask = None
+            stack.save()
         if stack.s3:
             stack.s3.stop()
             stack.s3 = None
@@ -205,11 +223,30 @@ def down(checkout: Path) -> bool:
     return found
 
 
+def _start_dask(stack: Stack, *, s3_moved: bool) -> bool:
+    """Start what is missing of the Dask cluster; return whether its scheduler was started."""
+    environment = {**without_dask(without_prefect(without_aws(os.environ))), **stack.environment()}
+    moved = stack.dask is None or not stack.dask.healthy()
+    if stack.dask and (moved or s3_moved):
+        stack.dask.stop()  # workers know only where the S3 server was
+        stack.dask = None
+    if stack.dask is None:
+        _say("Dask scheduler: starting")
+        stack.dask = start_scheduler(stack.folder / "dask", environment=environment, outlive=True)
+        stack.save()
+        moved = True
+    if not stack.dask.complete():
+        _say("Dask workers: starting")
+        stack.dask = start_workers(stack.dask, environment=environment, outlive=True)
+        stack.save()
+    return moved
+
+
 def _environment(stack: Stack) -> dict[str, str]:
     """Return the variables of the worker and the deploying command: the stack's servers and no others."""
     assert stack.prefect is not None
     return {
-        **without_prefect(without_aws(os.environ)),
+        **without_dask(without_prefect(without_aws(os.environ))),
         **stack.environment(),
         **stack.prefect.environment(),
         "PREFECT_PLUGINS_ENABLED": "false",
@@ -260,11 +297,12 @@ def _say(line: str) -> None:
 
 
 def _report(stack: Stack) -> None:
-    assert stack.s3 is not None and stack.prefect is not None
+    assert stack.s3 is not None and stack.dask is not None and stack.prefect is not None
     here = "" if shutil.which("prefect") else "source .venv/bin/activate\n  "
     print(
         f"""The stack runs:
   S3 server       {stack.s3.endpoint}  bucket {stack.s3.bucket}
+  Dask            {stack.dask.address}  dashboard {stack.dask.dashboard}
   Prefect server  {stack.prefect.url}
   worker          {WORKER}, one flow at a time
   logs and data   {stack.folder}
@@ -272,7 +310,7 @@ def _report(stack: Stack) -> None:
 Next, here in the checkout:
   {here}prefect deployment run shard-vigor --watch   # renders and shards a city; -p raw=/path/to/VIGOR takes yours
   prefect deployment run retrain --watch       # trains on what is sharded
-  source {stack.environment_file}   # lets geostream and any S3 client reach the store ($GEOSTREAM_STORE)
+  source {stack.environment_file}   # lets geostream and any S3 client reach the store ($GEOSTREAM_STORE) and Dask
   make down                                    # ends it; the data stay"""
     )
 
@@ -289,9 +327,12 @@ def main() -> int:
         elif command == "down":
             print("The stack is down; its data stay." if down(checkout) else "The stack was not up.")
         else:
-            alive = Stack.load(checkout / FOLDER).alive()
+            stack = Stack.load(checkout / FOLDER)
+            alive = stack.alive()
             for part, runs in alive.items():
                 print(f"{part:15} {'runs' if runs else 'does not run'}")
+            if stack.dask and alive["Dask scheduler"]:
+                print(f"Dask dashboard  {stack.dask.dashboard}")
             return 0 if all(alive.values()) else 1
     except GeostreamError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from geostream import dask as cluster
-from geostream.dask import connected, everywhere, run_tasks
+from geostream.dask import connected, everywhere, run_tasks, scheduler_url, submit
 from geostream.errors import BadInput, GeostreamError, Stalled
 
 
@@ -24,25 +24,53 @@ def square(number: int) -> int:
 
 
 def test_all_results_come() -> None:
-    assert sorted(run_tasks(None, square, range(9))) == [n * n for n in range(9)]
-    assert list(run_tasks(None, square, [])) == []
+    assert sorted(run_tasks(None, square, range(9), "square")) == [n * n for n in range(9)]
+    assert list(run_tasks(None, square, [], "square")) == []
 
 
 def test_a_task_that_fails_raises_its_own_error() -> None:
     with pytest.raises(BadInput, match="91 is too much"):
-        list(run_tasks(None, square, [1, 91]))
+        list(run_tasks(None, square, [1, 91], "square"))
+
+
+def own_key(number: int) -> str:
+    from distributed import get_worker
+
+    time.sleep(0.01 * number)
+    return str(get_worker().get_current_task())
+
+
+def test_tasks_are_named_by_stage_and_part_and_run_each_time() -> None:
+    """A dashboard takes the tasks of a stage together by what precedes the number."""
+    from dask.utils import key_split
+
+    keys = sorted(run_tasks(None, own_key, range(3), "plan-lane"))
+    assert [key.rsplit("-", 1)[0] for key in keys] == ["plan-lane-0", "plan-lane-1", "plan-lane-2"]
+    with connected(None, 1) as client:
+        keys += [submit(client, "mine-block-0-12", own_key, 0).result() for _ in range(2)]
+    assert len(set(keys)) == 5 and all(key.startswith("mine-block-0-12-") for key in keys[3:])
+    assert {key_split(key) for key in keys} == {"plan-lane", "mine-block"}
+
+
+def test_the_scheduler_that_the_environment_names_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    assert scheduler_url(None) is None
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://of-the-environment:8786")
+    assert scheduler_url(None) == "tcp://of-the-environment:8786"
+    assert scheduler_url("tcp://given:8786") == "tcp://given:8786"
+    assert scheduler_url("") is None
 
 
 def test_a_scheduler_without_workers_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import LocalCluster
 
     monkeypatch.setattr(cluster, "LOOK_EVERY", 0.2)
-    monkeypatch.setattr(cluster, "NO_WORKER", 0.6)
+    monkeypatch.setattr(cluster, "FIRST_WORKER", 0.6)
     with LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as local:
         with pytest.raises(GeostreamError, match=local.scheduler_address):
-            list(run_tasks(local.scheduler_address, square, [1, 2]))
+            list(run_tasks(local.scheduler_address, square, [1, 2], "square"))
         local.scale(1)  # whoever brings workers in time gets results
-        assert sorted(run_tasks(local.scheduler_address, square, [1, 2])) == [1, 4]
+        assert sorted(run_tasks(local.scheduler_address, square, [1, 2], "square")) == [1, 4]
 
 
 def test_a_scheduler_that_ends_in_the_middle_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +78,7 @@ def test_a_scheduler_that_ends_in_the_middle_is_told(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(cluster, "LOOK_EVERY", 0.5)
     local = LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0")
-    results = run_tasks(local.scheduler_address, slowly, [0.0, 8.0])
+    results = run_tasks(local.scheduler_address, slowly, [0.0, 8.0], "slow")
     assert next(results) == 0.0
     local.close()
     began = time.monotonic()
@@ -61,8 +89,9 @@ def test_a_scheduler_that_ends_in_the_middle_is_told(monkeypatch: pytest.MonkeyP
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "LOOK_EVERY", 0.2)
-    for name in ("NO_ANSWER", "NO_WORKER", "ALL_PAUSED"):
+    for name in ("NO_WORKER", "ALL_PAUSED"):
         monkeypatch.setattr(cluster, name, 1.0)
+    monkeypatch.setattr(cluster, "NO_ANSWER", 10.0)  # on a busy machine an answer takes longer than one question waits
     monkeypatch.setattr(cluster, "TELL_EVERY", 0.5)
     monkeypatch.setattr(cluster, "COURTESY", 1.0)
 
@@ -111,10 +140,14 @@ def test_one_result_is_not_waited_for_without_workers(monkeypatch: pytest.Monkey
 
     impatient(monkeypatch)
     with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as local,
+        LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as local,
         pytest.raises(Stalled, match=f"{local.scheduler_address}.* no worker"),
         connected(local.scheduler_address, 1) as client,
     ):
+        local.scale(0)
+        client.sync(client.retire_workers)
+        while client.sync(client.scheduler.ncores):
+            time.sleep(0.05)
         client.submit(slowly, 0.0, pure=False).result()
 
 
@@ -146,7 +179,7 @@ def test_a_scheduler_that_only_connects_is_not_waited_for(monkeypatch: pytest.Mo
         url = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
         began = time.monotonic()
         with pytest.raises(GeostreamError, match=url):
-            list(run_tasks(url, square, [1]))
+            list(run_tasks(url, square, [1], "square"))
         assert time.monotonic() - began < 60
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from geostream.dask import scheduler_url
 from geostream.errors import BadInput
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ Overrides = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="train or test.")]
 Checkpoint = Annotated[str | None, typer.Option(help="Default: the newest.")]
-Cluster = Annotated[str | None, typer.Option(help="URL of a Dask scheduler; default: this process.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(callback=scheduler_url, help="URL of a Dask scheduler; default: $DASK_SCHEDULER_ADDRESS, else none."),
+]
 
 
 def open_store(url: str, *, write: bool = True, listed: bool = True) -> Store:

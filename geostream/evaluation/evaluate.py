@@ -149,7 +149,7 @@ def _done(
     work: Callable[[QueryPiece], tuple[int, Ranks]], todo: Sequence[QueryPiece], cluster: str | None
 ) -> Iterator[tuple[int, Ranks]]:
     if cluster is not None:
-        yield from run_tasks(cluster, work, todo)
+        yield from run_tasks(cluster, work, todo, "evaluate-queries")
         return
     # BLAS starts a thread for each core of the machine, in each of our threads. They would wait for one another.
     with threadpool_limits(max(1, cpu_count() // THREADS), "blas"), ThreadPoolExecutor(THREADS) as threads:

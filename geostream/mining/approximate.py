@@ -40,7 +40,7 @@ import numpy.typing as npt
 from joblib import cpu_count
 
 from geostream.arrays import Csr, Float32, Int32, Int64, take
-from geostream.dask import give_back, results
+from geostream.dask import give_back, results, submit
 from geostream.layout.zarr_groups import claim_scratch, scratch_object
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, pick_rows, read_rows
 from geostream.mining.exact import (
@@ -304,23 +304,23 @@ def write_group(job: SearchJob, start: int, first: int, last: int, finds: Piece)
     job.writer().write(start, other, np.concatenate([part.score for part in made]))
 
 
-def in_turn(client: Any, work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+def in_turn(client: Any, name: str, work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
     """Run tasks, few at a time, so that the arguments of those to come are not held; yield results as they come.
 
     Args:
         client: A Dask client.
+        name: What the tasks are called; a number is added.
         work: Called with each task.
         tasks: The arguments of ``work``.
     """
     from distributed import as_completed
 
-    left = iter(tasks)
-    at_once = 16 + 4 * sum(client.ncores().values())
-    running = as_completed([client.submit(work, *task, pure=False) for task in islice(left, at_once)])  # type: ignore[no-untyped-call]
+    left = (submit(client, f"{name}-{number}", work, *task) for number, task in enumerate(tasks))
+    running = as_completed(list(islice(left, 16 + 4 * sum(client.ncores().values()))))  # type: ignore[no-untyped-call]
     for future in running:
         yield future.result()
         for task in islice(left, 1):
-            running.add(client.submit(work, *task, pure=False))  # type: ignore[no-untyped-call]
+            running.add(task)  # type: ignore[no-untyped-call]
 
 
 class Approximate:
@@ -336,8 +336,8 @@ class Approximate:
     def __init__(self, client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -> None:
         self._client, self._job, self._embeddings, self._excluded = client, job, embeddings, excluded
 
-    def _submit(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return self._client.submit(work, *arguments, pure=False)
+    def _submit(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        return submit(self._client, f"mine-{name}", work, *arguments)
 
     def prepare(self, wanted: float) -> dict[str, Any]:
         """Sort all vectors into lists, and measure how many lists must be searched.
@@ -379,13 +379,13 @@ class Approximate:
         """Submit the exact search of some queries; return a future of the finds."""
         own = self._embeddings.pairs.place[rows]
         excluded = tuple(take(self._excluded, own))
-        query = self._submit(together, self._pick("query", rows))
+        query = self._submit("sample", together, self._pick("query", rows))
         return fold(
             [
-                self._submit(top_of_sample, self._job, query, own, excluded, *block)
-                for block in reference_blocks(len(self._embeddings.reference_place))
+                self._submit(f"sample-{number}", top_of_sample, self._job, query, own, excluded, *block)
+                for number, block in enumerate(reference_blocks(len(self._embeddings.reference_place)))
             ],
-            lambda one, two: self._submit(merge, one, two),
+            lambda one, two: self._submit("merge", merge, one, two),
         )
 
     def _make_partitions(self, rng: np.random.Generator) -> tuple[Any, int]:
@@ -399,13 +399,14 @@ class Approximate:
             training = training[some[training // CHUNK_ROWS]]
         size = min(len(training), max(count * PARTITION_TRAINED_ON, count), MOST_TRAINED_ON)
         sample = np.sort(rng.choice(training, size, replace=False))
-        return self._submit(centroids_of, self._pick("reference", sample), count), n_references
+        return self._submit("centroids", centroids_of, self._pick("reference", sample), count), n_references
 
     def _pick(self, kind: str, rows: Int64) -> list[Any]:
         """Return futures of the vectors with these row numbers, sorted."""
         blocks = reference_blocks(getattr(self._embeddings, kind).shape[0])
         parts = [rows[slice(*np.searchsorted(rows, block))] for block in blocks]
-        return [self._submit(sampled, self._job, kind, part) for part in parts if len(part)]
+        parts = [part for part in parts if len(part)]
+        return [self._submit(f"pick-{n}", sampled, self._job, kind, part) for n, part in enumerate(parts)]
 
     def _make_lists(self, centroids: Any) -> tuple[Int32, Int32]:
         """Sort all vectors by partition, and then by list.
@@ -423,7 +424,10 @@ class Approximate:
         }
         claim_scratch(job.run, job.graph, **{kind: len(of_kind) for kind, of_kind in blocks.items()})
         futures = {
-            kind: [self._submit(sort_block, job, kind, number, *at, centroids) for number, at in enumerate(of_kind)]
+            kind: [
+                self._submit(f"sort-{kind}-{number}", sort_block, job, kind, number, *at, centroids)
+                for number, at in enumerate(of_kind)
+            ]
             for kind, of_kind in blocks.items()
         }
         both = [*futures["query"], *futures["reference"]]
@@ -437,7 +441,7 @@ class Approximate:
             written["query"] += len(queries)
         claim_scratch(job.run, job.graph, **{f"{kind}-lists": count for kind, count in written.items()})
         tasks = ((job, partition, centroids) for partition in partitions)
-        made = list(track(in_turn(self._client, make_lists, tasks), "inverted lists", len(partitions)))
+        made = list(track(in_turn(self._client, "mine-lists", make_lists, tasks), "inverted lists", len(partitions)))
         job.run.delete_all(
             scratch_object(job.graph, kind, number)
             for kind, of_kind in blocks.items()
@@ -465,7 +469,10 @@ class Approximate:
         claim_scratch(self._job.run, self._job.graph, centroids=1)
         centroids = np.concatenate([lists.centroids for lists in made])
         self._job.run.write(scratch_object(self._job.graph, "centroids", 0), centroids.tobytes())
-        near = [self._submit(near_lists, self._job, start, start + CENTROIDS) for start in range(0, first, CENTROIDS)]
+        near = [
+            self._submit(f"near-{start}", near_lists, self._job, start, start + CENTROIDS)
+            for start in range(0, first, CENTROIDS)
+        ]
         self._near = np.concatenate(self._client.gather(near))
         return of_query, of_reference
 
@@ -478,7 +485,8 @@ class Approximate:
         parts = [part for number in range(len(self._rows)) for part in self._queries.parts(number, QUERIES)]
         claim_scratch(self._job.run, self._job.graph, finds=len(parts))
         found = [np.sort(self._rows_of(part)) for part in parts]
-        for _ in track(in_turn(self._client, search_lists, self._searches(parts)), "neighbours", len(parts)):
+        searches = in_turn(self._client, "mine-search", search_lists, self._searches(parts))
+        for _ in track(searches, "neighbours", len(parts)):
             pass
         return self._write(found)
 
@@ -504,7 +512,7 @@ class Approximate:
             first, last = np.searchsorted(place, [places[start], places[stop - 1] + 1]).tolist()
             ends = [np.searchsorted(rows, [first, last]).tolist() for rows in found]
             spans = [(number, a, b) for number, (a, b) in enumerate(ends) if a < b]
-            writes.append(self._submit(write_group, self._job, start, first, last, spans))
+            writes.append(self._submit(f"write-{len(writes)}", write_group, self._job, start, first, last, spans))
         return writes
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
+from itertools import count, pairwise
 from threading import Lock, get_ident
 from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from geostream.arrays import Bools, Csr, Float32, Int32, take
-from geostream.dask import give_back
+from geostream.dask import give_back, submit
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, open_embeddings, read_rows
 from geostream.mining.graph import SHARD_ROWS, GraphWriter
 from geostream.mining.topk import SLICE, References, TopK, by_place, merge, nearest_of
@@ -246,12 +246,15 @@ def identity(place_range: PlaceRange) -> PlaceRange:
     return place_range
 
 
-def search_range(client: Any, job: SearchJob, place_range: Any, blocks: list[tuple[int, int]], priority: int) -> Any:
+def search_range(
+    client: Any, job: SearchJob, number: int, place_range: Any, blocks: list[tuple[int, int]], priority: int
+) -> Any:
     """Submit the tasks that search all blocks of references for a range of places.
 
     Args:
         client: A Dask client.
         job: The search.
+        number: Number of the range, for the tasks' names.
         place_range: A future of the range.
         blocks: The first row of each block of references, and the row behind its last.
         priority: Dask's priority of these tasks.
@@ -259,14 +262,12 @@ def search_range(client: Any, job: SearchJob, place_range: Any, blocks: list[tup
     Returns:
         A future of the finds.
     """
-
-    def submit(work: Callable[..., TopK], *arguments: Any, soon: int = 0) -> Any:
-        return client.submit(work, *arguments, pure=False, priority=priority + soon)
-
-    return fold(
-        [submit(top_of_block, job, place_range, *block) for block in blocks],
-        lambda one, two: submit(merge, one, two, soon=1),
-    )
+    found = [
+        submit(client, f"mine-block-{number}-{block}", top_of_block, job, place_range, *rows, priority=priority)
+        for block, rows in enumerate(blocks)
+    ]
+    merge_name = f"mine-merge-{number}"
+    return fold(found, lambda one, two: submit(client, merge_name, merge, one, two, priority=priority + 1))
 
 
 def search(client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -> list[Any]:
@@ -284,13 +285,14 @@ def search(client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -
     places = np.unique(embeddings.pairs.place)
     blocks = reference_blocks(len(embeddings.reference_place))
     most = QUERIES if len(blocks) > 1 else SLICE  # a single block is read only once, and small tasks keep cores busy
-    writes = []
+    writes, ranges = [], count()
     for number, (start, stop) in enumerate(row_groups(len(places), len(embeddings.pairs), QUERIES)):
         priority = -2 * number  # merges go before blocks, blocks of these queries before those of the next
         parts = []
         for some, first, last in place_ranges(places[start:stop], embeddings.pairs.place, most):
             place_range = PlaceRange(first, last, some, take(excluded, some))
-            held = client.submit(identity, place_range, pure=False, priority=priority)
-            parts.append(search_range(client, job, held, blocks, priority))
-        writes.append(client.submit(write_rows, job, start, parts, pure=False, priority=priority + 1))
+            range_number = next(ranges)
+            held = submit(client, f"mine-range-{range_number}", identity, place_range, priority=priority)
+            parts.append(search_range(client, job, range_number, held, blocks, priority))
+        writes.append(submit(client, f"mine-write-{number}", write_rows, job, start, parts, priority=priority + 1))
     return writes

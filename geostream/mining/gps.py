@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from geostream.arrays import Csr, Float64, Int32, Int64, listed, take
-from geostream.dask import connected, everywhere, results
+from geostream.dask import connected, everywhere, results, submit
 from geostream.errors import BadInput
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import claim_scratch, drop_scratch, scratch_object
@@ -78,7 +78,7 @@ def build_gps_graph(run: Store, name: str, layout: Layout, k: int, cluster: str 
     places = np.unique(layout.pairs("train").place)
     if not np.isfinite(layout.position[places]).all():
         unknown = places[~np.isfinite(layout.position[places]).all(axis=1)][0]
-        key = layout.places["key"][int(unknown)].as_py()
+        key = layout.key(int(unknown))
         raise BadInput(f"layout {layout.name}: place {key} has no coordinates; begin with strategy=random")
     writer = GraphWriter.create(run, name, kind="gps", layout=layout, embeddings="", places=places, k=k)
     groups = row_groups(len(places), len(places), QUERIES)
@@ -87,7 +87,7 @@ def build_gps_graph(run: Store, name: str, layout: Layout, k: int, cluster: str 
     with connected(cluster, len(groups)) as client:
         try:
             tasks = [
-                client.submit(nearest_of_group, job, number, start, pure=False)
+                submit(client, f"gps-rows-{number}", nearest_of_group, job, number, start)
                 for number, (start, _) in enumerate(groups)
             ]
             for _ in track(results(tasks), "GPS neighbours", len(tasks)):
@@ -126,7 +126,8 @@ def _hand_over(job: GpsJob, layout: Layout, places: Int32, groups: list[tuple[in
     """Write what the workers need of the layout, as two objects for each group of rows."""
     claim_scratch(job.run, job.graph, places=len(groups), excluded=len(groups))
     rank = np.empty(len(places), dtype=np.int32)  # ids need not follow the keys
-    rank[pc.sort_indices(layout.places["key"].take(places)).to_numpy()] = np.arange(len(places), dtype=np.int32)
+    keys = layout.index.read("places.parquet", ["key"])["key"]
+    rank[pc.sort_indices(keys.take(places)).to_numpy()] = np.arange(len(places), dtype=np.int32)
     excluded = layout.excluded("train")
     for number, (start, stop) in enumerate(groups):
         here = places[start:stop]

@@ -24,7 +24,7 @@ import dask
 import numpy as np
 
 from geostream.arrays import Int32, Int64
-from geostream.dask import connected, results, run_tasks
+from geostream.dask import connected, results, run_tasks, submit
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings
@@ -148,7 +148,8 @@ def _in_memory(
     """Order the places, with all vectors in memory."""
     sizes, target = _sizes(layout, graph.places)
     vectors = place_vectors(embeddings, graph.places)
-    ordered = similarity_order(smoothed(vectors, graph.rows(NEAR)), sizes, target, partial(run_tasks, cluster))
+    map_fn = partial(run_tasks, cluster, stage="recluster-subtree")
+    ordered = similarity_order(smoothed(vectors, graph.rows(NEAR)), sizes, target, map_fn)
     reachable = reachable_by_shards(layout, graph, embeddings, settings)
     spread = spread_out(ordered, sizes, reachable, settings.plan.hardness)
     before, after = layout.shard_of_place[graph.places], shard_of_rows(spread.shards)
@@ -166,7 +167,8 @@ def _on_the_store(
     with connected(cluster, THREADS) as client:
 
         def apply(work: Callable[[Any], Any], tasks: Sequence[Any]) -> Any:
-            return results(client.map(work, tasks, pure=False))
+            name = getattr(work, "func", work).__name__.replace("_", "-").strip("-")
+            return results([submit(client, f"recluster-{name}-{n}", work, task) for n, task in enumerate(tasks)])
 
         prepare(scratch, embeddings, places, apply)
         ordered = external_order(scratch, sizes, target, apply)

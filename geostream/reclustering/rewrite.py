@@ -100,7 +100,8 @@ def rewrite(
         while todo := _missing(folder, names, sizes):
             for at in range(0, len(todo), TASKS):
                 tasks = [NewShard(names[number], index.task(shards[number])) for number in todo[at : at + TASKS]]
-                _keep_alive(folder, job, track(run_tasks(cluster, work, tasks), "reclustered shards", len(tasks)))
+                written = run_tasks(cluster, work, tasks, "rewrite-shard")
+                _keep_alive(folder, job, track(written, "reclustered shards", len(tasks)))
     finally:
         _shards_of_parent.cache_clear()
     places_file = parent.store.read("places.parquet")

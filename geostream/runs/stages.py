@@ -168,7 +168,7 @@ def plan_epoch(run: Run, epoch: int) -> EpochPlan:
             graph = _geographic_graph(run)
         else:
             settings = settings.changed(strategy="random")
-    map_fn = map if run.cluster is None else partial(run_tasks, run.cluster)
+    map_fn = map if run.cluster is None else partial(run_tasks, run.cluster, stage="plan-lane")
     plan = make_plan(run.layout, graph, settings, epoch, settings.seed, _plans_before(run, epoch), embeddings, map_fn)
     save_plan(run.plans, plan)
     return plan

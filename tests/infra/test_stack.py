@@ -64,15 +64,20 @@ def test_half_dead_is_repaired_and_down_leaves_nothing(stack: Checkout) -> None:
     status = stack.stack("status")
     assert status.returncode == 1 and status.stdout.count("does not run") == 2
 
+    assert old.dask and old.dask.dashboard in status.stdout
+
     repaired = stack.stack("up")
     assert repaired.returncode == 0, repaired.stderr
     new = Stack.load(stack.folder / FOLDER)
     assert new.s3 and new.prefect and new.worker
+    assert new.dask and new.dask.complete() and new.dask.workers != old.dask.workers  # they knew the old S3 server
     assert new.prefect.child == old.prefect.child and new.s3.credentials == old.s3.credentials
     assert stack.stack("status").returncode == 0
 
-    marks = {child.mark for child in (old.s3.child, old.worker, new.s3.child, new.worker, new.prefect.child)}
-    assert len(_marked(marks)) >= 3
+    dask = [child for one in (old.dask, new.dask) for child in (one.scheduler, *one.workers)]
+    children = (old.s3.child, old.worker, new.s3.child, new.worker, new.prefect.child, *dask)
+    marks = {child.mark for child in children}
+    assert len(_marked(marks)) >= 6
     down = stack.stack("down")
     assert down.returncode == 0, down.stderr
     assert _marked(marks) == []

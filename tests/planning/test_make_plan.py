@@ -197,7 +197,7 @@ def test_lanes_on_a_dask_cluster(root: Store, layout: Layout) -> None:
     before = make_plan(layout, graph, settings, 0, seed=1)
     here = make_plan(layout, graph, settings, 1, seed=1, previous=[before])
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
-        map_fn = partial(run_tasks, cluster.scheduler_address)
+        map_fn = partial(run_tasks, cluster.scheduler_address, stage="plan-lane")
         there = make_plan(layout, graph, settings, 1, seed=1, previous=[before], map_fn=map_fn)
     assert there.hash == here.hash and there.quality == here.quality
     assert np.bincount(there.lane).tolist() == [there.n_batches // 4] * 4
