@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import socket
 import subprocess
 import sys
 import time
@@ -22,9 +24,10 @@ from geostream.settings import TrainSettings
 from geostream.store import Store
 from geostream.training.checkpoint import list_checkpoints, read_position
 from geostream.training.distributed import RankLost
+from infra.process import LOOPBACK
 from tests.helpers import tiny_layout
 from tests.runs.test_ranks_of_a_run import EMBEDDED, SETTINGS, alone, assert_same_run, run_of
-from tests.training.ranks import environment
+from tests.training.ranks import TORCHRUN, environment
 from tests.training.settings import TINY
 
 __all__ = ["alone"]  # a fixture
@@ -149,6 +152,30 @@ def test_two_processes_train_on_s3_as_one_does(s3_store: Store, alone: Store) ->
     with launched(s3_store, 1, lines=lines) as training:  # nothing is left to do, and one process needs no launcher
         training.wait()
     assert not training._ranks and "finished before" in lines[-1][1]
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_does(s3_store: Store, alone: Store) -> None:
+    """The first by a launch, the second by the command in docs/how-to/several-gpus.md."""
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        port = free.getsockname()[1]
+    address, store = f"{LOOPBACK}:{port}", on_s3(s3_store)
+    words = ["--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "1", "--master-addr", LOOPBACK]
+    words += ["--master-port", str(port), "-m", "--", "geostream", "train", store.url, "--run", "one"]
+    plain = TrainSettings().flat()
+    changed = {name: value for name, value in SETTINGS.flat().items() if value != plain[name]}
+    words += [word for name, value in changed.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    ranks = Ranks(processes=1, nodes=2, address=address)
+    first = Launch(store, open_layout(store), "one", SETTINGS, cluster=None, ranks=ranks, log=lambda *line: None)
+    with subprocess.Popen([*TORCHRUN[:3], *words], env=environment()) as second:
+        try:
+            with first:
+                first.wait()
+            assert second.wait(60) == 0
+        finally:
+            second.terminate()
+    assert_same_run(store, alone, EMBEDDED)
 
 
 @pytest.mark.slow
