@@ -83,4 +83,4 @@ def kind(error: GeostreamError) -> str:
     Args:
         error: Any of our errors.
     """
-    return next(one.__name__ for one in type(error).__mro__ if globals().get(one.__name__) is one)
+    return str(next(one.__name__ for one in type(error).__mro__ if globals().get(one.__name__) is one))

@@ -210,10 +210,10 @@ class Launch:
         goes_on = "the run goes on from its newest checkpoint when it is started again"
         if code in STOPPED:
             return Interrupted(f"{self.url}: stopped by {STOPPED[code]}; {goes_on}")
-        output = "; ".join(self._said)
+        output = f": {'; '.join(self._said)}" if self._said else ""
         if code < 0:
-            return Stalled(f"{self.url}: the training was ended by {signal_name(-code)}; {goes_on}. {output}".strip())
-        return GeostreamError(f"{self.url}: the training ended with exit code {code}: {output}")
+            return Stalled(f"{self.url}: the training was ended by {signal_name(-code)}; {goes_on}{output}")
+        return GeostreamError(f"{self.url}: the training ended with exit code {code}{output}")
 
 
 def signal_name(number: int) -> str:
