@@ -124,5 +124,5 @@ def test_cancelling_leaves_a_checkpoint_and_no_rank(state: Stack, store: Store) 
     _, left = psutil.wait_procs(family, timeout=60)
     assert len(family) >= 3 and not left
     run = run_folder(store, "tiny", "one")
-    assert "stopped by SIGTERM" in logged(state, flow_run) and "(saved: epoch" in logged(state, flow_run)
+    assert wait_until(lambda: "stopped by SIGTERM" in (log := logged(state, flow_run)) and "(saved: epoch" in log)
     assert list_checkpoints(run) and run.child("lease").list() == []
