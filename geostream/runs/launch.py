@@ -7,7 +7,8 @@ which processes they are, and what went wrong.
 The child's standard input stays open as long as the training may go on. When it ends, because the training is
 cancelled or because this process was killed, all ranks are stopped as by SIGTERM: within an epoch they write a
 checkpoint after the current step. They have END_TIMEOUT seconds for that, then they are killed. So no rank outlives
-the process that started it by more than KILL_TIMEOUT.
+the process that started it by more than KILL_TIMEOUT. Ranks whose launcher was killed end as well, but without a new
+checkpoint, because the launcher keeps the key-value store by which they meet.
 
 Starting costs one import of torch and timm, about five seconds, and another two with the elastic launcher.
 """

@@ -54,7 +54,7 @@ def launched(
     return Launch(store, open_layout(store), name, settings, cluster=None, ranks=ranks, log=log)
 
 
-def wait_for_checkpoint(store: Store, step: int, timeout: float = 120) -> None:
+def wait_for_checkpoint(store: Store, step: int, timeout: float = 240) -> None:
     until = time.monotonic() + timeout
     while not run_of(store).exists(f"checkpoints/step-{step:08d}/state.json"):
         assert time.monotonic() < until
@@ -62,7 +62,7 @@ def wait_for_checkpoint(store: Store, step: int, timeout: float = 120) -> None:
 
 
 def assert_saved_within_an_epoch(store: Store, step: int) -> None:
-    """Behind a step at which a checkpoint was due anyway."""
+    """The newest checkpoint is of this step or a later one, and not of the end of an epoch."""
     position = read_position(run_of(store), list_checkpoints(run_of(store))[-1])
     assert position.step >= step and not position.finished
 
@@ -216,14 +216,15 @@ def test_a_killed_rank_is_named_and_the_next_launch_goes_on(
 
 
 @pytest.mark.slow
-def test_without_their_launcher_the_ranks_save_and_end(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_their_launcher_the_ranks_end(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cannot save anything then, because the launcher keeps the store by which they meet."""
     monkeypatch.setattr(launch, "MODULE", "tests.runs.launch_slowly")
     with pytest.raises(Stalled, match="SIGKILL"), launched(on_s3(s3_store), 2) as training:
         wait_for_checkpoint(s3_store, 2)
         training._process.kill()
         training.wait()
     assert len(training._ranks) == 2 and not any(rank.is_running() for rank in training._ranks)
-    assert_saved_within_an_epoch(s3_store, 3)
+    assert_saved_within_an_epoch(s3_store, 2)
 
 
 @pytest.mark.slow
