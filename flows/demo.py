@@ -49,15 +49,16 @@ def demo(
 def _demo(out: Path, seed: int, city: str, overrides: list[str]) -> None:
     from rich.console import Console
 
-    from geostream.report import report
-    from geostream.runs.log import RunResult
-
     console = Console(soft_wrap=True, highlight=False)
     started = time.monotonic()
     seconds: dict[str, float] = {}
     with ExitStack() as servers:
         store_url = _start(servers, out, city, seed, seconds, console)
         run, flow_runs = _run_flows(store_url, out / "raw", seed, overrides, seconds, console)
+        # Only now: the flow has imported it while its ranks started, which takes seconds.
+        from geostream.report import report
+        from geostream.runs.log import RunResult
+
         result = RunResult.of(run.url, run.log, already_finished=True)
         summary = report.summarise(store_url, run.layout, result)
         summary |= {"flow_runs": flow_runs, "settings": run.settings.flat()}
@@ -150,7 +151,6 @@ def _run_flows(
     from flows.retrain import retrain
     from flows.shard import shard
     from geostream.layout import open_layout
-    from geostream.runs.run import Run
     from geostream.settings import default_settings, parse_settings
     from geostream.store import Store
 
@@ -172,4 +172,6 @@ def _run_flows(
             {"flow": client.read_flow(run.flow_id).name, "name": run.name, "state": run.state_name or "unknown"}
             for run in runs
         ]
+    from geostream.runs.run import Run  # which the flow has imported by now
+
     return Run.open(store, layout, RUN), flow_runs

@@ -1,27 +1,30 @@
 """Train on the newest layout, evaluate on the test gallery and write the report: the flow ``retrain``.
 
 Its run on the store is named after the time the flow was scheduled for: every schedule trains anew, and a flow run
-that is retried goes on from its last checkpoint.
+that is retried goes on from its last checkpoint. The training is done by processes of their own, one for each GPU.
+Cancelling the flow run stops them, with a checkpoint (:mod:`geostream.runs.launch`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefect import flow, get_run_logger, task
+from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 
 from flows.common import open_layout, open_store, show, store_failed
 from geostream.dask import scheduler_url
+from geostream.errors import Stalled
 from geostream.layout import Layout
-from geostream.report import report
-from geostream.report.evaluation_page import results_by_epoch
-from geostream.runs import loop as trainer
-from geostream.runs.log import Record, RunResult
-from geostream.runs.run import Run
+from geostream.runs.launch import Launch, Ranks
+from geostream.runs.log import RunResult
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
+
+if TYPE_CHECKING:
+    from geostream.runs.run import Run
 
 
 @flow(name="retrain", flow_run_name="retrain")
@@ -32,6 +35,9 @@ def retrain(
     run: str | None = None,
     settings: dict[str, Any] | None = None,
     cluster: str | None = None,
+    processes: int | None = None,
+    nodes: int = 1,
+    address: str | None = None,
 ) -> str:
     """Train on a layout, and return the URL of the run on the store.
 
@@ -42,47 +48,62 @@ def retrain(
         run: the run's name; one that exists goes on. None: "retrain-" and the time the flow was scheduled for.
         settings: what differs from the dataset's recipe; without a recipe from Sample4Geo's settings, for a GPU.
         cluster: URL of a Dask scheduler for mining. None: $DASK_SCHEDULER_ADDRESS, which `make up` sets for its worker;
-            without it, or with "", in the flow's own process.
+            without it, or with "", in the processes that train.
+        processes: how many train together on this machine. None: one for each GPU, or one without a GPU.
+        nodes: how many machines train together; on the others start the command of docs/how-to/several-gpus.md.
+        address: HOST:PORT at which the other machines reach this one; needed where there are several.
     """
     target = open_store(store)
+    ranks = Ranks(processes, nodes, address)
     opened = open_layout(target, dataset, layout)
     numbers = make_settings(default_settings(opened.dataset).flat() | (settings or {}))
     name = run or f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}"
-    result = train(target, opened, name, numbers, scheduler_url(cluster))
-    write_report(target, opened, name, result)
-    show_run(opened, result)
+    trained = train(target, opened, name, numbers, scheduler_url(cluster), ranks)
+    result = write_report(trained)
+    show_run(trained, result)
     return result.url
 
 
-# A store that stumbles is worth another try: the run goes on from its last checkpoint.
+def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Tell Prefect whether the training failed for a reason that may pass: the store, or a process that is gone."""
+    return store_failed(task, run, state) or isinstance(state.result(raise_on_failure=False), Stalled)
+
+
+# Worth another try, because the run goes on from its last checkpoint.
 @task(
     task_run_name="train {run}",
     retries=3,
     retry_delay_seconds=30,
-    retry_condition_fn=store_failed,
+    retry_condition_fn=may_pass,
     cache_policy=NO_CACHE,
 )
-def train(store: Store, layout: Layout, run: str, settings: TrainSettings, cluster: str | None) -> RunResult:
-    """Train, and log each record of the run; parameters as in :func:`retrain`, but opened."""
+def train(store: Store, layout: Layout, run: str, settings: TrainSettings, cluster: str | None, ranks: Ranks) -> Run:
+    """Train, and log what the ranks log; parameters as in :func:`retrain`, but opened. Return the run."""
     logger = get_run_logger()
+    with Launch(store, layout, run, settings, cluster=cluster, ranks=ranks, log=logger.log) as launched:
+        # What the report needs takes seconds to import: the same seconds that the ranks take to start.
+        import geostream.report.report  # noqa: F401
+        from geostream.runs.run import Run
 
-    def log(record: Record) -> None:
-        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        logger.info("%s: %s", record["stage"], "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
-
-    return trainer.train(store, layout, run, settings, cluster=cluster, on_record=log)
+        launched.wait()
+    return Run.open(store, layout, run)
 
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
-def write_report(store: Store, layout: Layout, run: str, result: RunResult) -> str:
-    """Write the run's report to the store, and return the page as HTML."""
-    opened = Run.open(store, layout, run)
-    return report.publish(opened, result, report.summarise(store.url, opened.layout, result))
+def write_report(run: Run) -> RunResult:
+    """Write the run's report to the store, and return the run's result."""
+    from geostream.report import report
+
+    result = RunResult.of(run.url, run.log, already_finished=False)
+    report.publish(run, result, report.summarise(run.store.url, run.layout, result))
+    return result
 
 
-def show_run(layout: Layout, result: RunResult) -> None:
+def show_run(run: Run, result: RunResult) -> None:
     """Show the run's evaluations, plans and reclusterings on the flow run's page."""
-    rows = results_by_epoch(layout, result.evaluations)
+    from geostream.report.evaluation_page import results_by_epoch
+
+    rows = results_by_epoch(run.layout, result.evaluations)
     show("evaluation", rows, f"Recall on the test gallery; the report is {result.url}/report.html")
     show("epoch-plans", result.plans, "Hardness: 0 = random batches, 1 = Sample4Geo's with random access to everything")
     if result.reclusterings:

@@ -73,3 +73,14 @@ class StaleArtefact(GeostreamError):
 
 class Interrupted(GeostreamError):
     """Work was stopped on request and its state saved; the same command continues it."""
+
+
+def kind(error: GeostreamError) -> str:
+    """Return the name of the error's class, or of its nearest base class in this module.
+
+    A process reports it by this name to the one that started it, which raises the same kind of error.
+
+    Args:
+        error: Any of our errors.
+    """
+    return str(next(one.__name__ for one in type(error).__mro__ if globals().get(one.__name__) is one))

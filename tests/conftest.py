@@ -31,7 +31,12 @@ from infra.s3 import S3Server, local_s3, without_aws
 ROOT = Path(__file__).parents[1]
 
 
-STACK = ("tests/flows/test_flows.py", "tests/flows/test_recluster_flow.py", "tests/infra/test_stack.py")
+STACK = (
+    "tests/flows/test_flows.py",
+    "tests/flows/test_recluster_flow.py",
+    "tests/flows/test_retrain_flow.py",
+    "tests/infra/test_stack.py",
+)
 
 
 class FilesTogether(LoadFileScheduling):

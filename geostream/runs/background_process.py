@@ -68,8 +68,7 @@ def _prepared(work: dict[str, Any], epoch: int) -> dict[str, Any]:
         run.hold_by(work["lease"])
         prepare(run, epoch, beside=True)
     except GeostreamError as error:
-        known = next(one.__name__ for one in type(error).__mro__ if getattr(errors, one.__name__, None) is one)
-        return {"epoch": epoch, "error": str(error), "kind": known}
+        return {"epoch": epoch, "error": str(error), "kind": errors.kind(error)}
     return {"epoch": epoch}
 
 

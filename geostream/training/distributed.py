@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from geostream.errors import BadInput, GeostreamError
+from geostream.errors import BadInput, Stalled
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)  # how long a rank waits for the others' tensors
 MAX_POLL_INTERVAL = 0.2  # seconds between two looks at the key-value store while waiting
@@ -43,7 +43,7 @@ ENDED = "ended"  # key that counts the ranks that ended before the run did
 logger = logging.getLogger(__name__)
 
 
-class RankLost(GeostreamError):
+class RankLost(Stalled):
     """Another rank ended before the run did; it reports the reason itself, if it can."""
 
 
