@@ -1,4 +1,4 @@
-"""geostream's contestants, and the limits: what fetching alone and decoding alone can do on this machine.
+"""Run geostream's contestants, and the limits: what fetching alone and decoding alone can do on this machine.
 
 ``whole_shards`` fetches every shard in one GET, four at a time, and looks at nothing; ``decode_only`` decodes JPEGs
 that lie in the page cache as the loader does, with as many threads as the others have workers. On few cores the two
@@ -25,6 +25,7 @@ from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.loader import Loader
+from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import ImageSizes
 from tests.benchmarks.job import Delivered, Job
 from tests.benchmarks.pairs import Pairs
@@ -90,7 +91,8 @@ def geostream_transport(job: Job) -> Iterator[Delivered]:
     opened, plan = open_plan(job, "clustered")
     tiles = opened.member_rows(plan.place.ravel()).reshape(plan.place.shape)
     views = opened.member_rows(plan.place.ravel(), plan.view.ravel()).reshape(plan.place.shape)
-    with Fetcher(MemberTable.of(opened), list(np.concatenate([tiles, views], axis=1))) as fetcher:
+    options = ReadOptions().share(plan.lanes, workers=1)  # as the loader asks
+    with Fetcher(MemberTable.of(opened), list(np.concatenate([tiles, views], axis=1)), options) as fetcher:
         for step, _ in enumerate(fetcher):
             yield Delivered(len(plan.place[step]))
 
