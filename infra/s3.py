@@ -42,6 +42,7 @@ DEFAULT_PORTS = {
     "admin.port.grpc": 33646,
 }
 MEMORY_LIMIT = "512MiB"  # of Go; measured as fast as 2GiB, which let it grow to 1.2 GB
+METRICS = {"metricsPort": 9327}  # where it tells Prometheus what it has sent; only where somebody asks
 ATTEMPTS = 3
 
 
@@ -77,7 +78,7 @@ class S3Server:
 
     Attributes:
         child: its process.
-        ports: that it listens on, the S3 port first.
+        ports: that it listens on, the S3 port first; that of its metrics last, where it has one.
         bucket: name of the bucket that it was started with.
         credentials: that clients need.
     """
@@ -91,6 +92,11 @@ class S3Server:
     def endpoint(self) -> str:
         """URL of the S3 port, ``http://127.0.0.1:PORT``."""
         return f"http://{LOOPBACK}:{self.ports[0]}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the server's counters, where it was started with ``metrics``."""
+        return f"http://{LOOPBACK}:{self.ports[len(DEFAULT_PORTS)]}/metrics"
 
     @property
     def url(self) -> str:
@@ -165,6 +171,7 @@ def start_s3(
     credentials: Credentials | None = None,
     timeout: float = 60.0,
     outlive: bool = False,
+    metrics: bool = False,
 ) -> S3Server:
     """Start a server, on SeaweedFS's ten default ports (8333, …) if all are free, and return when it is ready.
 
@@ -174,6 +181,7 @@ def start_s3(
         credentials: that clients need; None: those of the environment, or random ones.
         timeout: seconds that it may take.
         outlive: whether it goes on when this process ends.
+        metrics: whether it counts what it sends, at :attr:`S3Server.metrics_url`.
 
     Raises:
         GeostreamError: it is not installed or does not come up; the message has the end of its log.
@@ -188,9 +196,10 @@ def start_s3(
         "GOMEMLIMIT": os.environ.get("GOMEMLIMIT", MEMORY_LIMIT),
         "DO_NOT_TRACK": "1",
     }
+    wanted = DEFAULT_PORTS | (METRICS if metrics else {})
     for attempt in range(ATTEMPTS):  # somebody without our lock can still take a port before the server does
         with port_lock():
-            ports = choose_ports(list(DEFAULT_PORTS.values()), use_preferred=attempt == 0)
+            ports = choose_ports(list(wanted.values()), use_preferred=attempt == 0)
             command = [
                 weed_binary(),
                 "mini",
@@ -198,7 +207,7 @@ def start_s3(
                 f"-ip={LOOPBACK}",
                 f"-ip.bind={LOOPBACK}",
                 f"-bucket={bucket}",
-                *(f"-{flag}={port}" for flag, port in zip(DEFAULT_PORTS, ports, strict=True)),
+                *(f"-{flag}={port}" for flag, port in zip(wanted, ports, strict=True)),
                 "-webdav=false",
                 "-admin.ui=false",
                 "-s3.port.iceberg=0",
@@ -225,14 +234,15 @@ def start_s3(
 
 
 @contextmanager
-def local_s3(folder: Path, bucket: str = "geostream") -> Iterator[S3Server]:
+def local_s3(folder: Path, bucket: str = "geostream", *, metrics: bool = False) -> Iterator[S3Server]:
     """Run a server for the length of a ``with`` block; Linux ends it also when we are killed.
 
     Args:
         folder: for its data and its log.
         bucket: name of the bucket to create.
+        metrics: whether it counts what it sends, at :attr:`S3Server.metrics_url`.
     """
-    server = start_s3(folder, bucket=bucket)
+    server = start_s3(folder, bucket=bucket, metrics=metrics)
     try:
         yield server
     finally:

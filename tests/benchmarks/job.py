@@ -1,8 +1,9 @@
-"""One contestant, once, in a process of its own: ``python -m tests.benchmarks.job MODULE FUNCTION JOB.json``.
+"""Run one contestant once, in a process of its own: ``python -m tests.benchmarks.job MODULE FUNCTION JOB.json``.
 
-Decides what the clock sees: imports are over, and it starts when the contestant is asked for its first batch, so that
-opening indices, building datasets and starting workers count. Every batch's tensors are checked for their shape. The
-result is one line of JSON on standard output, the last.
+The clock starts when the contestant is asked for its first batch. So imports do not count, and opening indices,
+building datasets and starting workers do. Every batch's tensors are checked for their shape. The result is one line of
+JSON on standard output, the last. A peer's process imports none of our packages, and starts nothing before the peer:
+what we start (obstore's threads, for one) must not slow a peer down.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.benchmarks.traffic import Traffic
+PEERS = "tests.benchmarks.peers."
+OURS = {"geostream", "sharding", "flows", "infra"}
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,19 @@ class Delivered(NamedTuple):
     view: Any = None
 
 
-Read = Callable[[Job, Traffic], Iterator[Delivered]]
+Read = Callable[[Job], Iterator[Delivered]]
 
 
 def main(module: str, function: str, path: str) -> None:
     job = Job(**json.loads(Path(path).read_text()))
     read: Read = getattr(importlib.import_module(module), function)
-    traffic = Traffic()
+    if module.startswith(PEERS):
+        check_alone()
     cpu = sum(os.times()[:4])
     begin = time.perf_counter()
     first = end = begin
     pairs = batches = first_pairs = 0
-    for batch in read(job, traffic):
+    for batch in read(job):
         if batch.tile is not None:
             _check(batch, job)
         end = time.perf_counter()
@@ -70,9 +73,18 @@ def main(module: str, function: str, path: str) -> None:
         "first_batch_s": first - begin,
         "pairs_per_s_after_first": (pairs - first_pairs) / (end - first) if batches > 1 else None,
         "cpu_s_before": cpu,
-        **traffic.as_dict(),
     }
     print(json.dumps(result), flush=True)
+
+
+def check_alone() -> None:
+    """Check that this process has imported none of our packages.
+
+    Raises:
+        RuntimeError: It has.
+    """
+    if ours := OURS & {name.partition(".")[0] for name in sys.modules}:
+        raise RuntimeError(f"a peer's process has imported {', '.join(sorted(ours))}, which may slow the peer down")
 
 
 def _check(batch: Delivered, job: Job) -> None:

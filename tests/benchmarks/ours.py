@@ -1,4 +1,4 @@
-"""geostream's contestants, and the limits: what fetching alone and decoding alone can do on this machine.
+"""Run geostream's contestants, and the limits: what fetching alone and decoding alone can do on this machine.
 
 ``whole_shards`` fetches every shard in one GET, four at a time, and looks at nothing; ``decode_only`` decodes JPEGs
 that lie in the page cache as the loader does, with as many threads as the others have workers. On few cores the two
@@ -26,10 +26,8 @@ from geostream.streaming.dataset import plan_dataset
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.loader import Loader
 from geostream.streaming.pipeline import ImageSizes
-from geostream.streaming.stats import StreamStats
 from tests.benchmarks.job import Delivered, Job
 from tests.benchmarks.pairs import Pairs
-from tests.benchmarks.traffic import Traffic
 
 DATASET = "bench"
 FETCHES = 4  # whole shards under way at once
@@ -48,22 +46,20 @@ def open_plan(job: Job, layout: str) -> tuple[Layout, EpochPlan]:
     return opened, load_plan(store.child("runs", layout), 0, opened)
 
 
-def whole_shards(job: Job, traffic: Traffic) -> Iterator[Delivered]:
+def whole_shards(job: Job) -> Iterator[Delivered]:
     layout = open_layout(Store.open(job.url), DATASET, "clustered")
     store = s3_store(layout.store.url)
     pairs = np.bincount(layout.shard_of_place)
 
-    def fetch(shard: int) -> int:
-        return len(obstore.get(store, layout.shard_names[shard]).bytes())
+    def fetch(shard: int) -> None:
+        obstore.get(store, layout.shard_names[shard]).bytes()
 
     with ThreadPoolExecutor(FETCHES) as pool:
-        for shard, size in enumerate(pool.map(fetch, range(len(pairs)))):
-            traffic.add(requests=1, bytes_fetched=size)
+        for shard, _ in enumerate(pool.map(fetch, range(len(pairs)))):
             yield Delivered(int(pairs[shard]))
-    traffic.add(bytes_used=Pairs(job.folder).n_bytes)
 
 
-def decode_only(job: Job, traffic: Traffic) -> Iterator[Delivered]:
+def decode_only(job: Job) -> Iterator[Delivered]:
     pairs = Pairs(job.folder)
 
     def decode(task: tuple[bytes, Any]) -> None:
@@ -77,39 +73,35 @@ def decode_only(job: Job, traffic: Traffic) -> Iterator[Delivered]:
             tasks = [task for (t, v), to, vo in zip(batch, tile, view, strict=True) for task in ((t, to), (v, vo))]
             for _ in pool.map(decode, tasks):
                 pass
-            traffic.add(bytes_used=sum(len(one) for pair in batch for one in pair))
             yield Delivered(len(batch), *(torch.from_numpy(a).permute(0, 3, 1, 2) for a in (tile, view)))
 
 
-def geostream(job: Job, traffic: Traffic) -> Iterator[Delivered]:
+def geostream(job: Job) -> Iterator[Delivered]:
     """Threads of this process decode, as many as the others have workers."""
-    return _stream(job, traffic, threads=job.workers)
+    return _stream(job, threads=job.workers)
 
 
-def geostream_unclustered(job: Job, traffic: Traffic) -> Iterator[Delivered]:
-    return _stream(job, traffic, layout="random", threads=job.workers)
+def geostream_unclustered(job: Job) -> Iterator[Delivered]:
+    return _stream(job, layout="random", threads=job.workers)
 
 
-def geostream_transport(job: Job, traffic: Traffic) -> Iterator[Delivered]:
+def geostream_transport(job: Job) -> Iterator[Delivered]:
     """What the plan's batches need, as bytes with their checksums compared, without decoding."""
     opened, plan = open_plan(job, "clustered")
     members = MemberTable.of(opened)
     tiles = members.rows(plan.place.ravel()).reshape(plan.place.shape)
     views = members.rows(plan.place.ravel(), plan.view.ravel()).reshape(plan.place.shape)
-    with Fetcher(members, list(np.concatenate([tiles, views], axis=1))) as fetcher:
+    with Fetcher(members, list(np.concatenate([tiles, views], axis=1)), lanes=plan.lanes) as fetcher:
         for step, _ in enumerate(fetcher):
             yield Delivered(len(plan.place[step]))
-    count(fetcher.stats, traffic)
 
 
-def geostream_workers(job: Job, traffic: Traffic) -> Iterator[Delivered]:
+def geostream_workers(job: Job) -> Iterator[Delivered]:
     """Loader processes with one decoding thread each."""
-    return _stream(job, traffic, workers=job.workers, threads=1)
+    return _stream(job, workers=job.workers, threads=1)
 
 
-def _stream(
-    job: Job, traffic: Traffic, *, threads: int, layout: str = "clustered", workers: int = 0
-) -> Iterator[Delivered]:
+def _stream(job: Job, *, threads: int, layout: str = "clustered", workers: int = 0) -> Iterator[Delivered]:
     opened, plan = open_plan(job, layout)
     dataset = plan_dataset(opened, plan, ImageSizes(tile=job.tile, view=job.view))
     loader = Loader(dataset, workers=workers, threads=threads)
@@ -117,8 +109,3 @@ def _stream(
         for batch in loader:
             tensors = batch.tensors
             yield Delivered(len(tensors["pair"]), tensors.get("tile"), tensors.get("view"))
-        count(loader.stats, traffic)
-
-
-def count(stats: StreamStats, traffic: Traffic) -> None:
-    traffic.add(bytes_fetched=stats.bytes_fetched, requests=stats.requests, bytes_used=stats.bytes_used)

@@ -1,8 +1,9 @@
-"""Streaming against its limits and its peers: ``python -m tests.benchmarks.stream --json PATH``.
+"""Measure streaming against its limits and its peers: ``python -m tests.benchmarks.stream --json PATH``.
 
-Decides that all contestants meet the same JPEGs on one local S3 server, with the same number of workers, each repeat in
-a fresh process, in rotating order: what the machine does meanwhile hits all alike. geostream and the range GETs serve
-the batches of a hard plan; the peers shuffle, which is the easier job. About ten minutes on two cores, 6 GB of disk.
+All contestants meet the same JPEGs on one local S3 server, with the same number of workers. Each repeat runs in a fresh
+process, and their order rotates, so that what the machine does meanwhile hits all alike. geostream and the range GETs
+serve the batches of a hard plan; the peers shuffle, which is the easier job. What was fetched is read from the server's
+counters. About 14 minutes on two cores, 8 GB of disk.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tests.benchmarks import images
 from tests.benchmarks.job import Job, write_job
 from tests.benchmarks.measure import ROOT, Failed, Result, figure, figures_table, machine, ratio, run, summary
 from tests.benchmarks.ours import s3_store
+from tests.benchmarks.traffic import read_traffic
 
 BATCH = 64
 WORKERS = 2
@@ -42,32 +44,45 @@ TRIES = 3  # of a peer: MosaicML Streaming was seen to read a shard before it wa
 SEED = 0
 GIB = 2**30
 MOSAIC_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+INSTALL = "make bench-peers"
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """``module`` and ``function`` that read; ``python`` that runs them."""
+    """A function that reads the pairs.
+
+    Attributes:
+        module: The module of the function, below this package.
+        function: Its name.
+        python: The interpreter that runs it.
+        package: The package to be installed, where the contestant is none of ours.
+        own_format: Whether its module can ``write`` the pairs in a format of its own.
+    """
 
     module: str
     function: str = "read"
     python: Path = Path(sys.executable)
-    needs: str = ""  # the package, where it is none of ours
-    install: str = ""  # the command that brings it
-    own_format: bool = False  # its module can ``write``
+    package: str = ""
+    own_format: bool = False
 
     @property
     def path(self) -> str:
-        return f"tests.benchmarks.{self.module}"
+        """The module's full name."""
+        return f"{__package__}.{self.module}"
 
     @property
     def is_peer(self) -> bool:
+        """Whether it is a library to be compared with."""
         return self.module.startswith("peers.")
 
-    def installed(self) -> bool:
-        if not self.needs:
-            return True
-        find = f"import importlib.util as u, sys; sys.exit(u.find_spec({self.needs!r}) is None)"
-        return self.python.exists() and subprocess.run([self.python, "-c", find], cwd=ROOT).returncode == 0
+    def version(self) -> str | None:
+        """Return the version of the package that this contestant's interpreter finds, or None where there is none."""
+        ask = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
+        try:
+            answer = subprocess.run([self.python, "-c", ask, self.package], capture_output=True, text=True)
+        except FileNotFoundError:  # no such interpreter
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 CONTESTANTS = {
@@ -77,19 +92,38 @@ CONTESTANTS = {
     "geostream": Contestant("ours", "geostream"),
     "geostream_unclustered": Contestant("ours", "geostream_unclustered"),
     "geostream_workers": Contestant("ours", "geostream_workers"),
-    "webdataset": Contestant("peers.webdataset"),
-    "litdata": Contestant(
-        "peers.litdata", needs="litdata", install="pip install -c constraints.txt -e '.[bench]'", own_format=True
-    ),
-    "mosaic": Contestant(
-        "peers.mosaic", python=MOSAIC_PYTHON, needs="streaming", install="make bench-peers", own_format=True
-    ),
-    "range_get": Contestant("peers.range_get"),
+    "webdataset": Contestant("peers.webdataset", package="webdataset"),
+    "litdata": Contestant("peers.litdata", package="litdata", own_format=True),
+    "lancedb": Contestant("peers.lancedb", package="lancedb", own_format=True),
+    "mosaic": Contestant("peers.mosaic", python=MOSAIC_PYTHON, package="mosaicml-streaming", own_format=True),
+    "range_get": Contestant("range_get"),
 }
-PEERS = ("webdataset", "litdata", "mosaic")
+PEERS = tuple(name for name, contestant in CONTESTANTS.items() if contestant.is_peer)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the contestants run, and what they read.
+
+    Attributes:
+        folder: A folder for local files.
+        server: The S3 server.
+        environment: The environment variables of every contestant.
+        job: What they are told.
+        pairs: How many pairs there are.
+        pair_bytes: Bytes of the two JPEGs of a pair, on average.
+    """
+
+    folder: Path
+    server: S3Server
+    environment: Mapping[str, str]
+    job: Job
+    pairs: int
+    pair_bytes: float
 
 
 def main() -> int:
+    """Run the benchmark from the command line."""
     arguments = argparse.ArgumentParser(prog="python -m tests.benchmarks.stream", description=__doc__.split("\n")[0])
     arguments.add_argument("--json", type=Path, required=True, help="where the result goes")
     arguments.add_argument("--pairs", type=int, default=PAIRS, help="pairs of images (default %(default)s)")
@@ -98,12 +132,18 @@ def main() -> int:
     options = arguments.parse_args()
     console = Console(stderr=True)
     names = options.only or list(CONTESTANTS)
+    versions: dict[str, str] = {}
     for name in names:
-        if not CONTESTANTS[name].installed():
-            console.print(f"{name} is not installed: {CONTESTANTS[name].install}", markup=False)
+        if not CONTESTANTS[name].package:
+            continue
+        version = CONTESTANTS[name].version()
+        if version is None:
+            console.print(f"{name} is not installed: {INSTALL}", markup=False)
             return 2
+        versions[name] = version
+        console.print(f"{CONTESTANTS[name].package} {version}", highlight=False)
     try:
-        result = benchmark(names, options.pairs, options.repeats, console)
+        result = benchmark(names, options.pairs, options.repeats, console) | {"peers": versions}
     except Failed as error:
         console.print(str(error), markup=False)
         return 1
@@ -115,16 +155,18 @@ def main() -> int:
 
 
 def benchmark(names: list[str], pairs: int, repeats: int, console: Console) -> dict[str, Any]:
+    """Prepare the data, run the contestants, and return everything that was measured."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with (
         tempfile.TemporaryDirectory(prefix="geostream-bench-") as folder,
-        local_s3(Path(folder, "s3")) as server,
+        local_s3(Path(folder, "s3"), metrics=True) as server,
         Progress(*columns, console=console) as progress,
     ):
         os.environ.update(server.environment())
         environment = without_aws(os.environ) | server.environment() | {"S3_ENDPOINT_URL": server.endpoint}
         job, data = prepare(Path(folder), server, names, pairs, environment, progress)
-        raw = measure(Path(folder), job, names, repeats, environment, server, progress)
+        site = Site(Path(folder), server, environment, job, data["pairs"], data["bytes"] / data["pairs"])
+        raw = measure(site, names, repeats, progress)
     contestants = {name: summary(raw[name]) for name in names}
     return {
         "figures": figures(raw),
@@ -138,7 +180,7 @@ def benchmark(names: list[str], pairs: int, repeats: int, console: Console) -> d
 def prepare(
     folder: Path, server: S3Server, names: list[str], count: int, environment: Mapping[str, str], progress: Progress
 ) -> tuple[Job, dict[str, Any]]:
-    """The data in every format that is needed, on the server; what the contestants are told of them."""
+    """Write the data to the server in every format that is needed; return what contestants are told, and sizes."""
     task = progress.add_task("images", total=count)
     pairs = images.make_pairs(folder / "pairs", count, SEED, lambda: progress.advance(task))
     store = Store.open(f"{server.url}/bench")
@@ -157,7 +199,7 @@ def prepare(
 
 
 def convert(folder: Path, peer: Contestant, store: Store, environment: Mapping[str, str]) -> None:
-    """The peer's own format, made by its own writer, copied to the server."""
+    """Write the pairs in the peer's own format, by its own writer, and copy them to the server."""
     name = peer.module.removeprefix("peers.")
     out = folder / name
     run([str(peer.python), "-m", "tests.benchmarks.convert", peer.path, str(folder / "pairs"), str(out)], environment)
@@ -168,21 +210,13 @@ def convert(folder: Path, peer: Contestant, store: Store, environment: Mapping[s
 
 
 def presigned(layout: Layout) -> list[str]:
+    """Return URLs of the layout's shards that need no credentials for two hours."""
     return list(obstore.sign(s3_store(layout.store.url), "GET", layout.shard_names, timedelta(hours=2)))
 
 
-def measure(
-    folder: Path,
-    job: Job,
-    names: list[str],
-    repeats: int,
-    environment: Mapping[str, str],
-    server: S3Server,
-    progress: Progress,
-) -> dict[str, list[Result]]:
-    """Every contestant ``repeats`` times, in an order that rotates from repeat to repeat."""
+def measure(site: Site, names: list[str], repeats: int, progress: Progress) -> dict[str, list[Result]]:
+    """Run every contestant ``repeats`` times, in an order that rotates from repeat to repeat."""
     raw: dict[str, list[Result]] = {name: [] for name in names}
-    process = psutil.Process(server.child.pid)
     task = progress.add_task("repeats", total=repeats * len(names))
     for repeat in range(repeats):
         at = repeat * len(names) // repeats
@@ -190,36 +224,45 @@ def measure(
             progress.update(task, description=f"repeat {repeat + 1}: {name}")
             for attempt in range(1, TRIES + 1):
                 try:
-                    result = once(folder, CONTESTANTS[name], job, environment, process)
+                    result = once(site, CONTESTANTS[name])
                     break
                 except Failed as error:
                     if not CONTESTANTS[name].is_peer or attempt == TRIES:
                         raise
                     progress.console.print(f"{name} failed: {str(error).strip().splitlines()[-1]}", markup=False)
-            result["tries"] = attempt
-            result["amplification"] = result["bytes_fetched"] / result["bytes_used"]
-            result["requests_per_gib"] = result["requests"] * GIB / max(result["bytes_fetched"], 1)
-            raw[name].append(result)
+            raw[name].append(result | {"tries": attempt})
             progress.console.print(f"repeat {repeat + 1}, {name}: {result['pairs_per_s']:.0f} pairs/s", highlight=False)
             progress.advance(task)
     return raw
 
 
-def once(
-    folder: Path, contestant: Contestant, job: Job, environment: Mapping[str, str], server: psutil.Process
-) -> Result:
-    scratch = folder / "scratch"
+def once(site: Site, contestant: Contestant) -> Result:
+    """Run a contestant once, and return what it measured of itself and what the server sent it.
+
+    Raises:
+        Failed: It ended in an error, or a peer left out more than the last batch of each worker.
+    """
+    scratch = site.folder / "scratch"
     scratch.mkdir()
     try:
-        write_job(replace(job, scratch=str(scratch)), folder / "job.json")
-        what = [contestant.path, contestant.function, str(folder / "job.json")]
-        return run([str(contestant.python), "-m", "tests.benchmarks.job", *what], environment, server)
+        write_job(replace(site.job, scratch=str(scratch)), site.folder / "job.json")
+        command = [str(contestant.python), "-m", f"{__package__}.job", contestant.path, contestant.function]
+        before = read_traffic(site.server.metrics_url)
+        server = psutil.Process(site.server.child.pid)
+        result = run([*command, str(site.folder / "job.json")], site.environment, server)
+        sent = read_traffic(site.server.metrics_url).since(before)
     finally:
         shutil.rmtree(scratch)
+    if contestant.is_peer and result["pairs"] < site.pairs - BATCH * WORKERS:
+        raise Failed(f"{contestant.package} handed over {result['pairs']} of {site.pairs} pairs")
+    result |= {"requests": sent.requests, "bytes_fetched": sent.bytes_fetched}
+    result["amplification"] = sent.bytes_fetched / (result["pairs"] * site.pair_bytes)
+    result["requests_per_gib"] = sent.requests * GIB / max(sent.bytes_fetched, 1)
+    return result
 
 
 def figures(raw: Mapping[str, list[Result]]) -> dict[str, Any]:
-    """What the benchmark is for; those whose contestants ran."""
+    """Compute the figures that the benchmark is for, of the contestants that ran."""
 
     def of(name: str, number: str = "pairs_per_s") -> list[float]:
         return [repeat[number] for repeat in raw[name]]
@@ -244,11 +287,12 @@ def figures(raw: Mapping[str, list[Result]]) -> dict[str, Any]:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Return the result as a person reads it."""
     rows = Table("contestant", "pairs/s", "spread", "fetched/used", "requests/GiB", "first batch s", "peak MB", "CPU s")
     for name, numbers in result["contestants"].items():
         rate = numbers["pairs_per_s"]
         rows.add_row(
-            name,
+            f"{name} {result['peers'].get(name, '')}".rstrip(),
             f"{rate['median']:.0f}",
             f"{rate['min']:.0f}–{rate['max']:.0f}",
             *(f"{numbers[key]['median']:{kind}}" for key, kind in COLUMNS.items()),

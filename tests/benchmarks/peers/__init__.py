@@ -1,1 +1,1 @@
-"""Other streaming libraries, each set up as its own documentation recommends, and one GET per image."""
+"""Other streaming libraries, each set up as its own documentation recommends."""

@@ -4,7 +4,7 @@ As its documentation has it: a subclass of StreamingDataset decodes in ``__getit
 size given to dataset and loader; S3_ENDPOINT_URL names the server; the local folder is empty. The images' columns are
 ``bytes``, so that torchvision can decode them: what the type ``jpeg`` does with Pillow takes half as long again. Shards
 are not compressed (JPEGs are). Runs in a virtual environment of its own: its pins (numpy, transformers) clash with
-ours. Requests and bytes are counted by a hook in botocore.
+ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from tests.benchmarks.job import Delivered, Job
 from tests.benchmarks.pairs import Pairs
-from tests.benchmarks.traffic import Traffic, count_botocore
 
 FOLDER = "mosaic"
 
@@ -42,9 +41,8 @@ def write(pairs: Path, out: Path) -> None:
             writer.write({"tile": tile, "view": view})
 
 
-def read(job: Job, traffic: Traffic) -> Iterator[Delivered]:
-    count_botocore(traffic)
+def read(job: Job) -> Iterator[Delivered]:
+    """Deliver all pairs, shuffled."""
     dataset = _Decoded(remote=f"{job.url}/{FOLDER}", local=job.scratch, shuffle=True, batch_size=job.batch_size)
     for tile, view in DataLoader(dataset, batch_size=job.batch_size, num_workers=job.workers):
         yield Delivered(len(tile), tile, view)
-    traffic.add(bytes_used=Pairs(job.folder).n_bytes)

@@ -4,26 +4,24 @@ As its documentation has it: shards are shuffled, samples go through a shuffle b
 in the workers, and WebLoader hands on whole batches. It reads S3 through a command: http URLs, here presigned ones, go
 to curl; ``pipe:aws s3 cp``, the other documented way, starts a Python process a shard and is slower. JPEGs go through a
 decoder function, as documented, here torchvision's: what ``decode("torchrgb8")`` does with Pillow takes half as long
-again. Requests: curl makes one a shard; all bytes of all shards are fetched.
+again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from urllib.request import urlopen
 
 import torch
 import webdataset as wds
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from tests.benchmarks.job import Delivered, Job
-from tests.benchmarks.pairs import Pairs
-from tests.benchmarks.traffic import Traffic
 
 SHUFFLE = 1000
 
 
-def read(job: Job, traffic: Traffic) -> Iterator[Delivered]:
+def read(job: Job) -> Iterator[Delivered]:
+    """Deliver all pairs, shuffled."""
     dataset = (
         wds.WebDataset(job.shards, shardshuffle=len(job.shards), seed=0)
         .shuffle(SHUFFLE)
@@ -33,19 +31,9 @@ def read(job: Job, traffic: Traffic) -> Iterator[Delivered]:
     )
     for tile, view in wds.WebLoader(dataset, batch_size=None, num_workers=job.workers):
         yield Delivered(len(tile), tile, view)
-    traffic.add(
-        requests=len(job.shards),
-        bytes_fetched=sum(_size(url) for url in job.shards),
-        bytes_used=Pairs(job.folder).n_bytes,
-    )
 
 
 def _decode(key: str, data: bytes) -> torch.Tensor | None:
     if not key.endswith(".jpg"):
         return None
     return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-
-
-def _size(url: str) -> int:
-    with urlopen(url) as answer:
-        return int(answer.headers["Content-Length"])
