@@ -32,12 +32,12 @@ def open_store(url: str | None) -> Store:
     return Store.open(url)
 
 
-def store_failed(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Tell Prefect whether a task failed because of the object store or of Dask, so that a retry may help."""
+def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Tell Prefect whether a task failed for a reason that may pass: the store, Dask, or a process that is gone."""
     return isinstance(state.result(raise_on_failure=False), StoreError | Stalled)
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 def open_layout(store: Store, dataset: str | None, layout: str | None) -> Layout:
     """Open the layout that a flow works on.
 

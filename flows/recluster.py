@@ -9,7 +9,7 @@ from __future__ import annotations
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import open_layout, open_store, show, store_failed
+from flows.common import may_pass, open_layout, open_store, show
 from geostream.dask import scheduler_url
 from geostream.layout import Layout
 from geostream.reclustering.recluster import describe
@@ -50,7 +50,7 @@ def recluster(
     task_run_name="recluster {run}",
     retries=2,
     retry_delay_seconds=10,
-    retry_condition_fn=store_failed,
+    retry_condition_fn=may_pass,
     cache_policy=NO_CACHE,
 )
 def rewrite(store: Store, layout: Layout, run: str, epoch: int | None, cluster: str | None) -> Layout:

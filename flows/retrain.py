@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefect import Task, flow, get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 
-from flows.common import open_layout, open_store, show, store_failed
+from flows.common import may_pass, open_layout, open_store, show
 from geostream.dask import scheduler_url
-from geostream.errors import Stalled
 from geostream.layout import Layout
 from geostream.runs.launch import Launch, Ranks
 from geostream.runs.log import RunResult
@@ -64,11 +62,6 @@ def retrain(
     return result.url
 
 
-def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Tell Prefect whether the training failed for a reason that may pass: the store, or a process that is gone."""
-    return store_failed(task, run, state) or isinstance(state.result(raise_on_failure=False), Stalled)
-
-
 # Worth another try, because the run goes on from its last checkpoint.
 @task(
     task_run_name="train {run}",
@@ -89,7 +82,7 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
     return Run.open(store, layout, run)
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=store_failed, cache_policy=NO_CACHE)
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 def write_report(run: Run) -> RunResult:
     """Write the run's report to the store, and return the run's result."""
     from geostream.report import report

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import sharding
 from flows import rendered
-from flows.common import open_store, show, store_failed
+from flows.common import may_pass, open_store, show
 from geostream.errors import BadInput
 from geostream.store import Store
 from sharding import DryRun, RawDataset, ShardOptions, ShardReport
@@ -102,7 +102,7 @@ def read_places(adapter: str, raw: Path, options: dict[str, Any]) -> RawDataset:
     task_run_name="plan {dataset} {layout}",
     retries=2,
     retry_delay_seconds=10,
-    retry_condition_fn=store_failed,
+    retry_condition_fn=may_pass,
     cache_policy=NO_CACHE,
 )
 def plan_layout(raw: RawDataset, store: Store, dataset: str, layout: str, options: ShardOptions) -> DryRun:
@@ -115,7 +115,7 @@ def plan_layout(raw: RawDataset, store: Store, dataset: str, layout: str, option
     task_run_name="write {dataset} {layout}",
     retries=2,
     retry_delay_seconds=10,
-    retry_condition_fn=store_failed,
+    retry_condition_fn=may_pass,
     cache_policy=NO_CACHE,
 )
 def write_layout(
