@@ -6,9 +6,9 @@ that a lane is about as long. A batch comes from few resident shards in any case
 
 The two ends of the scale are not: random batches, and Sample4Geo's with random access, come from all places. Random
 batches are therefore drawn from all places. Sample4Geo's are assembled from the tried places, which lack neighbours.
-They are also imitated: seeds are drawn from all places, and at a time t of the epoch each neighbour is already used with
-the probability t. That passes over that alike places are used up together. Neither is harder than the real ones, so
-the harder of the two counts. Where all places are tried, the ends are exact.
+They are also imitated: seeds are drawn from all places, and at a time t of the epoch each neighbour is already used
+with the probability t. That passes over that alike places are used up together. Neither is harder than the real ones,
+so the harder of the two counts. Where all places are tried, the ends are exact.
 
 A task holds the neighbours and vectors that it returns, and PIECE rows. The process that tries holds TRIED_BYTES of
 vectors and about 2 KB a tried pair with 128 neighbours: 1 GB.
