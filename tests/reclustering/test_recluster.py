@@ -23,6 +23,7 @@ import pytest
 import webdataset as wds
 from webdataset.gopen import gopen_schemes
 
+from geostream.dask import run_tasks
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout, NewLayout, commit_layout, layout_infos, open_layout
 from geostream.layout.files import JOB
@@ -232,12 +233,11 @@ def test_few_tasks_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         root = Store.open(tmp_path / name)
         before = tiny_layout(root, places=PLACES)
         monkeypatch.setattr(module, "TASKS", most)
-        handed = []
-        run = module.run_tasks
+        handed: list[int] = []
 
-        def counted(cluster: Any, work: Any, tasks: Any, run: Any = run, handed: list[int] = handed) -> Iterator[Any]:
+        def counted(cluster: Any, work: Any, tasks: Any, handed: list[int] = handed) -> Iterator[Any]:
             handed.append(len(tasks))
-            return run(cluster, work, tasks)
+            return run_tasks(cluster, work, tasks)
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "run_tasks", counted)
