@@ -507,7 +507,7 @@ class Approximate:
         """Submit the tasks that write the graph; ``found`` has the sorted queries of each task that searched."""
         place = self._embeddings.pairs.place
         places = np.unique(place)
-        writes = []
+        writes = list[Any]()
         for start, stop in row_groups(len(places), len(place), WRITTEN):
             first, last = np.searchsorted(place, [places[start], places[stop - 1] + 1]).tolist()
             ends = [np.searchsorted(rows, [first, last]).tolist() for rows in found]

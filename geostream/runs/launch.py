@@ -206,8 +206,8 @@ class Launch:
         # speaks last and knows which rank was killed.
         told = [one for one in self._errors if one["kind"] != Stalled.__name__] or self._errors[::-1]
         if told:
-            kind = getattr(errors, told[0]["kind"], RuntimeError)
-            return kind(told[0]["error"])  # type: ignore[no-any-return]
+            kind: type[Exception] = getattr(errors, told[0]["kind"], RuntimeError)
+            return kind(told[0]["error"])
         goes_on = "the run goes on from its newest checkpoint when it is started again"
         if code in STOPPED:
             return Interrupted(f"{self.url}: stopped by {STOPPED[code]}; {goes_on}")

@@ -69,7 +69,8 @@ def _launch(processes: int, nodes: int, address: str | None) -> None:
         host, _, port = str(address).rpartition(":")
         words += ["--nnodes", str(nodes), "--node-rank", "0", "--master-addr", host, "--master-port", port]
     try:
-        run(parse_args([*words, "-m", "--", MODULE, sys.argv[1], str(os.getpid())]))
+        arguments: Any = parse_args([*words, "-m", "--", MODULE, sys.argv[1], str(os.getpid())])  # type: ignore[no-untyped-call]
+        run(arguments)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         # One that was killed makes others fail within the same second; those that are then ended get a SIGTERM.

@@ -66,6 +66,7 @@ def layout_of(store: Any, case: Case) -> Any:
     import pyarrow as pa
 
     from geostream.layout import MEMBERS, PLACES, Layout
+    from geostream.layout.index import Index
 
     def lists(lengths: Any, values: Any) -> Any:
         return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), values)
@@ -87,7 +88,8 @@ def layout_of(store: Any, case: Case) -> Any:
     }
     info: dict[str, Any] = {"dataset": "hand", "layout": "g0", "id": "layout", "generation": 0}
     info |= {"coordinates": "utm", "protocols": [case.protocol], "index": {"places.parquet": "places"}}
-    return Layout(store, info, pa.table(columns, schema=PLACES), MEMBERS.empty_table())
+    info |= {"places": n, "shards": []}
+    return Layout(store, info, Index(store, info, (pa.table(columns, schema=PLACES), MEMBERS.empty_table())))
 
 
 def pair_vectors(rng: np.random.Generator, n: int, dim: int) -> tuple[Any, Any]:
@@ -95,7 +97,7 @@ def pair_vectors(rng: np.random.Generator, n: int, dim: int) -> tuple[Any, Any]:
     tile = rng.standard_normal((n, dim), dtype=np.float32)
     noise = np.float32(round(math.sqrt(dim / 20.5 - 1), 1))  # 7 with 1024 dimensions
     view = tile + noise * rng.standard_normal(tile.shape, dtype=np.float32)
-    return tuple(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (tile, view))  # type: ignore[return-value]
+    return tuple(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (tile, view))
 
 
 def make(folder: Path, case: Case) -> dict[str, Any]:

@@ -235,9 +235,9 @@ def test_few_tasks_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(module, "TASKS", most)
         handed: list[int] = []
 
-        def counted(cluster: Any, work: Any, tasks: Any, handed: list[int] = handed) -> Iterator[Any]:
+        def counted(cluster: Any, work: Any, tasks: Any, stage: str, handed: list[int] = handed) -> Iterator[Any]:
             handed.append(len(tasks))
-            return run_tasks(cluster, work, tasks)
+            return run_tasks(cluster, work, tasks, stage)
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "run_tasks", counted)
