@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from geostream.arrays import Int32, pair_codes
+from geostream.arrays import Bools, Csr, Int32, pair_codes, take
 from geostream.errors import GeostreamError, NotFound, StaleArtefact
 from geostream.layout import Layout
 from geostream.store import Store
 
 FORMAT = 1
+CHECKED = 1024  # batches that are checked at once
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,24 @@ class EpochPlan:
         if not np.array_equal(np.sort(ids), pair_codes(pairs.place, pairs.view)):
             raise GeostreamError(f"{name}: it does not hold every training pair exactly once; plan again")
         excluded = layout.excluded("train")
-        for step, batch in enumerate(self.place):
-            members = set(batch.tolist())
-            if len(members) < self.batch_size:
-                raise GeostreamError(f"{name}, step {step}: a place is twice in the batch; plan again")
-            if any(not members.isdisjoint(excluded.row(place).tolist()) for place in members):
-                raise GeostreamError(f"{name}, step {step}: a query meets its semi-positive; plan again")
+        for first in range(0, self.n_batches, CHECKED):
+            batches = np.sort(self.place[first : first + CHECKED], axis=1)
+            for wrong, what in (
+                ((np.diff(batches, axis=1) == 0).any(axis=1), "a place is twice in the batch"),
+                (_meet(batches, excluded), "a query meets its semi-positive"),
+            ):
+                if wrong.any():
+                    raise GeostreamError(f"{name}, step {first + int(wrong.argmax())}: {what}; plan again")
+
+
+def _meet(batches: Int32, excluded: Csr) -> Bools:
+    """Return whether a batch, a row of sorted places, holds two that exclude each other."""
+    lists = take(excluded, batches.ravel())
+    row = np.repeat(np.arange(batches.size) // batches.shape[1], np.diff(lists.indptr))
+    here = (np.arange(len(batches), dtype=np.int64)[:, None] << 32 | batches).ravel()  # sorted, as the rows are
+    other = row << 32 | lists.indices
+    met = here[np.minimum(np.searchsorted(here, other), len(here) - 1)] == other
+    return np.bincount(row[met], minlength=len(batches)) > 0
 
 
 def plan_name(epoch: int) -> str:
