@@ -180,7 +180,7 @@ class Layout:
             split: "train", "test", or "gallery" for views that are no queries.
         """
         place, number, splits = self._views
-        of_split = splits == VIEW_SPLITS.index(split)
+        of_split = splits == (VIEW_SPLITS.index(split) if split in VIEW_SPLITS else -1)
         return Pairs(place[of_split], number[of_split])
 
     def references(self, split: str) -> Int32:
