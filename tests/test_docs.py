@@ -102,7 +102,7 @@ def test_deployments_exist() -> None:
     run = [words for _, words in shell_lines() if {"prefect", "deployment", "run"} <= set(words)]
     assert run
     for words in run:
-        assert words[words.index("run") + 1] in known, shlex.join(words)
+        assert words[words.index("run") + 1].rpartition("/")[2] in known, shlex.join(words)
 
 
 def test_python_names_exist() -> None:
