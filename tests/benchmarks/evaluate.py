@@ -95,7 +95,7 @@ def pair_vectors(rng: np.random.Generator, n: int, dim: int) -> tuple[Any, Any]:
     tile = rng.standard_normal((n, dim), dtype=np.float32)
     noise = np.float32(round(math.sqrt(dim / 20.5 - 1), 1))  # 7 with 1024 dimensions
     view = tile + noise * rng.standard_normal(tile.shape, dtype=np.float32)
-    return tuple(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (tile, view))  # type: ignore[return-value]
+    return tuple(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (tile, view))
 
 
 def make(folder: Path, case: Case) -> dict[str, Any]:
