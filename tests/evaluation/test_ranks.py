@@ -160,19 +160,20 @@ def test_few_candidates_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> N
     gallery = unit(rng.normal(size=(5000, 256)))
     query = unit(gallery[:200] + rng.normal(size=(200, 256)) / 4)
     right: Lists = [[i] for i in range(200)]
-    single, by_rows = list[int](), list[int]()
-    dots, rows = ranking._dots, ranking._decide_rows
+    single: list[int] = []
+    by_rows: list[int] = []
 
-    def counted_dots(*some: Any) -> Any:
-        single.append(len(some[1]))
-        return dots(*some)
+    def watch(name: str, seen: list[int], argument: int) -> None:
+        work = getattr(ranking, name)
 
-    def counted_rows(*some: Any) -> Any:
-        by_rows.append(len(some[3]))
-        return rows(*some)
+        def watched(*some: Any) -> Any:
+            seen.append(len(some[argument]))
+            return work(*some)
 
-    monkeypatch.setattr(ranking, "_dots", counted_dots)
-    monkeypatch.setattr(ranking, "_decide_rows", counted_rows)
+        monkeypatch.setattr(ranking, name, watched)
+
+    watch("_dots", single, 1)
+    watch("_decide_rows", by_rows, 3)
     assert same(counted(query, gallery, right, [[]] * 200), in_float64(query, gallery, right, [[]] * 200))
     assert 200 <= sum(single) < 200 + 200 * 5000 / 1000 and not by_rows
     single.clear()
