@@ -14,7 +14,7 @@ import geostream.store  # noqa: F401  # so that this process is no place for a p
 from infra.s3 import local_s3
 from tests.benchmarks import stream
 from tests.benchmarks.job import check_alone
-from tests.benchmarks.measure import Failed
+from tests.benchmarks.measure import ROOT, Failed
 from tests.benchmarks.traffic import parse, read_traffic
 
 PAIRS = 500  # two full shards and a bit: as few as two lanes can have
@@ -66,7 +66,7 @@ def test_a_peers_process_imports_none_of_our_packages(name: str) -> None:
     if peer.version() is None:
         pytest.skip(f"{peer.package} is not installed")
     program = f"import {peer.path}; from tests.benchmarks.job import check_alone; check_alone()"
-    subprocess.run([peer.python, "-c", program], check=True, cwd=stream.ROOT)
+    subprocess.run([peer.python, "-c", program], check=True, cwd=ROOT)
 
 
 @pytest.mark.slow
