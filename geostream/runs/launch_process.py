@@ -59,6 +59,7 @@ def _launch(processes: int, nodes: int, address: str | None) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    logging.disable(logging.ERROR)  # in this process: what its ranks do and die of is reported below
     # torchrun's own choice is one thread, whatever the machine.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{END_TIMEOUT:.0f}")

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from geostream.arrays import Csr, Float32, Float64, Int32, Pairs
-from geostream.layout import Layout
+from geostream.layout import MEMBERS, Layout
+from geostream.layout.index import Index
 from geostream.mining.embeddings import SHARD_ROWS, create_embeddings
 from geostream.store import Store
 
@@ -50,8 +51,12 @@ class Places:
         return np.stack([40 + north * TILE, -74 + east * TILE], axis=1)
 
     @cached_property
-    def places(self) -> dict[str, pa.Array]:
-        return {"key": pa.array([f"{cell:08d}" for cell in self._cell.tolist()])}
+    def places(self) -> pa.Table:
+        return pa.table({"key": [f"{cell:08d}" for cell in self._cell.tolist()]})
+
+    @property
+    def index(self) -> Index:
+        return Index(Store(""), {}, (self.places, MEMBERS.empty_table()))
 
     def pairs(self, split: str) -> Pairs:
         assert split == "train"
