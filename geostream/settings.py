@@ -139,9 +139,7 @@ class ReadSettings(BaseModel):
     decode_threads: int | None = Field(None, ge=1, description="threads of each loader process; none: by its cores")
     look_ahead: int = Field(128, ge=0, description="batches of a lane whose needs are merged into one read")
     prefetch: int = Field(8, ge=0, description="batches of its lane that a read may start before its need")
-    buffer_mib: int = Field(
-        2048, ge=1, description="MiB of shards that each rank holds at most, each lane equally"
-    )
+    buffer_mib: int = Field(2048, ge=1, description="MiB of shards that each rank holds at most, each lane equally")
     gap_kib: int = Field(1024, ge=0, description="KiB not needed that are read through, rather than skipped")
     replaced_limit: float = Field(
         0.01, ge=0, le=1, description="share of an epoch's pairs that may be replaced because they cannot be read"
