@@ -7,6 +7,8 @@ Cancelling the flow run stops them, with a checkpoint (:mod:`geostream.runs.laun
 
 from __future__ import annotations
 
+import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger, task
@@ -73,7 +75,14 @@ def retrain(
 def train(store: Store, layout: Layout, run: str, settings: TrainSettings, cluster: str | None, ranks: Ranks) -> Run:
     """Train, and log what the ranks log; parameters as in :func:`retrain`, but opened. Return the run."""
     logger = get_run_logger()
-    with Launch(store, layout, run, settings, cluster=cluster, ranks=ranks, log=logger.log) as launched:
+
+    def show_line(line: str) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(line)
+        else:  # progress is shown even where the log is quiet
+            print(line, file=sys.stderr, flush=True)
+
+    with Launch(store, layout, run, settings, cluster=cluster, ranks=ranks, log=logger.log, show=show_line) as launched:
         # What the report needs takes seconds to import: the same seconds that the ranks take to start.
         import geostream.report.report  # noqa: F401
         from geostream.runs.run import Run

@@ -87,8 +87,8 @@ class Launch:
         settings: The settings to train with.
         cluster: URL of a Dask scheduler for mining; None uses threads of the main rank.
         ranks: How many processes train together.
-        log: Called with each line that the processes log or print. If this process has a terminal, what they print
-            (progress bars) goes there instead.
+        log: Called with each line that the processes log.
+        show: Called with each line that they print, such as progress. If this process has a terminal, it goes there.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Launch:
         cluster: str | None,
         ranks: Ranks,
         log: Log,
+        show: Callable[[str], object],
     ) -> None:
         self.url = f"{store.url}/{layout.dataset}/runs/{name}"
         self._work = {
@@ -112,7 +113,7 @@ class Launch:
             "cluster": cluster,
             "ranks": asdict(ranks),
         }
-        self._log = log
+        self._log, self._show = log, show
         self._errors: list[dict[str, str]] = []
         self._ranks: list[psutil.Process] = []
         self._said: deque[str] = deque(maxlen=LAST_LINES)
@@ -193,7 +194,7 @@ class Launch:
     def _print(self, line: str) -> None:
         if text := line.rstrip():
             self._said.append(text)
-            self._log(logging.INFO, text)
+            self._show(text)
 
     def _read_out(self) -> None:
         """Wait for what was said last; not for ever, because a stray process may keep the output open."""

@@ -16,6 +16,9 @@ if __name__ == "__main__":
     store = Store.open(sys.argv[1])
     settings = make_settings(json.loads(sys.argv[2]))
     ranks = Ranks(int(sys.argv[3]))
-    log = lambda level, text: print(text, flush=True)  # noqa: E731
-    with Launch(store, open_layout(store), "one", settings, cluster=None, ranks=ranks, log=log) as launched:
+
+    def log(level: int, text: str) -> None:
+        print(text, flush=True)
+
+    with Launch(store, open_layout(store), "one", settings, cluster=None, ranks=ranks, log=log, show=print) as launched:
         launched.wait()

@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -51,7 +53,8 @@ def launched(
 ) -> Launch:
     log = (lambda *line: None) if lines is None else (lambda *line: lines.append(line))
     ranks = Ranks(processes)
-    return Launch(store, open_layout(store), name, settings, cluster=None, ranks=ranks, log=log)
+    layout, show = open_layout(store), partial(log, logging.INFO)
+    return Launch(store, layout, name, settings, cluster=None, ranks=ranks, log=log, show=show)
 
 
 def wait_for_checkpoint(store: Store, step: int, timeout: float = 240) -> None:
@@ -167,7 +170,8 @@ def test_two_machines_train_as_one_does(s3_store: Store, alone: Store) -> None:
     changed = {name: value for name, value in SETTINGS.flat().items() if value != plain[name]}
     words += [word for name, value in changed.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     ranks = Ranks(processes=1, nodes=2, address=address)
-    first = Launch(store, open_layout(store), "one", SETTINGS, cluster=None, ranks=ranks, log=lambda *line: None)
+    quiet: Any = lambda *line: None  # noqa: E731
+    first = Launch(store, open_layout(store), "one", SETTINGS, cluster=None, ranks=ranks, log=quiet, show=quiet)
     with subprocess.Popen([*TORCHRUN[:3], *words], env=environment()) as second:
         try:
             with first:
