@@ -48,8 +48,8 @@ docs: install ## Build the documentation into site/.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 # Pure functions and what is quick beside them: a first answer while one works, not a verdict.
-FAST := planning layout report evaluation/test_metrics.py evaluation/test_ranks.py store/test_url.py \
-	mining/test_gps.py mining/test_topk.py mining/test_embeddings.py reclustering/test_similarity_order.py sharding/test_order.py sharding/test_places.py \
+FAST := planning layout evaluation/test_metrics.py evaluation/test_ranks.py store/test_url.py \
+	mining/test_topk.py mining/test_embeddings.py reclustering/test_similarity_order.py sharding/test_order.py sharding/test_places.py \
 	training/test_loss.py training/test_augment.py training/test_checkpoint.py \
 	test_architecture.py test_arrays.py test_images.py test_settings.py
 
