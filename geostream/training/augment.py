@@ -45,18 +45,20 @@ from geostream.training.model import as_float
 Pixels = npt.NDArray[np.uint8]
 KINDS = ("tile", "view")
 LOWEST_QUALITY = 90
+DRAWS_OF_BLOCK = 4  # of the generator, Philox 4×64
 GRID_OF_TILES, GRID_OF_PANORAMAS = 0.4, 0.5  # side of a hole / distance from one hole to the next
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The random changes of one epoch, one row for each of P pair ids; a stage of the loader's pipeline.
+    """The random changes of one epoch, one row for each of P consecutive pair ids.
 
     In arrays of shape (P, 2, …), index 0 of the second axis is the tile and 1 the view.
 
     Attributes:
         settings: The run's settings.
         epoch: The epoch that the changes are for.
+        first: The pair id of the first row.
         flip: (P,) whether the pair is mirrored.
         turns: (P,) counter-clockwise quarter turns of the tile, 0 to 3.
         colour: (P, 2, 4) factors of brightness, contrast and saturation, and the hue's change in whole turns.
@@ -67,6 +69,7 @@ class Augmentation:
 
     settings: TrainSettings
     epoch: int
+    first: int
     flip: npt.NDArray[np.bool_]
     turns: npt.NDArray[np.int64]
     colour: Float32
@@ -75,7 +78,7 @@ class Augmentation:
     holes: npt.NDArray[np.uint8]
 
     @classmethod
-    def of(cls, settings: TrainSettings, epoch: int, pairs: int) -> Augmentation:
+    def of(cls, settings: TrainSettings, epoch: int, pairs: int, first: int = 0) -> Augmentation:
         """Draw the changes of an epoch.
 
         Row p depends only on seed, epoch and p: it comes from draws 9p to 9p + 8 of the epoch's first random stream,
@@ -85,6 +88,7 @@ class Augmentation:
             settings: The run's settings.
             epoch: Number of the epoch.
             pairs: Number of pairs, P.
+            first: The pair id of the first one.
 
         Raises:
             BadInput: Panoramas are to be turned, but 4 does not divide their width.
@@ -95,9 +99,9 @@ class Augmentation:
                 f"view_width {settings.model.view_width}: quarter turns need a width that 4 divides; "
                 "change it, or set rotate_probability=0"
             )
-        uniform = _generator(settings, epoch).random((pairs, 9))
+        uniform = _draws(settings, epoch, 0, (first, pairs, 9))
         turned = uniform[:, 1] < wanted.rotate_probability
-        more = _generator(settings, epoch, stream=1).random((pairs, 6, 2))
+        more = _draws(settings, epoch, 1, (first, pairs, 12)).reshape(pairs, 6, 2)
         lowest, highest = max(0.0, 1 - wanted.color_jitter), 1 + wanted.color_jitter
         colour = np.empty((pairs, 2, 4), dtype=np.float32)
         colour[..., :3] = (lowest + (highest - lowest) * uniform[:, 3:]).reshape(-1, 2, 3)
@@ -108,6 +112,7 @@ class Augmentation:
         return cls(
             settings=settings,
             epoch=epoch,
+            first=first,
             flip=uniform[:, 0] < wanted.flip_probability,
             turns=np.where(turned, 1 + (uniform[:, 2] * 3).astype(np.int64), 0),
             colour=colour,
@@ -128,36 +133,62 @@ class Augmentation:
             if the settings ask for such changes.
         """
         pair, settings = int(sample["pair"]), self.settings
-        tile, view = (_compressed(sample[kind], int(self.quality[pair, k])) for k, kind in enumerate(KINDS))
+        row = pair - self.first
+        tile, view = (_compressed(sample[kind], int(self.quality[row, k])) for k, kind in enumerate(KINDS))
         panorama = settings.augment.view_kind == "panorama"
-        tile, view = turn(tile, view, bool(self.flip[pair]), int(self.turns[pair]), panorama)
+        tile, view = turn(tile, view, bool(self.flip[row]), int(self.turns[row]), panorama)
         changed = sample | {"tile": tile, "view": view}
         for k, kind in enumerate(KINDS):
             random = None
-            if self.focus[pair, k] or self.holes[pair, k]:
+            if self.focus[row, k] or self.holes[row, k]:
                 random = _generator(settings, self.epoch, pair, stream=2 + k)
             if settings.augment.color_jitter > 0:
-                changed[f"{kind}_colour"] = self.colour[pair, k, : 4 if settings.augment.hue_jitter > 0 else 3]
+                changed[f"{kind}_colour"] = self.colour[row, k, : 4 if settings.augment.hue_jitter > 0 else 3]
             if settings.augment.blur_probability > 0:
-                changed[f"{kind}_kernel"] = self._kernel(pair, k, random)
+                changed[f"{kind}_kernel"] = self._kernel(row, k, random)
             if settings.augment.dropout_probability > 0:
-                changed[f"{kind}_holes"] = self._holes(pair, k, random, changed[kind].shape)
+                changed[f"{kind}_holes"] = self._holes(row, k, random, changed[kind].shape)
         return changed
 
-    def _kernel(self, pair: int, k: int, random: np.random.Generator | None) -> Float32:
-        """Return the kernel for image k of the pair; zeros if it is neither blurred nor sharpened."""
-        if random is None or not self.focus[pair, k]:
+    def _kernel(self, row: int, k: int, random: np.random.Generator | None) -> Float32:
+        """Return the kernel for image k of a pair; zeros if it is neither blurred nor sharpened."""
+        if random is None or not self.focus[row, k]:
             return np.zeros((KERNEL_WIDTH, KERNEL_WIDTH), dtype=np.float32)
-        return blur_kernel(random) if self.focus[pair, k] == 1 else sharpen_kernel(random)
+        return blur_kernel(random) if self.focus[row, k] == 1 else sharpen_kernel(random)
 
-    def _holes(self, pair: int, k: int, random: np.random.Generator | None, shape: tuple[int, ...]) -> Int16:
-        """Return the holes of image k of the pair, whose shape begins with height and width."""
-        if random is None or not self.holes[pair, k]:
+    def _holes(self, row: int, k: int, random: np.random.Generator | None, shape: tuple[int, ...]) -> Int16:
+        """Return the holes of image k of a pair, whose shape begins with height and width."""
+        if random is None or not self.holes[row, k]:
             return no_holes()
-        if self.holes[pair, k] == 2:
+        if self.holes[row, k] == 2:
             return rectangles(random, *shape[:2])
         is_panorama = KINDS[k] == "view" and self.settings.augment.view_kind == "panorama"
         return grid(shape[1], GRID_OF_PANORAMAS if is_panorama else GRID_OF_TILES)
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """A stage of the loader's pipeline that changes each sample as :class:`Augmentation` says.
+
+    A pair's row is drawn when its sample comes, which takes at most 0.1 ms, so that nothing is held for the others.
+
+    Args:
+        settings: The run's settings.
+        epoch: The epoch that the changes are for.
+
+    Raises:
+        BadInput: Panoramas are to be turned, but 4 does not divide their width.
+    """
+
+    settings: TrainSettings
+    epoch: int
+
+    def __post_init__(self) -> None:
+        Augmentation.of(self.settings, self.epoch, 0)  # refuses what cannot be done before the first sample
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Change a sample, as :meth:`Augmentation.__call__` does."""
+        return Augmentation.of(self.settings, self.epoch, 1, int(sample["pair"]))(sample)
 
 
 def turn(tile: Pixels, view: Pixels, flip: bool, turns: int, panorama: bool = True) -> tuple[Pixels, Pixels]:
@@ -230,11 +261,22 @@ def _on_some(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, column:
     return images
 
 
-def _generator(settings: TrainSettings, epoch: int, pair: int = 0, stream: int = 0) -> np.random.Generator:
+def _generator(
+    settings: TrainSettings, epoch: int, pair: int = 0, stream: int = 0, block: int = 0
+) -> np.random.Generator:
     """Return the random generator of an epoch, or of one pair in it; streams are 2^128 draws apart, pairs 2^64."""
     key = np.array([settings.seed, epoch], dtype=np.uint64)
-    counter = np.array([0, pair, stream, 0], dtype=np.uint64)
+    counter = np.array([block, pair, stream, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _draws(settings: TrainSettings, epoch: int, stream: int, rows: tuple[int, int, int]) -> npt.NDArray[np.float64]:
+    """Return rows of an epoch's stream; ``rows``: the first row, their number, and the draws in each."""
+    first, number, width = rows
+    start = first * width
+    generator = _generator(settings, epoch, stream=stream, block=start // DRAWS_OF_BLOCK)
+    skipped = start % DRAWS_OF_BLOCK
+    return generator.random(skipped + number * width)[skipped:].reshape(number, width)
 
 
 def _either(uniform: npt.NDArray[np.float64], probability: float) -> npt.NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from geostream.streaming.loader import Loader
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import ImageSizes
 from geostream.streaming.stats import StreamStats
-from geostream.training.augment import Augmentation
+from geostream.training.augment import Augmenter
 from geostream.training.distributed import ProcessGroup
 from geostream.training.step import TrainStep
 from geostream.training.steps import EpochOutcome, train_epoch
@@ -50,7 +50,7 @@ class Epoch:
             layout,
             plan,
             ImageSizes.of(settings),
-            change=Augmentation.of(settings, plan.epoch, len(layout.pairs("train"))),
+            change=Augmenter(settings, plan.epoch),
             options=ReadOptions.of(settings),
             rank=group.rank,
             ranks=group.ranks,

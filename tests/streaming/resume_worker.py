@@ -30,7 +30,7 @@ from geostream.streaming.dataset import StreamDataset, plan_dataset
 from geostream.streaming.loader import Loader
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch
-from geostream.training.augment import Augmentation
+from geostream.training.augment import Augmenter
 from tests.streaming.plans import SIZES
 
 EPOCH, RUN = 1, "run"
@@ -58,7 +58,7 @@ class Job:
 def dataset_of(layout: Layout, plan: EpochPlan, rank: int = 0, ranks: int = 1, **options: Any) -> StreamDataset:
     """A reader's share of the plan, augmented."""
     settings = TrainSettings().changed(tile_size=32, view_height=16, view_width=64, seed=7)
-    change = Augmentation.of(settings, plan.epoch, len(layout.pairs("train")))
+    change = Augmenter(settings, plan.epoch)
     return plan_dataset(layout, plan, SIZES, change=change, options=ReadOptions(**options), rank=rank, ranks=ranks)
 
 

@@ -17,7 +17,7 @@ from geostream.store import Store
 from geostream.streaming.dataset import StreamDataset, plan_dataset, scan_dataset
 from geostream.streaming.decode import decode_image
 from geostream.streaming.loader import Loader
-from geostream.training.augment import Augmentation
+from geostream.training.augment import Augmentation, Augmenter
 from tests.helpers import member_of, tiny_layout, tiny_places, write_layout
 from tests.streaming.plans import SIZES, assert_same, hand_made_plan
 
@@ -48,7 +48,7 @@ def test_batches_are_the_plans_in_order_and_pixels_are_the_images(layout: Layout
 def test_the_same_batches_for_any_number_of_workers(layout: Layout) -> None:
     plan = hand_made_plan(layout, lanes=2)
     settings = TrainSettings().changed(tile_size=32, view_height=16, view_width=64, seed=5)
-    dataset = plan_dataset(layout, plan, SIZES, change=Augmentation.of(settings, 1, 24))
+    dataset = plan_dataset(layout, plan, SIZES, change=Augmenter(settings, 1))
     alone = list(Loader(dataset))
     assert len(alone) == plan.n_batches
     assert_same(alone, list(Loader(dataset, workers=1)))
@@ -63,8 +63,7 @@ def test_an_epoch_is_augmented_otherwise_than_the_next(layout: Layout) -> None:
     plan = hand_made_plan(layout)
     settings = TrainSettings().changed(tile_size=32, view_height=16, view_width=64)
     one, again, other = (
-        list(Loader(plan_dataset(layout, plan, SIZES, change=Augmentation.of(settings, epoch, 24))))
-        for epoch in (1, 1, 2)
+        list(Loader(plan_dataset(layout, plan, SIZES, change=Augmenter(settings, epoch)))) for epoch in (1, 1, 2)
     )
     assert_same(one, again)
     assert not torch.equal(one[0].tensors["view"], other[0].tensors["view"])

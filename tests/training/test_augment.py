@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings
-from geostream.training.augment import Augmentation, Pixels, turn
+from geostream.training.augment import Augmentation, Augmenter, Pixels, turn
 
 SIZE, HEIGHT, WIDTH = 65, 16, 192
 
@@ -109,12 +109,20 @@ def test_a_row_depends_on_seed_epoch_and_pair_alone(seed: int, epoch: int, pairs
     one, longer = Augmentation.of(settings, epoch, pairs), Augmentation.of(settings, epoch, pairs + more)
     for name in ("flip", "turns", "colour", "quality", "focus", "holes"):
         assert np.array_equal(getattr(one, name), getattr(longer, name)[:pairs])
+    alone = Augmentation.of(settings, epoch, 1, pairs - 1)
+    for name in ("flip", "turns", "colour", "quality", "focus", "holes"):
+        assert np.array_equal(getattr(alone, name), getattr(one, name)[-1:])
     wild = TrainSettings().changed(seed=seed, jpeg_probability=1, blur_probability=1, dropout_probability=1)
     tile, view = marked(30)
     seen = []
-    for drawn in (Augmentation.of(wild, epoch, pairs), Augmentation.of(wild, epoch, pairs + more)):
-        seen.append(drawn({"tile": tile, "view": view, "pair": pairs - 1}))
-    assert seen[0].keys() == seen[1].keys() and all(np.array_equal(seen[0][name], seen[1][name]) for name in seen[0])
+    for change in (
+        Augmentation.of(wild, epoch, pairs),
+        Augmentation.of(wild, epoch, pairs + more),
+        Augmenter(wild, epoch),
+    ):
+        seen.append(change({"tile": tile, "view": view, "pair": pairs - 1}))
+    for other in seen[1:]:
+        assert seen[0].keys() == other.keys() and all(np.array_equal(seen[0][name], other[name]) for name in other)
 
 
 def test_another_epoch_another_seed_and_another_pair_draw_otherwise() -> None:
