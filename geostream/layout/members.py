@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from geostream.arrays import Int16, Int32, Int64, Integers, pair_codes
 from geostream.errors import BadInput
-from geostream.layout.layout import FACTS, Layout, coded, view_numbers
+from geostream.layout.layout import FACTS, MEMBERS_FILE, Layout, coded, view_numbers
 from geostream.store import Store
 
 Checksums = npt.NDArray[np.uint32]
@@ -72,7 +72,7 @@ class MemberTable:
             if not len(run):
                 continue
             rows = int(first[run[0]]), int(first[run[-1] + 1])
-            for part in layout.index.parts("members.parquet", list(COLUMNS), *rows):
+            for part in layout.index.parts(MEMBERS_FILE, list(COLUMNS), *rows):
                 image = view_numbers(part["member"]) > FACTS
                 for name in COLUMNS:
                     column = part[name].filter(pa.array(image))

@@ -60,7 +60,7 @@ class Steps(Protocol):
 class PlanSteps:
     """The steps of a plan. A reader opens the index of its own lanes' shards only.
 
-    Sending it to a worker takes 10 bytes a pair, and what the layout has read as a whole.
+    Sending it to a worker takes 10 bytes a pair; the worker reads the index itself.
     """
 
     layout: Layout
