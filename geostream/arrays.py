@@ -79,6 +79,23 @@ def take(lists: Csr, rows: npt.NDArray[np.integer]) -> Csr:
     return Csr(indptr, lists.indices[at])
 
 
+def by_group(group: npt.NDArray[np.integer]) -> tuple[Int64, list[tuple[int, int, int]]]:
+    """Sort rows by their group.
+
+    Args:
+        group: (n,) number of each row's group; -1 drops the row.
+
+    Returns:
+        The rows that are kept, those of a group together and in their order. Then the number of each group that has
+        rows, and where these begin and end.
+    """
+    rows = np.argsort(group, kind="stable")
+    rows = rows[np.count_nonzero(group < 0) :]
+    numbers, first = np.unique(group[rows], return_index=True)
+    ends = [*first[1:].tolist(), len(rows)]
+    return rows, list(zip(numbers.tolist(), first.tolist(), ends, strict=True)) if len(rows) else []
+
+
 def listed(lists: Csr, row: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
     """Return whether ``other`` is in list number ``row``, elementwise.
 

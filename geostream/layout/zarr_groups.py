@@ -125,6 +125,22 @@ def open_committed(run: Store, name: str, layout: Layout | None, again: str) -> 
     return group
 
 
+def open_arrays(run: Store, name: str, *arrays: str) -> list[zarr.Array[Any]]:
+    """Open some arrays of a committed group, in a task that is part of work on it.
+
+    Args:
+        run: The run's folder.
+        name: The group's path in it.
+        *arrays: Names of the arrays.
+
+    Raises:
+        NotFound: They are made anew by another process.
+    """
+    with being_replaced(f"{run.url}/{name}", "wait for it, and run this again"):
+        opened = zarr.open_group(run.zarr(name, read_only=True), mode="r")
+        return [cast("zarr.Array[Any]", opened[array]) for array in arrays]
+
+
 @contextmanager
 def being_replaced(where: str, again: str) -> Iterator[None]:
     """Raise NotFound within the context if arrays of a group vanish, because another process makes it again.

@@ -1,13 +1,16 @@
 """Write and read neighbour graphs on the store: for each training place its K hardest others.
 
 Rows are the places with training pairs, in the order of their ids. Entries are place ids, so a graph is valid for every
-generation of a layout. Workers write whole Zarr shards in any order. A graph is read into memory as a whole: 6 bytes an
-entry, 30 MB for VIGOR at K = 128, and half of that on the store.
+generation of a layout. Workers write whole Zarr shards in any order. An opened graph holds the ids of its places, 4
+bytes a place. The entries stay on the store, 6 bytes each before compression, until rows or all of them are read: 30 MB
+for VIGOR at K = 128.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,20 +18,22 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
 
-from geostream.arrays import Int32
+from geostream.arrays import Int32, Int64
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import array_of, being_replaced, commit, new_group, open_committed
 from geostream.store import Store
 
 Kind = Literal["gps", "visual"]
+AGAIN = "make it again: geostream mine"
 #: Rows of a Zarr shard of a graph. Only whole shards may be written.
 SHARD_ROWS = 2048
 
 
 @dataclass(frozen=True)
 class NeighbourGraph:
-    """A committed graph, in memory."""
+    """A committed graph, opened."""
 
+    run: Store
     name: str  # its path within the run
     kind: Kind
     layout_id: str  # the generation it was mined on
@@ -38,13 +43,60 @@ class NeighbourGraph:
     # (measured), wanted (recall), probes, lists, sample (queries measured) and share (of the references, searched).
     search: dict[str, Any]
     places: Int32  # (N,) place ids, sorted
-    indices: Int32  # (N, K) place ids, hardest first, -1 where there are no more
-    scores: npt.NDArray[np.float16]  # (N, K) cosine (visual) or minus metres (gps); -inf where there are no more
+    stored: Mapping[str, Any]  # the arrays ``indices`` and ``scores``; rows of them can be read alone
 
     @property
     def k(self) -> int:
         """Number of neighbours of each place, K."""
-        return int(self.indices.shape[1])
+        return int(self.stored["indices"].shape[1])
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of ``indices`` in memory."""
+        return 4 * len(self.places) * self.k
+
+    @cached_property
+    def indices(self) -> Int32:
+        """(N, K) place ids, hardest first, -1 where there are no more; read as a whole, and kept."""
+        return cast("Int32", self.read("indices"))
+
+    @cached_property
+    def scores(self) -> npt.NDArray[np.float16]:
+        """(N, K) cosine (visual) or minus metres (gps); -inf where there are no more; read as a whole, and kept."""
+        return self.read("scores")
+
+    def read(self, array: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Read consecutive rows.
+
+        Args:
+            array: "indices" or "scores".
+            start: The first row.
+            stop: The row behind the last; None reads to the end.
+
+        Returns:
+            (n, K) entries.
+
+        Raises:
+            NotFound: Another process makes the graph again.
+        """
+        with being_replaced(f"{self.run.url}/{self.name}", AGAIN):
+            return np.asarray(self.stored[array][start:stop])
+
+    def pick(self, array: str, rows: Int64) -> npt.NDArray[Any]:
+        """Read some rows. Each costs a read of the chunk that holds it, 512 rows.
+
+        Args:
+            array: "indices" or "scores".
+            rows: (n,) row numbers, sorted and distinct.
+
+        Returns:
+            (n, K) entries.
+
+        Raises:
+            NotFound: Another process makes the graph again.
+        """
+        with being_replaced(f"{self.run.url}/{self.name}", AGAIN):
+            return np.asarray(self.stored[array].get_orthogonal_selection((rows, slice(None))))
 
     def rows(self, nearest: int | None = None) -> Int32:
         """Return the neighbours as rows of ``places``.
@@ -141,7 +193,7 @@ class GraphWriter:
 
 
 def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
-    """Read a committed graph.
+    """Open a committed graph.
 
     Args:
         run: The run's folder.
@@ -152,10 +204,10 @@ def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
         NotFound: There is none at ``name``, or it was never finished.
         StaleArtefact: It is of other places.
     """
-    again = "make it again: geostream mine"
-    group = open_committed(run, name, layout, again)
-    with being_replaced(f"{run.url}/{name}", again):
+    group = open_committed(run, name, layout, AGAIN)
+    with being_replaced(f"{run.url}/{name}", AGAIN):
         return NeighbourGraph(
+            run=run,
             name=name,
             kind=cast("Kind", group.attrs["kind"]),
             layout_id=str(group.attrs["layout"]),
@@ -163,6 +215,5 @@ def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
             embeddings=str(group.attrs["embeddings"]),
             search=cast("dict[str, Any]", group.attrs.get("search", {"mode": "exact"})),
             places=array_of(group, "places"),
-            indices=array_of(group, "indices"),
-            scores=array_of(group, "scores"),
+            stored={array: cast("zarr.Array[Any]", group[array]) for array in ("indices", "scores")},
         )

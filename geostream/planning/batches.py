@@ -1,25 +1,26 @@
-"""Assemble an epoch's pairs into batches: deal the shards to lanes, and let a strategy fill the batches of each lane.
+"""Assemble an epoch's pairs into batches: a strategy fills those of each lane.
 
-Everything here is pure functions on arrays. A strategy is chosen by name: ``patchwork`` is the one to train with,
+A strategy is chosen by name: ``patchwork`` is the one to train with,
 ``sample4geo`` is the reference of the hardness score (1), ``random`` its zero. Lanes share no shard, so each lane is a
-sampling problem of its own, which this process or a Dask worker can solve.
+sampling problem of its own (:mod:`geostream.planning.division`), which this process or a Dask worker can solve.
 
 All lanes get the same number of batches. The surplus batches of longer lanes are left out: up to a shard's pairs in
-each lane, and almost none if equal shards divide evenly among the lanes. Shards are taken in their order on disk, where
-similar shards lie together. Each epoch begins at a random shard, and every other one runs backwards, so that the shards
-that meet at the end of a lane vary.
+each lane, and almost none if equal shards divide evenly among the lanes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
 from geostream.arrays import Int32, Int64
 from geostream.errors import BadInput
+from geostream.planning.division import Division
+from geostream.planning.graph_rows import LaneRows
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.patchwork import MIXES, patchwork
 from geostream.planning.sample4geo import random, sample4geo
@@ -57,6 +58,7 @@ class LaneTask(NamedTuple):
         number: Number of the lane.
         problem: The sampling problem of the lane's pairs.
         shards: Numbers of the lane's shards, in the order in which they are taken.
+        rows: Where the neighbours are on the store; None if ``problem`` has them.
         strategy: Name of the strategy.
         batch_size: Pairs in a batch.
         resident: Number of shards that are resident at once.
@@ -66,6 +68,7 @@ class LaneTask(NamedTuple):
     number: int
     problem: SamplingProblem
     shards: Int64
+    rows: LaneRows | None
     strategy: str
     batch_size: int
     resident: int
@@ -73,17 +76,60 @@ class LaneTask(NamedTuple):
 
 
 def assemble_lane(task: LaneTask) -> tuple[int, Int32]:
-    """Assemble one lane.
+    """Assemble one lane. It holds the lane's neighbours, 4·K bytes a place, and about 1 KB a pair.
 
     Returns:
         The lane's number, and (B, batch size) its batches as pair ids of its own sampling problem.
     """
     strategy, rng = STRATEGIES[task.strategy], np.random.default_rng(task.seed)
-    batches = strategy(task.problem, task.shards, task.batch_size, task.resident, rng)
+    problem = task.problem if task.rows is None else task.problem._replace(neighbours=task.rows.read())
+    batches = strategy(problem, task.shards, task.batch_size, task.resident, rng)
     return task.number, np.array(batches, dtype=np.int32).reshape(len(batches), task.batch_size)
 
 
 MapFn = Callable[[Callable[[LaneTask], tuple[int, Int32]], Sequence[LaneTask]], Iterable[tuple[int, Int32]]]
+
+
+@dataclass(frozen=True)
+class LaneTasks(Sequence[LaneTask]):
+    """The tasks of all lanes, each made when it is asked for, so that not all lanes' problems need be held.
+
+    Attributes:
+        division: The lanes.
+        rows: Where each lane's neighbours are on the store; None if the problem has them.
+        strategy: Name of the strategy.
+        batch_size: Pairs in a batch.
+        resident: Number of a lane's shards that are resident at once.
+        seed: The run's seed and the number of the epoch.
+    """
+
+    division: Division
+    rows: Sequence[LaneRows] | None
+    strategy: str
+    batch_size: int
+    resident: int
+    seed: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.division)
+
+    @overload
+    def __getitem__(self, number: int) -> LaneTask: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[LaneTask]: ...
+    def __getitem__(self, number: int | slice) -> LaneTask | Sequence[LaneTask]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        return LaneTask(
+            number,
+            self.division.part(number),
+            self.division.shards[number],
+            None if self.rows is None else self.rows[number],
+            self.strategy,
+            self.batch_size,
+            self.resident,
+            (*self.seed, number + 1),
+        )
 
 
 def assemble(
@@ -119,46 +165,25 @@ def assemble(
     """
     if strategy not in STRATEGIES:
         raise BadInput(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
-    rng = np.random.default_rng([seed, epoch, 0])
-    pairs_of_shard = np.bincount(problem.shard[problem.place])
-    shards = np.flatnonzero(pairs_of_shard)
-    shards = np.roll(shards, rng.integers(max(len(shards), 1)))[:: -1 if epoch % 2 else 1]
-    tasks, pairs_of_lane = [], []
-    for number, (start, stop) in enumerate(_deal(pairs_of_shard[shards], lanes)):
-        part, pairs = problem.part(shards[start:stop]) if lanes > 1 else (problem, None)
-        pairs_of_lane.append(pairs)
-        its_seed = (seed, epoch, number + 1)
-        tasks.append(LaneTask(number, part, shards[start:stop], strategy, batch_size, resident, its_seed))
+    division = Division(problem, lanes, seed, epoch)
+    return assemble_lanes(LaneTasks(division, None, strategy, batch_size, resident, (seed, epoch)), map_fn)
+
+
+def assemble_lanes(tasks: LaneTasks, map_fn: MapFn = map) -> Assembled:
+    """Assemble the batches of all lanes, as :func:`assemble` does.
+
+    Args:
+        tasks: The lanes' tasks.
+        map_fn: Applies a function to the tasks.
+    """
+    division, lanes = tasks.division, len(tasks)
     by_lane = [made for _, made in sorted(map_fn(assemble_lane, tasks), key=lambda result: result[0])]
     length = min(len(batches) for batches in by_lane)
-    interleaved = np.empty((length, lanes, batch_size), dtype=np.int32)
-    for number, (made, pairs) in enumerate(zip(by_lane, pairs_of_lane, strict=True)):
-        interleaved[:, number] = made[:length] if pairs is None else pairs[made[:length]]
-    batches = interleaved.reshape(length * lanes, batch_size)
-    used = np.zeros(len(problem.place), dtype=bool)
+    interleaved = np.empty((length, lanes, tasks.batch_size), dtype=np.int32)
+    for number, made in enumerate(by_lane):
+        interleaved[:, number] = division.pairs(number)[made[:length]]
+    batches = interleaved.reshape(length * lanes, tasks.batch_size)
+    used = np.zeros(len(division.problem.place), dtype=bool)
     used[batches] = True
     lane_of_batch = np.tile(np.arange(lanes, dtype=np.int32), length)
     return Assembled(batches, lane_of_batch, np.flatnonzero(~used).astype(np.int32))
-
-
-def _deal(weights: Int64, lanes: int) -> list[tuple[int, int]]:
-    """Cut the shards (``weights``: their pairs) into one run for each lane, the lightest as heavy as possible."""
-    if lanes > len(weights):
-        raise BadInput(f"lanes={lanes}: there are {len(weights)} shards with pairs; take fewer lanes or smaller shards")
-
-    def cuts(least: int) -> list[int]:
-        """Return the ends of the shortest runs that weigh at least ``least``."""
-        ends: list[int] = []
-        total = 0
-        for i, weight in enumerate(weights.tolist(), start=1):
-            total += weight
-            if total >= least:
-                ends, total = [*ends, i], 0
-        return ends
-
-    low, high = 1, int(weights.sum()) // lanes  # every shard weighs at least 1, so 1 can be reached
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(cuts(middle)) >= lanes else (low, middle - 1)
-    ends = [*cuts(low)[: lanes - 1], len(weights)]
-    return list(zip([0, *ends[:-1]], ends, strict=True))

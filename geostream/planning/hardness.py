@@ -33,6 +33,8 @@ Measure = Callable[[Int32], float]  # (B, batch size) pair ids → hardness
 
 TEMPERATURE = 0.05
 SAMPLED_BATCHES = 256
+MEASURED_PLACES = 2**18  # up to which the distances of all places to their neighbours are read
+SAMPLED_PLACES = 2**12  # about the number whose distances are read where there are more
 #: Added to the target when a fallback is chosen, because the score is measured on a sample of batches.
 PLAN_MARGIN = 0.03
 #: Added to the target when shards are rewritten, because bounds on overlap and later graphs cost 0.03 to 0.07.
@@ -89,7 +91,7 @@ class HardnessScale(NamedTuple):
         Raises:
             StaleArtefact: ``embeddings`` are not those that the graph came from.
         """
-        measure = _measure(problem, layout, graph, embeddings)
+        measure = measure_of(problem, layout, graph, embeddings)
         if isinstance(measure, str):
             return cls(measure)
         everything = len(layout.shard_sizes)
@@ -179,14 +181,26 @@ def proximity(points: Float, place: Int32, scale: float) -> Similarity:
     return similarity
 
 
-def _measure(
+def measure_of(
     problem: SamplingProblem, layout: Layout, graph: NeighbourGraph | None, embeddings: Embeddings | None
 ) -> Measure | str:
-    """Return a function that measures hardness, or why it cannot be measured."""
+    """Return a function that measures the hardness of batches, or why it cannot be measured.
+
+    Args:
+        problem: The layout's training pairs.
+        layout: The layout that the pairs and coordinates come from.
+        graph: The neighbour graph of the problem; None if there is none.
+        embeddings: The embeddings that a visual graph came from.
+
+    Raises:
+        StaleArtefact: ``embeddings`` are not those that the graph came from.
+    """
     if graph is None:
         return "there is no neighbour graph to measure by"
     if graph.kind == "gps":
-        farthest = np.where(np.isfinite(graph.scores), -graph.scores.astype(np.float64), 0).max(axis=1)
+        n = len(graph.places)
+        scores = graph.scores if n <= MEASURED_PLACES else graph.pick("scores", np.arange(0, n, n // SAMPLED_PLACES))
+        farthest = np.where(np.isfinite(scores), -scores.astype(np.float64), 0).max(axis=1)
         scale = float(np.median(farthest))
         if scale <= 0:
             return "all places are at the same point, or have no neighbours"

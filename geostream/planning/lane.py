@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geostream.arrays import Csr, Int32, Int64, restrict
+from geostream.arrays import Csr, Int32, Int64
 from geostream.planning.repair import Rules, complete
 
 
@@ -37,28 +37,6 @@ class SamplingProblem(NamedTuple):
     neighbours: Int32
     excluded: Csr
     history: tuple[Int32, ...] = ()
-
-    def part(self, shards: Int64) -> tuple[SamplingProblem, Int32]:
-        """Return the sampling problem of some shards alone.
-
-        Args:
-            shards: Numbers of the shards.
-
-        Returns:
-            The problem of these shards, and the ids that its pairs have in this one.
-        """
-        places = np.flatnonzero(np.isin(self.shard, shards)).astype(np.int32)
-        row = np.full(len(self.shard) + 1, -1, dtype=np.int32)  # the last entry is for -1, no neighbour
-        row[places] = np.arange(len(places), dtype=np.int32)
-        pairs = np.flatnonzero(row[self.place] >= 0).astype(np.int32)
-        part = SamplingProblem(
-            place=row[self.place[pairs]],
-            shard=self.shard[places],
-            neighbours=row[self.neighbours[places]],
-            excluded=restrict(self.excluded, places),
-            history=tuple(batch[pairs] for batch in self.history),
-        )
-        return part, pairs
 
 
 class Lane:

@@ -4,11 +4,17 @@ This joins the pure parts: it turns places into dense rows for the assembler, in
 into similarities for the hardness score. A strategy's fallbacks are tried from the most varied to the hardest, and the
 first that reaches the target is used. Scoring assembles two more plans, and each fallback one more, which takes a few
 seconds for VIGOR.
+
+A graph above WHOLE_GRAPH bytes is not held: each lane gets its rows (:mod:`geostream.planning.graph_rows`), and the
+ends of the scale come from a sample (:mod:`geostream.planning.imitation`). The batches are the same in either case.
+This process then holds about 100 bytes a pair, and whoever assembles a lane what that lane needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +26,17 @@ from geostream.layout import Layout
 from geostream.layout.members import MemberTable
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
-from geostream.planning.batches import DRIFTING, FALLBACKS, Assembled, MapFn, assemble
+from geostream.planning.batches import DRIFTING, FALLBACKS, Assembled, LaneTasks, assemble, assemble_lanes
+from geostream.planning.division import Division
+from geostream.planning.graph_rows import Apply, LaneRows, rows_of_lanes
 from geostream.planning.hardness import PLAN_MARGIN, HardnessScale, hard_enough
+from geostream.planning.imitation import sampled_scale
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.plan import EpochPlan
 from geostream.planning.schedule import Schedule, interleaved, schedule
 from geostream.settings import TrainSettings
+
+WHOLE_GRAPH = 2**27  # bytes of a graph up to which it is read as a whole: 262,144 places at K = 128
 
 
 class _Attempt(NamedTuple):
@@ -50,7 +61,7 @@ def make_plan(
     seed: int,
     previous: Sequence[EpochPlan] = (),
     embeddings: Embeddings | None = None,
-    map_fn: MapFn = map,
+    map_fn: Apply = map,
 ) -> EpochPlan:
     """Make the plan of an epoch for the layout's training pairs.
 
@@ -63,7 +74,7 @@ def make_plan(
         previous: Earlier plans, newest first, of any generation. The strategy avoids their batches, and the overlap is
             measured against the newest.
         embeddings: The embeddings that a visual graph came from; without them there is no hardness score.
-        map_fn: Applies a function to the lanes' tasks, as in :func:`assemble`.
+        map_fn: Applies a function to tasks, as ``map`` does; the results may come in any order.
 
     Returns:
         The plan. Its ``quality`` holds pairs, batches, left_out, hardness_score, assembly (the fallback used),
@@ -71,7 +82,8 @@ def make_plan(
         requests_per_gib. A score that cannot be measured is None, and hardness_note says why.
 
     Raises:
-        BadInput: There are too few pairs for a batch, no batch can be filled, or the strategy needs a graph.
+        BadInput: There are too few pairs for a batch, no batch can be filled, there are more lanes than shards, or the
+            strategy needs a graph.
         StaleArtefact: Graph or embeddings are of other places than the layout's.
     """
     pairs = layout.pairs("train")
@@ -80,11 +92,18 @@ def make_plan(
             f"layout {layout.name} has {len(pairs)} training pairs, too few for {settings.plan.lanes} lanes with "
             f"batches of {settings.optim.batch_size}; set a smaller batch_size"
         )
-    problem = _problem(layout, pairs, graph, settings.plan.strategy)
-    common: dict[str, Any] = {"batch_size": settings.optim.batch_size, "seed": seed, "epoch": epoch}
-    scale = HardnessScale.of(problem, layout, graph, embeddings, **common)
+    whole = graph is None or graph.n_bytes <= WHOLE_GRAPH
+    problem = _problem(layout, pairs, graph, settings.plan.strategy, whole=whole)
     history = tuple(_batch_of_pair(pairs, plan) for plan in previous)
-    tried = _attempts(layout, problem._replace(history=history), scale, settings, map_fn, common)
+    division = Division(problem._replace(history=history), settings.plan.lanes, seed, epoch)
+    size, resident = settings.optim.batch_size, settings.plan.resident_shards
+    with _rows(None if whole else graph, division, f"{epoch:04d}-{layout.id[:8]}", map_fn) as rows:
+        tasks = LaneTasks(division, rows, settings.plan.strategy, size, resident, (seed, epoch))
+        if graph is None or whole:
+            scale = HardnessScale.of(problem, layout, graph, embeddings, batch_size=size, seed=seed, epoch=epoch)
+        else:
+            scale = sampled_scale(tasks, layout, graph, embeddings, map_fn)
+        tried = _attempts(layout, tasks, scale, settings.plan.hardness, map_fn)
     best = max(tried, key=lambda one: one.rank)
     reachable = max((one for one in tried if one.strategy not in DRIFTING), key=lambda one: one.rank)
     assembled = best.assembled
@@ -119,34 +138,31 @@ def make_plan(
     )
 
 
-def _attempts(
-    layout: Layout,
-    problem: SamplingProblem,
-    scale: HardnessScale,
-    settings: TrainSettings,
-    map_fn: MapFn,
-    common: dict[str, Any],
-) -> list[_Attempt]:
+@contextmanager
+def _rows(
+    graph: NeighbourGraph | None, division: Division, name: str, map_fn: Apply
+) -> Iterator[Sequence[LaneRows] | None]:
+    """Yield where each lane's rows of a graph are; None if there is no graph to hand out."""
+    if graph is None:
+        yield None
+        return
+    with rows_of_lanes(graph, division, f"{name}-{len(division)}", map_fn) as rows:
+        yield rows
+
+
+def _attempts(layout: Layout, tasks: LaneTasks, scale: HardnessScale, wanted: float, map_fn: Apply) -> list[_Attempt]:
     """Assemble with one fallback after the other until one is hard enough.
 
     Fallbacks that drift are not tried if another one reaches the target, even without the margin.
     """
-    wanted = settings.plan.hardness
     tried: list[_Attempt] = []
-    for name in FALLBACKS.get(settings.plan.strategy, (settings.plan.strategy,)):
+    for name in FALLBACKS.get(tasks.strategy, (tasks.strategy,)):
         if name in DRIFTING and any(hard_enough(one.score, wanted) for one in tried):
             break
-        assembled = assemble(
-            problem,
-            strategy=name,
-            lanes=settings.plan.lanes,
-            resident=settings.plan.resident_shards,
-            map_fn=map_fn,
-            **common,
-        )
+        assembled = assemble_lanes(replace(tasks, strategy=name), map_fn)
         if not len(assembled.batches):
             raise BadInput(
-                f"layout {layout.name}: no batch of {settings.optim.batch_size} places can be filled; set a smaller one"
+                f"layout {layout.name}: no batch of {tasks.batch_size} places can be filled; set a smaller one"
             )
         tried.append(_Attempt(name, assembled, *scale.score(assembled)))
         if hard_enough(tried[-1].score, wanted, PLAN_MARGIN):
@@ -194,14 +210,19 @@ def reachable_by_shards(
     return reachable
 
 
-def _problem(layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strategy: str) -> SamplingProblem:
-    """Return the sampling problem, with the training places as rows in the order of their ids."""
+def _problem(
+    layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strategy: str, *, whole: bool = True
+) -> SamplingProblem:
+    """Return the sampling problem, with the training places as rows in the order of their ids.
+
+    Unless ``whole``, no place has neighbours.
+    """
     places, place = np.unique(pairs.place, return_inverse=True)
     neighbours = np.zeros((len(places), 0), dtype=np.int32)
     if graph is not None:
         if graph.places_id != layout.places_id or not np.array_equal(graph.places, places):
             raise StaleArtefact(f"graph {graph.name}: made from other places than those of {layout.name}; mine again")
-        neighbours = graph.rows()
+        neighbours = graph.rows() if whole else neighbours
     elif strategy != "random":
         raise BadInput(f"strategy {strategy} needs a neighbour graph; mine first, or set strategy=random")
     return SamplingProblem(

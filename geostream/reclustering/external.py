@@ -30,14 +30,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-import zarr
 
 from geostream.arrays import Float32, Int32, Int64
 from geostream.dask import give_back
-from geostream.layout.zarr_groups import being_replaced
+from geostream.layout.zarr_groups import open_arrays
 from geostream.mining.embeddings import Embeddings
 from geostream.planning.smoothing import BLOCK, NEAR, UNIT, own_if_missing, unit_sums
 from geostream.progress import track
@@ -125,26 +124,10 @@ def place_blocks(scratch: Scratch, embeddings: Embeddings, places: Int32) -> lis
     return made
 
 
-def open_arrays(scratch: Scratch, group: str, *names: str) -> list[zarr.Array[Any]]:
-    """Open some arrays of the embeddings or the graph.
-
-    Args:
-        scratch: The vectors on the store.
-        group: Path of the embeddings or the graph in the run.
-        *names: Names of the arrays.
-
-    Raises:
-        NotFound: They are made anew by another process.
-    """
-    with being_replaced(f"{scratch.run.url}/{group}", "wait for it, and run this again"):
-        opened = zarr.open_group(scratch.run.zarr(group, read_only=True), mode="r")
-        return [cast("zarr.Array[Any]", opened[name]) for name in names]
-
-
 @lru_cache(maxsize=1)
 def _row_of_place(scratch: Scratch, of: str) -> Int32:
     """Return for each place id its row in the graph, -1 for others; the last entry is for -1, no neighbour."""
-    [array] = open_arrays(scratch, scratch.graph, "places")
+    [array] = open_arrays(scratch.run, scratch.graph, "places")
     places = np.asarray(array[:])
     row = np.full(int(places[-1]) + 2, -1, dtype=np.int32)
     row[places] = np.arange(len(places), dtype=np.int32)
@@ -160,12 +143,12 @@ def prepare_block(scratch: Scratch, of: str, block: PlaceBlock) -> None:
         block: The places.
     """
     give_back()
-    query, reference = open_arrays(scratch, scratch.embeddings, "query", "reference")
+    query, reference = open_arrays(scratch.run, scratch.embeddings, "query", "reference")
     vectors = mean_vectors(query, reference, block.queries, block.references, block.places)
     scratch.write_block(0, block.number, whole_numbers(vectors))
     del vectors
     start, stop = scratch.blocks[block.number]
-    [indices] = open_arrays(scratch, scratch.graph, "indices")
+    [indices] = open_arrays(scratch.run, scratch.graph, "indices")
     rows = _row_of_place(scratch, of)
     pieces = range(start, stop, 16 * BLOCK)  # the store has all K neighbours of a place together
     near = [rows[np.asarray(indices[at : min(at + 16 * BLOCK, stop)])[:, :NEAR]] for at in pieces]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Int16, Int32, Int64
+from geostream.arrays import Int16, Int32, Int64, by_group
 from geostream.dask import give_back
 from geostream.errors import NotFound
 from geostream.layout.zarr_groups import claim_scratch, drop_scratch, scratch_object
@@ -234,14 +234,11 @@ def write_by_group(scratch: Scratch, kind: str, group: Int32, groups: int, apply
     spans: list[list[Span]] = [[] for _ in range(groups)]
     tasks = []
     for number, (start, stop) in enumerate(scratch.blocks):
-        here = group[start:stop]
-        rows = np.argsort(here, kind="stable")[np.count_nonzero(here < 0) :]
-        if not len(rows):
-            continue
-        found, first = np.unique(here[rows], return_index=True)
-        for one, begin, end in zip(found.tolist(), first.tolist(), [*first[1:].tolist(), len(rows)], strict=True):
+        rows, groups_here = by_group(group[start:stop])
+        for one, begin, end in groups_here:
             spans[one].append((number, begin, end))
-        tasks.append(Rows(number, rows.astype(np.int32)))
+        if len(rows):
+            tasks.append(Rows(number, rows.astype(np.int32)))
     for _ in apply(partial(write_rows, scratch, kind), tasks):
         pass
     return spans

@@ -6,9 +6,8 @@ that a lane is about as long. A batch comes from few resident shards in any case
 
 The two ends of the scale are not: random batches, and Sample4Geo's with random access, come from all places. Random
 batches are therefore drawn from all places. Sample4Geo's are assembled from the tried places, which lack neighbours.
-They are also imitated: seeds are drawn from all places, and at a time t of the epoch each neighbour is already used
-with the probability t. That passes over that alike places are used up together. Neither is harder than the real ones,
-so the harder of the two counts. Where all places are tried, the ends are exact.
+They are also imitated (:mod:`geostream.planning.imitation`), and the harder of the two counts. Where all places are
+tried, the ends are exact.
 
 A task holds the neighbours and vectors that it returns, and PIECE rows. The process that tries holds TRIED_BYTES of
 vectors and about 2 KB a tried pair with 128 neighbours: 1 GB.
@@ -18,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,19 +25,19 @@ import numpy.typing as npt
 from geostream.arrays import Float32, Int32, Int64, restrict
 from geostream.dask import give_back
 from geostream.layout import Layout
+from geostream.layout.zarr_groups import open_arrays
 from geostream.mining.embeddings import Embeddings
 from geostream.planning.batches import DRIFTING, FALLBACKS, assemble
-from geostream.planning.hardness import SAMPLED_BATCHES, HardnessScale, batch_hardness, sample
+from geostream.planning.hardness import HardnessScale, batch_hardness, sample
+from geostream.planning.imitation import SEEDS, imitated, imitated_batches
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.spreading import Spread, deal, spread_out, stretches
-from geostream.reclustering.external import PlaceBlock, open_arrays, place_blocks
+from geostream.reclustering.external import PlaceBlock, place_blocks
 from geostream.reclustering.scratch import Apply, Rows, Scratch, by_block
 from geostream.settings import TrainSettings
 
 TRIED = 2**18  # about the most pairs that are tried
 TRIED_BYTES = 2**28  # most bytes of their vectors
-SEEDS = 4096  # places whose neighbours are known where Sample4Geo's batches are imitated
-IMITATED = 2**15  # about the most pairs of imitated batches
 PIECE = 2048  # rows that are read at a time
 
 Half = npt.NDArray[np.float16]
@@ -83,7 +81,7 @@ def read_neighbours(scratch: Scratch, some: Rows) -> tuple[int, Int32]:
     """
     give_back()
     start, stop = scratch.blocks[some.block]
-    [indices] = open_arrays(scratch, scratch.graph, "indices")
+    [indices] = open_arrays(scratch.run, scratch.graph, "indices")
     wanted = np.zeros(stop - start, dtype=bool)
     wanted[some.rows] = True
     return some.block, _picked(indices, start, wanted)
@@ -98,7 +96,7 @@ def read_vectors(scratch: Scratch, some: PlacesOfBlock) -> Vectors:
     """
     give_back()
     places = some.block.places[some.rows]
-    arrays = open_arrays(scratch, scratch.embeddings, "query", "reference")
+    arrays = open_arrays(scratch.run, scratch.embeddings, "query", "reference")
     query, reference = (
         _picked(array, of.start, np.isin(of.place, places)).astype(np.float16)
         for array, of in zip(arrays, (some.block.queries, some.block.references), strict=True)
@@ -148,7 +146,7 @@ class Trial:
         neighbours = np.concatenate([parts[number] for number in sorted(parts)])
         self._ends: list[Int32] = []  # batches like Sample4Geo's and random ones, of all places; none if all are tried
         if not whole:
-            count = int(np.clip(IMITATED // size, 8, SAMPLED_BATCHES))
+            count = imitated_batches(size)
             views = np.bincount(pair_place, minlength=int(places[-1]) + 1)
             of_seeds = neighbours[np.searchsorted(asked, seeds)]
             self._ends = [
@@ -229,37 +227,6 @@ class Trial:
             return product
 
         return batch_hardness(sample(batches), similarity)
-
-
-def imitated(seeds: Int32, neighbours: Int32, views: Int64, shape: tuple[int, int], rng: np.random.Generator) -> Int32:
-    """Imitate the batches that Sample4Geo makes with random access to all places, at times all over an epoch.
-
-    Args:
-        seeds: (n,) place ids of random places, at least as many as a batch holds.
-        neighbours: (n, K) place ids of their neighbours, hardest first, -1 where there are no more.
-        views: Number of pairs of each place id; at a time t, all of v are used with the probability t^v.
-        shape: Number of batches, and pairs in a batch.
-        rng: Generator of all random choices.
-
-    Returns:
-        Place ids of the batches.
-    """
-    count, size = shape
-    quarter, numbers = size // 4, cycle(range(len(seeds)))
-    batches = np.empty(shape, dtype=np.int32)
-    for number in range(count):
-        time = (number + 0.5) / count
-        batch: dict[int, None] = {}  # in order
-        while len(batch) < size:
-            at = next(numbers)
-            row = neighbours[at]
-            drawn = row[quarter:][rng.permutation(max(len(row) - quarter, 0))[:quarter]]
-            near = np.concatenate([row[:quarter], drawn])
-            near = near[near >= 0]
-            free = rng.random(len(near)) >= time ** views[near]
-            batch.update(dict.fromkeys([int(seeds[at]), *near[free].tolist()]))
-        batches[number] = list(batch)[:size]
-    return batches
 
 
 def spread_by_trial(

@@ -7,8 +7,9 @@ coordinates begins with random batches instead of geographic neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 
@@ -168,8 +169,13 @@ def plan_epoch(run: Run, epoch: int) -> EpochPlan:
             graph = _geographic_graph(run)
         else:
             settings = settings.changed(strategy="random")
-    map_fn = map if run.cluster is None else partial(run_tasks, run.cluster, stage="plan-lane")
-    plan = make_plan(run.layout, graph, settings, epoch, settings.seed, _plans_before(run, epoch), embeddings, map_fn)
+
+    def on_cluster(work: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+        stage = getattr(work, "func", work).__name__.replace("_", "-")  # a partial function has none of its own
+        return run_tasks(run.cluster, work, tasks, f"plan-{stage}")
+
+    apply = map if run.cluster is None else on_cluster
+    plan = make_plan(run.layout, graph, settings, epoch, settings.seed, _plans_before(run, epoch), embeddings, apply)
     save_plan(run.plans, plan)
     return plan
 

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from geostream.mining.graph import NeighbourGraph
+from geostream.layout import Layout
+from geostream.mining.graph import SHARD_ROWS, GraphWriter, NeighbourGraph, open_graph
 from geostream.planning.make_plan import make_plan
+from geostream.runs.run import GPS_GRAPH
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.benchmarks.index_only import commit_index, members_of, places_table
@@ -36,13 +38,23 @@ def main() -> None:
         members = members_of(views, 0)
         table = places_table(np.zeros(n, dtype=np.int64), position, views)
         shards = np.split(np.arange(n), range(PER_SHARD, n, PER_SHARD))
-        layout = commit_index(Store.open(Path(temporary)), "base", table, members, shards, coordinates="utm")
-    offset = rng.integers(1, REACH, size=(n, K), dtype=np.int32) * rng.choice(np.array([-1, 1], np.int32), (n, K))
-    indices = np.clip(np.arange(n, dtype=np.int32)[:, None] + offset, 0, n - 1)
-    scores = np.broadcast_to(-np.arange(1, K + 1, dtype=np.float16), (n, K))
-    graph = NeighbourGraph(
-        "made up", "gps", layout.id, layout.places_id, "", {}, np.arange(n, dtype=np.int32), indices, scores
-    )
+        store = Store.open(Path(temporary))
+        layout = commit_index(store, "base", table, members, shards, coordinates="utm")
+        run = store.child("run")
+        writer = GraphWriter.create(
+            run, GPS_GRAPH, kind="gps", layout=layout, embeddings="", places=np.arange(n, dtype=np.int32), k=K
+        )
+        for start in range(0, n, SHARD_ROWS):
+            row = np.arange(start, min(start + SHARD_ROWS, n), dtype=np.int32)
+            offset = rng.integers(1, REACH, size=(len(row), K)) * rng.choice(np.array([-1, 1]), (len(row), K))
+            scores = np.broadcast_to(-np.arange(1, K + 1, dtype=np.float32), offset.shape)
+            writer.write(start, np.clip(row[:, None] + offset, 0, n - 1).astype(np.int32), scores)
+        writer.commit({})
+        measure(layout, open_graph(run, GPS_GRAPH, layout))
+
+
+def measure(layout: Layout, graph: NeighbourGraph) -> None:
+    """Print a line of JSON about one plan."""
     settings = TrainSettings()
     before = [make_plan(layout, graph, settings, epoch, 0) for epoch in (2, 1)]
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

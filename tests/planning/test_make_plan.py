@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
 from geostream.mining.embeddings import read_rows
 from geostream.mining.gps import build_gps_graph
+from geostream.mining.graph import NeighbourGraph
 from geostream.mining.visual import build_visual_graph
-from geostream.planning import hardness
+from geostream.planning import graph_rows, hardness
 from geostream.planning.batches import FALLBACKS
+from geostream.planning.graph_rows import LaneRows
 from geostream.planning.make_plan import make_plan, reachable_by_shards
 from geostream.planning.spreading import shard_of_rows
 from geostream.reclustering.order import similarity_order
@@ -29,6 +32,7 @@ from geostream.store import Store
 from tests.cities import city
 from tests.mining.test_visual import embed
 
+make_plan_module = import_module("geostream.planning.make_plan")  # the package's own name of it is the function
 SETTINGS = TrainSettings().changed(batch_size=16, neighbours=16, resident_shards=4)
 
 
@@ -188,8 +192,56 @@ def test_refusals(root: Store, layout: Layout) -> None:
         make_plan(other, None, SETTINGS.changed(batch_size=512, strategy="random"), 0, seed=0)
 
 
-def test_lanes_on_a_dask_cluster(root: Store, layout: Layout) -> None:
-    """Each lane is a task of its own, and the plan is the one that this process makes."""
+@pytest.mark.parametrize("kind", ["gps", "visual"])
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_large_graph_is_handed_out_by_lanes(
+    monkeypatch: pytest.MonkeyPatch, s3_store: Store, kind: str, lanes: int
+) -> None:
+    """The batches are the same, and nothing is left on the store; the scale of so few places is a rough estimate."""
+    layout, run = city(s3_store, side=24, areas=2, views=2, per_shard=24), s3_store.child("run")
+    embeddings = embed(run, layout) if kind == "visual" else None
+    graph = (
+        build_gps_graph(run, GPS_GRAPH, layout, 16)
+        if embeddings is None
+        else build_visual_graph(run, "neighbours/visual-epoch-0004.zarr", layout, embeddings, 16)
+    )
+    settings = SETTINGS.changed(lanes=lanes)
+    before = make_plan(layout, graph, settings, 0, seed=3)
+    arguments: dict[str, Any] = {"seed": 3, "previous": [before], "embeddings": embeddings}
+    small = make_plan(layout, graph, settings, 1, **arguments)
+    monkeypatch.setattr(make_plan_module, "WHOLE_GRAPH", 0)
+    monkeypatch.setattr(graph_rows, "BLOCK_BYTES", 1)  # a Zarr shard each
+    monkeypatch.setattr(graph_rows, "SHARD_ROWS", 100)
+    monkeypatch.setattr(NeighbourGraph, "rows", None)
+    large = make_plan(layout, graph, settings, 1, **arguments)
+    assert small.quality["assembly"] == large.quality["assembly"]
+    assert large.hash == small.hash
+    assert 0.7 < large.quality["hardness_score"] / small.quality["hardness_score"] < 1.2
+    assert not s3_store.exists(f"run/{graph.name}/scratch/made.json")
+    assert not s3_store.child("run", *graph.name.split("/")).folders("scratch")
+
+
+def test_what_a_killed_planning_left_is_removed_by_the_next(
+    monkeypatch: pytest.MonkeyPatch, root: Store, layout: Layout
+) -> None:
+    graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
+    monkeypatch.setattr(make_plan_module, "WHOLE_GRAPH", 0)
+    scratch = Path(root.url.removeprefix("file://")) / GPS_GRAPH / "scratch"
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(graph_rows, "drop_scratch", lambda *_: None)
+        killed.setattr(LaneRows, "read", lambda _: _interrupt())
+        make_plan(layout, graph, SETTINGS, 1, seed=3)
+    assert len(list(scratch.iterdir())) > 1
+    make_plan(layout, graph, SETTINGS, 1, seed=3)
+    assert not scratch.exists()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_lanes_on_a_dask_cluster(monkeypatch: pytest.MonkeyPatch, root: Store, layout: Layout) -> None:
+    """Each lane is a task of its own, and the plan is the one that this process makes; also of a large graph."""
     from distributed import LocalCluster
 
     graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
@@ -199,5 +251,8 @@ def test_lanes_on_a_dask_cluster(root: Store, layout: Layout) -> None:
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
         map_fn = partial(run_tasks, cluster.scheduler_address, stage="plan-lane")
         there = make_plan(layout, graph, settings, 1, seed=1, previous=[before], map_fn=map_fn)
+        monkeypatch.setattr(make_plan_module, "WHOLE_GRAPH", 0)
+        by_lanes = make_plan(layout, graph, settings, 1, seed=1, previous=[before], map_fn=map_fn)
+    assert by_lanes.hash == here.hash
     assert there.hash == here.hash and there.quality == here.quality
     assert np.bincount(there.lane).tolist() == [there.n_batches // 4] * 4

@@ -148,17 +148,3 @@ def test_lanes_are_put_together_anywhere_in_any_order(lanes: int, seed: int) -> 
     assert np.array_equal(one.batches, other.batches)
     assert sum(len(task.problem.place) for task in seen) == len(problem.place)  # each knows of its own places only
     check(problem, one, 8, lanes)
-
-
-def test_part_of_a_problem() -> None:
-    problem = grid(side=8, views=2, per_shard=16)
-    problem = problem._replace(history=(np.arange(len(problem.place), dtype=np.int32),))
-    part, pairs = problem.part(np.array([1, 3]))
-    places_there = np.flatnonzero(np.isin(problem.shard, [1, 3]))
-    assert np.array_equal(places_there[part.place], problem.place[pairs])
-    assert np.array_equal(part.history[0], pairs)
-    for row, place in enumerate(places_there.tolist()):
-        expected = [other if other in places_there else -1 for other in problem.neighbours[place].tolist()]
-        assert [-1 if other < 0 else places_there[other] for other in part.neighbours[row]] == expected
-        excluded = [other for other in problem.excluded.row(place).tolist() if other in places_there]
-        assert places_there[part.excluded.row(row)].tolist() == excluded
