@@ -55,7 +55,7 @@ def main() -> None:
 
 def measure(layout: Layout, graph: NeighbourGraph) -> None:
     """Print a line of JSON about one plan."""
-    settings = TrainSettings()
+    settings = TrainSettings().changed(lanes=int(sys.argv[2]) if len(sys.argv) > 2 else 1)
     before = [make_plan(layout, graph, settings, epoch, 0) for epoch in (2, 1)]
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     started, cpu = time.perf_counter(), time.process_time()
