@@ -72,7 +72,8 @@ def members_of(views: Ints, seed: int) -> Members:
     return Members(place, names.take(pa.array(np.where(facts, 0, at + 1))), size)
 
 
-def _padded(size: Ints) -> npt.NDArray[np.int64]:
+def padded(size: Ints) -> npt.NDArray[np.int64]:
+    """Return the bytes that members of ``size`` bytes take in a tar file, header and padding included."""
     return (BLOCK + -(-size // BLOCK) * BLOCK).astype(np.int64)
 
 
@@ -95,11 +96,11 @@ def commit_index(
     inner = np.arange(of_place.sum()) - np.repeat(np.cumsum(of_place) - of_place, of_place)
     rows = row[np.repeat(first[order], of_place) + inner]
     shard = np.repeat(np.repeat(np.arange(len(shards)), [len(s) for s in shards]), of_place)
-    padded = _padded(members.size[rows])
-    end = np.cumsum(padded)
+    taken = padded(members.size[rows])
+    end = np.cumsum(taken)
     before = np.concatenate([[0], end[np.flatnonzero(np.diff(shard))]])
-    offset = end - padded - before[shard] + BLOCK
-    ends = np.maximum.reduceat(offset + padded - BLOCK, np.searchsorted(shard, np.arange(len(shards))))
+    offset = end - taken - before[shard] + BLOCK
+    ends = np.maximum.reduceat(offset + taken - BLOCK, np.searchsorted(shard, np.arange(len(shards))))
     table = pa.table(
         {
             "place": members.place[rows],

@@ -33,7 +33,12 @@ class Failed(Exception):
     """A process ended in an error; the message holds its last lines."""
 
 
-def run(command: Sequence[str], environment: Mapping[str, str], server: psutil.Process | None = None) -> Result:
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    server: psutil.Process | None = None,
+    limit: float = LIMIT,
+) -> Result:
     """Run the command to its end; the JSON of its last line, with ``peak_bytes``, ``cpu_s`` and ``server_cpu_s``."""
     served = _cpu(server)
     peak = 0
@@ -41,12 +46,12 @@ def run(command: Sequence[str], environment: Mapping[str, str], server: psutil.P
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=out, stderr=log, env=dict(environment), cwd=ROOT)
         root = psutil.Process(process.pid)
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + limit
         try:
             while process.poll() is None:
                 peak = max(peak, _look(root, cpu))
                 if time.monotonic() > deadline:
-                    raise Failed(f"{' '.join(command)}: not done after {LIMIT:.0f} s")
+                    raise Failed(f"{' '.join(command)}: not done after {limit:.0f} s")
                 time.sleep(LOOK)
         finally:
             _end(process)
