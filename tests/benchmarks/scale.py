@@ -1,7 +1,8 @@
 """What every stage takes at a million places and more: ``python -m tests.benchmarks.scale --json PATH``.
 
-Layout and embeddings are synthetic (:mod:`tests.benchmarks.scale_places`), D = 128, K = 64, without images; Dask has two
-processes of one thread. Every stage runs in a process of its own, and the most that any process has held counts. Stages:
+Layout and embeddings are synthetic (:mod:`tests.benchmarks.scale_places`), D = 128, K = 64, without images; Dask has
+two processes of one thread. Every stage runs in a process of its own, and the most that any process has held counts.
+Stages:
 
 - ``open``: open a layout, and what a trainer needs of it at once
 - ``gps``, ``visual``: the neighbour graphs
@@ -13,8 +14,8 @@ processes of one thread. Every stage runs in a process of its own, and the most 
 
 A stage that others need is run before them. Seconds are of the clock, growth is a straight line through their
 logarithms; planning is told by seconds of a core, over all processes. ``coefficients`` are for other sizes: of the
-largest one measured, and memory as the slope over all sizes. With ``--keep FOLDER`` data and finished measurements stay,
-and a further call goes on behind them. A million places take some 5 GB of disk, ten million 40 GB.
+largest one measured, and memory as the slope over all sizes. With ``--keep FOLDER`` data and finished measurements
+stay, and a further call goes on behind them. A million places take some 5 GB of disk, ten million 40 GB.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Run one stage of the benchmark of scale in this process: ``python -m tests.benchmarks.scale_jobs JOB FOLDER N LANES``.
+"""Run one job of the benchmark of scale in this process.
 
-The folder holds the layout, its embeddings and what the stages before have made. The last line is JSON. Time begins
+``python -m tests.benchmarks.scale_jobs JOB FOLDER N LANES``: the folder holds the layout, its embeddings and what the stages before have made. The last line is JSON. Time begins
 when the modules are imported and Dask's processes are up, and includes opening whatever the stage reads. ``steps`` has
 the seconds of each step of the stage, and the most that this process had held by its end.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ class Job:
 
     @contextmanager
     def measured(self, processes: int = 0) -> Iterator[Any]:
-        """Measure what is done within the context, in this process and in so many processes of Dask; yield their URL."""
+        """Measure what is done within the context, by this process and so many of Dask, whose URL is yielded."""
         with ExitStack() as stack:
             client, url = None, None
             if processes:
@@ -260,6 +261,7 @@ JOBS: dict[str, Callable[[Job], None]] = {
 
 def main(name: str, folder: str, n: int, lanes: int) -> Result:
     if name == "make":
+        shutil.rmtree(folder, ignore_errors=True)  # what a call that was cut off has left
         started = time.perf_counter()
         scale_places.make(Path(folder), n)
         return {"seconds": time.perf_counter() - started, "most_bytes": usage()["peak_bytes"]}
