@@ -11,7 +11,7 @@ each lane, and almost none if equal shards divide evenly among the lanes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, overload
 
@@ -92,10 +92,11 @@ MapFn = Callable[[Callable[[LaneTask], tuple[int, Int32]], Sequence[LaneTask]], 
 
 @dataclass(frozen=True)
 class LaneTasks(Sequence[LaneTask]):
-    """The tasks of all lanes, each made when it is asked for, so that not all lanes' problems need be held.
+    """The tasks of all lanes, or of some, each made when it is asked for, so that not all problems need be held.
 
     Attributes:
         division: The lanes.
+        numbers: Numbers of those that are assembled, rising.
         rows: Where each lane's neighbours are on the store; None if the problem has them.
         strategy: Name of the strategy.
         batch_size: Pairs in a batch.
@@ -104,6 +105,7 @@ class LaneTasks(Sequence[LaneTask]):
     """
 
     division: Division
+    numbers: Sequence[int]
     rows: Sequence[LaneRows] | None
     strategy: str
     batch_size: int
@@ -111,15 +113,16 @@ class LaneTasks(Sequence[LaneTask]):
     seed: tuple[int, int]
 
     def __len__(self) -> int:
-        return len(self.division)
+        return len(self.numbers)
 
     @overload
-    def __getitem__(self, number: int) -> LaneTask: ...
+    def __getitem__(self, at: int) -> LaneTask: ...
     @overload
-    def __getitem__(self, number: slice) -> Sequence[LaneTask]: ...
-    def __getitem__(self, number: int | slice) -> LaneTask | Sequence[LaneTask]:
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+    def __getitem__(self, at: slice) -> LaneTasks: ...
+    def __getitem__(self, at: int | slice) -> LaneTask | LaneTasks:
+        if isinstance(at, slice):
+            return replace(self, numbers=self.numbers[at])
+        number = self.numbers[at]
         return LaneTask(
             number,
             self.division.part(number),
@@ -166,24 +169,26 @@ def assemble(
     if strategy not in STRATEGIES:
         raise BadInput(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
     division = Division(problem, lanes, seed, epoch)
-    return assemble_lanes(LaneTasks(division, None, strategy, batch_size, resident, (seed, epoch)), map_fn)
+    return assemble_lanes(
+        LaneTasks(division, range(lanes), None, strategy, batch_size, resident, (seed, epoch)), map_fn
+    )
 
 
 def assemble_lanes(tasks: LaneTasks, map_fn: MapFn = map) -> Assembled:
-    """Assemble the batches of all lanes, as :func:`assemble` does.
+    """Assemble the batches of some lanes, as :func:`assemble` does those of all.
 
     Args:
-        tasks: The lanes' tasks.
+        tasks: The lanes' tasks. Pairs of other lanes count as left out.
         map_fn: Applies a function to the tasks.
     """
     division, lanes = tasks.division, len(tasks)
     by_lane = [made for _, made in sorted(map_fn(assemble_lane, tasks), key=lambda result: result[0])]
     length = min(len(batches) for batches in by_lane)
     interleaved = np.empty((length, lanes, tasks.batch_size), dtype=np.int32)
-    for number, made in enumerate(by_lane):
-        interleaved[:, number] = division.pairs(number)[made[:length]]
+    for at, (number, made) in enumerate(zip(tasks.numbers, by_lane, strict=True)):
+        interleaved[:, at] = division.pairs(number)[made[:length]]
     batches = interleaved.reshape(length * lanes, tasks.batch_size)
     used = np.zeros(len(division.problem.place), dtype=bool)
     used[batches] = True
-    lane_of_batch = np.tile(np.arange(lanes, dtype=np.int32), length)
+    lane_of_batch = np.tile(np.array(tasks.numbers, dtype=np.int32), length)
     return Assembled(batches, lane_of_batch, np.flatnonzero(~used).astype(np.int32))

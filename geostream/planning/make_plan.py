@@ -5,8 +5,8 @@ into similarities for the hardness score. A strategy's fallbacks are tried from 
 first that reaches the target is used. Scoring assembles two more plans, and each fallback one more, which takes a few
 seconds for VIGOR.
 
-A graph above WHOLE_GRAPH bytes is not held: each lane gets its rows (:mod:`geostream.planning.graph_rows`), and the
-ends of the scale come from a sample (:mod:`geostream.planning.imitation`). The batches are the same in either case.
+A graph above WHOLE_GRAPH bytes is not held: each lane gets its rows (:mod:`geostream.planning.graph_rows`), the ends
+of the scale come from a sample (:mod:`geostream.planning.imitation`), and fallbacks are tried on some lanes only.
 This process then holds about 100 bytes a pair, and whoever assembles a lane what that lane needs.
 """
 
@@ -36,6 +36,7 @@ from geostream.planning.plan import EpochPlan
 from geostream.planning.schedule import Schedule, interleaved, schedule
 from geostream.settings import TrainSettings
 
+TRIED_LANES = 4  # lanes on which the fallbacks are tried where the graph is not held
 WHOLE_GRAPH = 2**27  # bytes of a graph up to which it is read as a whole: 262,144 places at K = 128
 
 
@@ -98,13 +99,17 @@ def make_plan(
     division = Division(problem._replace(history=history), settings.plan.lanes, seed, epoch)
     size, resident = settings.optim.batch_size, settings.plan.resident_shards
     with _rows(None if whole else graph, division, f"{epoch:04d}-{layout.id[:8]}", map_fn) as rows:
-        tasks = LaneTasks(division, rows, settings.plan.strategy, size, resident, (seed, epoch))
+        tasks = LaneTasks(division, range(len(division)), rows, settings.plan.strategy, size, resident, (seed, epoch))
         if graph is None or whole:
             scale = HardnessScale.of(problem, layout, graph, embeddings, batch_size=size, seed=seed, epoch=epoch)
         else:
             scale = sampled_scale(tasks, layout, graph, embeddings, map_fn)
-        tried = _attempts(layout, tasks, scale, settings.plan.hardness, map_fn)
-    best = max(tried, key=lambda one: one.rank)
+        some = tasks if whole else tasks[:: -(-len(tasks) // TRIED_LANES)]
+        tried = _attempts(layout, some, scale, settings.plan.hardness, map_fn)
+        best = max(tried, key=lambda one: one.rank)
+        if len(some) < len(tasks):
+            best = _attempt(layout, replace(tasks, strategy=best.strategy), scale, map_fn)
+            tried = [best if one.strategy == best.strategy else one for one in tried]
     reachable = max((one for one in tried if one.strategy not in DRIFTING), key=lambda one: one.rank)
     assembled = best.assembled
     place, view = pairs.place[assembled.batches], pairs.view[assembled.batches]
@@ -159,15 +164,18 @@ def _attempts(layout: Layout, tasks: LaneTasks, scale: HardnessScale, wanted: fl
     for name in FALLBACKS.get(tasks.strategy, (tasks.strategy,)):
         if name in DRIFTING and any(hard_enough(one.score, wanted) for one in tried):
             break
-        assembled = assemble_lanes(replace(tasks, strategy=name), map_fn)
-        if not len(assembled.batches):
-            raise BadInput(
-                f"layout {layout.name}: no batch of {tasks.batch_size} places can be filled; set a smaller one"
-            )
-        tried.append(_Attempt(name, assembled, *scale.score(assembled)))
+        tried.append(_attempt(layout, replace(tasks, strategy=name), scale, map_fn))
         if hard_enough(tried[-1].score, wanted, PLAN_MARGIN):
             break
     return tried
+
+
+def _attempt(layout: Layout, tasks: LaneTasks, scale: HardnessScale, map_fn: Apply) -> _Attempt:
+    """Assemble and score; raise BadInput if there is no batch."""
+    assembled = assemble_lanes(tasks, map_fn)
+    if not len(assembled.batches):
+        raise BadInput(f"layout {layout.name}: no batch of {tasks.batch_size} places can be filled; set a smaller one")
+    return _Attempt(tasks.strategy, assembled, *scale.score(assembled))
 
 
 def reachable_by_shards(

@@ -21,7 +21,7 @@ from geostream.mining.gps import build_gps_graph
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.visual import build_visual_graph
 from geostream.planning import graph_rows, hardness
-from geostream.planning.batches import FALLBACKS
+from geostream.planning.batches import FALLBACKS, LaneTask
 from geostream.planning.graph_rows import LaneRows
 from geostream.planning.make_plan import make_plan, reachable_by_shards
 from geostream.planning.spreading import shard_of_rows
@@ -205,7 +205,7 @@ def test_a_large_graph_is_handed_out_by_lanes(
         if embeddings is None
         else build_visual_graph(run, "neighbours/visual-epoch-0004.zarr", layout, embeddings, 16)
     )
-    settings = SETTINGS.changed(lanes=lanes)
+    settings = SETTINGS.changed(lanes=lanes, hardness=0.0)  # so that the first way is taken
     before = make_plan(layout, graph, settings, 0, seed=3)
     arguments: dict[str, Any] = {"seed": 3, "previous": [before], "embeddings": embeddings}
     small = make_plan(layout, graph, settings, 1, **arguments)
@@ -214,11 +214,30 @@ def test_a_large_graph_is_handed_out_by_lanes(
     monkeypatch.setattr(graph_rows, "SHARD_ROWS", 100)
     monkeypatch.setattr(NeighbourGraph, "rows", None)
     large = make_plan(layout, graph, settings, 1, **arguments)
-    assert small.quality["assembly"] == large.quality["assembly"]
     assert large.hash == small.hash
     assert 0.7 < large.quality["hardness_score"] / small.quality["hardness_score"] < 1.2
     assert not s3_store.exists(f"run/{graph.name}/scratch/made.json")
     assert not s3_store.child("run", *graph.name.split("/")).folders("scratch")
+
+
+def test_fallbacks_are_tried_on_some_lanes(monkeypatch: pytest.MonkeyPatch, root: Store, layout: Layout) -> None:
+    """The one that is chosen there is used for all, and its own score counts."""
+    graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
+    settings = SETTINGS.changed(lanes=4, hardness=9.0)
+    monkeypatch.setattr(make_plan_module, "WHOLE_GRAPH", 0)
+    monkeypatch.setattr(make_plan_module, "TRIED_LANES", 2)
+    assembled: list[tuple[int, str]] = []
+
+    def noted(work: Any, tasks: Any) -> Any:
+        assembled.extend((task.number, task.strategy) for task in tasks if isinstance(task, LaneTask))
+        return map(work, tasks)
+
+    plan = make_plan(layout, graph, settings, 1, seed=3, map_fn=noted)
+    plan.validate(layout)
+    ways = FALLBACKS["patchwork"]
+    assert assembled[:-4] == [(0, "sample4geo"), *((lane, way) for way in ways for lane in (0, 2))]
+    assert assembled[-4:] == [(lane, plan.quality["assembly"]) for lane in range(4)]
+    assert plan.quality["batches"] * 16 + plan.quality["left_out"] == plan.quality["pairs"]
 
 
 def test_what_a_killed_planning_left_is_removed_by_the_next(
