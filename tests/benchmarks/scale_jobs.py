@@ -1,8 +1,9 @@
 """Run one job of the benchmark of scale in this process.
 
-``python -m tests.benchmarks.scale_jobs JOB FOLDER N LANES``: the folder holds the layout, its embeddings and what the stages before have made. The last line is JSON. Time begins
-when the modules are imported and Dask's processes are up, and includes opening whatever the stage reads. ``steps`` has
-the seconds of each step of the stage, and the most that this process had held by its end.
+``python -m tests.benchmarks.scale_jobs JOB FOLDER N LANES``: the folder holds the layout, its embeddings and what the
+stages before have made. The last line is JSON. Time begins when the modules are imported and Dask's processes are up,
+and includes opening whatever the stage reads. ``steps`` has the seconds of each step of the stage, and the most that
+this process had held by its end.
 """
 
 from __future__ import annotations
