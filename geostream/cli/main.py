@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import evaluate, inspect, layouts, settings, train
+from geostream.cli import cost, evaluate, inspect, layouts, settings, train
 from geostream.errors import GeostreamError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for command in (
     evaluate.evaluate,
     layouts.recluster,
     settings.settings,
+    cost.cost,
 ):
     app.command()(command)
 app.add_typer(layouts.layouts, name="layouts")
