@@ -325,7 +325,7 @@ def _visual(job: Job, known: Coefficients) -> _Work:
         thread = max(4 * exact.BLOCK * dim * 4 + exact.QUERIES * 48 * k, 4 * WRITTEN * k * 8)
     work = _Work(
         "visual graph", job.minings,
-        Process("worker", thread * job.cores + 10 * rows, "start workers with fewer cores each"),
+        Process("worker", thread * job.cores + 10 * rows, f"{thread / 1e9:.2g} GB a core: fewer cores; the rest stays"),
         Process("client", 20 * rows + 8 * n, "give the process that mines that much; nothing divides it"),
     )  # fmt: skip
     _write_graph(job, known, work)
@@ -374,15 +374,17 @@ def _plan(job: Job, known: Coefficients) -> _Work:
 def _order(job: Job, known: Coefficients) -> _Work:
     n, dim = job.places, job.dim
     advice = "give the process that reclusters that much; nothing divides it"
-    task = max(scratch.COLUMNS_BYTES + 2 * scratch.BLOCK_BYTES, 5 * scratch.BLOCK_BYTES + 8 * n)
+    width = min(scratch.WIDTH, max(1, scratch.COLUMNS_BYTES // (2 * n)))  # columns kept together
+    groups = ceil(dim / width)
+    columns = min(2 * n * scratch.WIDTH, max(scratch.COLUMNS_BYTES, 2 * n))
+    task = max(columns + 2 * scratch.BLOCK_BYTES, 5 * scratch.BLOCK_BYTES + 8 * n)
     work = _Work(
         "similarity order", job.reclusters,
         Process("client", 100 * n, advice),
-        Process("worker", task * job.cores, "start workers with fewer cores each"),
+        Process("worker", task * job.cores, f"{task / 1e9:.2g} GB a core: start workers with fewer cores each"),
     )  # fmt: skip
     work.core_s = n * (known.order_place + known.order_number * dim) * max(1.0, log2(n) / log2(200_000))
     levels = max(1, ceil(log2(max(2.0, 2 * dim * n / 2**26))))
-    groups = ceil(dim / scratch.WIDTH)
     work.read = 4 * dim * (n + job.pairs) + ROUNDS * n * (4 * NEAR * groups + 4 * dim) + levels * 2 * dim * n
     work.written = n * (4 * NEAR + 2 * dim * (2 * ROUNDS + 2))
     blocks = ceil(2 * dim * n / scratch.BLOCK_BYTES)

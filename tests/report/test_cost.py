@@ -25,7 +25,9 @@ from geostream.store import Store
 from tests.cities import city
 from tests.command import said
 from tests.mining.places import EMBEDDINGS, places, write_embeddings
+from tests.report import scale_table
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "scale.md"
 JOB = Job(
     places=1_000_000, views=1, tile_bytes=115_000, view_bytes=163_000, raw_image_bytes=700_000, dim=128, neighbours=64,
     epochs=40, mine_every=4, evaluate_every=4, reclusters=1, test_places=100_000, lanes=64, shard_mib=128, workers=8,
@@ -178,3 +180,11 @@ def test_the_command_prints_every_stage_and_the_same_as_json() -> None:
     job, prices = Job(**found["job"]), Prices(**found["prices"])
     assert found["total"]["dollars"] == pytest.approx(cost(job, prices).total.dollars)
     assert [stage["name"] for stage in found["stages"]] == STAGES
+
+
+def test_the_page_has_the_table_that_the_command_computes() -> None:
+    """After a change of a coefficient: ``python -m tests.report.scale_table`` prints the rows for the page."""
+    page = DOCUMENT.read_text()
+    assert [row for row in scale_table.rows() if row not in page] == []
+    for places in scale_table.PLACES:
+        assert scale_table.COMMAND.format(places).removesuffix(" --json") in page
