@@ -103,7 +103,8 @@ class Coefficients:
     embed_share: float = 1 / 3  # of a training step, for a pass without gradients: docs/notes/mining.md
     amplification: float = 1.009  # bytes read for each that is used: tests.benchmarks.plan
     graph_kept: float = 0.5  # share of a graph's bytes that is left by its compression: geostream/mining/graph.py
-    index_member: float = 24.0  # bytes a member on the store: estimated from the widths of the columns
+    index_member: float = 17.0  # bytes a member on the store: docs/notes/report.md
+    index_place: float = 42.0  # bytes a place and view on the store beside, the same
     index_held: float = 100.0  # bytes a member in memory: docs/notes/layout.md
     trainer_pair: float = 40.0  # bytes a pair in each trainer, which checks the whole plan: estimated
     buffer: float = 2.0 * 2**30  # bytes that a rank holds of shards: the setting buffer_mib
@@ -193,7 +194,7 @@ def plan_size(pairs: int) -> int:
 
 def index_bytes(job: Job, known: Coefficients) -> float:
     """Return about how many bytes of the store the index takes."""
-    return job.places * (2 + job.views) * known.index_member
+    return job.places * (2 + job.views) * known.index_member + job.pairs * known.index_place
 
 
 def probes_of(places: int, known: Coefficients) -> float:

@@ -14,7 +14,9 @@ def rows() -> list[str]:
     """A line for each stage and the total, with five columns for each number of places."""
     costs = [json.loads(said(*COMMAND.format(places).split()[1:])) for places in PLACES]
     stages = zip(*([*one["stages"], one["total"]] for one in costs), strict=True)
-    return ["| " + " | ".join([some[0]["name"], *sum((_cells(one) for one in some), [])]) + " |" for some in stages]
+    return [
+        "| " + " | ".join([some[0]["name"], *(cell for one in some for cell in _cells(one))]) + " |" for some in stages
+    ]
 
 
 def _cells(stage: dict[str, float]) -> list[str]:

@@ -186,5 +186,5 @@ def test_the_page_has_the_table_that_the_command_computes() -> None:
     """After a change of a coefficient: ``python -m tests.report.scale_table`` prints the rows for the page."""
     page = DOCUMENT.read_text()
     assert [row for row in scale_table.rows() if row not in page] == []
-    for places in scale_table.PLACES:
-        assert scale_table.COMMAND.format(places).removesuffix(" --json") in page
+    for number in scale_table.PLACES:
+        assert scale_table.COMMAND.format(number).removesuffix(" --json") in page
