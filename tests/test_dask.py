@@ -91,7 +91,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "LOOK_EVERY", 0.2)
     for name in ("NO_WORKER", "ALL_PAUSED"):
         monkeypatch.setattr(cluster, name, 1.0)
-    monkeypatch.setattr(cluster, "NO_ANSWER", 10.0)  # on a busy machine an answer takes longer than one question waits
+    monkeypatch.setattr(cluster, "NO_ANSWER", 5.0)  # on a busy machine an answer takes longer than one question waits
     monkeypatch.setattr(cluster, "TELL_EVERY", 0.5)
     monkeypatch.setattr(cluster, "COURTESY", 1.0)
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from geostream.errors import BadInput
@@ -179,14 +179,19 @@ PREFIXES = st.lists(NAMES, min_size=1, max_size=2).map("/".join)
 SUFFIXES = st.sampled_from(["", "#2", "?x=1", "2", "/vigor", "/tiny/layouts", "/tiny/layouts/base"])
 
 
-@pytest.mark.parametrize("kind", ["s3", "local"])
-def test_two_stores_never_meet(request: pytest.FixtureRequest, raw: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "examples"), [("s3", 1), ("local", 8), pytest.param("s3", 8, marks=pytest.mark.slow)])
+def test_two_stores_never_meet(request: pytest.FixtureRequest, raw: Path, kind: str, examples: int) -> None:
     if kind == "s3":
         base = request.getfixturevalue("s3_store").url
 
     @settings(
-        max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=examples,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
+    @example("a b", "", "2")
+    @example("é", "", "/tiny/layouts")
     @given(PREFIXES, PREFIXES, SUFFIXES)
     def check(one: str, other: str, suffix: str) -> None:
         with TemporaryDirectory() as folder:

@@ -60,6 +60,7 @@ def test_a_process_with_our_packages_is_refused_to_a_peer() -> None:
         check_alone()
 
 
+@pytest.mark.slow  # each imports its own torch, or as much
 @pytest.mark.parametrize("name", stream.PEERS)
 def test_a_peers_process_imports_none_of_our_packages(name: str) -> None:
     peer = stream.CONTESTANTS[name]

@@ -370,9 +370,17 @@ def reclusterings(s3: S3Server) -> Iterator[Reclusterings]:
     made.parent.wait()
 
 
-def test_killed_at_any_moment_and_started_again(tmp_path: Path, s3_store: Store, reclusterings: Reclusterings) -> None:
-    """SIGKILL it ever later: what the last one commits is, byte for byte, what an undisturbed one commits."""
-    size: dict[str, Any] = {"places": 240, "views": 1, "places_per_shard": 2}
+@pytest.mark.parametrize(
+    ("places", "moments"), [(120, (0.3,)), pytest.param(240, (0.0, 0.5), marks=pytest.mark.slow)], ids=["once", "twice"]
+)
+def test_killed_at_any_moment_and_started_again(
+    tmp_path: Path, s3_store: Store, reclusterings: Reclusterings, places: int, moments: tuple[float, ...]
+) -> None:
+    """SIGKILL it ever later: what the last one commits is, byte for byte, what an undisturbed one commits.
+
+    ``moments``: shares of the shards behind which it is killed.
+    """
+    size: dict[str, Any] = {"places": places, "views": 1, "places_per_shard": 2}
     whole = Store.open(tmp_path / "whole")
     undisturbed = tiny_layout(whole, **size)
     expected = reclustered(whole, undisturbed, embedded(undisturbed, whole))
@@ -380,7 +388,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path: Path, s3_store: Store,
     embedded(before, s3_store)
     folder = s3_store.child("tiny", "layouts", "g0-g1")
     seen = []
-    for shards in (1, len(expected.shard_names) // 2):
+    for shards in (max(1, int(len(expected.shard_names) * moment)) for moment in moments):
         pid = reclusterings.start(s3_store)
         while len(folder.list()) < 1 + shards:
             time.sleep(0.005)
@@ -388,7 +396,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path: Path, s3_store: Store,
         assert reclusterings.wait() == [signal.SIGKILL]
         seen.append(sum(info.path.endswith(".tar") for info in folder.list()))
         assert not folder.exists("layout.json") and open_layout(s3_store).id == before.id
-    assert 1 <= seen[0] < seen[1] < len(expected.shard_names)
+    assert 1 <= seen[0] and sorted(set(seen)) == seen and seen[-1] < len(expected.shard_names)
     reclusterings.start(s3_store)
     assert reclusterings.wait() == [0]
     assert contents(folder) == contents(expected.store)

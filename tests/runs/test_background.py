@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -167,9 +168,10 @@ def test_a_run_that_was_taken_over_is_not_written_into(tmp_path: Path) -> None:
     assert prepared(run, 1) is None and not run.folder.exists("plans/epoch-0001.json")
 
 
-def test_a_preparation_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = store_in(tmp_path)
-    trained(store, SETTINGS.changed(epochs=3))
+def test_a_preparation_goes_on_where_it_stood(
+    tmp_path: Path, whole: tuple[Store, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(shutil.copytree(whole[0].url, tmp_path / "copy"))
     run = Run(store, open_layout(store, "tiny", "base"), "one")  # on the layout of the epoch before
     log = run.preparation_log(3)
     before = log.records

@@ -290,10 +290,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_killed_at_any_moment_and_started_again(tmp_path: Path, s3_store: Store) -> None:
-    """SIGKILL the process group's parent ever later, until a run gets through: the same objects as uninterrupted."""
+@pytest.mark.parametrize("moments", [(0.4,), pytest.param((0.0, 0.67), marks=pytest.mark.slow)], ids=["once", "twice"])
+def test_killed_at_any_moment_and_started_again(tmp_path: Path, s3_store: Store, moments: tuple[float, ...]) -> None:
+    """SIGKILL the process group's parent ever later, until a run gets through: the same objects as uninterrupted.
+
+    ``moments``: shares of the shards behind which it is killed.
+    """
     for city in ("NewYork", "Chicago"):
-        write_city(tmp_path / "raw", city, 7, 8, tile_size=(400, 400), view_size=(384, 768))
+        write_city(tmp_path / "raw", city, 5, 6, tile_size=(400, 400), view_size=(384, 768))
     raw = read_places("vigor", tmp_path / "raw", **TWO)
     whole = Store.open(tmp_path / "whole")
     options = ShardOptions(tile_size=(160, 160), shard_bytes=50_000)
@@ -304,7 +308,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path: Path, s3_store: Store)
     command = [sys.executable, str(script), str(tmp_path / "raw"), s3_store.url]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     finished = []
-    for shards in (1, n_shards * 2 // 3):
+    for shards in (max(1, int(n_shards * moment)) for moment in moments):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and len(folder.list("parts")) < 1 + shards:
             time.sleep(0.01)
