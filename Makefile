@@ -47,11 +47,11 @@ docs: install ## Build the documentation into site/.
 # A process for each core, up to four: the servers that tests start need room as well.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 
-# Pure functions and what is quick beside them: a first answer while one works, not a verdict.
-FAST := planning layout evaluation/test_metrics.py evaluation/test_ranks.py store/test_url.py \
-	mining/test_topk.py mining/test_embeddings.py reclustering/test_similarity_order.py sharding/test_order.py sharding/test_places.py \
-	training/test_loss.py training/test_augment.py training/test_checkpoint.py \
-	test_architecture.py test_arrays.py test_images.py test_settings.py
+# Pure functions and what is quick beside them: a first answer while one works, not a verdict. Nothing here needs timm,
+# whose import alone takes ten seconds of a slow core.
+FAST := planning layout evaluation/test_metrics.py evaluation/test_ranks.py store/test_url.py mining/test_topk.py \
+	reclustering/test_similarity_order.py sharding/test_order.py sharding/test_places.py \
+	test_architecture.py test_arrays.py test_settings.py
 
 test-fast: install ## Run the quick tests, which need no server.
 	$(PYTEST) -m 'not slow and not server' $(addprefix tests/,$(FAST))

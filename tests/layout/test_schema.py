@@ -367,7 +367,7 @@ def corruptions(draw: st.DrawFn, index: Index) -> Index:
     return places, members, shards
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(index=indexes(), data=st.data())
 def test_valid_indexes_are_accepted_and_damaged_ones_refused(index: Index, data: st.DataObject) -> None:
     check(index)

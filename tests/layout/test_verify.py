@@ -363,7 +363,7 @@ def whole(layout: Layout) -> bytes:
     return layout.store.read(FIRST)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_found_and_nothing_is_raised(layout: Layout, whole: bytes, data: st.DataObject) -> None:
     """Garbage over a member's bytes or over its name, a cut, garbage behind it."""
@@ -386,7 +386,7 @@ def test_any_damage_is_found_and_nothing_is_raised(layout: Layout, whole: bytes,
     assert all(line.startswith(f"{FIRST}: ") and line.isprintable() for line in report.problems)
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(headers=st.lists(st.binary(max_size=512), max_size=8), data=st.data())
 def test_headers_of_any_content_raise_nothing(
     layout: Layout, whole: bytes, headers: list[bytes], data: st.DataObject

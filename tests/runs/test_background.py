@@ -150,6 +150,7 @@ def test_an_unreachable_scheduler_is_named(tmp_path: Path) -> None:
     assert result.epochs == 3 and result.plans[-1]["source"] == "visual"
 
 
+@pytest.mark.slow
 def test_a_graph_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     store.write("tiny/runs/one/neighbours/visual-epoch-0001.zarr", b"a file where the graph's folder is to be")

@@ -289,7 +289,7 @@ OPTIONS = st.fixed_dictionaries(
 PART = st.tuples(st.sampled_from([1, 2, 4]), st.integers(0, 12), OPTIONS)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(parts=st.lists(PART, max_size=5), last=OPTIONS)
 def test_any_cuts_ranks_and_options_give_the_plan(stream: Stream, parts: list[Any], last: dict[str, int]) -> None:
     state = stream.at(0)

@@ -1,10 +1,15 @@
-"""One rank of tests/training/test_step_ranks.py: ``python -m tests.training.rank_worker FOLDER`` under torchrun's
-environment trains every case, and writes its losses and weights."""
+"""The ranks of tests/training/test_step_ranks.py: ``python -m tests.training.rank_worker FOLDER`` with torchrun's
+variables but RANK trains every case on each rank, and writes its losses and weights.
+
+One process imports torch and forks the ranks: imports would take longer than all that is tested.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -51,5 +56,25 @@ def main(folder: Path) -> None:
             save_file(weights, folder / f"{name}-{group.rank}.safetensors")
 
 
+def fork_ranks(folder: Path) -> bool:
+    """Run :func:`main` on every rank; whether all went well."""
+    ranks = []
+    for rank in range(int(os.environ["WORLD_SIZE"])):
+        if pid := os.fork():
+            ranks.append(pid)
+            continue
+        os.environ["RANK"] = str(rank)
+        code = 1
+        try:
+            main(folder)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return [os.waitpid(pid, 0)[1] for pid in ranks] == [0] * len(ranks)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(0 if fork_ranks(Path(sys.argv[1])) else 1)
