@@ -52,7 +52,7 @@ def test_stream_with_lightning(store: str, capsys: pytest.CaptureFixture[str]) -
     assert "epoch 2: 11 batches" in said and "trained 22 steps" in said
 
 
-@pytest.mark.slow  # the command that does the same: tests/cli/test_main.py; beside a process: tests/runs/test_background.py
+@pytest.mark.slow  # tests/cli/test_main.py does the same by the command
 def test_train_and_evaluate(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     run("train_and_evaluate", store)
     said = capsys.readouterr().out

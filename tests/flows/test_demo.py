@@ -15,7 +15,7 @@ import pytest
 from flows.demo import MARK, _own_folder
 from geostream.errors import BadInput
 
-QUICK = ["epochs=2", "first_mining=1", "mine_every=1", "mining_lag=0", "evaluate_every=2", "batch_size=16"]
+QUICK = ["epochs=3", "first_mining=1", "mine_every=1", "evaluate_every=3", "batch_size=16"]
 SECRET = "a-secret-that-nobody-may-print"
 
 
@@ -45,7 +45,7 @@ def test_demo_leaves_summary_and_report_and_nothing_running(tmp_path: Path) -> N
     assert summary["dataset"].keys() >= {"places", "pairs", "bytes", "shards"}
     [evaluation] = summary["evaluations"]
     assert evaluation.keys() >= {"epoch", "r1", "r5", "r10", "r1pct", "hit_rate", "gallery"}
-    assert [(p["epoch"], p["source"]) for p in summary["plans"]] == [(1, "gps"), (2, "visual")]
+    assert [(p["epoch"], p["source"]) for p in summary["plans"]] == [(1, "gps"), (2, "gps"), (3, "visual")]
     for plan in summary["plans"]:
         assert plan["batches"] * 16 + plan["left_out"] == plan["pairs"] == summary["dataset"]["pairs"]
         assert 0 < plan["resident_share"] <= 1
