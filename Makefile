@@ -56,10 +56,15 @@ FAST := planning layout evaluation/test_metrics.py evaluation/test_ranks.py stor
 test-fast: install ## Run the quick tests, which need no server.
 	$(PYTEST) -m 'not slow and not server' $(addprefix tests/,$(FAST))
 
-test: check docs ## Run all checks and tests, but for those marked slow.
+# Types and documentation are checked side by side, since each keeps one core busy.
+CHECKS := $(MAKE) --no-print-directory --jobs 2 --output-sync=target check docs
+
+test: install ## Run all checks and tests, but for those marked slow.
+	$(CHECKS)
 	$(PYTEST) -m 'not slow'
 
-test-all: check docs ## Run all checks and tests.
+test-all: install ## Run all checks and tests.
+	$(CHECKS)
 	$(PYTEST)
 
 up: install ## Start S3, Dask, Prefect and a worker on this machine, with all deployments.

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import ctypes, importlib, os, pathlib, pkgutil, sys
@@ -52,6 +54,7 @@ print(result.epochs, "epochs")
 """
 
 
+@pytest.mark.slow
 def test_a_run_trains_without_what_only_linux_has(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "store")],

@@ -55,6 +55,7 @@ def test_env_file_can_be_sourced(stack: Checkout) -> None:
     assert {f"{name}={value}" for name, value in state.environment().items()} <= set(shown)
 
 
+@pytest.mark.slow
 def test_half_dead_is_repaired_and_down_leaves_nothing(stack: Checkout) -> None:
     """The S3 server and the worker are killed outright; ``up`` brings both back, with the data, on the same server."""
     old = Stack.load(stack.folder / FOLDER)

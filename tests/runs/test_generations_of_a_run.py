@@ -64,7 +64,15 @@ def test_a_threshold_of_nothing_is_never_undercut(tmp_path: Path) -> None:
     assert list_layouts(store, "tiny") == ["base"] and result.reclusterings == []
 
 
-@pytest.mark.parametrize("moment", ["committed", "written down", "planned", "moved"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "committed",
+        pytest.param("written down", marks=pytest.mark.slow),
+        pytest.param("planned", marks=pytest.mark.slow),
+        "moved",
+    ],
+)
 def test_cut_off_in_between(
     tmp_path: Path, whole: tuple[Store, Store, Any], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
