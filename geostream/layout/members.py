@@ -67,20 +67,23 @@ class MemberTable:
         """
         first, names = layout.index.first_member, dict[str, int]()
         wanted = np.arange(len(first) - 1) if shards is None else np.unique(shards)
-        columns: dict[str, list[npt.NDArray[Any]]] = {name: [np.zeros(0, dtype)] for name, dtype in COLUMNS.items()}
+        # Room for all members, of which the operating system gives only what is filled; joining parts would take twice.
+        room = {name: np.empty(int(np.diff(first)[wanted].sum()), dtype) for name, dtype in COLUMNS.items()}
+        stop = 0
         for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
             if not len(run):
                 continue
             rows = int(first[run[0]]), int(first[run[-1] + 1])
             for part in layout.index.parts(MEMBERS_FILE, list(COLUMNS), *rows):
-                image = view_numbers(part["member"]) > FACTS
-                for name in COLUMNS:
-                    column = part[name].filter(pa.array(image))
+                images = part.filter(pa.array(view_numbers(part["member"]) > FACTS))
+                start, stop = stop, stop + len(images)
+                for name, column in room.items():
+                    values = images[name]
                     if name == "member":
-                        columns[name].append(coded(column, lambda one: names.setdefault(one, len(names))))
+                        column[start:stop] = coded(values, lambda one: names.setdefault(one, len(names)))
                     else:
-                        columns[name].append(column.to_numpy())
-        table = {name: np.concatenate(parts).astype(COLUMNS[name], copy=False) for name, parts in columns.items()}
+                        column[start:stop] = values.to_numpy()
+        table: dict[str, Any] = {name: column[:stop] for name, column in room.items()}
         extents = Extents(*(table.pop(name) for name in Extents._fields))
         return cls(layout, extents, **table, names=list(names))
 
