@@ -173,6 +173,10 @@ def loader(job: Job) -> None:
     from geostream.streaming.options import ReadOptions
     from geostream.streaming.pipeline import ImageSizes
 
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([StreamDataset.__module__])
+    _in_process(context, None, 0)  # starts the server, too
+    bare = _in_process(context, None, 0)
     with job.measured():
         layout = job.layout()
         made = load_plan(job.plans, 3, layout)
@@ -180,10 +184,6 @@ def loader(job: Job) -> None:
         options = ReadOptions.of(job.settings)
         dataset = plan_dataset(layout, made, ImageSizes.of(job.settings), options=options)
         job.step("plan_dataset")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([StreamDataset.__module__])
-        bare = _in_process(context, None, 0)
-        job.step("bare process")
         workers = []
         for worker in range(WORKERS):
             workers.append(_in_process(context, dataset, worker))
@@ -195,8 +195,8 @@ def loader(job: Job) -> None:
         "held_bytes": max(one["held_bytes"] for one in workers) - bare["held_bytes"],
     }
     job.result["most_bytes"] = max(job.result["most_bytes"], *(int(one["peak_bytes"]) for one in workers))
-    job.result["cpu_seconds"] += sum(one["cpu_seconds"] for one in workers)
-    job.result["bytes_read"] += sum(one["bytes_read"] for one in workers)
+    job.result["cpu_seconds"] += sum(one["cpu_seconds"] - bare["cpu_seconds"] for one in workers)
+    job.result["bytes_read"] += sum(one["bytes_read"] - bare["bytes_read"] for one in workers)
 
 
 def _in_process(context: Any, dataset: Any, worker: int) -> Result:
