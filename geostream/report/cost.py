@@ -199,7 +199,7 @@ def index_bytes(job: Job, known: Coefficients) -> float:
 
 def probes_of(places: int, known: Coefficients) -> float:
     """Return about how many inverted lists each query searches."""
-    grown = known.probes * max(1.0, places / 200_000) ** known.probes_growth
+    grown: float = known.probes * max(1.0, places / 200_000) ** known.probes_growth
     return min(grown, ivf.MOST_PROBES, places / ivf.LIST)
 
 
@@ -464,8 +464,7 @@ def _warnings(job: Job, works: list[_Work], stages: list[Stage]) -> list[str]:
 
 def as_json(job: Job, prices: Prices, result: Cost, known: Coefficients | None = None) -> dict[str, Any]:
     """Return a cost, and all that it was computed from, as what ``json`` can write."""
-    parts = {"job": job, "prices": prices, "coefficients": known or Coefficients()}
-    whole = {name: asdict(part) for name, part in parts.items()}
+    whole = {"job": asdict(job), "prices": asdict(prices), "coefficients": asdict(known or Coefficients())}
     return whole | {name.name: _plain(getattr(result, name.name)) for name in fields(result)}
 
 

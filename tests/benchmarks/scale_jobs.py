@@ -81,7 +81,7 @@ class Job:
                 from distributed import Client, LocalCluster
 
                 cluster = stack.enter_context(
-                    LocalCluster(  # type: ignore[no-untyped-call]
+                    LocalCluster(
                         n_workers=processes,
                         threads_per_worker=1,
                         host="127.0.0.1",
@@ -89,7 +89,7 @@ class Job:
                         memory_limit=0,
                     )
                 )
-                client = stack.enter_context(Client(cluster))  # type: ignore[no-untyped-call]
+                client = stack.enter_context(Client(cluster))
                 url = cluster.scheduler_address
             before = _everywhere(client, begin)
             started = self._last = time.perf_counter()

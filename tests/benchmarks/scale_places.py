@@ -179,8 +179,8 @@ def _write_members(path: Path, ground: Ground) -> list[dict[str, Any]]:
         for start in range(0, ground.n, ROW_GROUP):
             slots = np.arange(start, min(start + ROW_GROUP, ground.n))
             rows = 3 * len(slots)
-            size = np.array([TILE_BYTES, VIEW_BYTES, JSON_BYTES]) * rng.uniform(0.8, 1.2, (len(slots), 3))
-            size = size.astype(np.int64).ravel()
+            mean = np.array([TILE_BYTES, VIEW_BYTES, JSON_BYTES])
+            size = (mean * rng.uniform(0.8, 1.2, (len(slots), 3))).astype(np.int64).ravel()
             taken = padded(size)
             ends = written + np.cumsum(taken)
             begins, written = ends - taken, int(ends[-1])
