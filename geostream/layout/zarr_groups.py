@@ -84,12 +84,21 @@ def claim_scratch(run: Store, name: str, **counts: int) -> None:
     run.write_json(f"{name}/{MADE}", _scratch(run, name) | counts)
 
 
-def drop_scratch(run: Store, name: str) -> None:
-    """Remove the scratch objects that were recorded for the group ``name``."""
-    if not (counts := _scratch(run, name)):
-        return
-    run.delete_all(scratch_object(name, kind, number) for kind, count in counts.items() for number in range(count))
-    run.delete_all([f"{name}/{MADE}"])
+def drop_scratch(run: Store, name: str, *kinds: str) -> None:
+    """Remove the scratch objects that were recorded for a group.
+
+    Args:
+        run: The run's folder.
+        name: The group's path in it.
+        *kinds: The kinds of objects to remove; none are named for all.
+    """
+    counts = _scratch(run, name)
+    if gone := {kind: count for kind, count in counts.items() if not kinds or kind in kinds}:
+        run.delete_all(scratch_object(name, kind, number) for kind, count in gone.items() for number in range(count))
+        if left := {kind: count for kind, count in counts.items() if kind not in gone}:
+            run.write_json(f"{name}/{MADE}", left)
+        else:
+            run.delete_all([f"{name}/{MADE}"])
 
 
 def _scratch(run: Store, name: str) -> dict[str, int]:

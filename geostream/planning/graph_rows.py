@@ -137,7 +137,7 @@ def rows_of_lanes(graph: NeighbourGraph, division: Division, name: str, apply: A
             for lane in range(len(division))
         ]
     finally:
-        drop_scratch(graph.run, graph.name)
+        drop_scratch(graph.run, graph.name, kind)
 
 
 def write_block(run: Store, graph: str, kind: str, block: BlockRows) -> None:

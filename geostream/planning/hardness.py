@@ -29,7 +29,7 @@ from geostream.planning.lane import SamplingProblem
 Float = npt.NDArray[np.floating[Any]]
 #: (b,) pair ids → (b, b) similarity of the query of row i to the reference of column j, at most 1
 Similarity = Callable[[Int32], Float]
-Measure = Callable[[Int32], float]  # (B, batch size) pair ids → hardness
+Measure = Callable[..., list[float]]  # the (B, batch size) pair ids of some plans → the hardness of each
 
 TEMPERATURE = 0.05
 SAMPLED_BATCHES = 256
@@ -101,13 +101,14 @@ class HardnessScale(NamedTuple):
         ]
         if min(len(end.batches) for end in ends) == 0:
             return cls("a plan to compare with has no batches")
-        return cls(measure, *(measure(end.batches) for end in ends))
+        return cls(measure, *measure(*(end.batches for end in ends)))
 
     def score(self, plan: Assembled) -> tuple[float | None, str]:
         """Return (hardness score, "") of a plan, or (None, why there is none)."""
         if isinstance(self.measure, str):
             return None, self.measure
-        return hardness_score(self.measure(plan.batches), self.reference, self.random)
+        [measured] = self.measure(plan.batches)
+        return hardness_score(measured, self.reference, self.random)
 
 
 def hardness_score(plan: float, reference: float, random: float) -> tuple[float | None, str]:
@@ -206,16 +207,18 @@ def measure_of(
             return "all places are at the same point, or have no neighbours"
         points = points_in_metres(layout.position[graph.places], layout.coordinates)
         near = proximity(points, problem.place, scale)
-        return lambda batches: batch_hardness(sample(batches), near)
+        return lambda *plans: [batch_hardness(sample(batches), near) for batches in plans]
     if embeddings is None:
         return "the embeddings that the graph came from were not given"
     if embeddings.name != graph.embeddings:
         raise StaleArtefact(f"graph {graph.name} came from {graph.embeddings}, not from {embeddings.name}; mine again")
     pairs = layout.pairs("train")
 
-    def measure(batches: Int32) -> float:
-        some = sample(batches)
-        return batch_hardness(some, _sampled_cosine(np.unique(some), pairs, embeddings))
+    def measure(*plans: Int32) -> list[float]:
+        sampled = [sample(batches) for batches in plans]
+        needed = np.unique(np.concatenate([some.ravel() for some in sampled]))
+        similarity = _sampled_cosine(needed, pairs, embeddings)  # their vectors are read once for all
+        return [batch_hardness(some, similarity) for some in sampled]
 
     return measure
 

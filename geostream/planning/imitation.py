@@ -93,8 +93,9 @@ def sampled_scale(
     first_pair = np.cumsum(views) - views
     everything = len(tasks.division.shards[0])
     [(_, of_lane)] = map_fn(assemble_lane, [tasks[0]._replace(strategy="sample4geo", resident=everything)])
-    references = [first_pair[places].astype(np.int32)]
+    ends = [first_pair[places].astype(np.int32)]
     if len(of_lane):
-        references.append(tasks.division.pairs(0)[of_lane])
+        ends.append(tasks.division.pairs(0)[of_lane])
     random = np.stack([rng.choice(len(problem.place), size, replace=False) for _ in range(count)]).astype(np.int32)
-    return HardnessScale(measure, max(map(measure, references)), measure(random))
+    of_random, *references = measure(random, *ends)
+    return HardnessScale(measure, max(references), of_random)

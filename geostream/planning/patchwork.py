@@ -162,10 +162,16 @@ class _Patchwork(Lane):
             (batch[pair], self.most_old, cost) for batch, cost in zip(self.problem.history, OLD_COSTS, strict=False)
         ]
         bounded.append((shard, self.most_shard, SHARD_COST))
+        groups_at = [group.data for group, _, _ in bounded]
         counts = [Counter[int]() for _ in bounded]
         wanted = [at for at in self.slot[urgent[: self.batch_size]].tolist() if at][::-1] if urgent else []
         slot, neighbours, weight = self.slot, self.problem.neighbours, self.weight
         plain = value.copy()  # the values without affinity
+        places_at, first_at, excluded = (
+            self.places.data,
+            self.problem.excluded.indptr.data,
+            self.problem.excluded.indices,
+        )
         while len(self.batch) < self.batch_size:
             if wanted:
                 best = wanted.pop()
@@ -178,16 +184,16 @@ class _Patchwork(Lane):
                 if wanted:
                     continue
                 return False
-            place = int(self.places[best - 1])
+            place = places_at[best - 1]
             self.use(place)
-            start, stop = self.problem.excluded.indptr[place], self.problem.excluded.indptr[place + 1]
-            clashes = slot[self.problem.excluded.indices[start:stop]] if start != stop else None
+            start, stop = first_at[place], first_at[place + 1]
+            clashes = slot.take(excluded[start:stop]) if start != stop else None
             for values in (value, plain):
                 values[best] = NEVER
                 if clashes is not None:
                     values[clashes] = NEVER
-            for (group, most, cost), count in zip(bounded, counts, strict=True):
-                own = int(group[best - 1])
+            for (group, most, cost), group_at, count in zip(bounded, groups_at, counts, strict=True):
+                own = group_at[best - 1]
                 if own < 0:
                     continue
                 count[own] += 1
@@ -195,12 +201,8 @@ class _Patchwork(Lane):
                     beyond = 1 + np.flatnonzero(group == own)
                     value[beyond] -= cost
                     plain[beyond] -= cost
-            near = slot[neighbours[place]]
-            if self.share < 1:
-                counts_now = self.rng.random(len(near)) < self.share
-                value[near[counts_now]] += weight[counts_now]
-            else:
-                value[near] += weight
+            near = slot.take(neighbours[place], mode="wrap")  # -1, no neighbour, is the last entry
+            value[near] += weight * (self.rng.random(len(near)) < self.share) if self.share < 1 else weight
         return True
 
     def seed(self, plain: Float64) -> int:

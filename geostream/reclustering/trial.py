@@ -196,13 +196,13 @@ class Trial:
         ways = FALLBACKS.get(plan.strategy, (plan.strategy,))
         hardest = [name for name in ways if name not in DRIFTING][-1]
 
-        def measure(batches: Int32) -> float:
-            return self._hardness(self._pairs[batches])
+        def measure(*plans: Int32) -> list[float]:
+            return [self._hardness(self._pairs[batches]) for batches in plans]
 
         ends = [assemble(problem, strategy=end, resident=shards, **common).batches for end in ("sample4geo", "random")]
         if min(map(len, ends)) == 0:
             return lambda shard: None
-        reference, random = map(measure, ends)
+        reference, random = measure(*ends)
         if self._ends:
             of_all, random = map(self._hardness, self._ends)
             reference = max(reference, of_all)
