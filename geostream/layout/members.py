@@ -133,6 +133,10 @@ class MemberTable:
             )
         return rows[at]
 
+    def forget_lookup(self) -> None:
+        """Free what :meth:`rows` keeps for its next call, 12 bytes an image."""
+        self.__dict__.pop("_by_image", None)
+
     def shard_url(self, shard: int) -> str:
         """Return the URL of the shard with this number."""
         return f"{self.store.url}/{self.shard_names[shard]}"

@@ -225,7 +225,8 @@ def _problem(
 
     Unless ``whole``, no place has neighbours.
     """
-    places, place = np.unique(pairs.place, return_inverse=True)
+    new = np.diff(pairs.place, prepend=-1) != 0  # pairs are sorted by place
+    places, place = pairs.place[new], np.cumsum(new, dtype=np.int32) - np.int32(1)
     neighbours = np.zeros((len(places), 0), dtype=np.int32)
     if graph is not None:
         if graph.places_id != layout.places_id or not np.array_equal(graph.places, places):
@@ -234,7 +235,7 @@ def _problem(
     elif strategy != "random":
         raise BadInput(f"strategy {strategy} needs a neighbour graph; mine first, or set strategy=random")
     return SamplingProblem(
-        place=place.astype(np.int32),
+        place=place,
         shard=layout.shard_of_place[places],
         neighbours=neighbours,
         excluded=restrict(layout.excluded("train"), places),

@@ -35,6 +35,7 @@ from geostream.dask import run_tasks
 from geostream.errors import AlreadyExists, NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout, NewLayout, commit_layout, layout_infos, open_layout
 from geostream.layout.files import JOB, object_names, read_info, shard_names
+from geostream.layout.layout import MEMBERS_FILE
 from geostream.layout.schema import HEADER
 from geostream.layout.verify import member_damage
 from geostream.progress import track
@@ -44,7 +45,6 @@ GOING = "going.json"  # marks a folder that is being removed: it is not continue
 END = bytes(2 * tarfile.BLOCKSIZE)  # end of a tar file
 READS = 16  # ranges that a worker reads at a time
 RANGE_BYTES = 8 * 2**20  # most bytes of one read, except for a larger member
-PART = 2**20  # members whose sizes are added up at a time
 TASKS = 512  # shards whose tasks are handed out at a time
 SIGN_OF_LIFE = 60.0  # seconds between two signs of life in the job file
 
@@ -259,7 +259,7 @@ class _MembersOfPlaces:
 def bytes_of_places(layout: Layout) -> Int64:
     """Return (N,) the bytes that the members of each place take in tar files."""
     weight = np.zeros(layout.n_places, dtype=np.int64)
-    for part in layout.members.select(["place", "size"]).to_batches(max_chunksize=PART):
+    for part in layout.index.parts(MEMBERS_FILE, ["place", "size"]):
         np.add.at(weight, part["place"].to_numpy(), tar_bytes(part))
     return weight
 

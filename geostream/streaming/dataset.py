@@ -80,6 +80,7 @@ class PlanSteps:
         place, view = self.plan.place[mine], self.plan.view[mine]
         tiles = members.rows(place.ravel()).reshape(place.shape)
         views = members.rows(place.ravel(), view.ravel()).reshape(place.shape)
+        members.forget_lookup()
         samples: list[list[Columns]] = [
             [{"tile": tile, "view": view, "pair": pair}]
             for tile, view, pair in zip(tiles, views, self.pair[mine], strict=True)
