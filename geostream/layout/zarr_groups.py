@@ -8,8 +8,9 @@ objects are removed by the names that follow from its arrays' metadata. Other ob
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from typing import Any, cast
 
@@ -17,10 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from geostream.arrays import Int64
 from geostream.errors import NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout
 from geostream.store import Store
 
+Apply = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+PIECES = 16  # in which some rows of an array are read
 SCRATCH = "scratch"  # folder within a group, for objects that tasks hand on to others while the group is made
 MADE = f"{SCRATCH}/made.json"  # how many objects of each kind are in it
 
@@ -148,6 +152,33 @@ def open_arrays(run: Store, name: str, *arrays: str) -> list[zarr.Array[Any]]:
     with being_replaced(f"{run.url}/{name}", "wait for it, and run this again"):
         opened = zarr.open_group(run.zarr(name, read_only=True), mode="r")
         return [cast("zarr.Array[Any]", opened[array]) for array in arrays]
+
+
+def pick_by_tasks(run: Store, name: str, array: str, rows: Int64, apply: Apply = map) -> npt.NDArray[Any]:
+    """Read some rows of a committed group's array. Each costs the reading of a whole chunk, so tasks share the work.
+
+    Args:
+        run: The run's folder.
+        name: The group's path in it.
+        array: Name of the array.
+        rows: (n,) row numbers, sorted and distinct.
+        apply: Applies a function to tasks; the results may come in any order.
+
+    Returns:
+        (n, …) rows.
+
+    Raises:
+        NotFound: The group is made anew by another process.
+    """
+    pieces = list(enumerate(np.array_split(rows, 1 if apply is map else PIECES)))
+    found = dict(apply(partial(pick_piece, run, name, array), pieces))
+    return np.concatenate([found[number] for number, _ in pieces])
+
+
+def pick_piece(run: Store, name: str, array: str, piece: tuple[int, Int64]) -> tuple[int, npt.NDArray[Any]]:
+    """Run as a task: read some rows of an array; return the number of the piece, and the rows."""
+    [stored] = open_arrays(run, name, array)
+    return piece[0], np.asarray(stored.get_orthogonal_selection((piece[1], slice(None))))
 
 
 @contextmanager

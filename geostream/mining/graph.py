@@ -18,7 +18,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
 
-from geostream.arrays import Int32, Int64
+from geostream.arrays import Int32
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import array_of, being_replaced, commit, new_group, open_committed
 from geostream.store import Store
@@ -81,22 +81,6 @@ class NeighbourGraph:
         """
         with being_replaced(f"{self.run.url}/{self.name}", AGAIN):
             return np.asarray(self.stored[array][start:stop])
-
-    def pick(self, array: str, rows: Int64) -> npt.NDArray[Any]:
-        """Read some rows. Each costs a read of the chunk that holds it, 512 rows.
-
-        Args:
-            array: "indices" or "scores".
-            rows: (n,) row numbers, sorted and distinct.
-
-        Returns:
-            (n, K) entries.
-
-        Raises:
-            NotFound: Another process makes the graph again.
-        """
-        with being_replaced(f"{self.run.url}/{self.name}", AGAIN):
-            return np.asarray(self.stored[array].get_orthogonal_selection((rows, slice(None))))
 
     def rows(self, nearest: int | None = None) -> Int32:
         """Return the neighbours as rows of ``places``.

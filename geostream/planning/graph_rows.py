@@ -11,27 +11,25 @@ same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from geostream.arrays import Int32, by_group
 from geostream.dask import give_back
 from geostream.errors import NotFound
-from geostream.layout.zarr_groups import claim_scratch, drop_scratch, open_arrays, scratch_object
+from geostream.layout.zarr_groups import Apply, claim_scratch, drop_scratch, open_arrays, scratch_object
 from geostream.mining.graph import SHARD_ROWS, NeighbourGraph
 from geostream.planning.division import Division
 from geostream.store import Store
 
 BLOCK_BYTES = 64 * 2**20  # of the rows of a block
 READS = 8  # pieces that a lane reads at a time
-
-Apply = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 class BlockRows(NamedTuple):

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from geostream.arrays import Int32, Pairs
 from geostream.errors import StaleArtefact
 from geostream.layout import Layout
-from geostream.mining.embeddings import Embeddings, pick_rows
+from geostream.layout.zarr_groups import Apply, pick_by_tasks
+from geostream.mining.embeddings import Embeddings
 from geostream.mining.gps import points_in_metres
 from geostream.mining.graph import NeighbourGraph
 from geostream.planning.batches import Assembled, assemble
@@ -183,7 +184,11 @@ def proximity(points: Float, place: Int32, scale: float) -> Similarity:
 
 
 def measure_of(
-    problem: SamplingProblem, layout: Layout, graph: NeighbourGraph | None, embeddings: Embeddings | None
+    problem: SamplingProblem,
+    layout: Layout,
+    graph: NeighbourGraph | None,
+    embeddings: Embeddings | None,
+    apply: Apply = map,
 ) -> Measure | str:
     """Return a function that measures the hardness of batches, or why it cannot be measured.
 
@@ -192,6 +197,7 @@ def measure_of(
         layout: The layout that the pairs and coordinates come from.
         graph: The neighbour graph of the problem; None if there is none.
         embeddings: The embeddings that a visual graph came from.
+        apply: Applies a function to tasks, which read vectors.
 
     Raises:
         StaleArtefact: ``embeddings`` are not those that the graph came from.
@@ -200,7 +206,7 @@ def measure_of(
         return "there is no neighbour graph to measure by"
     if graph.kind == "gps":
         n = len(graph.places)
-        scores = graph.scores if n <= MEASURED_PLACES else graph.pick("scores", np.arange(0, n, n // SAMPLED_PLACES))
+        scores = graph.scores if n <= MEASURED_PLACES else _some_scores(graph, apply)
         farthest = np.where(np.isfinite(scores), -scores.astype(np.float64), 0).max(axis=1)
         scale = float(np.median(farthest))
         if scale <= 0:
@@ -217,18 +223,26 @@ def measure_of(
     def measure(*plans: Int32) -> list[float]:
         sampled = [sample(batches) for batches in plans]
         needed = np.unique(np.concatenate([some.ravel() for some in sampled]))
-        similarity = _sampled_cosine(needed, pairs, embeddings)  # their vectors are read once for all
+        similarity = _sampled_cosine(needed, pairs, embeddings, apply)  # their vectors are read once for all
         return [batch_hardness(some, similarity) for some in sampled]
 
     return measure
 
 
-def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings) -> Similarity:
+def _some_scores(graph: NeighbourGraph, apply: Apply) -> npt.NDArray[np.float16]:
+    """Return the scores of some places, spread evenly over the graph."""
+    rows = np.arange(0, len(graph.places), len(graph.places) // SAMPLED_PLACES)
+    return pick_by_tasks(graph.run, graph.name, "scores", rows, apply)
+
+
+def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings, apply: Apply) -> Similarity:
     """Return the similarity function of the ``sampled`` pairs (sorted ids); only their vectors are read."""
     rows = np.searchsorted(embeddings.reference_place, pairs.place[sampled]).astype(np.int64)
     references, reference_row = np.unique(rows, return_inverse=True)
-    query = pick_rows(embeddings.query, sampled.astype(np.int64))
-    reference = pick_rows(embeddings.reference, references)
+    query, reference = (
+        pick_by_tasks(embeddings.run, embeddings.name, side, some, apply)
+        for side, some in (("query", sampled.astype(np.int64)), ("reference", references))
+    )
     at = np.zeros((2, len(pairs)), dtype=np.int32)
     at[0, sampled], at[1, sampled] = np.arange(len(sampled)), reference_row
     return cosine(query, reference, at[0], at[1])

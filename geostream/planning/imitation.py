@@ -18,9 +18,10 @@ import numpy as np
 
 from geostream.arrays import Int32, Int64
 from geostream.layout import Layout
+from geostream.layout.zarr_groups import Apply, pick_by_tasks
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
-from geostream.planning.batches import LaneTasks, MapFn, assemble_lane
+from geostream.planning.batches import LaneTasks, assemble_lane
 from geostream.planning.hardness import SAMPLED_BATCHES, HardnessScale, measure_of
 
 SEEDS = 4096  # places whose neighbours are known
@@ -64,7 +65,7 @@ def imitated(seeds: Int32, neighbours: Int32, views: Int64, shape: tuple[int, in
 
 
 def sampled_scale(
-    tasks: LaneTasks, layout: Layout, graph: NeighbourGraph, embeddings: Embeddings | None, map_fn: MapFn = map
+    tasks: LaneTasks, layout: Layout, graph: NeighbourGraph, embeddings: Embeddings | None, map_fn: Apply = map
 ) -> HardnessScale:
     """Estimate the scale that :meth:`HardnessScale.of` computes, from some thousand places and one lane.
 
@@ -79,13 +80,13 @@ def sampled_scale(
         StaleArtefact: ``embeddings`` are not those that the graph came from.
     """
     problem, size = tasks.division.problem, tasks.batch_size
-    measure = measure_of(problem, layout, graph, embeddings)
+    measure = measure_of(problem, layout, graph, embeddings, map_fn)
     if isinstance(measure, str):
         return HardnessScale(measure)
     n, rng = len(graph.places), np.random.default_rng(0)
     count = imitated_batches(size)
     seeds = np.sort(rng.choice(n, min(n, max(SEEDS, 2 * size)), replace=False))
-    ids = graph.pick("indices", seeds)
+    ids = pick_by_tasks(graph.run, graph.name, "indices", seeds, map_fn)
     near = np.where(ids >= 0, np.searchsorted(graph.places, ids), -1).astype(np.int32)
     mixed = rng.permutation(len(seeds))  # their ids may follow the ground
     views = np.bincount(problem.place, minlength=n)

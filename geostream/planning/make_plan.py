@@ -18,22 +18,21 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from geostream.arrays import Int32, Pairs, pair_codes, restrict
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
-from geostream.layout.members import MemberTable
+from geostream.layout.zarr_groups import Apply
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.planning.batches import DRIFTING, FALLBACKS, Assembled, LaneTasks, assemble, assemble_lanes
 from geostream.planning.division import Division
-from geostream.planning.graph_rows import Apply, LaneRows, rows_of_lanes
+from geostream.planning.graph_rows import LaneRows, rows_of_lanes
 from geostream.planning.hardness import PLAN_MARGIN, HardnessScale, hard_enough
 from geostream.planning.imitation import sampled_scale
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.plan import EpochPlan
-from geostream.planning.schedule import Schedule, interleaved, schedule
+from geostream.planning.reads import reads_of
 from geostream.settings import TrainSettings
 
 TRIED_LANES = 4  # lanes on which the fallbacks are tried where the graph is not held
@@ -113,7 +112,7 @@ def make_plan(
     reachable = max((one for one in tried if one.strategy not in DRIFTING), key=lambda one: one.rank)
     assembled = best.assembled
     place, view = pairs.place[assembled.batches], pairs.view[assembled.batches]
-    reads = _reads(layout, place, view, settings)
+    reads = reads_of(layout, place, view, settings, map_fn)
     return EpochPlan(
         layout_id=layout.id,
         epoch=epoch,
@@ -240,33 +239,6 @@ def _problem(
         neighbours=neighbours,
         excluded=restrict(layout.excluded("train"), places),
     )
-
-
-def _reads(layout: Layout, place: Int32, view: npt.NDArray[np.int16], settings: TrainSettings) -> Schedule:
-    """Return the schedule of a plan's reads without reading in advance; one lane's index is in memory at a time."""
-    lanes = []
-    for lane in range(settings.plan.lanes):
-        mine = slice(lane, None, settings.plan.lanes)
-        members = MemberTable.of(layout, layout.shard_of_place[place[mine]])
-        lanes.append(
-            schedule(
-                list(_images(members, place[mine], view[mine])),
-                members.extents,
-                members.shard_sizes,
-                look_ahead=settings.read.look_ahead,
-                prefetch=0,  # to measure what the plan needs, not what a reader holds in advance
-                budget_bytes=int(layout.shard_sizes.sum()),
-                gap_bytes=settings.read.gap_kib * 2**10,
-            )
-        )
-    return interleaved(lanes)
-
-
-def _images(members: MemberTable, place: Int32, view: npt.NDArray[np.int16]) -> Int32:
-    """Return (B, 2 · batch size) rows of the images that each batch needs: its tiles and its views."""
-    tiles = members.rows(place.ravel()).reshape(place.shape)
-    views = members.rows(place.ravel(), view.ravel()).reshape(place.shape)
-    return np.concatenate([tiles, views], axis=1)
 
 
 def _batch_of_pair(pairs: Pairs, plan: EpochPlan) -> Int32:

@@ -9,7 +9,7 @@ starts again. So a task may run twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ import numpy as np
 from geostream.arrays import Int16, Int32, Int64, by_group
 from geostream.dask import give_back
 from geostream.errors import NotFound
+from geostream.layout.zarr_groups import Apply as Apply
 from geostream.layout.zarr_groups import claim_scratch, drop_scratch, scratch_object
 from geostream.store import Store
 
@@ -30,7 +31,6 @@ COLUMNS_BYTES = 384 * 2**20  # most bytes of some columns of all rows, which a t
 WIDTH = 16  # most columns that are kept together
 READS = 8  # objects that a task reads at a time
 
-Apply = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 Span = tuple[int, int, int]  # block, first row in the block's object, row behind the last
 
 
