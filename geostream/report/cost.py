@@ -17,6 +17,8 @@ from geostream.layout.schema import HEADER
 from geostream.mining import embeddings, exact, graph, ivf
 from geostream.mining.approximate import SAMPLE, WRITTEN
 from geostream.mining.visual import EXACT_UP_TO
+from geostream.planning.graph_rows import BLOCK_BYTES
+from geostream.planning.make_plan import WHOLE_GRAPH
 from geostream.planning.schedule import MAX_READ
 from geostream.planning.smoothing import NEAR, ROUNDS
 from geostream.reclustering import rewrite, scratch
@@ -93,10 +95,10 @@ class Coefficients:
     shared_lists: float = 0.5  # share of a task's lists that no earlier list of it has read; assumed
     gps_place: float = 75e-6  # core s a place, K = 64: docs/notes/mining.md
     gps_tree: float = 1.2e-6  # s a place, by each process alone: docs/notes/mining.md
-    plan_pair: float = 46e-6  # core s a pair, 1.3 million a minute: the bound, until it is measured
-    planner_neighbour: float = 10.0  # bytes an entry of the graph, in the planner: graph and its rows
-    planner_pair: float = 250.0  # bytes a pair beside, in the planner: estimated
-    lane_neighbour: float = 27.0  # bytes an entry, while a lane is assembled: 4.8 GB a million pairs, K = 128
+    plan_pair: float = 46e-6  # core s a pair, in the tasks: tests.benchmarks.scale
+    plan_alone: float = 8e-6  # s a pair, by the planner alone: tests.benchmarks.scale
+    planner_pair: float = 250.0  # bytes a pair, in the planner: tests.benchmarks.scale
+    lane_pair: float = 2000.0  # bytes a pair beside its neighbours, while a lane is assembled: estimated
     order_place: float = 42e-6  # core s a place at 200,000: geostream/reclustering/order.py
     order_number: float = 0.06e-6  # core s a number of a vector, the same
     rewrite_byte: float = 2e-9  # core s a byte, checksums and copies: estimated from docs/notes/streaming.md
@@ -356,19 +358,28 @@ def _visual(job: Job, known: Coefficients) -> _Work:
 
 
 def _plan(job: Job, known: Coefficients) -> _Work:
-    k, of_lane = job.neighbours, job.pairs / job.lanes
-    lane = of_lane * known.lane_neighbour * k
-    planner = job.places * known.planner_neighbour * k + job.pairs * known.planner_pair
-    enough = ceil(job.pairs * known.lane_neighbour * k / MEMORY)
+    k, n = job.neighbours, job.places
+    ids = 4 * k * n  # bytes of the neighbours, which are written again with those of a lane together
+    by_lanes = ids > WHOLE_GRAPH
+    of_place = 4 * k + known.lane_pair * job.views
+    planner = job.pairs * known.planner_pair + (0 if by_lanes else 2 * ids)
     work = _Work(
         "plan", job.epochs,
-        Process("planner", planner, "it holds the graph: use fewer --neighbours, or give it that much"),
-        Process("task of a lane", lane, f"the lanes are too long: use --lanes {enough} or more"),
+        Process("planner", planner, "give the process that plans that much; nothing divides it"),
+        Process(
+            "task of a lane", n / job.lanes * of_place,
+            f"the lanes are too long: use --lanes {ceil(n * of_place / MEMORY)} or more",
+        ),
     )  # fmt: skip
-    work.core_s, work.parallel = job.pairs * known.plan_pair, job.lanes
-    work.read = graph_size(job.places, k)[0] * known.graph_kept + index_bytes(job, known) + plan_size(job.pairs)
-    work.gets = graph_size(job.places, k)[1]
+    work.core_s, work.alone_s = job.pairs * known.plan_pair, job.pairs * known.plan_alone
+    work.parallel = job.lanes
+    work.read = graph_size(n, k)[0] * known.graph_kept + index_bytes(job, known) + plan_size(job.pairs)
+    work.gets = ceil(n / graph.SHARD_ROWS)
     work.written, work.puts = plan_size(job.pairs), upload_requests(plan_size(job.pairs)) + 1
+    if by_lanes:
+        blocks = ceil(ids / BLOCK_BYTES)
+        work.read, work.gets = work.read + ids, work.gets + blocks * job.lanes
+        work.written, work.puts = work.written + ids, work.puts + blocks * upload_requests(BLOCK_BYTES)
     return work
 
 
