@@ -78,8 +78,10 @@ class Job:
         with ExitStack() as stack:
             client, url = None, None
             if processes:
+                from dask import config
                 from distributed import Client, LocalCluster
 
+                stack.enter_context(config.set({"distributed.worker.profile.enabled": False}))  # as in infra/
                 cluster = stack.enter_context(
                     LocalCluster(
                         n_workers=processes,
