@@ -35,7 +35,7 @@ from geostream.planning.plan import EpochPlan
 from geostream.planning.reads import reads_of
 from geostream.settings import TrainSettings
 
-TRIED_LANES = 4  # lanes on which the fallbacks are tried where the graph is not held
+TRIED_PAIRS = 2**16  # of the lanes, two at least, on which the fallbacks are tried where the graph is not held
 WHOLE_GRAPH = 2**27  # bytes of a graph up to which it is read as a whole: 262,144 places at K = 128
 
 
@@ -103,7 +103,8 @@ def make_plan(
             scale = HardnessScale.of(problem, layout, graph, embeddings, batch_size=size, seed=seed, epoch=epoch)
         else:
             scale = sampled_scale(tasks, layout, graph, embeddings, map_fn)
-        some = tasks if whole else tasks[:: -(-len(tasks) // TRIED_LANES)]
+        enough = max(2, -(-TRIED_PAIRS * len(tasks) // len(pairs)))
+        some = tasks if whole else tasks[:: max(1, len(tasks) // enough)]
         tried = _attempts(layout, some, scale, settings.plan.hardness, map_fn)
         best = max(tried, key=lambda one: one.rank)
         if len(some) < len(tasks):

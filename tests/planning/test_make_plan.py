@@ -225,7 +225,7 @@ def test_fallbacks_are_tried_on_some_lanes(monkeypatch: pytest.MonkeyPatch, root
     graph = build_gps_graph(root, GPS_GRAPH, layout, 16)
     settings = SETTINGS.changed(lanes=4, hardness=9.0)
     monkeypatch.setattr(make_plan_module, "WHOLE_GRAPH", 0)
-    monkeypatch.setattr(make_plan_module, "TRIED_LANES", 2)
+    monkeypatch.setattr(make_plan_module, "TRIED_PAIRS", 0)
     assembled: list[tuple[int, str]] = []
 
     def noted(work: Any, tasks: Any) -> Any:
