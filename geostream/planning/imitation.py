@@ -12,6 +12,7 @@ does. The harder of the two counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle
 
 import numpy as np
@@ -21,8 +22,8 @@ from geostream.layout import Layout
 from geostream.layout.zarr_groups import Apply, pick_by_tasks
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
-from geostream.planning.batches import LaneTasks, assemble_lane
-from geostream.planning.hardness import SAMPLED_BATCHES, HardnessScale, measure_of
+from geostream.planning.batches import Assembled, LaneTasks, assemble_lane
+from geostream.planning.hardness import SAMPLED_BATCHES, HardnessScale, hardness_score, measure_of
 
 SEEDS = 4096  # places whose neighbours are known
 IMITATED = 2**15  # about the most pairs of imitated batches
@@ -65,16 +66,27 @@ def imitated(seeds: Int32, neighbours: Int32, views: Int64, shape: tuple[int, in
 
 
 def sampled_scale(
-    tasks: LaneTasks, layout: Layout, graph: NeighbourGraph, embeddings: Embeddings | None, map_fn: Apply = map
-) -> HardnessScale:
+    tasks: LaneTasks,
+    layout: Layout,
+    graph: NeighbourGraph,
+    embeddings: Embeddings | None,
+    plans: Sequence[Assembled],
+    map_fn: Apply = map,
+) -> tuple[HardnessScale, list[tuple[float | None, str]]]:
     """Estimate the scale that :meth:`HardnessScale.of` computes, from some thousand places and one lane.
+
+    The vectors for it and for the plans are read together.
 
     Args:
         tasks: The lanes of a plan.
         layout: The layout that the pairs and coordinates come from.
         graph: The neighbour graph.
         embeddings: The embeddings that a visual graph came from; without them it gives no score.
+        plans: Plans to score.
         map_fn: Applies a function to tasks.
+
+    Returns:
+        The scale, and for each plan (score, "") or (None, why there is none).
 
     Raises:
         StaleArtefact: ``embeddings`` are not those that the graph came from.
@@ -82,7 +94,7 @@ def sampled_scale(
     problem, size = tasks.division.problem, tasks.batch_size
     measure = measure_of(problem, layout, graph, embeddings, map_fn)
     if isinstance(measure, str):
-        return HardnessScale(measure)
+        return HardnessScale(measure), [(None, measure)] * len(plans)
     n, rng = len(graph.places), np.random.default_rng(0)
     count = imitated_batches(size)
     seeds = np.sort(rng.choice(n, min(n, max(SEEDS, 2 * size)), replace=False))
@@ -98,5 +110,7 @@ def sampled_scale(
     if len(of_lane):
         ends.append(tasks.division.pairs(0)[of_lane])
     random = np.stack([rng.choice(len(problem.place), size, replace=False) for _ in range(count)]).astype(np.int32)
-    of_random, *references = measure(random, *ends)
-    return HardnessScale(measure, max(references), of_random)
+    of_random, *measured = measure(random, *ends, *(plan.batches for plan in plans))
+    reference = max(measured[: len(ends)])
+    scores = [hardness_score(one, reference, of_random) for one in measured[len(ends) :]]
+    return HardnessScale(measure, reference, of_random), scores

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,16 +100,20 @@ def make_plan(
     size, resident = settings.optim.batch_size, settings.plan.resident_shards
     with _rows(None if whole else graph, division, f"{epoch:04d}-{layout.id[:8]}", map_fn) as rows:
         tasks = LaneTasks(division, range(len(division)), rows, settings.plan.strategy, size, resident, (seed, epoch))
+        ways = FALLBACKS.get(settings.plan.strategy, (settings.plan.strategy,))
         if graph is None or whole:
             scale = HardnessScale.of(problem, layout, graph, embeddings, batch_size=size, seed=seed, epoch=epoch)
+            tried = _hard_enough(ways, settings.plan.hardness, partial(_attempt, layout, tasks, scale, map_fn))
+            best = max(tried, key=lambda one: one.rank)
         else:
-            scale = sampled_scale(tasks, layout, graph, embeddings, map_fn)
-        enough = max(2, -(-TRIED_PAIRS * len(tasks) // len(pairs)))
-        some = tasks if whole else tasks[:: max(1, len(tasks) // enough)]
-        tried = _attempts(layout, some, scale, settings.plan.hardness, map_fn)
-        best = max(tried, key=lambda one: one.rank)
-        if len(some) < len(tasks):
-            best = _attempt(layout, replace(tasks, strategy=best.strategy), scale, map_fn)
+            enough = max(2, -(-TRIED_PAIRS * len(tasks) // len(pairs)))
+            some = tasks[:: max(1, len(tasks) // enough)]
+            # All are assembled before any is scored, because vectors are then read once for all: they cost more.
+            made = [_assembled(layout, some, way, map_fn) for way in ways]
+            scale, scores = sampled_scale(tasks, layout, graph, embeddings, made, map_fn)
+            found = {way: _Attempt(way, one, *score) for way, one, score in zip(ways, made, scores, strict=True)}
+            tried = _hard_enough(ways, settings.plan.hardness, found.__getitem__)
+            best = _attempt(layout, tasks, scale, map_fn, max(tried, key=lambda one: one.rank).strategy)
             tried = [best if one.strategy == best.strategy else one for one in tried]
     reachable = max((one for one in tried if one.strategy not in DRIFTING), key=lambda one: one.rank)
     assembled = best.assembled
@@ -155,27 +160,33 @@ def _rows(
         yield rows
 
 
-def _attempts(layout: Layout, tasks: LaneTasks, scale: HardnessScale, wanted: float, map_fn: Apply) -> list[_Attempt]:
-    """Assemble with one fallback after the other until one is hard enough.
+def _hard_enough(ways: Sequence[str], wanted: float, attempt: Callable[[str], _Attempt]) -> list[_Attempt]:
+    """Try one fallback after the other until one is hard enough.
 
     Fallbacks that drift are not tried if another one reaches the target, even without the margin.
     """
     tried: list[_Attempt] = []
-    for name in FALLBACKS.get(tasks.strategy, (tasks.strategy,)):
-        if name in DRIFTING and any(hard_enough(one.score, wanted) for one in tried):
+    for way in ways:
+        if way in DRIFTING and any(hard_enough(one.score, wanted) for one in tried):
             break
-        tried.append(_attempt(layout, replace(tasks, strategy=name), scale, map_fn))
+        tried.append(attempt(way))
         if hard_enough(tried[-1].score, wanted, PLAN_MARGIN):
             break
     return tried
 
 
-def _attempt(layout: Layout, tasks: LaneTasks, scale: HardnessScale, map_fn: Apply) -> _Attempt:
-    """Assemble and score; raise BadInput if there is no batch."""
-    assembled = assemble_lanes(tasks, map_fn)
+def _attempt(layout: Layout, tasks: LaneTasks, scale: HardnessScale, map_fn: Apply, way: str) -> _Attempt:
+    """Assemble by a fallback, and score."""
+    assembled = _assembled(layout, tasks, way, map_fn)
+    return _Attempt(way, assembled, *scale.score(assembled))
+
+
+def _assembled(layout: Layout, tasks: LaneTasks, way: str, map_fn: Apply) -> Assembled:
+    """Assemble by a fallback; raise BadInput if there is no batch."""
+    assembled = assemble_lanes(replace(tasks, strategy=way), map_fn)
     if not len(assembled.batches):
         raise BadInput(f"layout {layout.name}: no batch of {tasks.batch_size} places can be filled; set a smaller one")
-    return _Attempt(tasks.strategy, assembled, *scale.score(assembled))
+    return assembled
 
 
 def reachable_by_shards(

@@ -235,7 +235,7 @@ def test_fallbacks_are_tried_on_some_lanes(monkeypatch: pytest.MonkeyPatch, root
     plan = make_plan(layout, graph, settings, 1, seed=3, map_fn=noted)
     plan.validate(layout)
     ways = FALLBACKS["patchwork"]
-    assert assembled[:-4] == [(0, "sample4geo"), *((lane, way) for way in ways for lane in (0, 2))]
+    assert assembled[:-4] == [*((lane, way) for way in ways for lane in (0, 2)), (0, "sample4geo")]
     assert assembled[-4:] == [(lane, plan.quality["assembly"]) for lane in range(4)]
     assert plan.quality["batches"] * 16 + plan.quality["left_out"] == plan.quality["pairs"]
 
