@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from geostream.arrays import Int32
+from geostream.arrays import Int32, distinct
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
@@ -33,7 +32,7 @@ def split_references(layout: Layout, split: str) -> Int32:
 
     For training these are the places with pairs, else the gallery with its distractors.
     """
-    return np.unique(layout.pairs(split).place) if split == "train" else layout.references(split)
+    return distinct(layout.pairs(split).place) if split == "train" else layout.references(split)
 
 
 def embed(

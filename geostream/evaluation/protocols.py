@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geostream.arrays import Csr, Float64, Int32, Int64, Pairs, pair_codes
+from geostream.arrays import Csr, Float64, Int32, Int64, Pairs, distinct, pair_codes
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
 from geostream.mining.gps import points_in_metres
@@ -102,7 +102,7 @@ def searches(layout: Layout, split: str, pairs: Pairs, reference_place: Int32) -
 
 def _to_views(own: Pairs, pairs: Pairs, row: Int64) -> Search:
     """Return the search of each place that a query shows for all its embedded views."""
-    places = np.unique(own.place)
+    places = distinct(own.place)
     first, last = np.searchsorted(pairs.place, places), np.searchsorted(pairs.place, places, side="right")
     indptr = np.concatenate([[0], np.cumsum(last - first)])
     views = np.arange(indptr[-1]) + np.repeat(first - indptr[:-1], last - first)
@@ -135,7 +135,7 @@ def _with_near(tile: Int64, view_point: Float64, tile_point: Float64) -> Csr:
         step = view_point[view] - tile_point[near]
         inside = np.sqrt((step**2).sum(axis=1)) <= METRES  # the tree's rounding must not decide at the limit
         codes.append(view[inside] << 32 | near[inside])
-    both = np.unique(np.concatenate(codes))
+    both = distinct(np.concatenate(codes))
     counts = np.bincount(both >> 32, minlength=len(tile))
     return Csr(np.concatenate([[0], np.cumsum(counts)]), (both & 0xFFFFFFFF).astype(np.int32))
 

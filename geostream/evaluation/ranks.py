@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geostream.arrays import Bools, Csr, Float32, Float64, Int64, take
+from geostream.arrays import Bools, Csr, Float32, Float64, Int64, distinct, take
 
 STRIP = 2**21  # similarities held at once: 8 MiB, and half as much again for what is above and what is doubtful
 NEVER = 2**40  # "candidates" above a positive that is not finite: more than any rank looks at
@@ -289,5 +289,5 @@ def _measured(vectors: Float32) -> tuple[Float32, Float64]:
 def _flat(lists: Csr) -> Int64:
     """Return (m, 2) distinct (list, member) of ragged lists, sorted."""
     owner = np.repeat(np.arange(len(lists.indptr) - 1), np.diff(lists.indptr))
-    codes = np.unique(owner << 32 | lists.indices)  # one number for both is ten times faster
+    codes = distinct(owner << 32 | lists.indices)  # one number for both is ten times faster
     return np.stack([codes >> 32, codes & 0xFFFFFFFF], axis=1)

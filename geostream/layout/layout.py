@@ -37,6 +37,7 @@ from geostream.layout.schema import (
 )
 from geostream.store import NAME, Store, check_name, table_bytes
 
+LISTED = 2**18  # places whose excluded others are collected at a time
 PLACES_FILE, MEMBERS_FILE = "places.parquet", "members.parquet"
 TILE, FACTS = -1, -2  # in the place of a view's number
 
@@ -222,7 +223,7 @@ class Layout:
         """Return the places that must not share a batch with each place.
 
         These are the semi-positives of its views, and the places that have it as a semi-positive. A tile that shows a
-        query must not be its negative. While this is computed, memory holds 30 bytes for each semi-positive.
+        query must not be its negative. While this is computed, memory holds 16 bytes for each semi-positive.
 
         Args:
             split: The split whose views count.
@@ -235,18 +236,18 @@ class Layout:
         apart = owner != semi.indices
         one, two = owner[apart], semi.indices[apart]
         del owner, apart, semi
-        both = np.empty(2 * len(one), dtype=np.int64)  # one number a pair of places is ten times faster than two
-        for half, first, second in ((both[: len(one)], one, two), (both[len(one) :], two, one)):
-            half[:] = first
-            half <<= 32
-            half |= second
-        del one, two
-        both.sort()
-        new = np.ones(len(both), dtype=bool)
-        new[1:] = both[1:] != both[:-1]
-        both = both[new]
-        indptr = np.searchsorted(both, np.arange(self.n_places + 1) << 32)
-        return Csr(indptr, both.astype(np.uint32).view(np.int32))
+        counts, lists = [np.zeros(1, dtype=np.int64)], [np.zeros(0, dtype=np.int32)]
+        for start in range(0, self.n_places, LISTED):
+            places = np.arange(start, min(start + LISTED, self.n_places) + 1)
+            first, last = np.searchsorted(one, places[[0, -1]])
+            shown = (two >= places[0]) & (two < places[-1])
+            # One number a pair of places is ten times faster than two.
+            codes = np.concatenate([pairs_of(one[first:last], two[first:last]), pairs_of(two[shown], one[shown])])
+            codes.sort()  # np.unique hashes, which takes twenty times as long
+            codes = codes[np.diff(codes, prepend=-1) != 0]
+            counts.append(np.diff(np.searchsorted(codes, places << 32)))
+            lists.append(codes.astype(np.uint32).view(np.int32))
+        return Csr(np.cumsum(np.concatenate(counts)), np.concatenate(lists))
 
     def _parts(self, file: str, *columns: str) -> Iterator[tuple[int, pa.Table]]:
         """Read some columns a row group at a time, and yield each with the number of its first row."""
@@ -254,6 +255,11 @@ class Layout:
         for part in self.index.parts(file, columns):
             yield start, part
             start += len(part)
+
+
+def pairs_of(place: Int32, other: Int32) -> Int64:
+    """Return one number for each pair of places, in the order of (place, other)."""
+    return place.astype(np.int64) << 32 | other
 
 
 def coded(texts: pa.Array | pa.ChunkedArray, code: Callable[[str], int]) -> Int32:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from geostream.arrays import Int16, Int32, Int64, Integers, pair_codes
+from geostream.arrays import Int16, Int32, Int64, Integers, distinct, pair_codes
 from geostream.errors import BadInput
 from geostream.layout.layout import FACTS, MEMBERS_FILE, Layout, coded, view_numbers
 from geostream.store import Store
@@ -66,7 +66,7 @@ class MemberTable:
             shards: Numbers of the shards; None reads all.
         """
         first, names = layout.index.first_member, dict[str, int]()
-        wanted = np.arange(len(first) - 1) if shards is None else np.unique(shards)
+        wanted = np.arange(len(first) - 1) if shards is None else distinct(shards)
         # Room for all members, of which the operating system gives only what is filled; joining parts would take twice.
         room = {name: np.empty(int(np.diff(first)[wanted].sum()), dtype) for name, dtype in COLUMNS.items()}
         stop = 0

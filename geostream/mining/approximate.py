@@ -39,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 from joblib import cpu_count
 
-from geostream.arrays import Csr, Float32, Int32, Int64, take
+from geostream.arrays import Csr, Float32, Int32, Int64, distinct, take
 from geostream.dask import give_back, results, submit
 from geostream.layout.zarr_groups import claim_scratch, scratch_object
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, pick_rows, read_rows
@@ -297,7 +297,7 @@ def write_group(job: SearchJob, start: int, first: int, last: int, finds: Piece)
     numbers = _read(job, "finds", finds, 1 + 2 * job.k).view(np.int32)
     numbers = numbers[np.argsort(numbers[:, 0])]
     made = []
-    for places, a, b in place_ranges(np.unique(place), place, QUERIES):
+    for places, a, b in place_ranges(distinct(place), place, QUERIES):
         found = TopK(numbers[a:b, 1 : 1 + job.k], numbers[a:b, 1 + job.k :].copy().view(np.float32))
         made.append(by_place(np.searchsorted(places, place[a:b]), found, len(places)))
     other = np.concatenate([part.other for part in made])
@@ -499,14 +499,14 @@ class Approximate:
         """Yield the arguments of the tasks that search."""
         for number, queries in enumerate(parts):
             near = self._near[queries.lists, : self._probes]
-            references = self._references.slices_of(np.unique(near), BLOCK)
+            references = self._references.slices_of(distinct(near), BLOCK)
             excluded = tuple(take(self._excluded, self._embeddings.pairs.place[self._rows_of(queries)]))
             yield self._job, number, queries, references, near, excluded
 
     def _write(self, found: list[Int32]) -> list[Any]:
         """Submit the tasks that write the graph; ``found`` has the sorted queries of each task that searched."""
         place = self._embeddings.pairs.place
-        places = np.unique(place)
+        places = distinct(place)
         writes = list[Any]()
         for start, stop in row_groups(len(places), len(place), WRITTEN):
             first, last = np.searchsorted(place, [places[start], places[stop - 1] + 1]).tolist()

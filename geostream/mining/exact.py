@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from geostream.arrays import Bools, Csr, Float32, Int32, take
+from geostream.arrays import Bools, Csr, Float32, Int32, distinct, take
 from geostream.dask import give_back, submit
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, open_embeddings, read_rows
 from geostream.mining.graph import SHARD_ROWS, GraphWriter
@@ -282,7 +282,7 @@ def search(client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -
     Returns:
         A future for each range of the graph's rows, done when the range is written.
     """
-    places = np.unique(embeddings.pairs.place)
+    places = distinct(embeddings.pairs.place)
     blocks = reference_blocks(len(embeddings.reference_place))
     most = QUERIES if len(blocks) > 1 else SLICE  # a single block is read only once, and small tasks keep cores busy
     writes, ranges = [], count()

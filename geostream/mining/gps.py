@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from geostream.arrays import Csr, Float64, Int32, Int64, listed, take
+from geostream.arrays import Csr, Float64, Int32, Int64, distinct, listed, take
 from geostream.dask import connected, everywhere, results, submit
 from geostream.errors import BadInput
 from geostream.layout import Layout
@@ -75,7 +75,7 @@ def build_gps_graph(run: Store, name: str, layout: Layout, k: int, cluster: str 
     """
     if layout.coordinates == "none":
         raise BadInput(f"layout {layout.name} has no coordinates, so no GPS neighbours; begin with strategy=random")
-    places = np.unique(layout.pairs("train").place)
+    places = distinct(layout.pairs("train").place)
     if not np.isfinite(layout.position[places]).all():
         unknown = places[~np.isfinite(layout.position[places]).all(axis=1)][0]
         key = layout.key(int(unknown))

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-
+from geostream.arrays import distinct
 from geostream.dask import connected, everywhere, results
 from geostream.errors import StaleArtefact
 from geostream.layout import Layout
@@ -61,7 +60,7 @@ def build_visual_graph(
     """
     if embeddings.places_id != layout.places_id:
         raise StaleArtefact(f"{embeddings.name}: made from other places than those of {layout.name}; embed again")
-    places, references = np.unique(embeddings.pairs.place), len(embeddings.reference_place)
+    places, references = distinct(embeddings.pairs.place), len(embeddings.reference_place)
     excluded = layout.excluded(embeddings.split)
     writer = GraphWriter.create(run, name, kind="visual", layout=layout, embeddings=embeddings.name, places=places, k=k)
     job = exact.SearchJob(run, embeddings.name, name, k)

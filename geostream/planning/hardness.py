@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geostream.arrays import Int32, Pairs
+from geostream.arrays import Int32, Pairs, distinct
 from geostream.errors import StaleArtefact
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import Apply, pick_by_tasks
@@ -222,7 +222,7 @@ def measure_of(
 
     def measure(*plans: Int32) -> list[float]:
         sampled = [sample(batches) for batches in plans]
-        needed = np.unique(np.concatenate([some.ravel() for some in sampled]))
+        needed = distinct(np.concatenate([some.ravel() for some in sampled]))
         similarity = _sampled_cosine(needed, pairs, embeddings, apply)  # their vectors are read once for all
         return [batch_hardness(some, similarity) for some in sampled]
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Bools, Int32, Int64, Integers
+from geostream.arrays import Bools, Int32, Int64, Integers, distinct
 from geostream.errors import BadInput
 from geostream.layout.members import Extents
 
@@ -218,7 +218,7 @@ def _of_lane(
     """Compute the schedule of one lane alone; raise _TooLarge for a batch that exceeds the budget."""
     members = np.concatenate([np.zeros(0, dtype=np.int64), *batches])
     step = np.repeat(np.arange(len(batches), dtype=np.int64), [len(batch) for batch in batches])
-    used = np.unique(members)
+    used = distinct(members)
     spans = _spans(members, step, extents.size, len(batches), budget_bytes)
     load, first, bring, row, last = _merge(spans, extents, len(batches), look_ahead, budget_bytes, gap_bytes)
     start, end = row[bring[:-1]], row[bring[1:] - 1]
@@ -235,7 +235,7 @@ def _of_lane(
         row=row.astype(np.int32),
         last=last.astype(np.int32),
         held=load,
-        layout_bytes=int(shard_sizes[np.unique(extents.shard[used])].sum()),
+        layout_bytes=int(shard_sizes[distinct(extents.shard[used])].sum()),
         bytes_used=int(extents.size[used].sum()),
     )
 
@@ -319,7 +319,7 @@ def _merge(
     unread = np.ones(len(spans.row), dtype=bool)
     found, counts, firsts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     horizon = look_ahead
-    for now in np.unique(spans.first).tolist():
+    for now in distinct(spans.first).tolist():
         if not unread[bounds[now] : bounds[now + 1]].any():
             continue
         horizon = min(look_ahead, 2 * horizon + 1)  # begin slightly above the last horizon that fitted

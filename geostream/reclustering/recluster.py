@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import dask
 import numpy as np
 
-from geostream.arrays import Int32, Int64
+from geostream.arrays import Int32, Int64, distinct
 from geostream.dask import connected, results, run_tasks, submit
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
@@ -182,7 +182,7 @@ def _on_the_store(
 def _sizes(layout: Layout, places: Int32) -> tuple[Int64, float]:
     """Return (N,) the bytes of the places, and the mean bytes of the shards that hold them."""
     weight = bytes_of_places(layout)
-    in_shard = np.bincount(layout.shard_of_place, weight)[np.unique(layout.shard_of_place[places])]
+    in_shard = np.bincount(layout.shard_of_place, weight)[distinct(layout.shard_of_place[places])]
     return weight[places], float(in_shard.mean())
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geostream.arrays import Float32, Int32, Int64, restrict
+from geostream.arrays import Float32, Int32, Int64, distinct, restrict
 from geostream.dask import give_back
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import open_arrays
@@ -154,7 +154,7 @@ class Trial:
                 pair_place[np.stack([rng.choice(len(pair_place), size, replace=False) for _ in range(count)])],
             ]
         tried = places[rows]
-        known = np.unique(np.concatenate([tried, *(end.ravel() for end in self._ends)]))
+        known = distinct(np.concatenate([tried, *(end.ravel() for end in self._ends)]))
         self._read_vectors(scratch, embeddings, places, known, apply)
         pair_place = pair_place[np.isin(pair_place, known)]
         self._place = np.searchsorted(known, pair_place).astype(np.int32)  # of each pair whose vector is known
@@ -209,7 +209,7 @@ class Trial:
         scale = HardnessScale(measure, reference, random)
 
         def reachable(shard: Int32) -> float | None:
-            if len(np.unique(shard)) < lanes:
+            if len(distinct(shard)) < lanes:
                 return None
             made = assemble(
                 problem._replace(shard=shard), strategy=hardest, lanes=lanes, resident=plan.resident_shards, **common

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from geostream.arrays import Int32, Pairs, pair_codes
+from geostream.arrays import Int32, Pairs, distinct, pair_codes
 from geostream.errors import BadInput, GeostreamError, StaleArtefact
 from geostream.layout import Layout
 from geostream.layout.members import MemberTable
@@ -274,7 +274,7 @@ def plan_dataset(
     plan.validate(layout)
     pairs = layout.pairs(split)
     pair = np.searchsorted(pair_codes(*pairs), pair_codes(plan.place, plan.view)).astype(np.int32)
-    shards = [np.unique(layout.shard_of_place[plan.place[lane :: plan.lanes]]) for lane in range(plan.lanes)]
+    shards = [distinct(layout.shard_of_place[plan.place[lane :: plan.lanes]]) for lane in range(plan.lanes)]
     # Of the whole epoch's pairs, wherever it continues and however many share it: bad ones come in clusters.
     limit = max(1, int((options or ReadOptions()).replaced_limit * plan.place.size))
     return StreamDataset(

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
-from geostream.arrays import Int32, Integers
+from geostream.arrays import Int32, Integers, distinct
 from geostream.layout.members import MemberTable
 from geostream.planning.schedule import schedule
 from geostream.streaming.options import ReadOptions
@@ -140,7 +140,7 @@ class Fetcher:
         return self.schedule.row[self.schedule.bring[read] : self.schedule.bring[read + 1]]
 
     def _count_used(self, rows: Integers) -> None:
-        new = np.unique(rows[~self._used[rows]])
+        new = distinct(rows[~self._used[rows]])
         self._used[new] = True
         self.stats.bytes_used += int(self._members.extents.size[new].sum())
 
@@ -154,7 +154,7 @@ class Fetcher:
         Raises:
             StoreError: The shard cannot be read.
         """
-        extents, rows = members.extents, np.unique(rows)
+        extents, rows = members.extents, distinct(rows)
         offset = int(extents.offset[rows[0]])
         size = int(extents.offset[rows[-1]] + extents.size[rows[-1]]) - offset
         with Transport(members, self.stats) as transport:
