@@ -23,8 +23,9 @@ from geostream.planning.schedule import MAX_READ
 from geostream.planning.smoothing import NEAR, ROUNDS
 from geostream.reclustering import rewrite, scratch
 
-MEASURED_TO = 400_000  # places of the largest measurement behind the coefficients
+MEASURED_TO = 3_000_000  # places of the largest measurement behind the coefficients
 MEMORY = 2.5e9  # bytes that a process should stay within
+TRIED = 1.2e9  # bytes of the client of a reclustering, for the places that it tries
 PART = 5 * 2**20  # bytes of a part of an upload; a smaller object is one request
 LIST_READS = 8  # range reads that a mining task makes at a time
 HOUR = 3600.0
@@ -97,10 +98,11 @@ class Coefficients:
     gps_tree: float = 1.2e-6  # s a place, by each process alone: docs/notes/mining.md
     plan_pair: float = 46e-6  # core s a pair, in the tasks: tests.benchmarks.scale
     plan_alone: float = 8e-6  # s a pair, by the planner alone: tests.benchmarks.scale
-    planner_pair: float = 250.0  # bytes a pair, in the planner: tests.benchmarks.scale
+    client_place: float = 220.0  # bytes a place, in the process that mines: tests.benchmarks.scale
+    planner_pair: float = 220.0  # bytes a pair, in the planner: tests.benchmarks.scale
     lane_pair: float = 2000.0  # bytes a pair beside its neighbours, while a lane is assembled: estimated
-    order_place: float = 42e-6  # core s a place at 200,000: geostream/reclustering/order.py
-    order_number: float = 0.06e-6  # core s a number of a vector, the same
+    order_place: float = 250e-6  # core s a place at a million: tests.benchmarks.scale
+    order_trial: float = 140.0  # core s of the plans that are tried: tests.benchmarks.scale
     rewrite_byte: float = 2e-9  # core s a byte, checksums and copies: estimated from docs/notes/streaming.md
     embed_share: float = 1 / 3  # of a training step, for a pass without gradients: docs/notes/mining.md
     amplification: float = 1.009  # bytes read for each that is used: tests.benchmarks.plan
@@ -309,8 +311,8 @@ def _gps(job: Job, known: Coefficients) -> _Work:
     advice = "the tree holds all places; no option divides it: give each worker that much"
     work = _Work(
         "GPS graph", 1,
-        Process("worker", 120 * job.places + 80e6 * job.cores, advice),
-        Process("client", 40 * job.places, "give the process that mines that much"),
+        Process("worker", 145 * job.places + 80e6 * job.cores, advice),
+        Process("client", known.client_place * job.places, "give the process that mines that much"),
     )  # fmt: skip
     work.core_s, work.alone_s = job.places * known.gps_place, job.places * known.gps_tree
     work.read = 28 * job.places * job.workers
@@ -329,7 +331,7 @@ def _visual(job: Job, known: Coefficients) -> _Work:
     work = _Work(
         "visual graph", job.minings,
         Process("worker", thread * job.cores + 10 * rows, f"{thread / 1e9:.2g} GB a core: fewer cores; the rest stays"),
-        Process("client", 20 * rows + 8 * n, "give the process that mines that much; nothing divides it"),
+        Process("client", known.client_place * n, "give the process that mines that much; nothing divides it"),
     )  # fmt: skip
     _write_graph(job, known, work)
     if n <= EXACT_UP_TO:
@@ -392,10 +394,10 @@ def _order(job: Job, known: Coefficients) -> _Work:
     task = max(columns + 2 * scratch.BLOCK_BYTES, 5 * scratch.BLOCK_BYTES + 8 * n)
     work = _Work(
         "similarity order", job.reclusters,
-        Process("client", 100 * n, advice),
+        Process("client", TRIED + 100 * n, advice),
         Process("worker", task * job.cores, f"{task / 1e9:.2g} GB a core: start workers with fewer cores each"),
     )  # fmt: skip
-    work.core_s = n * (known.order_place + known.order_number * dim) * max(1.0, log2(n) / log2(200_000))
+    work.core_s = n * known.order_place * max(1.0, log2(n) / log2(1_000_000)) + known.order_trial
     levels = max(1, ceil(log2(max(2.0, 2 * dim * n / 2**26))))
     work.read = 4 * dim * (n + job.pairs) + ROUNDS * n * (4 * NEAR * groups + 4 * dim) + levels * 2 * dim * n
     work.written = n * (4 * NEAR + 2 * dim * (2 * ROUNDS + 2))
