@@ -96,10 +96,10 @@ class Coefficients:
     shared_lists: float = 0.5  # share of a task's lists that no earlier list of it has read; assumed
     gps_place: float = 75e-6  # core s a place, K = 64: docs/notes/mining.md
     gps_tree: float = 1.2e-6  # s a place, by each process alone: docs/notes/mining.md
-    plan_pair: float = 46e-6  # core s a pair, in the tasks: tests.benchmarks.scale
-    plan_alone: float = 8e-6  # s a pair, by the planner alone: tests.benchmarks.scale
-    client_place: float = 220.0  # bytes a place, in the process that mines: tests.benchmarks.scale
-    planner_pair: float = 220.0  # bytes a pair, in the planner: tests.benchmarks.scale
+    plan_pair: float = 70e-6  # core s a pair, in the tasks: tests.benchmarks.scale
+    plan_alone: float = 20e-6  # s a pair, by the planner alone: tests.benchmarks.scale
+    client_place: float = 210.0  # bytes a place, in the process that mines: tests.benchmarks.scale
+    planner_pair: float = 210.0  # bytes a pair, in the planner: tests.benchmarks.scale
     lane_pair: float = 2000.0  # bytes a pair beside its neighbours, while a lane is assembled: estimated
     order_place: float = 250e-6  # core s a place at a million: tests.benchmarks.scale
     order_trial: float = 140.0  # core s of the plans that are tried: tests.benchmarks.scale
