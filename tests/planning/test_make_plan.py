@@ -259,6 +259,7 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.server
 def test_lanes_on_a_dask_cluster(monkeypatch: pytest.MonkeyPatch, root: Store, layout: Layout) -> None:
     """Each lane is a task of its own, and the plan is the one that this process makes; also of a large graph."""
     from distributed import LocalCluster
