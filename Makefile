@@ -57,7 +57,7 @@ test-fast: install ## Run the quick tests, which need no server.
 	$(PYTEST) -m 'not slow and not server' $(addprefix tests/,$(FAST))
 
 # Types and documentation are checked side by side, since each keeps one core busy.
-CHECKS := $(MAKE) --no-print-directory --jobs 2 --output-sync=target check docs
+CHECKS := $(MAKE) --no-print-directory --jobs 2 check docs
 
 test: install ## Run all checks and tests, but for those marked slow.
 	$(CHECKS)
