@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geostream.arrays import Csr, Int32, Int64, Pairs
+from geostream.arrays import Csr, Int32, Int64, Pairs, distinct
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted
 from geostream.layout.files import FORMAT, check_info, read_info, summary
 from geostream.layout.index import Index
@@ -243,8 +243,7 @@ class Layout:
             shown = (two >= places[0]) & (two < places[-1])
             # One number a pair of places is ten times faster than two.
             codes = np.concatenate([pairs_of(one[first:last], two[first:last]), pairs_of(two[shown], one[shown])])
-            codes.sort()  # np.unique hashes, which takes twenty times as long
-            codes = codes[np.diff(codes, prepend=-1) != 0]
+            codes = distinct(codes)
             counts.append(np.diff(np.searchsorted(codes, places << 32)))
             lists.append(codes.astype(np.uint32).view(np.int32))
         return Csr(np.cumsum(np.concatenate(counts)), np.concatenate(lists))

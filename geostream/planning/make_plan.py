@@ -12,8 +12,8 @@ This process then holds about 100 bytes a pair, and whoever assembles a lane wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.planning.batches import DRIFTING, FALLBACKS, Assembled, LaneTasks, assemble, assemble_lanes
 from geostream.planning.division import Division
-from geostream.planning.graph_rows import LaneRows, rows_of_lanes
+from geostream.planning.graph_rows import rows_of_lanes
 from geostream.planning.hardness import PLAN_MARGIN, HardnessScale, hard_enough
 from geostream.planning.imitation import sampled_scale
 from geostream.planning.lane import SamplingProblem
@@ -98,7 +98,8 @@ def make_plan(
     history = tuple(_batch_of_pair(pairs, plan) for plan in previous)
     division = Division(problem._replace(history=history), settings.plan.lanes, seed, epoch)
     size, resident = settings.optim.batch_size, settings.plan.resident_shards
-    with _rows(None if whole else graph, division, f"{epoch:04d}-{layout.id[:8]}", map_fn) as rows:
+    name = f"{epoch:04d}-{layout.id[:8]}-{len(division)}"
+    with nullcontext() if graph is None or whole else rows_of_lanes(graph, division, name, map_fn) as rows:
         tasks = LaneTasks(division, range(len(division)), rows, settings.plan.strategy, size, resident, (seed, epoch))
         ways = FALLBACKS.get(settings.plan.strategy, (settings.plan.strategy,))
         if graph is None or whole:
@@ -146,18 +147,6 @@ def make_plan(
             "requests_per_gib": reads.requests_per_gib,
         },
     )
-
-
-@contextmanager
-def _rows(
-    graph: NeighbourGraph | None, division: Division, name: str, map_fn: Apply
-) -> Iterator[Sequence[LaneRows] | None]:
-    """Yield where each lane's rows of a graph are; None if there is no graph to hand out."""
-    if graph is None:
-        yield None
-        return
-    with rows_of_lanes(graph, division, f"{name}-{len(division)}", map_fn) as rows:
-        yield rows
 
 
 def _hard_enough(ways: Sequence[str], wanted: float, attempt: Callable[[str], _Attempt]) -> list[_Attempt]:

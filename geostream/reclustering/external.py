@@ -36,7 +36,7 @@ import numpy as np
 
 from geostream.arrays import Float32, Int32, Int64
 from geostream.dask import give_back
-from geostream.layout.zarr_groups import open_arrays
+from geostream.layout.zarr_groups import Apply, open_arrays
 from geostream.mining.embeddings import Embeddings
 from geostream.planning.smoothing import BLOCK, NEAR, UNIT, own_if_missing, unit_sums
 from geostream.progress import track
@@ -51,7 +51,7 @@ from geostream.reclustering.order import (
     sampled,
     whole_numbers,
 )
-from geostream.reclustering.scratch import Apply, Scratch, Span, by_block, codes_kind, taken, write_by_group
+from geostream.reclustering.scratch import Scratch, Span, by_block, codes_kind, taken, write_by_group
 
 CELL_BYTES = 64 * 2**20  # of the vectors of a node that one task orders
 

@@ -27,6 +27,7 @@ from geostream.arrays import Int32, Int64, distinct
 from geostream.dask import connected, results, run_tasks, submit
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
+from geostream.layout.zarr_groups import Apply
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.planning.make_plan import reachable_by_shards
@@ -36,7 +37,7 @@ from geostream.reclustering.external import external_order, prepare, unsmoothed
 from geostream.reclustering.means import place_vectors
 from geostream.reclustering.order import shard_similarity, similarity_order
 from geostream.reclustering.rewrite import bytes_of_places, rewrite
-from geostream.reclustering.scratch import Apply, Scratch
+from geostream.reclustering.scratch import Scratch
 from geostream.reclustering.trial import spread_by_trial
 from geostream.settings import TrainSettings
 from geostream.store import Store

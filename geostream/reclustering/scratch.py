@@ -22,8 +22,7 @@ import numpy as np
 from geostream.arrays import Int16, Int32, Int64, by_group
 from geostream.dask import give_back
 from geostream.errors import NotFound
-from geostream.layout.zarr_groups import Apply as Apply
-from geostream.layout.zarr_groups import claim_scratch, drop_scratch, scratch_object
+from geostream.layout.zarr_groups import Apply, claim_scratch, drop_scratch, scratch_object
 from geostream.store import Store
 
 BLOCK_BYTES = 16 * 2**20  # of the vectors of a block

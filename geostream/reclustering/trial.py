@@ -25,7 +25,7 @@ import numpy.typing as npt
 from geostream.arrays import Float32, Int32, Int64, distinct, restrict
 from geostream.dask import give_back
 from geostream.layout import Layout
-from geostream.layout.zarr_groups import open_arrays
+from geostream.layout.zarr_groups import Apply, open_arrays
 from geostream.mining.embeddings import Embeddings
 from geostream.planning.batches import DRIFTING, FALLBACKS, assemble
 from geostream.planning.hardness import HardnessScale, batch_hardness, sample
@@ -33,7 +33,7 @@ from geostream.planning.imitation import SEEDS, imitated, imitated_batches
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.spreading import Spread, deal, spread_out, stretches
 from geostream.reclustering.external import PlaceBlock, place_blocks
-from geostream.reclustering.scratch import Apply, Rows, Scratch, by_block
+from geostream.reclustering.scratch import Rows, Scratch, by_block
 from geostream.settings import TrainSettings
 
 TRIED = 2**18  # about the most pairs that are tried
