@@ -56,16 +56,21 @@ FAST := planning layout evaluation/test_metrics.py evaluation/test_ranks.py stor
 test-fast: install ## Run the quick tests, which need no server.
 	$(PYTEST) -m 'not slow and not server' $(addprefix tests/,$(FAST))
 
-# Types and documentation are checked side by side, since each keeps one core busy.
-CHECKS := $(MAKE) --no-print-directory --jobs 2 check docs
+# Types, documentation and tests are checked side by side: tests wait a third of their time for servers and processes.
+SIDE_BY_SIDE := $(MAKE) --no-print-directory --jobs 3 check docs
 
-test: install ## Run all checks and tests, but for those marked slow.
-	$(CHECKS)
+.PHONY: pytest pytest-all
+pytest: install
 	$(PYTEST) -m 'not slow'
 
-test-all: install ## Run all checks and tests.
-	$(CHECKS)
+pytest-all: install
 	$(PYTEST)
+
+test: install ## Run all checks and tests, but for those marked slow.
+	$(SIDE_BY_SIDE) pytest
+
+test-all: install ## Run all checks and tests.
+	$(SIDE_BY_SIDE) pytest-all
 
 up: install ## Start S3, Dask, Prefect and a worker on this machine, with all deployments.
 	$(BIN)/python -m infra.stack up

@@ -16,6 +16,7 @@ from tests.helpers import tiny_layout
 from tests.reclustering.test_recluster import embedded
 
 
+@pytest.mark.slow
 def test_the_deployment_writes_the_next_generation_and_shows_it(
     stack: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

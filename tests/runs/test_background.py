@@ -108,6 +108,7 @@ def when_asked(monkeypatch: pytest.MonkeyPatch, epoch: int, do: Callable[[psutil
     monkeypatch.setattr(Background, "start", started)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_started_again(
     tmp_path: Path, whole: tuple[Store, RunResult], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
