@@ -1,7 +1,8 @@
 """Hold the members of some shards, or of all, as arrays: where they lie, and what they are.
 
 A loader worker needs the members of its lanes' shards only. The facts about a place (``json``) are never streamed and
-are left out. A table takes 30 bytes an image, and is cheap to send to another process.
+are left out. A table takes 20 bytes an image where shards are smaller than 2 GiB, and is cheap to send to another
+process.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from geostream.arrays import Int16, Int32, Int64, Integers, distinct, pair_codes
-from geostream.errors import BadInput
+from geostream.errors import BadInput, StoreError
+from geostream.layout.files import ADVICE
 from geostream.layout.layout import FACTS, MEMBERS_FILE, Layout, coded, view_numbers
 from geostream.store import Store
 
 Checksums = npt.NDArray[np.uint32]
-COLUMNS = {"shard": "i4", "offset": "i8", "size": "i8", "crc32c": "u4", "place": "i4", "member": "i2"}
+COLUMNS = ("shard", "offset", "size", "crc32c", "place", "member")
 
 
 class Extents(NamedTuple):
     """The positions of M members, sorted by shard and offset.
+
+    The arrays may be of small types, in which a sum or a multiple overflows: compute with what :meth:`of` returns.
 
     Attributes:
         shard: (M,) number of the shard.
@@ -33,8 +37,12 @@ class Extents(NamedTuple):
     """
 
     shard: Integers
-    offset: Int64
-    size: Int64
+    offset: Integers
+    size: Integers
+
+    def of(self, rows: Integers) -> Extents:
+        """Return the positions of some members as 64-bit numbers."""
+        return Extents(*(column[rows].astype(np.int64) for column in self))
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ class MemberTable:
         first, names = layout.index.first_member, dict[str, int]()
         wanted = np.arange(len(first) - 1) if shards is None else distinct(shards)
         # Room for all members, of which the operating system gives only what is filled; joining parts would take twice.
-        room = {name: np.empty(int(np.diff(first)[wanted].sum()), dtype) for name, dtype in COLUMNS.items()}
+        most = int(np.diff(first)[wanted].sum())
+        room = {name: np.empty(most, kind) for name, kind in _kinds(layout).items()}
         stop = 0
         for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
             if not len(run):
@@ -82,7 +91,7 @@ class MemberTable:
                     if name == "member":
                         column[start:stop] = coded(values, lambda one: names.setdefault(one, len(names)))
                     else:
-                        column[start:stop] = values.to_numpy()
+                        column[start:stop] = _fitting(layout, values, column.dtype)
         table: dict[str, Any] = {name: column[:stop] for name, column in room.items()}
         extents = Extents(*(table.pop(name) for name in Extents._fields))
         return cls(layout, extents, **table, names=list(names))
@@ -102,15 +111,23 @@ class MemberTable:
         """Bytes of the layout's shards."""
         return self.layout.shard_sizes
 
-    @cached_property
-    def _by_image(self) -> tuple[Int64, Int32]:
-        """The images' codes (place and view), sorted, and the row of each."""
-        code = image_codes(self.place, view_numbers(pa.chunked_array([self.names], pa.string()))[self.member])
-        order = np.argsort(code)
-        return code[order], order.astype(np.int32)
+    def lookup(self, shards: Int32 | None = None) -> ImageLookup:
+        """Prepare to find images by place and view; memory holds up to 40 bytes an image while this is done.
+
+        Args:
+            shards: Numbers of the shards whose images are to be found; None means all of the table.
+        """
+        rows = np.arange(len(self.place), dtype=np.int32)
+        if shards is not None:
+            first, last = (np.searchsorted(self.extents.shard, shards, side) for side in ("left", "right"))
+            rows = np.concatenate([rows[:0], *(rows[i:j] for i, j in zip(first, last, strict=True))])
+        views = view_numbers(pa.chunked_array([self.names], pa.string()))
+        codes = image_codes(self.place[rows], views[self.member[rows]])
+        order = np.argsort(codes)
+        return ImageLookup(self.layout, codes[order], rows[order])
 
     def rows(self, place: Int32, view: Int16 | None = None) -> Int32:
-        """Return the rows of some views or tiles.
+        """Return the rows of some views or tiles; :meth:`lookup` is for more than one call.
 
         Args:
             place: (n,) place ids.
@@ -122,20 +139,7 @@ class MemberTable:
         Raises:
             BadInput: There is no such image in these shards.
         """
-        codes, rows = self._by_image
-        wanted = image_codes(place, view)
-        at = np.minimum(np.searchsorted(codes, wanted), max(len(codes) - 1, 0))
-        missing = codes[at] != wanted if len(codes) else np.ones(len(wanted), dtype=bool)
-        if missing.any():
-            key = self.layout.key(int(np.asarray(place)[missing][0]))
-            raise BadInput(
-                f"layout {self.layout.name}: place {key} lacks an image that was asked for; plan and layout differ"
-            )
-        return rows[at]
-
-    def forget_lookup(self) -> None:
-        """Free what :meth:`rows` keeps for its next call, 12 bytes an image."""
-        self.__dict__.pop("_by_image", None)
+        return self.lookup().rows(place, view)
 
     def shard_url(self, shard: int) -> str:
         """Return the URL of the shard with this number."""
@@ -153,6 +157,53 @@ class MemberTable:
         """Return a text for errors that names an image, its place and its shard."""
         shard = self.shard_url(int(self.extents.shard[row]))
         return f"{self.name(row)} of place {self.key(row)} in {shard}"
+
+
+def _kinds(layout: Layout) -> dict[str, Any]:
+    """Return the smallest type of number that each column's values fit into, signed like those of the index."""
+    bytes_ = np.int32 if int(layout.shard_sizes.max(initial=0)) <= np.iinfo(np.int32).max else np.int64
+    shard = np.int16 if len(layout.shard_sizes) <= np.iinfo(np.int16).max else np.int32
+    kinds = (shard, bytes_, bytes_, np.uint32, np.int32, np.int16)
+    return dict(zip(COLUMNS, kinds, strict=True))
+
+
+def _fitting(layout: Layout, values: pa.ChunkedArray, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return a column as numbers of a smaller type; raise StoreError where one of them is too large for it."""
+    try:
+        fitting: np.ndarray[Any, Any] = values.cast(pa.from_numpy_dtype(kind)).to_numpy()
+    except pa.ArrowInvalid as error:
+        where = f"{layout.store.url}/{MEMBERS_FILE}"
+        raise StoreError(
+            f"{where}: names a shard or a byte that the layout does not have ({error}); {ADVICE}"
+        ) from error
+    return fitting
+
+
+@dataclass(frozen=True)
+class ImageLookup:
+    """Find images by place and view. It takes 12 bytes for each image that it knows.
+
+    Attributes:
+        layout: The layout.
+        codes: The images' :func:`image_codes`, sorted.
+        row: The row of each in its table.
+    """
+
+    layout: Layout
+    codes: Int64
+    row: Int32
+
+    def rows(self, place: Int32, view: Int16 | None = None) -> Int32:
+        """Return the rows of some views or tiles; arguments and errors are those of :meth:`MemberTable.rows`."""
+        wanted = image_codes(place, view)
+        at = np.minimum(np.searchsorted(self.codes, wanted), max(len(self.codes) - 1, 0))
+        missing = self.codes[at] != wanted if len(self.codes) else np.ones(len(wanted), dtype=bool)
+        if missing.any():
+            key = self.layout.key(int(np.asarray(place)[missing][0]))
+            raise BadInput(
+                f"layout {self.layout.name}: place {key} lacks an image that was asked for; plan and layout differ"
+            )
+        return self.row[at]
 
 
 def image_codes(place: Int32, view: Int16 | None = None) -> Int64:

@@ -69,7 +69,7 @@ def lane_reads(layout: Layout, look_ahead: int, gap_bytes: int, lane: LaneBatche
     """
     members = MemberTable.of(layout, lane.shards)
     made = schedule(
-        list(_images(members, lane.place, lane.view)),
+        _images(members, lane.place, lane.view),
         members.extents,
         members.shard_sizes,
         look_ahead=look_ahead,
@@ -83,6 +83,7 @@ def lane_reads(layout: Layout, look_ahead: int, gap_bytes: int, lane: LaneBatche
 
 def _images(members: MemberTable, place: Int32, view: Int16) -> Int32:
     """Return (B, 2 · batch size) rows of the images that each batch needs: its tiles and its views."""
-    tiles = members.rows(place.ravel()).reshape(place.shape)
-    views = members.rows(place.ravel(), view.ravel()).reshape(place.shape)
+    lookup = members.lookup()
+    tiles = lookup.rows(place.ravel()).reshape(place.shape)
+    views = lookup.rows(place.ravel(), view.ravel()).reshape(place.shape)
     return np.concatenate([tiles, views], axis=1)

@@ -14,7 +14,7 @@ order of need. ``peak_bytes`` is known before the first read, and a batch that c
 Lanes share no shard, so each lane is scheduled alone, with its share of the budget, and the schedules are interleaved.
 
 Cost: for each batch a sort of the members in the look-ahead window, about a millisecond for 64 batches of 128 pairs.
-Memory: 8 bytes for each member that a batch needs, and while a lane is scheduled about 100 for each of the lane's.
+Memory: 8 bytes for each member that is fetched, and while a lane is scheduled about 100 for each of the lane's.
 
 Source: modelled on ffcv's ``compute_schedule``, which has pages for each batch, but neither ranges nor a budget.
 """
@@ -135,7 +135,6 @@ def schedule(
     Raises:
         BadInput: The batches do not fit the index, the index does not fit the shards, or a batch exceeds the budget.
     """
-    _check(batches, extents, shard_sizes)
     alone = []
     for lane in range(lanes):
         try:
@@ -219,14 +218,14 @@ def _of_lane(
     members = np.concatenate([np.zeros(0, dtype=np.int64), *batches])
     step = np.repeat(np.arange(len(batches), dtype=np.int64), [len(batch) for batch in batches])
     used = distinct(members)
+    _check(used, extents, shard_sizes)
     spans = _spans(members, step, extents.size, len(batches), budget_bytes)
     load, first, bring, row, last = _merge(spans, extents, len(batches), look_ahead, budget_bytes, gap_bytes)
-    start, end = row[bring[:-1]], row[bring[1:] - 1]
-    offset = extents.offset[start]
-    size = extents.offset[end] + extents.size[end] - offset
+    start, end = extents.of(row[bring[:-1]]), extents.of(row[bring[1:] - 1])
+    offset, size = start.offset, end.offset + end.size - start.offset
     come = _start_early(load, first, size, prefetch, budget_bytes)
     return Schedule(
-        shard=extents.shard[start],
+        shard=start.shard,
         offset=offset,
         size=size,
         come=come,
@@ -240,14 +239,13 @@ def _of_lane(
     )
 
 
-def _check(batches: Sequence[Integers], extents: Extents, shard_sizes: Int64) -> None:
-    """Raise BadInput if members are not in the index, or lie outside of the shards."""
-    used = np.concatenate([np.zeros(0, dtype=np.int32), *batches])
+def _check(used: Int64, extents: Extents, shard_sizes: Int64) -> None:
+    """Raise BadInput if members that are used are not in the index, or lie outside of the shards."""
     if not len(used):
         return
     if not 0 <= used.min() <= used.max() < len(extents.shard):
         raise BadInput("the plan names members that the layout's index does not hold; plan anew from this layout")
-    shards, offset, size = (column[used] for column in extents)
+    shards, offset, size = extents.of(used)
     if not 0 <= shards.min() <= shards.max() < len(shard_sizes):
         raise BadInput("the layout's index names shards that the layout does not have; shard the dataset again")
     if offset.min() < 0 or size.min() < 0 or (offset + size > shard_sizes[shards]).any():
@@ -349,11 +347,10 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, 
     With ``alone``, each member is a read of its own.
     """
     ahead = ahead[np.lexsort((spans.first[ahead], spans.row[ahead]))]
-    row = spans.row[ahead]
-    keep = np.diff(row, prepend=-1) != 0  # of a member that is fetched twice, only the next span
-    ahead, row = ahead[keep], row[keep]
-    shard, offset = extents.shard[row], extents.offset[row]
-    end = offset + extents.size[row]
+    keep = np.diff(spans.row[ahead], prepend=-1) != 0  # of a member that is fetched twice, only the next span
+    ahead = ahead[keep]
+    shard, offset, size = extents.of(spans.row[ahead])
+    end = offset + size
     if not alone:
         # A member that another batch needs does not count as a gap: it would be fetched twice.
         apart = (np.diff(spans.rank[ahead]) != 1) | (np.diff(shard) != 0) | (offset[1:] - end[:-1] > gap)
@@ -372,11 +369,10 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, 
 
 def _early_load(spans: _Spans, which: Int64, read: Int64, now: int, extents: Extents) -> Int64:
     """Return the bytes at each step from ``now`` on that reading ``which`` at ``now`` holds beyond their spans."""
-    row, first = spans.row[which], spans.first[which]
-    size = extents.size[row]
+    first, (_, offset, size) = spans.first[which], extents.of(spans.row[which])
     starts, ends = _pieces(np.diff(read, prepend=-1) != 0)
     early = _held(np.zeros(len(which), dtype=np.int64), first - now - 1, size, int(first.max()) + 1 - now)
-    early[0] += int((extents.offset[row[ends]] + size[ends] - extents.offset[row[starts]]).sum() - size.sum())
+    early[0] += int((offset[ends] + size[ends] - offset[starts]).sum() - size.sum())
     return early
 
 

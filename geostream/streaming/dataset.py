@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -38,7 +38,7 @@ class Part(NamedTuple):
     """What one reader needs for its steps."""
 
     members: MemberTable  # of the shards that it reads
-    steps: list[list[Columns]]  # the samples of each step
+    samples: Sequence[list[Columns]]  # of each step
     replacement: Replacement | None  # of pairs with a damaged image; None: such an image is an error
 
 
@@ -57,10 +57,34 @@ class Steps(Protocol):
 
 
 @dataclass(frozen=True)
+class PairBatches(Sequence[list[Columns]]):
+    """The samples of some batches of pairs, 12 bytes each, as columns that are made when they are asked for."""
+
+    tile: Int32  # (B, batch size) rows of the tiles in the table of members
+    view: Int32  # the same of the views
+    pair: Int32  # (B, batch size) pair ids
+
+    def __len__(self) -> int:
+        return len(self.pair)
+
+    @overload
+    def __getitem__(self, index: int) -> list[Columns]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PairBatches: ...
+
+    def __getitem__(self, index: int | slice) -> list[Columns] | PairBatches:
+        if isinstance(index, slice):
+            return PairBatches(self.tile[index], self.view[index], self.pair[index])
+        return [{"tile": self.tile[index], "view": self.view[index], "pair": self.pair[index]}]
+
+
+@dataclass(frozen=True)
 class PlanSteps:
     """The steps of a plan. A reader opens the index of its own lanes' shards only.
 
-    Sending it to a worker takes 10 bytes a pair; the worker reads the index itself.
+    Sending it to a worker takes 10 bytes a pair of the whole plan. The worker reads the index itself, and then holds 38
+    bytes for each of its own pairs. While it looks up a lane's images, it takes 40 bytes for each of them.
     """
 
     layout: Layout
@@ -74,18 +98,20 @@ class PlanSteps:
 
     def part(self, steps: range) -> Part:
         """Read the index of the steps' lanes, and find the images of each step in it."""
-        shards = [self.shards[lane] for lane in {step % len(self.shards) for step in steps}]
-        members = MemberTable.of(self.layout, np.concatenate([np.zeros(0, np.int32), *shards]))
+        lanes = sorted({step % len(self.shards) for step in steps})
+        members = MemberTable.of(
+            self.layout, np.concatenate([np.zeros(0, np.int32), *map(self.shards.__getitem__, lanes)])
+        )
         mine = slice(steps.start, steps.stop, steps.step)
         place, view = self.plan.place[mine], self.plan.view[mine]
-        tiles = members.rows(place.ravel()).reshape(place.shape)
-        views = members.rows(place.ravel(), view.ravel()).reshape(place.shape)
-        members.forget_lookup()
-        samples: list[list[Columns]] = [
-            [{"tile": tile, "view": view, "pair": pair}]
-            for tile, view, pair in zip(tiles, views, self.pair[mine], strict=True)
-        ]
-        return Part(members, samples, self.replacement)
+        tile_row, view_row = np.empty(place.shape, np.int32), np.empty(place.shape, np.int32)
+        of_lane = np.arange(steps.start, steps.stop, steps.step) % len(self.shards)
+        for lane in lanes:
+            lookup, batches = members.lookup(self.shards[lane]), np.flatnonzero(of_lane == lane)
+            wanted = place[batches].ravel(), view[batches].ravel()
+            tile_row[batches] = lookup.rows(wanted[0]).reshape(-1, place.shape[1])
+            view_row[batches] = lookup.rows(*wanted).reshape(-1, place.shape[1])
+        return Part(members, PairBatches(tile_row, view_row, self.pair[mine]), self.replacement)
 
 
 @dataclass(frozen=True)
@@ -215,7 +241,8 @@ class StreamDataset(IterableDataset[Batch]):
             part = self.steps.part(share)
             yield from Pipeline(
                 part.members,
-                list(zip(share, part.steps, strict=True)),
+                share,
+                part.samples,
                 self.sizes,
                 self.change,
                 self.options.share(workers),
@@ -320,7 +347,8 @@ def scan_dataset(
         BadInput: The layout lacks one of the images.
     """
     members = MemberTable.of(layout)
-    tile, view = members.rows(reference_place), members.rows(*pairs)
+    lookup = members.lookup()
+    tile, view = lookup.rows(reference_place), lookup.rows(*pairs)
     rows = np.concatenate([tile, view])
     number = np.concatenate([np.arange(len(tile)), np.arange(len(view))])
     is_tile = np.arange(len(rows)) < len(tile)

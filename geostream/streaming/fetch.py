@@ -87,7 +87,7 @@ class Fetcher:
 
     def __iter__(self) -> Iterator[dict[int, bytes]]:
         plan = self.schedule
-        coming, leaving = np.argsort(plan.come, kind="stable"), np.argsort(plan.last, kind="stable")
+        coming, leaving = np.argsort(plan.come, kind="stable"), np.argsort(plan.last, kind="stable").astype(np.int32)
         asked = arrived = left = 0
         for step, rows in enumerate(self.needed):
             while left < len(leaving) and plan.last[leaving[left]] < step:
@@ -154,10 +154,10 @@ class Fetcher:
         Raises:
             StoreError: The shard cannot be read.
         """
-        extents, rows = members.extents, distinct(rows)
-        offset = int(extents.offset[rows[0]])
-        size = int(extents.offset[rows[-1]] + extents.size[rows[-1]]) - offset
+        rows = distinct(rows)
+        shard, offset, size = members.extents.of(rows)
+        whole = int(offset[-1] + size[-1] - offset[0])
         with Transport(members, self.stats) as transport:
-            arrived = self._result(transport, transport.read(int(extents.shard[rows[0]]), offset, size, rows))
-        self.stats.bytes_used += int(extents.size[rows].sum())
+            arrived = self._result(transport, transport.read(int(shard[0]), int(offset[0]), whole, rows))
+        self.stats.bytes_used += int(size.sum())
         return arrived

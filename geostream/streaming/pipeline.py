@@ -12,13 +12,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -118,7 +118,8 @@ class Pipeline:
     """One reader's pass over its steps of a plan or a scan."""
 
     members: MemberTable
-    steps: list[tuple[int, list[Columns]]]  # number and samples of each batch
+    steps: Sequence[int]  # number of each batch
+    samples: Sequence[list[Columns]]  # of each batch
     sizes: ImageSizes
     change: Change | None  # done to each decoded sample
     options: ReadOptions
@@ -128,8 +129,7 @@ class Pipeline:
     @cached_property
     def fetcher(self) -> Fetcher:
         """The fetcher of the members of all steps."""
-        needed = [_member_rows(columns) for _, columns in self.steps]
-        return Fetcher(self.members, needed, self.options, self.worker.lanes, self.worker.stop)
+        return Fetcher(self.members, _Needed(self.samples), self.options, self.worker.lanes, self.worker.stop)
 
     def batches(self) -> Iterator[Batch]:
         """Read and decode the batches, and yield them in order.
@@ -153,7 +153,7 @@ class Pipeline:
 
     def _samples(self) -> Iterator[Sample]:
         """Yield samples with their images still encoded, as webdataset has them: dicts with a ``__key__``."""
-        for (step, columns), images in zip(self.steps, self.fetcher, strict=True):
+        for step, columns, images in zip(self.steps, self.samples, self.fetcher, strict=True):
             images_of = self._allocate(columns)
             into = {kind: iter(tensor.numpy()) for kind, tensor in images_of.items()}
             left = n_samples(columns)
@@ -325,6 +325,22 @@ def n_samples(step: list[Columns]) -> int:
     return sum(len(next(iter(columns.values()))) for columns in step)
 
 
-def _member_rows(step: list[Columns]) -> Integers:
-    """Return the rows of all members that a step needs."""
-    return np.concatenate([columns[kind] for columns in step for kind in KINDS if kind in columns])
+@dataclass(frozen=True)
+class _Needed(Sequence[Integers]):
+    """The rows of all members that each batch needs, found when they are asked for: they would take 8 bytes a pair."""
+
+    samples: Sequence[list[Columns]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Integers: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Integers]: ...
+
+    def __getitem__(self, index: int | slice) -> Integers | list[Integers]:
+        if isinstance(index, slice):
+            return [self[batch] for batch in range(*index.indices(len(self)))]
+        return np.concatenate([columns[kind] for columns in self.samples[index] for kind in KINDS if kind in columns])

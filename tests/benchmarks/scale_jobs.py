@@ -222,7 +222,8 @@ def loader_process(dataset: Any, worker: int, answer: Connection) -> None:
         part = dataset.steps.part(share)
         pipeline = Pipeline(
             part.members,
-            list(zip(share, part.steps, strict=True)),
+            share,
+            part.samples,
             dataset.sizes,
             dataset.change,
             dataset.options.share(WORKERS),
