@@ -1,14 +1,16 @@
 """Write and read the embeddings of one split as a Zarr group on the store: queries by pair, references by place.
 
 Rows may arrive in any order, because a layout's order on disk is not that of its ids. Only whole Zarr shards are
-written, because two writers of the same shard would overwrite each other's rows. So rows wait in memory until their
-shard is full. That is one shard if rows come in order, and up to the whole array if they come in random order. The mark
-``committed`` is set last; without it the group does not exist for a reader.
+written, because two writers of the same shard would overwrite each other's rows. So rows wait until their shard is
+full, in memory or, where an array takes more than ``HELD_BYTES``, in a temporary file: in the order of a reclustered
+layout nearly all rows wait until the end. The mark ``committed`` is set last; without it the group does not exist for a
+reader.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from tempfile import TemporaryFile, gettempdir
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +25,7 @@ from geostream.store import Store
 
 SHARD_ROWS = 4096  # rows of a Zarr shard, one object: 16 MiB at 1024 dimensions
 CHUNK_ROWS = 512  # rows that can be read alone
+HELD_BYTES = 256 * 2**20  # of an array, above which rows that wait for their Zarr shard lie in a file
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,9 @@ class _Rows:
             shards=(SHARD_ROWS, dim),
             compressors=None,  # the numbers are like noise and do not compress
         )
-        self.waiting: dict[int, Float32] = {}  # shards that have some of their rows
-        self.missing: dict[int, npt.NDArray[np.bool_]] = {}  # which of their rows are missing
-        self.done: set[int] = set()
+        self.waiting = _Waiting(n_rows, dim)
+        self.missing = np.ones(n_rows, dtype=bool)
+        self.left = np.bincount(np.arange(n_rows) // SHARD_ROWS)  # rows that each shard lacks
 
     def write(self, rows: npt.NDArray[np.integer], vectors: Float32) -> None:
         """Keep the vectors, and write every shard that is complete."""
@@ -144,30 +147,63 @@ class _Rows:
                 f"{self.name} embeddings: wanted ({len(rows)}, {self.dim}) finite numbers, got {vectors.shape}"
                 f"{'' if np.isfinite(vectors).all() else ' with NaN or infinity: the training has diverged'}"
             )
-        for shard in np.unique(rows // SHARD_ROWS).tolist():
-            here = rows // SHARD_ROWS == shard
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.n_rows:
+            raise GeostreamError(f"{self.name} embeddings: row {rows.max()} of {self.n_rows}: beyond the last")
+        if not self.missing[rows].all() or len(np.unique(rows)) < len(rows):
+            raise GeostreamError(f"{self.name} embeddings: rows written twice")
+        self.missing[rows] = False
+        self.waiting.put(rows, vectors)
+        shards, counts = np.unique(rows // SHARD_ROWS, return_counts=True)
+        self.left[shards] -= counts
+        for shard in shards[self.left[shards] == 0].tolist():
             start = shard * SHARD_ROWS
-            if shard not in self.waiting:
-                size = min(SHARD_ROWS, self.n_rows - start)
-                if shard in self.done or size <= 0:
-                    raise GeostreamError(f"{self.name} embeddings: rows written twice, or beyond the last")
-                self.waiting[shard] = np.empty((size, self.dim), dtype=np.float32)
-                self.missing[shard] = np.ones(size, dtype=bool)
-            at = rows[here] - start
-            if not self.missing[shard][at].all():
-                raise GeostreamError(f"{self.name} embeddings: rows written twice")
-            self.waiting[shard][at] = vectors[here]
-            self.missing[shard][at] = False
-            if not self.missing[shard].any():
-                block = self.waiting.pop(shard)
-                self.array[start : start + len(block)] = block
-                self.done.add(shard)
+            block = self.waiting.take(start, min(start + SHARD_ROWS, self.n_rows))
+            self.array[start : start + len(block)] = block
 
     def check_complete(self) -> None:
         """Raise GeostreamError if rows are missing."""
-        missing = -(-self.n_rows // SHARD_ROWS) - len(self.done)
-        if missing:
+        if missing := np.count_nonzero(self.left):
             raise GeostreamError(f"{self.name} embeddings: rows of {missing} Zarr shards are missing; embed again")
+
+
+class _Waiting:
+    """Rows of an array that wait for the others of their Zarr shard: in memory, or in a file that has no name.
+
+    Args:
+        n_rows: Rows of the whole array.
+        dim: Its columns.
+    """
+
+    def __init__(self, n_rows: int, dim: int) -> None:
+        self._row_bytes = 4 * dim
+        large = n_rows * self._row_bytes > HELD_BYTES
+        self._file = TemporaryFile(prefix="geostream-") if large else None  # noqa: SIM115  # gone with the writer
+        self._memory = np.empty((0 if self._file else n_rows, dim), dtype=np.float32)
+
+    def put(self, rows: npt.NDArray[np.integer], vectors: Float32) -> None:
+        """Keep some rows."""
+        if self._file is None:
+            self._memory[rows] = vectors
+            return
+        order = np.argsort(rows)
+        try:
+            for run in np.split(order, np.flatnonzero(np.diff(rows[order]) > 1) + 1):
+                self._file.seek(int(rows[run[0]]) * self._row_bytes)
+                self._file.write(vectors[run].tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise GeostreamError(
+                f"{gettempdir()}: cannot keep embeddings until their Zarr shard is full ({error.strerror}); "
+                "name a folder with more room: TMPDIR=FOLDER"
+            ) from error
+
+    def take(self, start: int, stop: int) -> Float32:
+        """Return consecutive rows, all of which were put."""
+        if self._file is None:
+            return self._memory[start:stop]
+        self._file.seek(start * self._row_bytes)
+        data = self._file.read((stop - start) * self._row_bytes)
+        return np.frombuffer(data, dtype=np.float32).reshape(stop - start, -1)
 
 
 def create_embeddings(

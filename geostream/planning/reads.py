@@ -69,7 +69,7 @@ def lane_reads(layout: Layout, look_ahead: int, gap_bytes: int, lane: LaneBatche
     """
     members = MemberTable.of(layout, lane.shards)
     made = schedule(
-        _images(members, lane.place, lane.view),
+        list(_images(members, lane.place, lane.view)),
         members.extents,
         members.shard_sizes,
         look_ahead=look_ahead,

@@ -55,8 +55,8 @@ class Schedule:
     """
 
     shard: Integers
-    offset: Int64
-    size: Int64
+    offset: Integers
+    size: Integers
     come: Int64
     first: Int64
     bring: Int64
@@ -258,7 +258,7 @@ def _pieces(new: Bools) -> tuple[Int64, Int64]:
     return starts, np.append(starts[1:], len(new))[: len(starts)] - 1
 
 
-def _held(first: Int64, last: Int64, size: Int64, steps: int) -> Int64:
+def _held(first: Int64, last: Int64, size: Integers, steps: int) -> Int64:
     """Return (steps,) the bytes held at each step, if each item is held from step ``first`` to ``last``."""
     change = np.zeros(steps + 1, dtype=np.int64)
     np.add.at(change, first, size)
@@ -266,7 +266,7 @@ def _held(first: Int64, last: Int64, size: Int64, steps: int) -> Int64:
     return np.cumsum(change[:-1])
 
 
-def _spans(members: Int64, step: Int64, sizes: Int64, steps: int, budget: int) -> _Spans:
+def _spans(members: Int64, step: Int64, sizes: Integers, steps: int, budget: int) -> _Spans:
     """Return the spans from first to last use; where they exceed the budget, cut some between two uses."""
     order = np.lexsort((step, members))
     row, use = members[order], step[order]
@@ -283,7 +283,7 @@ def _spans(members: Int64, step: Int64, sizes: Int64, steps: int, budget: int) -
     return _Spans(*(column[np.argsort(spans.first, kind="stable")] for column in spans))
 
 
-def _let_go(held: Int64, idle: Int64, use: Int64, size: Int64, budget: int) -> list[int]:
+def _let_go(held: Int64, idle: Int64, use: Int64, size: Integers, budget: int) -> list[int]:
     """Choose the waits to cut, of ``idle``, so that no step exceeds the budget; those that end latest come first."""
     cut = []
     held = held.copy()
@@ -376,7 +376,7 @@ def _early_load(spans: _Spans, which: Int64, read: Int64, now: int, extents: Ext
     return early
 
 
-def _start_early(load: Int64, first: Int64, size: Int64, prefetch: int, budget: int) -> Int64:
+def _start_early(load: Int64, first: Int64, size: Integers, prefetch: int, budget: int) -> Int64:
     """Return the step from which each read may run, as early as ``load`` leaves room; add the reads to it."""
     come = first.copy()
     earliest = 0

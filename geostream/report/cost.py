@@ -289,11 +289,10 @@ def _train(job: Job, known: Coefficients) -> _Work:
 
 def _embed(job: Job, known: Coefficients) -> _Work:
     sizes = [vectors_size(job.pairs, job.dim), vectors_size(job.places, job.dim)]
-    held = known.buffer + 4 * job.dim * (job.pairs + job.places)
-    advice = (
-        "the first rank keeps rows until a Zarr shard is full, all of them after a reclustering; use a smaller --dim"
-    )
-    work = _Work("embed", job.minings, Process("first trainer", held, advice))
+    index = job.places / job.gpus * (2 + job.views) * known.index_held + 8 * job.places + 10 * job.pairs
+    waiting = sum(min(size, embeddings.HELD_BYTES) for size, _ in sizes)  # the rest lies in a file
+    advice = "give the trainer's machine that much; more GPUs divide the index"
+    work = _Work("embed", job.minings, Process("first trainer", known.buffer + index + waiting, advice))
     work.gpu_s = job.pairs / job.pairs_per_second * known.embed_share
     _read_layout(job, known, work)
     work.written = sum(size for size, _ in sizes)

@@ -56,7 +56,9 @@ def fill(run: Store, layout: Layout, order_seed: int = 0, marker: float = 0.0) -
     return open_embeddings(run, NAME, layout)
 
 
-def test_rows_in_any_order_come_back_on_s3(s3_store: Store) -> None:
+@pytest.mark.parametrize("held", [0, 2**20], ids=["in a file", "in memory"])
+def test_rows_in_any_order_come_back_on_s3(s3_store: Store, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    monkeypatch.setattr(module, "HELD_BYTES", held)
     layout = city(s3_store, side=5, views=3)
     embeddings = fill(s3_store.child("run"), layout)
     n = len(layout.pairs("train"))
@@ -134,6 +136,14 @@ def test_missing_doubled_and_wrong_rows(tmp_path: Path) -> None:
         writer.write_query(np.array([1]), row[:, :3])
     with pytest.raises(GeostreamError, match="4 Zarr shards"):
         writer.commit()
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD_BYTES", 0)
+    writer, _, _ = begin(Store.open(tmp_path / "run"), city(Store.open(tmp_path), side=4))
+    writer._query.waiting._file = Path("/dev/full").open("r+b", buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+    with pytest.raises(GeostreamError, match=r"No space left.*TMPDIR"):
+        writer.write_query(np.array([3]), np.ones((1, DIM), dtype=np.float32))
 
 
 def test_nothing_to_embed(tmp_path: Path) -> None:
