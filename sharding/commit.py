@@ -2,7 +2,7 @@
 
 A broken view is left out. With a broken tile its whole place is left out: its views, and its role as semi-positive of
 others. So places get their ids here, when it is known which are whole. A layout that was committed from the same source
-is returned at once; one from another source is never touched.
+is returned at once; one from another source is never touched. The first layout of a data set becomes its current one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from geostream.errors import BadInput, NotFound
-from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, commit_layout, open_layout
+from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, advance, commit_layout, open_layout
 from geostream.layout.files import JOB, object_names, shard_names, sidecar_name
 from geostream.store import Store, check_name
 from sharding.job import ShardJob, ShardOptions, plan_shards
@@ -108,6 +108,8 @@ def is_committed(job: ShardJob, folder: Store) -> bool:
 def committed(job: ShardJob, store: Store, dataset: str, name: str) -> Layout | None:
     """Return the layout where this very job was committed before, tidied up; None where nothing was committed.
 
+    Where no layout is current yet, it becomes so: a sharding may have been killed right after its commit.
+
     Raises:
         BadInput: a layout made from another source or with other options is committed there.
     """
@@ -115,7 +117,9 @@ def committed(job: ShardJob, store: Store, dataset: str, name: str) -> Layout | 
     if not is_committed(job, folder):
         return None
     _clean(folder, job)
-    return open_layout(store, dataset, name)
+    layout = open_layout(store, dataset, name)
+    advance(store, dataset, layout, None)
+    return layout
 
 
 def commit_shards(
@@ -172,6 +176,7 @@ def commit_shards(
             broken=[str(one) for one in broken],
         ),
     )
+    advance(store, dataset, layout, None)
     _clean(folder, job)
     return _report(job, layout, written=len(parts) - resumed, resumed=resumed)
 
