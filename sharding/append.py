@@ -21,9 +21,20 @@ from joblib import cpu_count
 
 from geostream.arrays import distinct
 from geostream.errors import AlreadyExists, BadInput, NotFound
-from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, commit_layout, layout_infos, open_layout
+from geostream.layout import (
+    MEMBERS,
+    PLACES,
+    Layout,
+    NewLayout,
+    advance,
+    commit_layout,
+    current_layout,
+    layout_infos,
+    open_layout,
+)
 from geostream.layout.files import JOB, object_names
-from geostream.layout.lineage import ancestors, next_name, superseded
+from geostream.layout.lineage import ancestors, next_name
+from geostream.layout.listing import newest
 from geostream.store import Store
 from sharding.adapters import ADAPTERS
 from sharding.commit import ShardReport, clean, layout_folder, place_row
@@ -35,7 +46,7 @@ from sharding.writer import StoredPart, write_shards
 
 
 def newest_layout(store: Store, dataset: str, name: str) -> Layout:
-    """Return the newest committed layout that descends from one: what is appended to.
+    """Return the layout that is appended to: the current one where it descends from a layout, else its newest descendant.
 
     Args:
         store: the root of the store.
@@ -45,15 +56,16 @@ def newest_layout(store: Store, dataset: str, name: str) -> Layout:
     Raises:
         BadInput: there are several, which hold different places.
     """
-    infos = layout_infos(store, dataset)
-    line = {one: info for one, info in infos.items() if infos[name]["id"] in ancestors(info)}
-    old = superseded(line)
-    line = {one: info for one, info in line.items() if info["index"]["places.parquet"] not in old}
-    newest = max(info["generation"] for info in line.values())
-    heads = sorted(one for one, info in line.items() if info["generation"] == newest)
-    if len({info["index"]["places.parquet"] for info in line.values()}) > 1:
+    named = open_layout(store, dataset, name)
+    infos = {named.name: named.info, **layout_infos(store, dataset)}
+    line = {one: info for one, info in infos.items() if named.id in ancestors(info)}
+    current = current_layout(store, dataset)
+    if current is not None and current.layout in line and line[current.layout]["id"] == current.id:
+        return open_layout(store, dataset, current.layout)
+    heads = newest(line)
+    if len({infos[one]["index"]["places.parquet"] for one in heads}) > 1:
         raise BadInput(
-            f"{store.url}/{dataset}: {' and '.join(sorted(line))} descend from {name} and hold different places; say "
+            f"{store.url}/{dataset}: {' and '.join(heads)} descend from {name} and hold different places; say "
             "which one to append to with --layout"
         )
     return open_layout(store, dataset, heads[0])
@@ -78,14 +90,43 @@ def append(
         StoreError: the store cannot be reached, or refuses.
     """
     _tidy(parent)
+    children = _children(parent, store)
     job, growth = plan_append(raw, parent, options, rules, workers)
     if growth.is_nothing:
         return _nothing(raw, growth)
+    for name, fingerprint in children.items():
+        if fingerprint == job.fingerprint:  # committed before, but another layout is the current one
+            made = open_layout(store, parent.dataset, name)
+            _tidy(made)
+            return replace(
+                _nothing(raw, growth), layout=made, notes=(*raw.notes, *growth.notes, *_advance(store, made))
+            )
     job.check_broken(_new_broken(growth))
     name = _claim(job, parent, store)
     folder = layout_folder(store, parent.dataset, name)
     parts, resumed = write_shards(job, folder, workers)
+    if set(_children(parent, store)) - {*children, name}:
+        _discard(job, folder)
+        raise BadInput(
+            f"{folder.url}: another layout has been made of {parent.name} meanwhile; run the same command again, to append "
+            "to that one. Nothing was committed"
+        )
     return _commit(job, growth, raw, folder, store, (parts, resumed))
+
+
+def _children(parent: Layout, store: Store) -> dict[str, str]:
+    """Return the fingerprint of each layout that was made of one, by name; "" of one by a reclustering."""
+    infos = layout_infos(store, parent.dataset)
+    return {name: info["source"].get("fingerprint", "") for name, info in infos.items() if info["parent"] == parent.id}
+
+
+def _advance(store: Store, made: Layout) -> list[str]:
+    """Make an appended layout the current one, unless another one is; return a note where that is so."""
+    if advance(store, made.dataset, made, made.info["parent"]):
+        return []
+    return [
+        f"another layout is the current one; this one is used by name, or from: geostream layouts use {store.url} {made.name}"
+    ]
 
 
 def plan_append(
@@ -234,7 +275,6 @@ def _commit(
     ]
     paths, sizes = parent.shard_paths, parent.shard_sizes.tolist()
     sources = [*growth.sources.values(), *(source for part in parts for source in part.sources)]
-    _refuse_second(job, growth, folder, store)
     layout = commit_layout(
         folder,
         NewLayout(
@@ -259,22 +299,11 @@ def _commit(
             sources_file=sources_file(sources),
         ),
     )
+    notes = (*raw.notes, *growth.notes, *_advance(store, layout))
     clean(folder, [part.name for part in parts])
-    notes = (*raw.notes, *growth.notes)
     return ShardReport(
         layout, False, len(parts) - resumed, resumed, tuple(map(str, broken)), notes, dict(growth.counts)
     )
-
-
-def _refuse_second(job: ShardJob, growth: Growth, folder: Store, store: Store) -> None:
-    """Raise BadInput where another layout was made of the parent meanwhile, and remove what this append has written."""
-    for name, info in layout_infos(store, growth.parent.dataset).items():
-        if info["parent"] == growth.parent.id and info["source"].get("fingerprint") != job.fingerprint:
-            _discard(job, folder)
-            raise BadInput(
-                f"{folder.url}: {name} has been made of {growth.parent.name} meanwhile; run the same command again, to "
-                "append to that one. Nothing was committed"
-            )
 
 
 def _discard(job: ShardJob, folder: Store) -> None:

@@ -1,7 +1,8 @@
 """Commit written shards as a layout.
 
 A broken view is left out. With a broken tile its whole place is left out: its views, and its role as semi-positive of
-others. So places get their ids here, when it is known which are whole.
+others. So places get their ids here, when it is known which are whole. The first layout of a data set becomes its
+current one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from geostream.errors import BadInput, NotFound
-from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, commit_layout
+from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, advance, commit_layout
 from geostream.layout.files import JOB, object_names, shard_names, sidecar_name
 from geostream.store import Store, check_name
 from sharding.job import ShardJob
@@ -104,6 +105,7 @@ def commit_shards(
             sources_file=sources_file(source for part in parts for source in part.sources),
         ),
     )
+    advance(store, dataset, layout, None)
     clean(folder, layout.shard_names)
     return _report(job, layout, len(parts) - resumed, resumed)
 

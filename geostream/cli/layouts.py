@@ -30,7 +30,7 @@ def recluster(
     cluster: Cluster = None,
 ) -> None:
     """Rewrite a layout in the order of similarity, as its next generation. Cut off, it goes on when run again."""
-    from geostream.layout import open_layout
+    from geostream.layout import current_layout, open_layout
     from geostream.reclustering.recluster import describe
     from geostream.runs import stages
     from geostream.runs.run import Run
@@ -41,6 +41,9 @@ def recluster(
     opened.settings = parse_settings(overrides or [], opened.settings_or_recipe())
     after = stages.recluster(opened, epoch)
     print_table("generations", describe(opened.layout, after))
+    current = current_layout(root, opened.layout.dataset)
+    if current is not None and current.id != after.id:
+        print(f"{current.layout} stays the current layout, because {opened.layout.name} was not it")
     print(after.store.url)
 
 

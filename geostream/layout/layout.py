@@ -1,4 +1,4 @@
-"""Commit, list and open layouts: immutable sets of tar shards, each with an index of places and members.
+"""Commit and open layouts: immutable sets of tar shards, each with an index of places and members.
 
 A layout is committed when ``layout.json`` exists; that file is written last, and only once. Opening reads nothing else;
 the index is read and checked when it is asked for (:mod:`geostream.layout.index`).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,10 +25,11 @@ import pyarrow.compute as pc
 
 from geostream.arrays import Csr, Int32, Int64, Pairs, distinct
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted
+from geostream.layout.current import current_layout
 from geostream.layout.files import FORMAT, SOURCES, check_info, read_info, shard_paths, summary
 from geostream.layout.gallery import gallery_id
 from geostream.layout.index import Index
-from geostream.layout.lineage import superseded
+from geostream.layout.listing import layout_infos, newest, the_dataset
 from geostream.layout.schema import (
     MEMBERS,
     PLACES,
@@ -38,7 +40,8 @@ from geostream.layout.schema import (
     check_index,
     content_id,
 )
-from geostream.store import NAME, Store, check_name, table_bytes
+from geostream.layout.tags import find_layout
+from geostream.store import Store, table_bytes
 
 LISTED = 2**18  # places whose excluded others are collected at a time
 PLACES_FILE, MEMBERS_FILE = "places.parquet", "members.parquet"
@@ -305,88 +308,51 @@ def view_numbers(members: pa.ChunkedArray) -> npt.NDArray[np.int16]:
     return coded(members, number).astype(np.int16)
 
 
-def list_datasets(store: Store) -> list[str]:
-    """Return the names of the data sets in the store that have at least one committed layout."""
-    return [name for name in store.folders() if NAME.fullmatch(name) and list_layouts(store, name)]
-
-
-def list_layouts(store: Store, dataset: str) -> list[str]:
-    """Return the names of a data set's committed layouts, oldest generation first.
-
-    Args:
-        store: The root of the store.
-        dataset: The data set's name.
-
-    Raises:
-        StoreError: A ``layout.json`` is damaged.
-    """
-    infos = layout_infos(store, dataset)
-    return sorted(infos, key=lambda name: (infos[name]["generation"], name))
-
-
-def layout_infos(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
-    """Read ``layout.json`` of each committed layout of a data set.
-
-    Args:
-        store: The root of the store.
-        dataset: The data set's name.
-
-    Returns:
-        Its content by the layout's name.
-
-    Raises:
-        StoreError: A ``layout.json`` is damaged.
-    """
-    folder = store.child(check_name("dataset", dataset), "layouts")
-    infos = {}
-    for name in filter(NAME.fullmatch, folder.folders()):  # folders with other names are no layouts
-        try:
-            infos[name] = read_info(folder.child(name))
-        except LayoutNotCommitted:
-            continue  # for a reader it does not exist
-    return infos
-
-
 def open_layout(store: Store, dataset: str | None = None, name: str | None = None) -> Layout:
     """Open a committed layout.
 
     Args:
         store: The root of the store.
         dataset: The data set's name; None takes the only one in the store.
-        name: The layout's name; None takes the newest generation, with all that was appended.
+        name: The layout's name, or a tag of it; None takes the current one (:mod:`geostream.layout.current`).
 
     Raises:
         LayoutNotCommitted: There is no such layout, or its ``layout.json`` is missing.
         BadInput: The name of the data set or layout is missing, and there is none or more than one.
         StoreError: ``layout.json`` is damaged.
     """
-    if dataset is None:
-        found = list_datasets(store)
-        if len(found) != 1:
-            have = ", ".join(found) or "none; shard one first: geostream shard vigor RAW STORE"
-            raise BadInput(f"{store.url}: say which dataset with --dataset (there: {have})")
-        dataset = found[0]
+    dataset = the_dataset(store, dataset)
     if name is None:
-        infos = layout_infos(store, dataset)
-        old = superseded(infos)
-        infos = {n: info for n, info in infos.items() if info["index"]["places.parquet"] not in old}
-        last: dict[str, int] = {}  # generation of each table of places
-        for info in infos.values():
-            places = info["index"]["places.parquet"]
-            last[places] = max(last.get(places, 0), info["generation"])
-        newest = sorted(n for n, info in infos.items() if info["generation"] == last[info["index"]["places.parquet"]])
-        if not newest:
-            raise LayoutNotCommitted(
-                f"{store.url}/{dataset}: no committed layout; shard the dataset, or finish it by sharding again"
-            )
-        if len(newest) > 1:
-            raise BadInput(f"{store.url}/{dataset}: say which layout with --layout (there: {', '.join(newest)})")
-        name = newest[0]
-    return _open(store.child(check_name("dataset", dataset), "layouts", check_name("layout", name)))
+        return _open_current(store, dataset)
+    return _open(*find_layout(store, dataset, name))
 
 
-def _open(folder: Store) -> Layout:
-    info = read_info(folder)
+def _open_current(store: Store, dataset: str) -> Layout:
+    """Open the current layout; without a ``current.json`` the newest generation."""
+    folder = store.child(dataset, "layouts")
+    if (current := current_layout(store, dataset)) is not None:
+        with suppress(LayoutNotCommitted):
+            if (info := read_info(folder.child(current.layout)))["id"] == current.id:
+                return _open(folder.child(current.layout), info)
+        raise LayoutNotCommitted(
+            f"{store.url}/{dataset}: the current layout {current.layout} is gone; choose another with: "
+            f"geostream layouts use {store.url} NAME"
+        )
+    infos = layout_infos(store, dataset)
+    names = newest(infos)
+    if not names:
+        raise LayoutNotCommitted(
+            f"{store.url}/{dataset}: no committed layout; shard the dataset, or finish it by sharding again"
+        )
+    if len(names) > 1:
+        raise BadInput(
+            f"{store.url}/{dataset}: say which layout with --layout (there: {', '.join(names)}), or choose one for "
+            f"good: geostream layouts use {store.url} NAME"
+        )
+    return _open(folder.child(names[0]), infos[names[0]])
+
+
+def _open(folder: Store, info: dict[str, Any]) -> Layout:
     return Layout(folder, info, Index(folder, info))
 
 
@@ -472,7 +438,7 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
     if folder.exists("layout.json"):
         # The same commit may be made twice, after a kill between commit and clean-up.
         if read_info(folder)["id"] == info["id"]:
-            return _open(folder)
+            return _open(folder, read_info(folder))
         raise AlreadyExists(f"{folder.url}: another layout is committed here; choose another name")
     for file, table in data.items():
         folder.write(file, table)

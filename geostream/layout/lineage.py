@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -27,18 +26,3 @@ def next_name(name: str, generation: int, number: int) -> str:
     """
     root = name if generation == 0 else re.sub(rf"-g{generation}(-\d+)?$", "", name)
     return f"{root}-g{generation + 1}" + (f"-{number}" if number > 1 else "")
-
-
-def superseded(infos: Mapping[str, dict[str, Any]]) -> set[str]:
-    """Return the hashes of those tables of places that a later append replaced.
-
-    Args:
-        infos: The ``layout.json`` of each of a data set's layouts, by name.
-    """
-    places = {info["id"]: str(info["index"]["places.parquet"]) for info in infos.values()}
-    return {
-        places[before]
-        for info in infos.values()
-        for before in ancestors(info)[:-1]
-        if before in places and places[before] != places[info["id"]]
-    }

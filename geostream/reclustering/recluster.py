@@ -26,7 +26,7 @@ import numpy as np
 from geostream.arrays import Int32, Int64, distinct
 from geostream.dask import connected, results, run_tasks, submit
 from geostream.errors import BadInput, StaleArtefact
-from geostream.layout import Layout
+from geostream.layout import Layout, advance
 from geostream.layout.zarr_groups import Apply
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
@@ -76,7 +76,8 @@ def recluster(
     """Write the next generation of a layout in the order of its training set's embeddings.
 
     The new layout is named ``<root>-g<generation>``; if another order has that name, "-2" and so on is appended. If the
-    same generation was written before, nothing is written and it is opened. A call that was killed is continued.
+    same generation was written before, nothing is written and it is opened. A call that was killed is continued. Where
+    ``layout`` is the data set's current one, the new layout becomes so.
 
     Args:
         store: The store that holds the dataset.
@@ -119,7 +120,9 @@ def recluster(
         "similarity": {"before": round(order.before, 4), "after": round(order.after, 4)},
         "first": layout.info["source"].get("first", layout.info["source"]),
     }
-    return rewrite(store, layout, shards, source, cluster)
+    after = rewrite(store, layout, shards, source, cluster)
+    advance(store, layout.dataset, after, layout.id)
+    return after
 
 
 def order_places(

@@ -74,7 +74,6 @@ def list_generations(store: Store, dataset: str) -> list[Generation]:
     sources = {parent: found.name for found, parent in begun if found.keep}
     names = {info["id"]: name for name, info in infos.items()}
     descended = {one for info in infos.values() for one in ancestors(info)[:-1]}
-    lent = {shard["layout"]: name for name, info in infos.items() for shard in info["shards"] if shard.get("layout")}
     committed = []
     for name, info in sorted(infos.items(), key=lambda item: (item[1]["generation"], item[0])):
         of_runs = tuple(run for run, ids in needs.items() if ids is None or info["id"] in ids)
@@ -86,8 +85,6 @@ def list_generations(store: Store, dataset: str) -> list[Generation]:
             keep = f"needed by run {next(run for run in of_runs if run not in unsaid)}"
         elif unsaid:
             keep = f"run {unsaid[0]} does not say which layout it needs; delete it if it is none"
-        elif name in lent:
-            keep = f"{lent[name]} reads shards of it"
         elif info["id"] in sources:
             keep = f"{sources[info['id']]} is being made from it"
         parent = names.get(info["parent"], info["parent"] or "")
@@ -155,7 +152,7 @@ def _remove(folder: Store, *, committed: bool) -> None:
 
 def _committed_objects(folder: Store) -> list[str]:
     """Return the names of a committed layout's objects, and of those that making it may have left behind."""
-    return object_names([shard["name"] for shard in read_info(folder)["shards"] if not shard.get("layout")])
+    return object_names([shard["name"] for shard in read_info(folder)["shards"]])
 
 
 def _begun_objects(folder: Store) -> list[str]:
