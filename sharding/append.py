@@ -46,7 +46,7 @@ from sharding.writer import StoredPart, write_shards
 
 
 def newest_layout(store: Store, dataset: str, name: str) -> Layout:
-    """Return the layout that is appended to: the current one where it descends from a layout, else its newest descendant.
+    """Return what is appended to: the current layout where it descends from a given one, else its newest descendant.
 
     Args:
         store: the root of the store.
@@ -108,8 +108,8 @@ def append(
     if set(_children(parent, store)) - {*children, name}:
         _discard(job, folder)
         raise BadInput(
-            f"{folder.url}: another layout has been made of {parent.name} meanwhile; run the same command again, to append "
-            "to that one. Nothing was committed"
+            f"{folder.url}: another layout has been made of {parent.name} meanwhile; run the same command again, to "
+            "append to that one. Nothing was committed"
         )
     return _commit(job, growth, raw, folder, store, (parts, resumed))
 
@@ -124,9 +124,7 @@ def _advance(store: Store, made: Layout) -> list[str]:
     """Make an appended layout the current one, unless another one is; return a note where that is so."""
     if advance(store, made.dataset, made, made.info["parent"]):
         return []
-    return [
-        f"another layout is the current one; this one is used by name, or from: geostream layouts use {store.url} {made.name}"
-    ]
+    return [f"another layout is the current one; this one becomes so by: geostream layouts use {store.url} {made.name}"]
 
 
 def plan_append(
