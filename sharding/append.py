@@ -11,6 +11,7 @@ from one layout at the same time, the first to commit wins.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,7 +40,7 @@ from geostream.store import Store
 from sharding.adapters import ADAPTERS
 from sharding.commit import ShardReport, clean, layout_folder, place_row
 from sharding.growth import Growth, Rules, find_growth
-from sharding.job import QUALITY, Images, ShardJob, ShardOptions, cut_job
+from sharding.job import QUALITY, SAMPLE, Images, ShardJob, ShardOptions, cut_job
 from sharding.places import KeptImage, RawDataset, Size
 from sharding.sources import sources_file
 from sharding.writer import StoredPart, write_shards
@@ -89,7 +90,7 @@ def append(
             append has been committed meanwhile.
         StoreError: the store cannot be reached, or refuses.
     """
-    _tidy(parent)
+    _tidy(parent, store)
     children = _children(parent, store)
     job, growth = plan_append(raw, parent, options, rules, workers)
     if growth.is_nothing:
@@ -97,7 +98,7 @@ def append(
     for name, fingerprint in children.items():
         if fingerprint == job.fingerprint:  # committed before, but another layout is the current one
             made = open_layout(store, parent.dataset, name)
-            _tidy(made)
+            _tidy(made, store)
             return replace(
                 _nothing(raw, growth), layout=made, notes=(*raw.notes, *growth.notes, *_advance(store, made))
             )
@@ -137,8 +138,9 @@ def plan_append(
     options, images = _as_stored(options or ShardOptions(), raw, parent)
     growth = find_growth(raw, parent, images, rules, workers or cpu_count())
     written = tuple(growth.places[number] for number in sorted(growth.written))
+    sampled = min(SAMPLE, max(1, len(written) // 16))  # so that little is read twice
     n_listed = sum(len(place.images()) for place in raw.places)
-    return cut_job(replace(raw, places=written), options, images, growth.fingerprint, n_listed), growth
+    return cut_job(replace(raw, places=written), options, images, growth.fingerprint, n_listed, sampled), growth
 
 
 def _as_stored(options: ShardOptions, raw: RawDataset, parent: Layout) -> tuple[ShardOptions, Images]:
@@ -150,7 +152,8 @@ def _as_stored(options: ShardOptions, raw: RawDataset, parent: Layout) -> tuple[
             f"{there} was made by the adapter {source.get('adapter')}, not {raw.adapter}; choose another name"
         )
     grows = ADAPTERS[raw.adapter].grows if raw.adapter in ADAPTERS else ()
-    fixed = {name: value for name, value in raw.options.items() if name not in grows}
+    as_noted = json.loads(json.dumps(raw.options))  # a tuple becomes a list
+    fixed = {name: value for name, value in as_noted.items() if name not in grows}
     for name, value in fixed.items():
         if (had := source["options"].get(name)) != value:
             raise BadInput(f"{there} was made with {name} {had}, not {value}; choose another name")
@@ -192,13 +195,14 @@ def _nothing(raw: RawDataset, growth: Growth) -> ShardReport:
     return ShardReport(growth.parent, True, 0, 0, broken, (*raw.notes, *growth.notes), dict(growth.counts))
 
 
-def _tidy(layout: Layout) -> None:
-    """Remove what a sharding or append that was killed right behind its commit has left in the layout's folder."""
+def _tidy(layout: Layout, store: Store) -> None:
+    """Finish a sharding or append that was killed right behind its commit."""
     try:
         claim = layout.store.read_json(JOB)
     except NotFound:
         return
     if "order" not in claim:  # else it is a reclustering's, which tidies up itself
+        _advance(store, layout)
         clean(layout.store, _own(layout))
 
 

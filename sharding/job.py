@@ -15,7 +15,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -260,7 +259,9 @@ def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJo
     return cut_job(raw, options, images, _fingerprint(raw, options, images), n_listed)
 
 
-def cut_job(raw: RawDataset, options: ShardOptions, images: Images, fingerprint: str, n_listed: int) -> ShardJob:
+def cut_job(
+    raw: RawDataset, options: ShardOptions, images: Images, fingerprint: str, n_listed: int, sampled: int = SAMPLE
+) -> ShardJob:
     """Cut the places of a data set, of which there may be none, into shards; read and encode a sample of them.
 
     Args:
@@ -269,10 +270,16 @@ def cut_job(raw: RawDataset, options: ShardOptions, images: Images, fingerprint:
         images: how images are read and encoded.
         fingerprint: hash of all that the job depends on.
         n_listed: images of the whole data set.
+        sampled: tiles, and as many views, that are encoded to estimate sizes; they are read again to be written.
     """
-    tile_bytes, view_bytes, sample = _sample(raw.places, images)
+    tile_bytes, view_bytes, sample = _sample(raw.places, images, sampled)
     views = np.array([len(place.views) for place in raw.places], dtype=np.int64)
+    kept = [[image for image in place.images() if isinstance(image, KeptImage)] for place in raw.places]
     size = tile_bytes + JSON_BYTES + views * view_bytes + (views + 2) * HEADER_BYTES
+    for row, of_place in enumerate(kept):  # whose size is known
+        size[row] += sum(
+            image.size - (tile_bytes if image is raw.places[row].tile else view_bytes) for image in of_place
+        )
     group = np.array([_group(place) for place in raw.places], dtype=np.int64)
     areas = np.unique([place.area for place in raw.places], return_inverse=True)[1]
     position = np.array([(place.north, place.east) for place in raw.places]).reshape(-1, 2)
@@ -302,7 +309,7 @@ def _check_places(raw: RawDataset) -> None:
         raise BadInput(f"{raw.root}: no tile in the test gallery under {raw.options}; name what to test on")
 
 
-def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]:
+def _sample(places: Sequence[Place], images: Images, sampled: int) -> tuple[float, float, str]:
     """Return the mean stored bytes of a tile and of a view, and a hash of the raw bytes.
 
     Images that are broken, or taken over from an earlier layout, are left out.
@@ -313,7 +320,7 @@ def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]
     views = [view.image for place in places for view in place.views if not isinstance(view.image, KeptImage)]
     with ThreadPoolExecutor(max_workers=min(8, cpu_count())) as threads:  # encoding holds no GIL
         for kind, is_tile in ((tiles, True), (views, False)):
-            rows = np.unique(np.linspace(0, len(kind) - 1, SAMPLE).astype(np.int64)) if kind else []
+            rows = np.unique(np.linspace(0, len(kind) - 1, sampled).astype(np.int64)) if kind else []
             seen = list(threads.map(partial(_look, images, is_tile), [kind[row] for row in rows]))
             digest.update(b"".join(known for known, _ in seen))
             stored = [size for _, size in seen if size]
@@ -323,10 +330,8 @@ def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]
 
 def _look(images: Images, is_tile: bool, image: RawImage) -> tuple[bytes, int]:
     """Return what an image adds to the hash (b"": it cannot be read), and its stored bytes (0: it is broken)."""
-    known = b""
-    with suppress(BrokenImage):
-        known = image.path.encode() + hashlib.sha256(images.read(image)[0]).digest()
-    stored, _ = images.load(image, is_tile=is_tile)
+    stored, source = images.load(image, is_tile=is_tile)
+    known = f"{source.path} {source.bytes} {source.crc32c} ".encode() if source else b""
     return known, 0 if isinstance(stored, Broken) else len(stored.data)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from geostream.errors import NotFound, Refused, StoreError, Unsupported
 from geostream.layout import Layout
+from geostream.layout.files import SOURCES, read_sources
 from geostream.layout.schema import HEADER, content_id
 from geostream.progress import Bar
 from geostream.store import Store
@@ -66,6 +67,9 @@ def verify_layout(layout: Layout) -> Report:
     bounds = np.searchsorted(layout.members["shard"].to_numpy(), np.arange(len(names) + 1)).tolist()
     if content_id(layout.places, layout.members) != layout.id:
         problems, count = ["layout.json: its id is another than that of the tables: the index was written anew"], 1
+    if SOURCES in layout.info["index"] and read_sources(layout.store, layout.info) is None:
+        problems.append(f"{SOURCES}: gone or changed since the commit: the next append reads every raw file")
+        count += 1
     with Bar("shards", len(names)) as bar, ThreadPoolExecutor(THREADS, thread_name_prefix="geostream-verify") as pool:
         found = [pool.submit(_check_shard, layout, shard, *bounds[shard : shard + 2]) for shard in range(len(names))]
         try:

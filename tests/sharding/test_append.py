@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sharding.append as append_module
 import sharding.writer as writer_module
 from geostream.errors import BadInput, StoreError
-from geostream.layout import Layout, open_layout
+from geostream.layout import Layout, open_layout, use_layout
 from geostream.layout.diff import diff_layouts
 from geostream.layout.members import read_image
 from geostream.layout.verify import verify_layout
@@ -61,7 +62,7 @@ def at_once(raw: RawDataset, store: Store) -> Layout:
 
 def test_a_new_city_is_appended_and_nothing_else_is_read(folder: Folder, s3_store: Store, tmp_path: Path) -> None:
     first = sharded(folder.read(), s3_store).layout
-    before = contents(s3_store)
+    before = contents(s3_store.child("vigor", "layouts", "base"))
     folder.add("Seattle", range(2), views=2)
     raw = folder.read("NewYork+Seattle")
     whole = at_once(raw, Store.open(tmp_path / "whole"))
@@ -77,7 +78,7 @@ def test_a_new_city_is_appended_and_nothing_else_is_read(folder: Folder, s3_stor
     for path in layout.keys[0], layout.keys[-1]:
         place = layout.keys.index(path)
         assert read_image(layout, place) == read_image(whole, whole.keys.index(path))
-    assert {path: data for path, data in contents(s3_store).items() if "/base/" in path} == before
+    assert contents(s3_store.child("vigor", "layouts", "base")) == before
     assert open_layout(s3_store, "vigor").name == "base-g1"
     assert layout.gallery == first.gallery == whole.gallery is not None
 
@@ -367,6 +368,32 @@ def test_of_two_at_once_one_wins_and_the_other_is_told(
     assert (layout.name, layout.n_places) == ("base-g2", 11)
 
 
+def test_killed_behind_the_commit_it_is_finished_by_the_next(
+    folder: Folder, local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharded(folder.read(), local)
+    folder.add("NewYork", range(4, 6))
+    with monkeypatch.context() as patch:
+        patch.setattr(append_module, "advance", lambda *_: (_ for _ in ()).throw(Interrupted()))
+        with pytest.raises(Interrupted):
+            sharded(folder.read(), local)
+    assert open_layout(local, "vigor").name == "base"
+    report = sharded(folder.read(), local)
+    assert (report.already, report.layout.name, open_layout(local, "vigor").name) == (True, "base-g1", "base-g1")
+    assert not [path for path in contents(local) if "/parts/" in path]
+
+
+def test_a_person_goes_back_and_appends_something_else(folder: Folder, local: Store) -> None:
+    sharded(folder.read(), local)
+    folder.add("NewYork", range(4, 6))
+    wrong = sharded(folder.read(), local).layout
+    use_layout(local, "vigor", "base")
+    del folder.tiles["NewYork", 5], folder.views["NewYork", 5]
+    layout = sharded(folder.read(), local).layout
+    assert (layout.name, layout.generation, layout.n_places) == ("base-g1-2", 1, wrong.n_places - 1)
+    assert open_layout(local, "vigor").id == layout.id and open_layout(local, "vigor", "base-g1").id == wrong.id
+
+
 def test_a_reclustering_beside_an_append(folder: Folder, local: Store) -> None:
     """A run on the old layout may still rewrite it; what was appended is appended to."""
     first = sharded(folder.read(), local).layout
@@ -391,8 +418,10 @@ def test_damage_in_a_borrowed_shard_is_named(folder: Folder, local: Store) -> No
     [problem] = verify_layout(layout).problems
     assert problem.startswith(f"{path}: ")
     layout.shards_store.delete(path)
-    [problem] = verify_layout(layout).problems
-    assert problem == f"{path}: gone since the commit"
+    layout.store.write("sources.parquet", b"")
+    assert verify_layout(layout).problems[0].startswith("sources.parquet: ")
+    layout.store.delete("sources.parquet")
+    assert verify_layout(layout).problems[1:] == (f"{path}: gone since the commit",)
     with pytest.raises(StoreError):
         rewritten(layout, local)
 
