@@ -41,7 +41,7 @@ from sharding.adapters import ADAPTERS
 from sharding.commit import ShardReport, clean, layout_folder, place_row
 from sharding.growth import Growth, Rules, find_growth
 from sharding.job import QUALITY, SAMPLE, Images, ShardJob, ShardOptions, cut_job
-from sharding.places import KeptImage, RawDataset, Size
+from sharding.places import KeptImage, Place, RawDataset, Size
 from sharding.sources import sources_file
 from sharding.writer import StoredPart, write_shards
 
@@ -247,7 +247,7 @@ def _commit(
         _discard(job, folder)
         return replace(_nothing(raw, growth), broken=tuple(map(str, broken)))
     keep = np.zeros(parent.n_places, dtype=bool)  # places whose members stay where they are
-    kept, ids, views = [], dict[str, int](), list[Sequence[int]]()
+    kept, ids, views = list[Place](), dict[str, int](), list[Sequence[int]]()
     for number, place in enumerate(growth.places):
         is_new = number >= parent.n_places
         if number in growth.written and place.key in stored:

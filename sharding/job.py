@@ -24,6 +24,7 @@ import google_crc32c
 import numpy as np
 from joblib import cpu_count
 
+from geostream.arrays import Float64, distinct
 from geostream.errors import BadInput, StoreError
 from geostream.layout.files import shard_name, sidecar_name
 from geostream.store import Store
@@ -275,7 +276,7 @@ def cut_job(
     tile_bytes, view_bytes, sample = _sample(raw.places, images, sampled)
     views = np.array([len(place.views) for place in raw.places], dtype=np.int64)
     kept = [[image for image in place.images() if isinstance(image, KeptImage)] for place in raw.places]
-    size = tile_bytes + JSON_BYTES + views * view_bytes + (views + 2) * HEADER_BYTES
+    size: Float64 = tile_bytes + JSON_BYTES + views * view_bytes + (views + 2) * HEADER_BYTES
     for row, of_place in enumerate(kept):  # whose size is known
         size[row] += sum(
             image.size - (tile_bytes if image is raw.places[row].tile else view_bytes) for image in of_place
@@ -320,7 +321,7 @@ def _sample(places: Sequence[Place], images: Images, sampled: int) -> tuple[floa
     views = [view.image for place in places for view in place.views if not isinstance(view.image, KeptImage)]
     with ThreadPoolExecutor(max_workers=min(8, cpu_count())) as threads:  # encoding holds no GIL
         for kind, is_tile in ((tiles, True), (views, False)):
-            rows = np.unique(np.linspace(0, len(kind) - 1, sampled).astype(np.int64)) if kind else []
+            rows = distinct(np.linspace(0, len(kind) - 1, sampled).astype(np.int64)).tolist() if kind else []
             seen = list(threads.map(partial(_look, images, is_tile), [kind[row] for row in rows]))
             digest.update(b"".join(known for known, _ in seen))
             stored = [size for _, size in seen if size]

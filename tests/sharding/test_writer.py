@@ -153,6 +153,7 @@ def test_the_same_bytes_for_any_number_of_workers_and_order_of_lists(
         "members.parquet",
         "places.parquet",
         "sources.parquet",
+        "current.json",
     }
 
 
