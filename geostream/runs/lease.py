@@ -119,7 +119,9 @@ class Lease(Holding):
         self._beats.join(BEAT)
         with suppress(StoreError):  # if the lease stays, the next trainer finds that its process has ended
             if self.number in _numbers(self._folder):
-                self._folder.delete_all([_name(self.number)])
+                self.run.delete_all(
+                    [f"{FOLDER}/{_name(self.number)}"]
+                )  # of a run that is gone the local folder goes, too
 
     def _acquire(self) -> None:
         while True:

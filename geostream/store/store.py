@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -51,6 +52,7 @@ class ObjectInfo:
 
     path: str  # relative to the store that was listed
     size: int  # bytes
+    modified: datetime  # when it was written, by the store's clock
 
 
 def check_name(kind: str, name: str) -> str:
@@ -470,7 +472,7 @@ class Store:
         self._check_listable()
         with explained(self._at(prefix)):
             found = [
-                ObjectInfo(str(meta["path"]), int(meta["size"]))
+                ObjectInfo(str(meta["path"]), int(meta["size"]), meta["last_modified"])
                 for chunk in obstore.list(self._obstore, prefix=prefix or None)
                 for meta in chunk
             ]
