@@ -140,7 +140,8 @@ def plan_append(
     written = tuple(growth.places[number] for number in sorted(growth.written))
     sampled = min(SAMPLE, max(1, len(written) // 16))  # so that little is read twice
     n_listed = sum(len(place.images()) for place in raw.places)
-    return cut_job(replace(raw, places=written), options, images, growth.fingerprint, n_listed, sampled), growth
+    job = cut_job(replace(raw, places=written), options, images, growth.fingerprint, n_listed, sampled)
+    return replace(job, parent=parent.id), growth
 
 
 def _as_stored(options: ShardOptions, raw: RawDataset, parent: Layout) -> tuple[ShardOptions, Images]:
@@ -218,7 +219,7 @@ def _claim(job: ShardJob, parent: Layout, store: Store) -> str:
         folder = layout_folder(store, parent.dataset, name)
         if not folder.list():
             try:
-                folder.write_json(JOB, job.source | {"shards": len(job.parts)}, if_absent=True)
+                folder.write_json(JOB, job.claim, if_absent=True)
             except AlreadyExists:
                 continue  # claimed just now, perhaps by this very job
             return name

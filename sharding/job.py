@@ -191,6 +191,7 @@ class ShardJob:
         parts: its shards.
         estimated_bytes: of all shards, by that sample.
         n_listed: images of the whole data set, of which a share may be broken.
+        parent: id of the layout that is appended to; None: it is a first sharding.
     """
 
     raw: RawDataset
@@ -201,6 +202,7 @@ class ShardJob:
     parts: tuple[Part, ...]
     estimated_bytes: int
     n_listed: int
+    parent: str | None = None
 
     @property
     def n_images(self) -> int:
@@ -222,6 +224,11 @@ class ShardJob:
             "fingerprint": self.fingerprint,
             "sample": self.sample,
         }
+
+    @property
+    def claim(self) -> dict[str, Any]:
+        """What ``parts/job.json`` says, so that the folder is this job's until the commit."""
+        return self.source | {"shards": len(self.parts)} | ({"parent": self.parent} if self.parent else {})
 
     def check_broken(self, broken: Sequence[Broken]) -> None:
         """Raise BadInput where more images are broken than the options allow."""

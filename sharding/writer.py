@@ -193,7 +193,7 @@ def _claim(job: ShardJob, folder: Store) -> None:
 
     Raises BadInput where it is another job's, or where an object has a name that this job would write to.
     """
-    mine = job.source | {"shards": len(job.parts)}
+    mine = job.claim
     foreign = foreign_objects(job, folder)
     try:
         folder.write_json(JOB, mine, if_absent=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -487,7 +488,7 @@ CITIES = {
 
 
 @pytest.mark.parametrize("adapter", list(CITIES))
-def test_a_changed_picture_of_each_adapter(adapter: str, tmp_path: Path) -> None:
+def test_each_adapter(adapter: str, tmp_path: Path) -> None:
     cities, options = CITIES[adapter]
     options = options | ({"test_cities": ["Chicago"]} if adapter == "vigor" else {})
     view = {"cvusa": (16, 88), "university1652": (16, 16)}.get(adapter, (16, 32))
@@ -496,20 +497,23 @@ def test_a_changed_picture_of_each_adapter(adapter: str, tmp_path: Path) -> None
     store = Store.open(tmp_path / "store")
     stored = ShardOptions(tile_size=(16, 16), view_size=(16, 32), shard_bytes=2**14, max_broken=0.5)
 
-    def once() -> ShardReport:
-        return shard(read_places(adapter, tmp_path / "raw", **options), store, "any", "base", stored, 1)
-
     raw = read_places(adapter, tmp_path / "raw", **options)
-    first = once().layout
-    assert once().already
     trained = [place for place in raw.places if any(view.split == "train" for view in place.views)]
+    fewer = replace(raw, places=tuple(place for place in raw.places if place is not trained[-1]))
+
+    def again(raw: RawDataset, **rules: bool) -> ShardReport:
+        return shard(raw, store, "any", "base", stored, 1, **rules)
+
+    first = again(fewer).layout
+    assert again(raw).counts == {"new places": 1} and again(raw).already
     path = tmp_path / "raw" / trained[0].tile.path
     path.write_bytes((tmp_path / "raw" / trained[1].tile.path).read_bytes())
     os.utime(path, (1, 1))
-    report = once()
-    assert report.counts == {"changed places": 1, "changed images": 1}
-    assert report.layout.gallery == first.gallery and not verify_layout(report.layout).problems
-    assert once().already
+    assert again(raw).counts == {"changed places": 1, "changed images": 1}
+    assert again(fewer).counts == {"missing places": 1}
+    report = again(fewer, remove_missing=True)
+    assert report.counts == {"removed places": 1} and report.layout.gallery == first.gallery
+    assert not verify_layout(report.layout).problems and again(fewer, remove_missing=True).already
 
 
 def test_on_the_command_line(folder: Folder, tmp_path: Path) -> None:
