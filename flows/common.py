@@ -38,19 +38,24 @@ def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
 
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
-def open_layout(store: Store, dataset: str | None, layout: str | None) -> Layout:
+def open_layout(store: Store, dataset: str | None, layout: str | None, run: str | None = None) -> Layout:
     """Open the layout that a flow works on.
 
     Args:
         store: the root of the store.
         dataset: None: the only one in the store.
-        layout: None: the newest generation.
+        layout: name or tag. None: the one that the run reads, or the current one.
+        run: name of the run that the flow goes on with, if it does.
 
     Raises:
         LayoutNotCommitted: there is no such layout.
         BadInput: several data sets or layouts could be meant.
     """
-    return open_stored(store, dataset, layout)
+    if run is None:
+        return open_stored(store, dataset, layout)
+    from geostream.runs.run import Run  # takes seconds, which other flows need not wait
+
+    return Run.find(store, dataset, layout, run).layout
 
 
 def show(key: str, rows: Sequence[Mapping[str, object]], description: str) -> None:

@@ -33,7 +33,7 @@ def recluster(
         run: the run whose embeddings of the training set say what is alike.
         store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
         dataset: None: the only one in the store.
-        layout: the generation to begin from. None: the newest.
+        layout: name or tag of the layout to begin from. None: the current one.
         epoch: of the embeddings. None: the newest.
         cluster: URL of a Dask scheduler whose workers reach the store. None: $DASK_SCHEDULER_ADDRESS, which `make up`
             sets for its worker; without it, or with "", in the flow's own process.

@@ -1,4 +1,4 @@
-"""Train on the newest layout, evaluate on the test gallery and write the report: the flow ``retrain``.
+"""Train on the current layout, evaluate on the test gallery and write the report: the flow ``retrain``.
 
 Its run on the store is named after the time the flow was scheduled for: every schedule trains anew, and a flow run
 that is retried goes on from its last checkpoint. The training is done by processes of their own, one for each GPU.
@@ -44,7 +44,7 @@ def retrain(
     Args:
         store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
         dataset: None: the only one in the store.
-        layout: None: the newest generation.
+        layout: name or tag. None: the one that the run reads; for a new run the dataset's current one.
         run: the run's name; one that exists goes on. None: "retrain-" and the time the flow was scheduled for.
         settings: what differs from the dataset's recipe; without a recipe from Sample4Geo's settings, for a GPU.
         cluster: URL of a Dask scheduler for mining. None: $DASK_SCHEDULER_ADDRESS, which `make up` sets for its worker;
@@ -55,9 +55,9 @@ def retrain(
     """
     target = open_store(store)
     ranks = Ranks(processes, nodes, address)
-    opened = open_layout(target, dataset, layout)
-    numbers = make_settings(default_settings(opened.dataset).flat() | (settings or {}))
     name = run or f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}"
+    opened = open_layout(target, dataset, layout, name)
+    numbers = make_settings(default_settings(opened.dataset).flat() | (settings or {}))
     trained = train(target, opened, name, numbers, scheduler_url(cluster), ranks)
     result = write_report(trained)
     show_run(trained, result)

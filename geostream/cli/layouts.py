@@ -1,4 +1,4 @@
-"""Define the commands on a layout's generations: ``recluster`` writes the next, ``layouts`` lists and removes them."""
+"""Define the commands on layouts: ``recluster`` writes the next one, ``layouts`` lists, chooses and removes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from geostream.cli.options import (
     print_table,
 )
 
-layouts = typer.Typer(help="List the generations of a dataset's layouts, or remove those nobody needs.")
+layouts = typer.Typer(help="List a dataset's layouts, choose the current one, and remove those nobody needs.")
+Name = Annotated[str, typer.Argument(help="Name or tag of the layout.")]
 
 
 def recluster(
@@ -30,7 +31,7 @@ def recluster(
     cluster: Cluster = None,
 ) -> None:
     """Rewrite a layout in the order of similarity, as its next generation. Cut off, it goes on when run again."""
-    from geostream.layout import open_layout
+    from geostream.layout import current_layout, open_layout
     from geostream.reclustering.recluster import describe
     from geostream.runs import stages
     from geostream.runs.run import Run
@@ -41,21 +42,28 @@ def recluster(
     opened.settings = parse_settings(overrides or [], opened.settings_or_recipe())
     after = stages.recluster(opened, epoch)
     print_table("generations", describe(opened.layout, after))
+    current = current_layout(root, opened.layout.dataset)
+    if current is not None and current.id != after.id:
+        print(f"{current.layout} stays the current layout, because {opened.layout.name} was not it")
     print(after.store.url)
 
 
 @layouts.command("list")
 def list_(store: StoreUrl, dataset: Dataset = None) -> None:
-    """Show every generation, the runs that need it, and why it stays."""
+    """Show every layout: which one is current, how it was made, what it takes, and why it stays."""
     from geostream.runs.generations import check_dataset, list_generations
 
     root = open_store(store)
     rows = [
         {
-            "layout": one.name,
-            "generation": one.number,
-            "parent": one.parent or None,
-            "MB": f"{one.bytes / 1e6:,.1f}",
+            "layout": f"{one.name} (current)" if one.is_current else one.name,
+            "tags": ", ".join(one.tags) or None,
+            "made": one.kind,
+            "from": one.parent[:12] or None,
+            "places": one.places,
+            "gallery": one.gallery and one.gallery[:8],
+            "own MB": f"{one.bytes / 1e6:,.1f}",
+            "borrowed MB": f"{one.borrowed / 1e6:,.1f}" if one.borrowed else None,
             "needed by runs": ", ".join(one.runs) or None,
             "stays because": one.keep or None,
         }
@@ -65,12 +73,64 @@ def list_(store: StoreUrl, dataset: Dataset = None) -> None:
 
 
 @layouts.command()
+def use(store: StoreUrl, name: Name, dataset: Dataset = None) -> None:
+    """Make a layout the current one: it is opened wherever no layout is named."""
+    from geostream.layout import use_layout
+    from geostream.runs.generations import check_dataset
+
+    root = open_store(store)
+    chosen = use_layout(root, check_dataset(root, dataset), name)
+    print(f"{chosen.layout} is the current layout; runs that were begun stay on their own")
+
+
+@layouts.command()
+def tag(
+    store: StoreUrl,
+    name: Name,
+    tag: Annotated[str, typer.Argument(help="Another name for it.")],
+    dataset: Dataset = None,
+) -> None:
+    """Give a layout a tag. It can be named by it, and is not removed as long as it has one."""
+    from geostream.layout import open_layout
+    from geostream.layout.tags import tag_layout
+    from geostream.runs.generations import check_dataset
+
+    root = open_store(store)
+    layout = open_layout(root, check_dataset(root, dataset), name)
+    tag_layout(root, layout, tag)
+    print(f"{layout.name} has the tag {tag}")
+
+
+@layouts.command()
+def untag(
+    store: StoreUrl, tag: Annotated[str, typer.Argument(help="The tag to take away.")], dataset: Dataset = None
+) -> None:
+    """Take a tag away from the layout that has it."""
+    from geostream.layout.tags import untag as untag_layout
+    from geostream.runs.generations import check_dataset
+
+    root = open_store(store)
+    print(f"{untag_layout(root, check_dataset(root, dataset), tag)} no longer has the tag {tag}")
+
+
+@layouts.command()
+def remove(store: StoreUrl, name: Name, dataset: Dataset = None) -> None:
+    """Remove one layout. Refused if it is current or tagged, or if a run, a model or another layout needs it."""
+    from geostream.runs.generations import check_dataset
+    from geostream.runs.generations import remove as remove_layout
+
+    root = open_store(store)
+    gone = remove_layout(root, check_dataset(root, dataset), name)
+    print(f"{gone.name}: removed, {gone.bytes} bytes")
+
+
+@layouts.command()
 def prune(
     store: StoreUrl,
     dataset: Dataset = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
-    """Remove the generations that have a committed descendant and that no run needs."""
+    """Remove the layouts that another one descends from and that nobody needs."""
     from geostream.runs.generations import check_dataset
     from geostream.runs.generations import prune as prune_layouts
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 StoreUrl = Annotated[str, typer.Argument(help="s3://bucket/prefix or a local folder.")]
 Dataset = Annotated[str | None, typer.Option(help="Which dataset of the store; default: the only one.")]
-LayoutName = Annotated[str | None, typer.Option("--layout", help="Which layout; default: the newest generation.")]
+LayoutName = Annotated[
+    str | None, typer.Option("--layout", help="Name or tag of a layout; default: the run's, else the current one.")
+]
 RunName = Annotated[str, typer.Option("--run", help="Name of the run.")]
 Overrides = Annotated[
     list[str] | None,
@@ -67,7 +69,8 @@ def open_run(
     Args:
         url: of the store, as the person typed it.
         dataset: None: the only one in the store.
-        layout: name of the layout that the run is opened on. None: the generation that the run reads.
+        layout: name or tag of the layout that the run is opened on. None: the one that the run reads; of a new run
+            the current one.
         name: of the run.
         cluster: URL of a Dask scheduler. None: this process.
         overrides: settings, as they were typed, that replace the run's own for this command. None: keep them.
@@ -76,13 +79,10 @@ def open_run(
         BadInput: a name or setting is unknown.
         StoreError: the store cannot be reached.
     """
-    from geostream.layout import open_layout
     from geostream.runs.run import Run
     from geostream.settings import parse_settings
 
-    root = open_store(url)
-    opened = open_layout(root, dataset, layout)
-    run = Run.open(root, opened, name, cluster) if layout is None else Run(root, opened, name, cluster)
+    run = Run.find(open_store(url), dataset, layout, name, cluster)
     if overrides is not None:
         run.settings = parse_settings(overrides, run.settings_or_recipe())
     return run

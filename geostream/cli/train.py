@@ -35,7 +35,6 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node N -m -- geostream train …
     """
-    from geostream.layout import open_layout
     from geostream.report import report
     from geostream.report.evaluation_page import results_by_epoch
     from geostream.runs.loop import train as train_run
@@ -45,7 +44,7 @@ def train(
 
     with ProcessGroup.current() as group:
         root = open_store(store)
-        opened = open_layout(root, dataset, layout)
+        opened = Run.find(root, dataset, layout, run).layout
         settings = parse_settings(overrides or [], default_settings(opened.dataset))
         result = train_run(root, opened, run, settings, cluster=cluster, group=group)
         if not group.is_main:

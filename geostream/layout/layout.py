@@ -1,17 +1,19 @@
-"""Commit, list and open layouts: immutable sets of tar shards, each with an index of places and members.
+"""Commit and open layouts: immutable sets of tar shards, each with an index of places and members.
 
 A layout is committed when ``layout.json`` exists; that file is written last, and only once. Opening reads nothing else;
 the index is read and checked when it is asked for (:mod:`geostream.layout.index`).
 
-The id of a place is its row in ``places.parquet`` and the same in every generation of a layout. Generations differ only
-in ``members.parquet``, which says in which shard, and where in it, each member lies. So a neighbour graph stays valid
-after a reclustering. Code that needs the order on disk uses ``shard_of_place``.
+The id of a place is its row in ``places.parquet`` and the same in every generation of a layout. Generations of the same
+places differ only in ``members.parquet``, which says in which shard, and where in it, each member lies. So a neighbour
+graph stays valid after a reclustering. An append adds rows behind the old ones, and borrows the shards of the layout
+before it. Code that needs the order on disk uses ``shard_of_place``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,8 +25,11 @@ import pyarrow.compute as pc
 
 from geostream.arrays import Csr, Int32, Int64, Pairs, distinct
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted
-from geostream.layout.files import FORMAT, check_info, read_info, summary
+from geostream.layout.current import current_layout
+from geostream.layout.files import FORMAT, SOURCES, check_info, read_info, shard_paths, summary
+from geostream.layout.gallery import gallery_id
 from geostream.layout.index import Index
+from geostream.layout.listing import layout_infos, newest, the_dataset
 from geostream.layout.schema import (
     MEMBERS,
     PLACES,
@@ -35,7 +40,8 @@ from geostream.layout.schema import (
     check_index,
     content_id,
 )
-from geostream.store import NAME, Store, check_name, table_bytes
+from geostream.layout.tags import find_layout
+from geostream.store import Store, table_bytes
 
 LISTED = 2**18  # places whose excluded others are collected at a time
 PLACES_FILE, MEMBERS_FILE = "places.parquet", "members.parquet"
@@ -89,12 +95,12 @@ class Layout:
 
     @property
     def places_id(self) -> str:
-        """Hash of ``places.parquet``: equal in all generations, so place ids of one are valid in the others."""
+        """Hash of ``places.parquet``: place ids are valid in every generation with the same one."""
         return str(self.info["index"]["places.parquet"])
 
     @property
     def generation(self) -> int:
-        """Number of reclusterings that led to this layout; 0 for a layout as it was sharded."""
+        """Number of reclusterings and appends that led to this layout; 0 for a layout as it was first sharded."""
         return int(self.info["generation"])
 
     @property
@@ -114,9 +120,31 @@ class Layout:
         return int(self.info["places"])
 
     @property
+    def gallery(self) -> str | None:
+        """Hash of what figures on the test set depend on (:mod:`geostream.layout.gallery`); None: an older layout."""
+        gallery: str | None = self.info.get("gallery")
+        return gallery
+
+    @property
     def shard_names(self) -> list[str]:
-        """Names of the S shards, in order of their number."""
+        """Names of the S shards, in order of their number, each in the folder of the layout that wrote it."""
         return [shard["name"] for shard in self.info["shards"]]
+
+    @cached_property
+    def shards_store(self) -> Store:
+        """The data set's ``layouts`` folder, which holds this layout's shards and those that it borrows."""
+        return Store(self.store.url.rpartition("/")[0])
+
+    @property
+    def shard_paths(self) -> list[str]:
+        """Paths of the S shards below :attr:`shards_store`, in order of their number."""
+        own = self.store.url.rpartition("/")[2]
+        return [path if "/" in path else f"{own}/{path}" for path in shard_paths(self.info["shards"])]
+
+    @property
+    def borrowed(self) -> npt.NDArray[np.bool_]:
+        """(S,) whether each shard belongs to an earlier layout."""
+        return np.array([shard.get("layout") is not None for shard in self.info["shards"]], dtype=bool)
 
     @cached_property
     def shard_sizes(self) -> Int64:
@@ -155,8 +183,8 @@ class Layout:
 
     @cached_property
     def shard_of_place(self) -> Int32:
-        """(N,) number of the shard that holds all members of each place."""
-        shard = np.empty(self.n_places, dtype=np.int32)
+        """(N,) number of the shard that holds all members of each place; -1 for a place that was removed."""
+        shard = np.full(self.n_places, -1, dtype=np.int32)
         for _, part in self._parts(MEMBERS_FILE, "place", "shard"):
             shard[part["place"].to_numpy()] = part["shard"].to_numpy()
         return shard
@@ -280,86 +308,51 @@ def view_numbers(members: pa.ChunkedArray) -> npt.NDArray[np.int16]:
     return coded(members, number).astype(np.int16)
 
 
-def list_datasets(store: Store) -> list[str]:
-    """Return the names of the data sets in the store that have at least one committed layout."""
-    return [name for name in store.folders() if NAME.fullmatch(name) and list_layouts(store, name)]
-
-
-def list_layouts(store: Store, dataset: str) -> list[str]:
-    """Return the names of a data set's committed layouts, oldest generation first.
-
-    Args:
-        store: The root of the store.
-        dataset: The data set's name.
-
-    Raises:
-        StoreError: A ``layout.json`` is damaged.
-    """
-    infos = layout_infos(store, dataset)
-    return sorted(infos, key=lambda name: (infos[name]["generation"], name))
-
-
-def layout_infos(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
-    """Read ``layout.json`` of each committed layout of a data set.
-
-    Args:
-        store: The root of the store.
-        dataset: The data set's name.
-
-    Returns:
-        Its content by the layout's name.
-
-    Raises:
-        StoreError: A ``layout.json`` is damaged.
-    """
-    folder = store.child(check_name("dataset", dataset), "layouts")
-    infos = {}
-    for name in filter(NAME.fullmatch, folder.folders()):  # folders with other names are no layouts
-        try:
-            infos[name] = read_info(folder.child(name))
-        except LayoutNotCommitted:
-            continue  # for a reader it does not exist
-    return infos
-
-
 def open_layout(store: Store, dataset: str | None = None, name: str | None = None) -> Layout:
     """Open a committed layout.
 
     Args:
         store: The root of the store.
         dataset: The data set's name; None takes the only one in the store.
-        name: The layout's name; None takes the newest generation.
+        name: The layout's name, or a tag of it; None takes the current one (:mod:`geostream.layout.current`).
 
     Raises:
         LayoutNotCommitted: There is no such layout, or its ``layout.json`` is missing.
         BadInput: The name of the data set or layout is missing, and there is none or more than one.
         StoreError: ``layout.json`` is damaged.
     """
-    if dataset is None:
-        found = list_datasets(store)
-        if len(found) != 1:
-            have = ", ".join(found) or "none; shard one first: geostream shard vigor RAW STORE"
-            raise BadInput(f"{store.url}: say which dataset with --dataset (there: {have})")
-        dataset = found[0]
+    dataset = the_dataset(store, dataset)
     if name is None:
-        infos = layout_infos(store, dataset)
-        last: dict[str, int] = {}  # generation of each table of places
-        for info in infos.values():
-            places = info["index"]["places.parquet"]
-            last[places] = max(last.get(places, 0), info["generation"])
-        newest = sorted(n for n, info in infos.items() if info["generation"] == last[info["index"]["places.parquet"]])
-        if not newest:
-            raise LayoutNotCommitted(
-                f"{store.url}/{dataset}: no committed layout; shard the dataset, or finish it by sharding again"
-            )
-        if len(newest) > 1:
-            raise BadInput(f"{store.url}/{dataset}: say which layout with --layout (there: {', '.join(newest)})")
-        name = newest[0]
-    return _open(store.child(check_name("dataset", dataset), "layouts", check_name("layout", name)))
+        return _open_current(store, dataset)
+    return _open(*find_layout(store, dataset, name))
 
 
-def _open(folder: Store) -> Layout:
-    info = read_info(folder)
+def _open_current(store: Store, dataset: str) -> Layout:
+    """Open the current layout; without a ``current.json`` the newest generation."""
+    folder = store.child(dataset, "layouts")
+    if (current := current_layout(store, dataset)) is not None:
+        with suppress(LayoutNotCommitted):
+            if (info := read_info(folder.child(current.layout)))["id"] == current.id:
+                return _open(folder.child(current.layout), info)
+        raise LayoutNotCommitted(
+            f"{store.url}/{dataset}: the current layout {current.layout} is gone; choose another with: "
+            f"geostream layouts use {store.url} NAME"
+        )
+    infos = layout_infos(store, dataset)
+    names = newest(infos)
+    if not names:
+        raise LayoutNotCommitted(
+            f"{store.url}/{dataset}: no committed layout; shard the dataset, or finish it by sharding again"
+        )
+    if len(names) > 1:
+        raise BadInput(
+            f"{store.url}/{dataset}: say which layout with --layout (there: {', '.join(names)}), or choose one for "
+            f"good: geostream layouts use {store.url} NAME"
+        )
+    return _open(folder.child(names[0]), infos[names[0]])
+
+
+def _open(folder: Store, info: dict[str, Any]) -> Layout:
     return Layout(folder, info, Index(folder, info))
 
 
@@ -370,11 +363,11 @@ class NewLayout:
     Attributes:
         dataset: The data set's name.
         name: The layout's name.
-        generation: 0 as sharded, one more with each reclustering.
+        generation: 0 as sharded, one more with each reclustering or append.
         coordinates: The kind of the positions.
         places: The table of places, of schema ``PLACES``.
         members: The table of members, of schema ``MEMBERS``, sorted by shard and offset.
-        shards: (name, bytes) of each shard, in order.
+        shards: (name, bytes) of each shard, in order; the name of a borrowed one is "base/shard-00000.tar".
         source: What the layout was made from.
         images: How images are stored.
         broken: A description of each raw image that was left out.
@@ -382,6 +375,7 @@ class NewLayout:
         parent: Id of the generation before.
         places_file: Content of that generation's ``places.parquet``, which is kept byte for byte. Another version of
             pyarrow could write the same table with another hash.
+        sources_file: Content of ``sources.parquet``; None: the layout has none.
     """
 
     dataset: str
@@ -397,6 +391,7 @@ class NewLayout:
     protocols: Sequence[Protocol] = ("paired",)
     parent: str | None = None
     places_file: bytes | None = None
+    sources_file: bytes | None = None
 
 
 def commit_layout(folder: Store, new: NewLayout) -> Layout:
@@ -419,6 +414,8 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
         places, members = new.places.cast(PLACES), new.members.cast(MEMBERS)
         check_index(places, members, new.shards)
         data = {"places.parquet": new.places_file or table_bytes(places), "members.parquet": table_bytes(members)}
+        if new.sources_file is not None:
+            data[SOURCES] = new.sources_file
         info = {
             "format": FORMAT,
             "dataset": new.dataset,
@@ -432,6 +429,7 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
             "images": new.images,
             "source": new.source,
             "broken": new.broken,
+            "gallery": gallery_id(places, members, new.protocols),
             "index": {file: hashlib.sha256(table).hexdigest() for file, table in data.items()},
         }
         check_info(info)
@@ -440,7 +438,7 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
     if folder.exists("layout.json"):
         # The same commit may be made twice, after a kill between commit and clean-up.
         if read_info(folder)["id"] == info["id"]:
-            return _open(folder)
+            return _open(folder, read_info(folder))
         raise AlreadyExists(f"{folder.url}: another layout is committed here; choose another name")
     for file, table in data.items():
         folder.write(file, table)

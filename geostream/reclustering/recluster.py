@@ -26,7 +26,7 @@ import numpy as np
 from geostream.arrays import Int32, Int64, distinct
 from geostream.dask import connected, results, run_tasks, submit
 from geostream.errors import BadInput, StaleArtefact
-from geostream.layout import Layout
+from geostream.layout import Layout, advance
 from geostream.layout.zarr_groups import Apply
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
@@ -76,7 +76,8 @@ def recluster(
     """Write the next generation of a layout in the order of its training set's embeddings.
 
     The new layout is named ``<root>-g<generation>``; if another order has that name, "-2" and so on is appended. If the
-    same generation was written before, nothing is written and it is opened. A call that was killed is continued.
+    same generation was written before, nothing is written and it is opened. A call that was killed is continued. Where
+    ``layout`` is the data set's current one, the new layout becomes so.
 
     Args:
         store: The store that holds the dataset.
@@ -119,7 +120,9 @@ def recluster(
         "similarity": {"before": round(order.before, 4), "after": round(order.after, 4)},
         "first": layout.info["source"].get("first", layout.info["source"]),
     }
-    return rewrite(store, layout, shards, source, cluster)
+    after = rewrite(store, layout, shards, source, cluster)
+    advance(store, layout.dataset, after, layout.id)
+    return after
 
 
 def order_places(
@@ -183,7 +186,8 @@ def _on_the_store(
 def _sizes(layout: Layout, places: Int32) -> tuple[Int64, float]:
     """Return (N,) the bytes of the places, and the mean bytes of the shards that hold them."""
     weight = bytes_of_places(layout)
-    in_shard = np.bincount(layout.shard_of_place, weight)[distinct(layout.shard_of_place[places])]
+    stored = layout.shard_of_place >= 0
+    in_shard = np.bincount(layout.shard_of_place[stored], weight[stored])[distinct(layout.shard_of_place[places])]
     return weight[places], float(in_shard.mean())
 
 
@@ -211,11 +215,12 @@ def _without_pairs(layout: Layout, places: Int32) -> list[Int32]:
 
 
 def _in_order(layout: Layout) -> Int32:
-    """Return (N,) all place ids in their order on disk."""
+    """Return the ids of all places that were not removed, in their order on disk."""
     place = layout.members["place"].to_numpy()  # sorted by shard and offset
-    first = np.empty(layout.n_places, dtype=np.int64)
+    first = np.full(layout.n_places, -1, dtype=np.int64)
     first[place[::-1]] = np.arange(len(place))[::-1]  # the last value that is written to a place stays: its first row
-    return np.argsort(first).astype(np.int32)
+    stored = np.flatnonzero(first >= 0)
+    return stored[np.argsort(first[stored])].astype(np.int32)
 
 
 def _by_shard(places: Int32, layout: Layout) -> list[Int32]:

@@ -1,24 +1,31 @@
-"""List the generations of a dataset's layouts, find out which runs need them, and remove those that nobody needs.
+"""List the layouts of a data set, find out who needs them, and remove those that nobody needs.
 
-A generation is removed only if a newer committed one descends from it and no run needs it. A run needs the layouts of
-all its checkpoints, the layout of its newest plan, and the one that its ``layout.json`` names. A run whose files do not
-say this legibly is taken to need every generation: keeping one costs disk space, removing it could cost the run.
+A layout is needed if it is the current one, has a tag, is needed by a run or by a model in use, or if another one is
+being made from it (:mod:`geostream.runs.retention` has the rules). A run needs the layouts of all its checkpoints, the
+layout of its newest plan, and the one that its ``layout.json`` names. A run whose files do not say this legibly is
+taken to need every layout: keeping one costs disk space, removing it could cost the run.
 
-A folder that was never committed is removed if it belongs to a reclustering that has shown no sign of life for a day.
-An unfinished sharding is never removed, because it can be resumed. Only the objects that belong to a layout are
-removed; other files in its folder stay.
+A layout that an append made reads shards of the layouts before it. Those stay as long as it does. A folder that was
+never committed is removed if it belongs to a reclustering that has shown no sign of life for a day. An unfinished
+sharding is never removed, because it can be resumed. Only the objects that belong to a layout are removed; other files
+in its folder stay.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from geostream.errors import BadInput, NotFound, StoreError
 from geostream.layout import layout_infos
+from geostream.layout.current import current_or_newest
 from geostream.layout.files import JOB, TABLES, object_names, read_info, shard_names
-from geostream.reclustering.rewrite import GOING, ancestors
+from geostream.layout.lineage import ancestors
+from geostream.layout.tags import find_layout, read_tags
+from geostream.reclustering.rewrite import GOING
+from geostream.runs.inventory import models_in_use
+from geostream.runs.retention import LayoutFacts, LayoutNeeds, layouts_to_keep, why_not_removed
 from geostream.runs.run import needed_layouts
 from geostream.store import Store, check_name
 
@@ -32,18 +39,39 @@ class Generation:
     Attributes:
         name: The layout's name.
         number: Its generation; None if it was never committed.
-        parent: Name of the generation that it was made from, its id if that one is gone, "" if there is none.
-        bytes: Size of the layout in bytes.
+        parent: Name of the layout that it was made from, its id if that one is gone, "" if there is none.
+        bytes: Size of its own shards in bytes; of a folder that was never committed, of all its objects.
         runs: Names of the runs that need it.
         keep: The reason to keep it, in words; "" if there is none.
+        borrowed: Bytes of the shards that it reads from other layouts.
+        kind: "sharded", "appended" or "reclustered"; "begun" for one that was never committed.
+        places: Number of its places; None for one that was never committed.
+        gallery: Id of its test gallery; None if it names none.
+        tags: Its tags.
+        is_current: Whether it is opened where no layout is named.
     """
 
     name: str
     number: int | None
     parent: str
     bytes: int
-    runs: tuple[str, ...]
-    keep: str
+    runs: tuple[str, ...] = ()
+    keep: str = ""
+    borrowed: int = 0
+    kind: str = "begun"
+    places: int | None = None
+    gallery: str | None = None
+    tags: tuple[str, ...] = ()
+    is_current: bool = False
+
+
+class _Found(NamedTuple):
+    """What there is of a data set: layout.json of each layout, facts, needs, folders begun with their parents' ids."""
+
+    infos: dict[str, dict[str, Any]]
+    facts: list[LayoutFacts]
+    needs: LayoutNeeds
+    begun: list[tuple[Generation, str]]
 
 
 def list_generations(store: Store, dataset: str) -> list[Generation]:
@@ -58,38 +86,70 @@ def list_generations(store: Store, dataset: str) -> list[Generation]:
 
     Raises:
         BadInput: ``dataset`` is not a valid name.
-        StoreError: The store cannot be read.
+        StoreError: The store cannot be read, or a file that says who needs what is damaged.
     """
+    found = _find(store, dataset)
+    keep = layouts_to_keep(found.facts, found.needs)
+    names = {info["id"]: name for name, info in found.infos.items()}
+    committed = []
+    for name, info in sorted(found.infos.items(), key=lambda item: (item[1]["generation"], item[0])):
+        own, borrowed = (
+            sum(shard["size"] for shard in info["shards"] if (shard.get("layout") is not None) == other)
+            for other in (False, True)
+        )
+        committed.append(
+            Generation(
+                name,
+                info["generation"],
+                names.get(info["parent"], info["parent"] or ""),
+                own,
+                tuple(run for run, ids in found.needs.runs.items() if ids is None or info["id"] in ids),
+                keep[name],
+                borrowed,
+                _kind(info),
+                info["places"],
+                info.get("gallery"),
+                tuple(sorted(tag for tag, one in found.needs.tags.items() if one == info["id"])),
+                info["id"] == found.needs.current,
+            )
+        )
+    return committed + [one for one, _ in found.begun]
+
+
+def _find(store: Store, dataset: str) -> _Found:
     infos = layout_infos(store, dataset)
     layouts = store.child(check_name("dataset", dataset), "layouts")
     runs = store.child(dataset, "runs")
-    says = {run: needed_layouts(runs.child(run)) for run in runs.folders()}
-    needs = {run: ids for run, ids in says.items() if ids or runs.list(run)}  # a local folder may be empty
     begun = [
         _unfinished(layouts.child(name), name)
         for name in layouts.folders()
         if name not in infos and any(map(layouts.child(name).exists, (JOB, GOING)))  # other folders are not layouts
     ]
-    # The layout that a reclustering reads from stays until the reclustering is done or given up.
-    sources = {parent: found.name for found, parent in begun if found.keep}
-    names = {info["id"]: name for name, info in infos.items()}
-    descended = {one for info in infos.values() for one in ancestors(info)[:-1]}
-    committed = []
-    for name, info in sorted(infos.items(), key=lambda item: (item[1]["generation"], item[0])):
-        of_runs = tuple(run for run, ids in needs.items() if ids is None or info["id"] in ids)
-        unsaid = [run for run in of_runs if needs[run] is None]
-        keep = ""
-        if info["id"] not in descended:
-            keep = "the newest of its line"
-        elif len(unsaid) < len(of_runs):
-            keep = f"needed by run {next(run for run in of_runs if run not in unsaid)}"
-        elif unsaid:
-            keep = f"run {unsaid[0]} does not say which layout it needs; delete it if it is none"
-        elif info["id"] in sources:
-            keep = f"{sources[info['id']]} is being made from it"
-        parent = names.get(info["parent"], info["parent"] or "")
-        committed.append(Generation(name, info["generation"], parent, info["bytes"], of_runs, keep))
-    return committed + [found for found, _ in begun]
+    facts = [
+        LayoutFacts(
+            name,
+            info["id"],
+            frozenset(ancestors(info)[:-1]),
+            frozenset(shard["layout"] for shard in info["shards"] if shard.get("layout") is not None),
+        )
+        for name, info in sorted(infos.items())
+    ]
+    current = current_or_newest(store, dataset, infos)
+    needs = LayoutNeeds(
+        current=None if current is None else current.id,
+        tags={tag: one.id for tag, one in read_tags(store, dataset).items()},
+        runs={run: needed_layouts(runs.child(run)) for run in runs.folders()},
+        models={model.called: model.layout_id for model in models_in_use(store, dataset)},
+        # The layout that a new one is made from stays until that one is committed or given up.
+        under_way={one.name: parent for one, parent in begun if one.keep},
+    )
+    return _Found(infos, facts, needs, begun)
+
+
+def _kind(info: dict[str, Any]) -> str:
+    if info["parent"] is None:
+        return "sharded"
+    return "reclustered" if "order" in info["source"] else "appended"
 
 
 def prune(store: Store, dataset: str, *, dry_run: bool = False) -> list[Generation]:
@@ -111,10 +171,42 @@ def prune(store: Store, dataset: str, *, dry_run: bool = False) -> list[Generati
         StoreError: The store cannot be read or written.
     """
     found = list_generations(store, dataset)
-    for one in found:
+    for one in reversed(found):  # those that borrow shards before those that lend them
         if not one.keep and not dry_run:
             _remove(store.child(dataset, "layouts", one.name), committed=one.number is not None)
     return found
+
+
+def remove(store: Store, dataset: str, name: str) -> Generation:
+    """Remove one layout, which may be the newest of its line.
+
+    Args:
+        store: The store that holds the dataset.
+        dataset: The dataset's name.
+        name: Name or tag of the layout, or the name of a reclustering that was begun and given up.
+
+    Returns:
+        The layout as it was.
+
+    Raises:
+        BadInput: The layout is needed; the message says by whom.
+        LayoutNotCommitted: There is no such layout.
+        StoreError: The store cannot be read or written.
+    """
+    found = {one.name: one for one in list_generations(store, dataset)}
+    if name not in found:
+        folder, _ = find_layout(store, dataset, name)  # raises LayoutNotCommitted
+        name = folder.url.rpartition("/")[2]
+    one, folder = found[name], store.child(dataset, "layouts", name)
+    if one.number is None:
+        reason = one.keep
+    else:
+        now = _find(store, dataset)
+        reason = why_not_removed(name, now.facts, now.needs)
+    if reason:
+        raise BadInput(f"{folder.url}: not removed: {reason}")
+    _remove(folder, committed=one.number is not None)
+    return one
 
 
 def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
@@ -123,6 +215,7 @@ def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
     keep, parent = "not committed; if its sharding was cut off, run the same command again, or delete the folder", ""
     try:
         job: dict[str, Any] = folder.read_json(JOB)
+        parent = str(job.get("parent", ""))
         if "order" in job:
             parent, _ = str(job["parent"]), int(job["shards"])
             idle = datetime.now(UTC) - datetime.fromisoformat(job["alive"])
@@ -131,7 +224,7 @@ def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
         keep = "" if folder.exists(GOING) else keep
     except (StoreError, KeyError, TypeError, ValueError):
         keep = f"not committed, and its {JOB} is damaged; delete the folder if nobody is at work in it"
-    return Generation(name, None, parent, size, (), keep), parent
+    return Generation(name, None, parent, size, keep=keep), parent
 
 
 def _remove(folder: Store, *, committed: bool) -> None:
@@ -152,7 +245,8 @@ def _remove(folder: Store, *, committed: bool) -> None:
 
 def _committed_objects(folder: Store) -> list[str]:
     """Return the names of a committed layout's objects, and of those that making it may have left behind."""
-    return object_names([shard["name"] for shard in read_info(folder)["shards"]])
+    own = [shard["name"] for shard in read_info(folder)["shards"] if shard.get("layout") is None]
+    return object_names(own)
 
 
 def _begun_objects(folder: Store) -> list[str]:

@@ -77,6 +77,21 @@ class Holding:
         return said if isinstance(said, dict) else {}
 
 
+def is_held(run: Store, within: float = DEAD) -> bool:
+    """Return whether a process holds a run now, without waiting.
+
+    Args:
+        run: The run's folder.
+        within: Seconds since the last rewrite of the lease, for which a holder on another machine counts as alive.
+    """
+    holding = Holding(run, 0)
+    numbers = _numbers(run.child(FOLDER))
+    holder = holding._read(numbers[-1]) if numbers else None
+    if holder is None:
+        return False
+    return _lives(holder) if holder.get("machine") == _machine() else abs(_age(holder)) < within
+
+
 class Lease(Holding):
     """Hold a run while the context is open.
 
@@ -104,7 +119,9 @@ class Lease(Holding):
         self._beats.join(BEAT)
         with suppress(StoreError):  # if the lease stays, the next trainer finds that its process has ended
             if self.number in _numbers(self._folder):
-                self._folder.delete_all([_name(self.number)])
+                self.run.delete_all(
+                    [f"{FOLDER}/{_name(self.number)}"]
+                )  # of a run that is gone the local folder goes, too
 
     def _acquire(self) -> None:
         while True:

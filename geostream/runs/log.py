@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from geostream.errors import NotFound, StoreError
@@ -18,7 +19,8 @@ from geostream.streaming.stats import StreamStats
 
 STAGES = ("wait", "plan", "train", "embed", "mine", "recluster", "evaluate")
 
-Record = dict[str, Any]  # "stage", "epoch", "seconds", and what the stage measured
+# "stage", "epoch", "time" (when it ended, UTC; not in older logs), "seconds", "started", and what the stage measured
+Record = dict[str, Any]
 
 
 def new_record(stage: str, epoch: int, seconds: float, **measured: Any) -> Record:
@@ -30,7 +32,12 @@ def new_record(stage: str, epoch: int, seconds: float, **measured: Any) -> Recor
         seconds: How long the stage took.
         **measured: What else the record tells; values that JSON can hold.
     """
-    times = {"seconds": round(seconds, 3), "started": round(time.time() - seconds, 3)}
+    now = time.time()
+    times = {
+        "time": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "started": round(now - seconds, 3),
+    }
     return {"stage": stage, "epoch": epoch} | times | measured
 
 
@@ -142,7 +149,7 @@ class RunResult:
         """
 
         def rows(stage: str) -> list[dict[str, Any]]:
-            when = ("stage", "started", "beside")
+            when = ("stage", "time", "started", "beside")
             return [{name: value for name, value in r.items() if name not in when} for r in log.of(stage)]
 
         training = rows("train")

@@ -85,7 +85,7 @@ def train(
             return train(store, layout, name, settings, cluster=cluster, on_record=on_record, group=group)
     run = Run(store, layout, name, cluster)
     with Stop(group, run.url) as stop, run.hold() if group.is_main else nullcontext():
-        run.layout = run.current_layout()
+        run.layout = run.own_layout()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         encoder = stages.new_encoder(settings, group.device)

@@ -13,11 +13,12 @@ from functools import cached_property
 from typing import Any
 
 from geostream.errors import BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
-from geostream.layout import Layout, layout_infos, open_layout
+from geostream.layout import Current, Layout, layout_infos, open_layout
+from geostream.layout.listing import the_dataset
 from geostream.mining.embeddings import Embeddings, open_embeddings
 from geostream.mining.graph import NeighbourGraph, open_graph
 from geostream.planning.plan import EpochPlan, load_plan
-from geostream.runs.lease import Holding, Lease
+from geostream.runs.lease import Holding, Lease, is_held
 from geostream.runs.log import Record, RunLog
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store, check_name
@@ -29,6 +30,7 @@ LOG = "metrics.jsonl"
 BEST = "best.json"  # the checkpoint of the evaluation with the highest R@1
 EVALUATIONS = "evaluation.json"
 REPORT = "report.html"
+LONG_HELD = 600.0  # seconds since a holder's last sign of life, for which nothing that its run needs is removed
 GPS_GRAPH = "neighbours/gps.zarr"
 
 
@@ -40,14 +42,17 @@ def run_folder(store: Store, dataset: str, name: str) -> Store:
 def needed_layouts(folder: Store) -> set[str] | None:
     """Return the ids of the layouts that the run in ``folder`` needs, or None if its files do not say.
 
-    A run needs the layouts of its checkpoints, the layout of its newest plan, and the one that it reads. A run for
-    which this returns None may need any layout.
+    A run needs the layouts of its checkpoints, the layout of its newest plan, and the one that it reads. A run without
+    a whole checkpoint has nothing to go on from and needs none, unless a process holds it now. A run for which this
+    returns None may need any layout.
     """
     needed = set()
     try:
         for checkpoint in folder.folders("checkpoints"):
             with suppress(NotFound):  # not whole, or removed just now
                 needed.add(str(folder.read_json(f"checkpoints/{checkpoint}/state.json")["position"]["layout_id"]))
+        if not needed and not is_held(folder, within=LONG_HELD):
+            return set()
         plans = [info.path for info in folder.list("plans") if info.path.endswith(".json")]
         if plans:
             needed.add(str(folder.read_json(max(plans))["layout_id"]))
@@ -56,6 +61,27 @@ def needed_layouts(folder: Store) -> set[str] | None:
     except (StoreError, KeyError, TypeError):  # damaged, in an unknown form, or just being written
         return None
     return needed or None
+
+
+def _recorded(folder: Store) -> Current | None:
+    """Return which layout the run in ``folder`` reads; None if it has not recorded that yet."""
+    try:
+        said = folder.read_json(LAYOUT)
+        return Current(check_name("layout", str(said["layout"])), str(said["id"]))
+    except NotFound:
+        return None
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{folder.url}/{LAYOUT}: damaged; it names no layout") from error
+
+
+def _open_own(store: Store, dataset: str, own: Current) -> Layout:
+    """Open the layout that a run has recorded; raise LayoutNotCommitted if it is gone."""
+    layout = open_layout(store, dataset, own.layout)
+    if layout.id != own.id:
+        raise LayoutNotCommitted(
+            f"{layout.store.url}: another layout than when the run was begun; start another run, or restore it"
+        )
+    return layout
 
 
 class Run:
@@ -86,7 +112,7 @@ class Run:
 
     @classmethod
     def open(cls, store: Store, layout: Layout, name: str, cluster: str | None = None) -> Run:
-        """Open a run on the generation that it reads.
+        """Open a run on the layout that it reads.
 
         Args:
             store: The store that holds the dataset.
@@ -97,10 +123,34 @@ class Run:
         Raises:
             BadInput: ``name`` is not a valid name for a run.
             StaleArtefact: The run was begun on other places than those of ``layout``.
-            LayoutNotCommitted: The run's generation is gone.
+            LayoutNotCommitted: The run's layout is gone.
         """
         run = cls(store, layout, name, cluster)
-        run.layout = run.current_layout()
+        run.layout = run.own_layout()
+        return run
+
+    @classmethod
+    def find(cls, store: Store, dataset: str | None, layout: str | None, name: str, cluster: str | None = None) -> Run:
+        """Open a run by names: on the layout that it reads, whichever is the dataset's current one by now.
+
+        Args:
+            store: The store that holds the dataset.
+            dataset: The dataset's name; None for the only one in the store.
+            layout: Name or tag of a layout to read instead; None for the run's own, or the current one for a new run.
+            name: The run's name.
+            cluster: URL of a Dask scheduler for the run's jobs; None uses threads of this process.
+
+        Raises:
+            BadInput: A name is not valid, or the dataset or layout that is meant is not clear.
+            StaleArtefact: The run was begun on other places than those of ``layout``.
+            LayoutNotCommitted: The layout is gone.
+        """
+        dataset = the_dataset(store, dataset)
+        if layout is None and (own := _recorded(run_folder(store, dataset, name))) is not None:
+            return cls(store, _open_own(store, dataset, own), name, cluster)
+        run = cls(store, open_layout(store, dataset, layout), name, cluster)
+        with suppress(LayoutNotCommitted):  # then the run's checkpoints say whether they fit
+            run.own_layout()
         return run
 
     @property
@@ -110,23 +160,20 @@ class Run:
 
     # layout
 
-    def current_layout(self) -> Layout:
-        """Return the generation that the run's ``layout.json`` names; without that file, the layout set on this object.
+    def own_layout(self) -> Layout:
+        """Return the layout that the run's ``layout.json`` names; without that file, the layout set on this object.
 
         Raises:
             StaleArtefact: The run was begun on other places than those of the layout set here.
-            LayoutNotCommitted: The generation is gone.
+            LayoutNotCommitted: The layout is gone.
         """
-        try:
-            own_id, name = (str(self.folder.read_json(LAYOUT)[fact]) for fact in ("id", "layout"))
-        except NotFound:
+        recorded = _recorded(self.folder)
+        if recorded is None or recorded.id == self.layout.id:
             return self.layout
-        if own_id == self.layout.id:
-            return self.layout
-        own = open_layout(self.store, self.layout.dataset, name)
-        if own.id != own_id or own.places_id != self.layout.places_id:
+        own = _open_own(self.store, self.layout.dataset, recorded)
+        if own.places_id != self.layout.places_id:
             raise StaleArtefact(
-                f"{self.url}: begun on layout {name}, other places than {self.layout.name}'s; start another run"
+                f"{self.url}: begun on layout {own.name}, other places than {self.layout.name}'s; start another run"
             )
         return own
 

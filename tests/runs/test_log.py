@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ def test_a_stage_done_again_replaces_its_record(tmp_path: Path) -> None:
     log = RunLog(run, LOG)
     log.append("plan", 2, 0.5)
     log.append("train", 1, 4.0, loss=2.5)
-    began = [record.pop("started") for record in log.records]
+    began, ended = ([record.pop(name) for record in log.records] for name in ("started", "time"))
     assert all(isinstance(second, float) for second in began)
+    times = [datetime.fromisoformat(time) for time in ended]
+    assert all(abs(time - datetime.now(UTC)) < timedelta(minutes=1) for time in times)
     assert (
-        [{k: v for k, v in record.items() if k != "started"} for record in RunLog(run, LOG).records]
+        [{k: v for k, v in record.items() if k not in ("started", "time")} for record in RunLog(run, LOG).records]
         == log.records
         == [
             {"stage": "plan", "epoch": 2, "seconds": 0.5},
