@@ -37,9 +37,11 @@ def shard(
     city: Literal["small", "demo"] = "demo",
     seed: int = 0,
     workers: int | None = None,
+    remove_missing: bool = False,
+    extend_test: bool = False,
     dry_run: bool = False,
 ) -> str:
-    """Write the raw dataset as a layout, and return the layout's id; of a dry run, the layout's URL.
+    """Write the raw dataset as a layout, or append to it what is new, and return its id; of a dry run, its URL.
 
     Args:
         adapter: what the raw folder holds: "vigor", "cvusa", "cvact" or "university1652".
@@ -53,6 +55,8 @@ def shard(
         city: size of the rendered cities.
         seed: of the rendered cities.
         workers: processes that encode. None: one a core.
+        remove_missing: an append removes places and images that the raw folder no longer has; else they stay.
+        extend_test: an append may change the test set; else it adds to training alone, and figures stay comparable.
         dry_run: only tell, on the flow run's page, what would be written and what is missing. On S3 a small object of
             our own is written, and removed, to see what the server can do.
     """
@@ -65,11 +69,12 @@ def shard(
     else:
         folder, name = Path(raw), dataset or adapter
     places = read_places(adapter, folder, adapter_options or {})
+    rules = {"remove_missing": remove_missing, "extend_test": extend_test}
     if dry_run:
-        plan = plan_layout(places, target, name, layout, shard_options(options or {}))
+        plan = plan_layout(places, target, name, layout, shard_options(options or {}), rules)
         show_plan(plan)
         return plan.url
-    report = write_layout(places, target, name, layout, shard_options(options or {}), workers)
+    report = write_layout(places, target, name, layout, shard_options(options or {}), workers, rules)
     show_layout(report)
     return report.layout.id
 
@@ -105,9 +110,11 @@ def read_places(adapter: str, raw: Path, options: dict[str, Any]) -> RawDataset:
     retry_condition_fn=may_pass,
     cache_policy=NO_CACHE,
 )
-def plan_layout(raw: RawDataset, store: Store, dataset: str, layout: str, options: ShardOptions) -> DryRun:
+def plan_layout(
+    raw: RawDataset, store: Store, dataset: str, layout: str, options: ShardOptions, rules: dict[str, bool]
+) -> DryRun:
     """Return what :func:`write_layout` would do."""
-    return sharding.dry_run(raw, store, dataset, layout, options)
+    return sharding.dry_run(raw, store, dataset, layout, options, **rules)
 
 
 # A store that stumbles is worth another try: what is whole is kept.
@@ -119,10 +126,16 @@ def plan_layout(raw: RawDataset, store: Store, dataset: str, layout: str, option
     cache_policy=NO_CACHE,
 )
 def write_layout(
-    raw: RawDataset, store: Store, dataset: str, layout: str, options: ShardOptions, workers: int | None
+    raw: RawDataset,
+    store: Store,
+    dataset: str,
+    layout: str,
+    options: ShardOptions,
+    workers: int | None,
+    rules: dict[str, bool],
 ) -> ShardReport:
-    """Write and commit the layout, or find it done."""
-    return sharding.shard(raw, store, dataset, layout, options, workers)
+    """Write and commit the layout, append to it, or find it done."""
+    return sharding.shard(raw, store, dataset, layout, options, workers, **rules)
 
 
 def show_plan(plan: DryRun) -> None:
@@ -142,11 +155,12 @@ def show_layout(report: ShardReport) -> None:
                 "layout": layout.name,
                 "id": layout.id[:12],
                 "places": layout.n_places,
-                "training pairs": layout.info["pairs"]["train"],
+                "training pairs": layout.info["pairs"].get("train", 0),
                 "test pairs": layout.info["pairs"].get("test", 0),
                 "shards": len(layout.shard_names),
                 "MB": round(layout.info["bytes"] / 1e6, 1),
                 "broken images": len(report.broken),
+                **{name: count for name, count in report.counts.items() if count},
             }
         ],
         "\n".join([f"{'Found' if report.already else 'Written'} at {layout.store.url}", *report.notes]),

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sharding.adapters import ADAPTERS, read_places
-    from sharding.commit import ShardReport, commit_shards, committed, layout_folder, shard
+    from sharding.commit import ShardReport, commit_shards, layout_folder
     from sharding.job import ShardJob, ShardOptions, plan_shards
     from sharding.places import Place, RawDataset, RawImage, View
     from sharding.preview import DryRun, dry_run
+    from sharding.steps import shard
     from sharding.writer import write_shards
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "ShardReport",
     "View",
     "commit_shards",
-    "committed",
     "dry_run",
     "layout_folder",
     "plan_shards",
@@ -42,10 +42,11 @@ __all__ = [
 
 _NAMES = {
     "adapters": ("ADAPTERS", "read_places"),
-    "commit": ("ShardReport", "commit_shards", "committed", "layout_folder", "shard"),
+    "commit": ("ShardReport", "commit_shards", "layout_folder"),
     "job": ("ShardJob", "ShardOptions", "plan_shards"),
     "places": ("Place", "RawDataset", "RawImage", "View"),
     "preview": ("DryRun", "dry_run"),
+    "steps": ("shard",),
     "writer": ("write_shards",),
 }
 _MODULES = {name: f"sharding.{module}" for module, names in _NAMES.items() for name in names}

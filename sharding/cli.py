@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sharding.places import Size
 
 NAMES = "vigor, cvusa, cvact, university1652"  # of sharding.ADAPTERS
+REMOVE = "An append removes places and images that the raw folder no longer has; else they stay."
+EXTEND = "An append may change the test set; else it adds to training alone, and figures stay comparable."
 PREVIEW = "Only say what would be done, and what is missing. On S3 a small object of our own is written and removed."
 
 
@@ -37,13 +39,15 @@ def shard(
     tile_size: Annotated[str | None, typer.Option(help="Stored tiles, as HEIGHTxWIDTH; default: as trained.")] = None,
     view_size: Annotated[str | None, typer.Option(help="Stored views, as HEIGHTxWIDTH; default: as trained.")] = None,
     original: Annotated[bool, typer.Option(help="Keep the raw files' bytes.")] = False,
-    quality: Annotated[int, typer.Option(help="JPEG quality of resized images.")] = 90,
+    quality: Annotated[int | None, typer.Option(help="JPEG quality of resized images; default: 90.")] = None,
     shard_mib: Annotated[float, typer.Option(help="Size of a shard, about.")] = 128.0,
     max_broken: Annotated[float, typer.Option(help="Share of broken images above which it fails.")] = 0.001,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+    remove_missing: Annotated[bool, typer.Option(help=REMOVE)] = False,
+    extend_test: Annotated[bool, typer.Option(help=EXTEND)] = False,
     dry_run: Annotated[bool, typer.Option(help=PREVIEW)] = False,
 ) -> None:
-    """Shard a raw dataset into a store. Cut off, it goes on when run again; a finished one is found, not redone."""
+    """Shard a raw dataset into a store, or append what it has more. Cut off, it goes on when run again."""
     import sharding
     from geostream.store import Store
 
@@ -63,10 +67,11 @@ def shard(
         max_broken=max_broken,
     )
     places = sharding.read_places(adapter, raw, **{name: value for name, value in given.items() if value is not None})
+    name, rules = dataset or adapter, {"remove_missing": remove_missing, "extend_test": extend_test}
     if dry_run:
-        _show_plan(sharding.dry_run(places, target, dataset or adapter, layout, options))
+        _show_plan(sharding.dry_run(places, target, name, layout, options, **rules))
     else:
-        _show_report(sharding.shard(places, target, dataset or adapter, layout, options, workers))
+        _show_report(sharding.shard(places, target, name, layout, options, workers, **rules))
 
 
 def _show_plan(plan: DryRun) -> None:
@@ -82,8 +87,8 @@ def _show_plan(plan: DryRun) -> None:
 def _show_report(report: ShardReport) -> None:
     info = report.layout.info
     _print(
-        f"{'Found' if report.already else 'Committed'} {report.layout.store.url}: {info['places']:,} places, "
-        f"pairs {info['pairs']}, {len(info['shards'])} shards, {info['bytes'] / 1e6:,.1f} MB"
+        f"{'Nothing has changed: found' if report.already else 'Committed'} {report.layout.store.url}: "
+        f"{info['places']:,} places, pairs {info['pairs']}, {len(info['shards'])} shards, {info['bytes'] / 1e6:,.1f} MB"
         + (f" ({report.resumed} shards were there from a run that was cut off)" if report.resumed else ""),
         *report.notes,
         *(f"left out: {one}" for one in report.broken),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,16 +20,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from joblib import cpu_count
 
-from geostream.errors import BadInput
+from geostream.arrays import Float64, distinct
+from geostream.errors import BadInput, StoreError
 from geostream.layout.files import shard_name, sidecar_name
+from geostream.store import Store
 from sharding.adapters import ADAPTERS
 from sharding.encode import ENCODER, BrokenImage, Encoded, encode
 from sharding.order import cut, storage_order
-from sharding.places import Place, RawDataset, RawImage, Size
+from sharding.places import KeptImage, Place, RawDataset, RawImage, Size
+from sharding.sources import Source
 
+QUALITY = 90  # of JPEGs, where none is given
 SAMPLE = 32  # tiles, and as many views, encoded to estimate sizes
 HEADER_BYTES = 768  # tar header and half a block of padding
 JSON_BYTES = 400
@@ -43,7 +49,7 @@ class ShardOptions:
         tile_size: (height, width) in pixels of stored tiles; None: as the data set is usually trained.
         view_size: the same of views.
         original: keep the bytes of every image; then no size may be given.
-        quality: JPEG quality of resized images, 1 to 100.
+        quality: JPEG quality of resized images, 1 to 100; None: 90.
         shard_bytes: size of a shard, about.
         max_broken: share of all images that may be broken, 0 to 1.
     """
@@ -51,12 +57,12 @@ class ShardOptions:
     tile_size: Size | None = None
     view_size: Size | None = None
     original: bool = False
-    quality: int = 90
+    quality: int | None = None
     shard_bytes: int = 128 * 2**20
     max_broken: float = 0.001
 
     def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
+        if self.quality is not None and not 1 <= self.quality <= 100:
             raise BadInput(f"quality {self.quality}: JPEG quality lies between 1 and 100")
         if not 0 <= self.max_broken <= 1:
             raise BadInput(f"max_broken {self.max_broken}: a share lies between 0 and 1 (0.001 is 0.1 %)")
@@ -94,25 +100,57 @@ class Images:
         tile_size: (height, width) in pixels of stored tiles; None: their bytes are kept.
         view_size: the same of views.
         quality: JPEG quality.
+        layouts: the data set's ``layouts`` folder, where images are taken over from; None: none are.
     """
 
     root: Path
     tile_size: Size | None
     view_size: Size | None
     quality: int
+    layouts: Store | None = None
 
-    def load(self, image: RawImage, *, is_tile: bool) -> Encoded:
-        """Read and encode an image; raise BrokenImage where it is missing, unreadable or broken."""
-        return encode(self.read(image), self.tile_size if is_tile else self.view_size, self.quality)
+    def load(self, image: RawImage, *, is_tile: bool) -> tuple[Encoded | Broken, Source | None]:
+        """Read an image and encode it as it is stored.
 
-    def read(self, image: RawImage) -> bytes:
-        """Read an image's file; raise BrokenImage where it is missing or unreadable."""
+        Args:
+            image: the image.
+            is_tile: it is a tile and no view.
+
+        Returns:
+            What is stored, or why the image is left out. What was read of the raw file; None: nothing.
+
+        Raises:
+            StoreError: an image that is taken over cannot be read, or is damaged.
+        """
+        if isinstance(image, KeptImage):
+            return self._take_over(image), None
+        source = None
+        try:
+            data, mtime_ns = self.read(image)
+            source = Source(image.path, len(data), mtime_ns, google_crc32c.value(data))
+            return encode(data, self.tile_size if is_tile else self.view_size, self.quality), source
+        except BrokenImage as error:
+            return Broken(image.path, image.named, str(error)), source and source._replace(broken=str(error))
+
+    def read(self, image: RawImage) -> tuple[bytes, int]:
+        """Read an image's file and the time of its last change; raise BrokenImage where it is missing or unreadable."""
         if not image.present:
             raise BrokenImage("missing")
         try:
-            return (self.root / image.path).read_bytes()
+            with (self.root / image.path).open("rb") as file:
+                return file.read(), os.fstat(file.fileno()).st_mtime_ns
         except OSError as error:
             raise BrokenImage(f"cannot be read: {error.strerror}") from error
+
+    def _take_over(self, image: KeptImage) -> Encoded:
+        assert self.layouts is not None, "an image can be taken over from a layout alone"
+        data = self.layouts.read_range(image.shard, image.offset, image.size)
+        if google_crc32c.value(data) != image.crc32c:
+            raise StoreError(
+                f"{self.layouts.url}/{image.shard}: the stored bytes of {image.path} differ from their checksum; look "
+                "for all that is damaged with: geostream verify"
+            )
+        return Encoded(data, image.suffix)
 
 
 @dataclass(frozen=True)
@@ -152,6 +190,8 @@ class ShardJob:
         sample: hash of the raw bytes of some images.
         parts: its shards.
         estimated_bytes: of all shards, by that sample.
+        n_listed: images of the whole data set, of which a share may be broken.
+        parent: id of the layout that is appended to; None: it is a first sharding.
     """
 
     raw: RawDataset
@@ -161,6 +201,8 @@ class ShardJob:
     sample: str
     parts: tuple[Part, ...]
     estimated_bytes: int
+    n_listed: int
+    parent: str | None = None
 
     @property
     def n_images(self) -> int:
@@ -183,15 +225,20 @@ class ShardJob:
             "sample": self.sample,
         }
 
+    @property
+    def claim(self) -> dict[str, Any]:
+        """What ``parts/job.json`` says, so that the folder is this job's until the commit."""
+        return self.source | {"shards": len(self.parts)} | ({"parent": self.parent} if self.parent else {})
+
     def check_broken(self, broken: Sequence[Broken]) -> None:
         """Raise BadInput where more images are broken than the options allow."""
-        if len(broken) > self.options.max_broken * self.n_images:
+        if len(broken) > self.options.max_broken * self.n_listed:
             get = ""
             if self.raw.adapter in ADAPTERS and any(one.reason == "missing" for one in broken):
                 get = f". The data set is to be had at {ADAPTERS[self.raw.adapter].source}"
             first = "; ".join(str(one) for one in broken[:5]) + ("; …" if len(broken) > 5 else "")
             raise BadInput(
-                f"{len(broken)} of {self.n_images} images are broken, more than the share of "
+                f"{len(broken)} of {self.n_listed} images are broken, more than the share of "
                 f"{self.options.max_broken:g} that is allowed: {first}. Mend them (what is whole is kept, run again "
                 f"to go on), or allow a larger share (max_broken){get}"
             )
@@ -214,23 +261,44 @@ def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJo
         root=raw.root,
         tile_size=None if original else options.tile_size or raw.tile_size,
         view_size=None if original else options.view_size or raw.view_size,
-        quality=options.quality,
+        quality=options.quality or QUALITY,
     )
-    tile_bytes, view_bytes, sample = _sample(raw.places, images)
-    views = np.array([len(place.views) for place in raw.places])
-    size = tile_bytes + JSON_BYTES + views * view_bytes + (views + 2) * HEADER_BYTES
-    group = np.array([_group(place) for place in raw.places])
+    n_listed = sum(len(place.images()) for place in raw.places)
+    return cut_job(raw, options, images, _fingerprint(raw, options, images), n_listed)
+
+
+def cut_job(
+    raw: RawDataset, options: ShardOptions, images: Images, fingerprint: str, n_listed: int, sampled: int = SAMPLE
+) -> ShardJob:
+    """Cut the places of a data set, of which there may be none, into shards; read and encode a sample of them.
+
+    Args:
+        raw: the data set, or those of its places that are to be written.
+        options: how the layout is written.
+        images: how images are read and encoded.
+        fingerprint: hash of all that the job depends on.
+        n_listed: images of the whole data set.
+        sampled: tiles, and as many views, that are encoded to estimate sizes; they are read again to be written.
+    """
+    tile_bytes, view_bytes, sample = _sample(raw.places, images, sampled)
+    views = np.array([len(place.views) for place in raw.places], dtype=np.int64)
+    kept = [[image for image in place.images() if isinstance(image, KeptImage)] for place in raw.places]
+    size: Float64 = tile_bytes + JSON_BYTES + views * np.float64(view_bytes) + (views + 2) * HEADER_BYTES
+    for row, of_place in enumerate(kept):  # whose size is known
+        size[row] += sum(
+            image.size - (tile_bytes if image is raw.places[row].tile else view_bytes) for image in of_place
+        )
+    group = np.array([_group(place) for place in raw.places], dtype=np.int64)
     areas = np.unique([place.area for place in raw.places], return_inverse=True)[1]
-    position = np.array([(place.north, place.east) for place in raw.places])
+    position = np.array([(place.north, place.east) for place in raw.places]).reshape(-1, 2)
     order = storage_order(group, areas.astype(np.int64), position, latlon=raw.coordinates == "latlon")
-    fingerprint = _fingerprint(raw, options, images)
     parts = []
     for number, rows in enumerate(cut(size[order], group[order], options.shard_bytes)):
         places = tuple(raw.places[row] for row in order[rows])
         keys = ",".join(place.key for place in places)
-        content = hashlib.sha256(f"{fingerprint} {sample} {ENCODER} {keys}".encode()).hexdigest()
+        content = hashlib.sha256(f"{fingerprint} {sample} {ENCODER} with sources {keys}".encode()).hexdigest()
         parts.append(Part(shard_name(number), places, content))
-    return ShardJob(raw, options, images, fingerprint, sample, tuple(parts), round(float(size.sum())))
+    return ShardJob(raw, options, images, fingerprint, sample, tuple(parts), round(float(size.sum())), n_listed)
 
 
 def _group(place: Place) -> int:
@@ -249,44 +317,43 @@ def _check_places(raw: RawDataset) -> None:
         raise BadInput(f"{raw.root}: no tile in the test gallery under {raw.options}; name what to test on")
 
 
-def _sample(places: Sequence[Place], images: Images) -> tuple[float, float, str]:
-    """Return the mean stored bytes of a tile and of a view, and a hash of the raw bytes; leave broken images out."""
+def _sample(places: Sequence[Place], images: Images, sampled: int) -> tuple[float, float, str]:
+    """Return the mean stored bytes of a tile and of a view, and a hash of the raw bytes.
+
+    Images that are broken, or taken over from an earlier layout, are left out.
+    """
     digest = hashlib.sha256()
     means = []
-    tiles = [place.tile for place in places]
-    views = [view.image for place in places for view in place.views]
+    tiles = [place.tile for place in places if not isinstance(place.tile, KeptImage)]
+    views = [view.image for place in places for view in place.views if not isinstance(view.image, KeptImage)]
     with ThreadPoolExecutor(max_workers=min(8, cpu_count())) as threads:  # encoding holds no GIL
         for kind, is_tile in ((tiles, True), (views, False)):
-            rows = np.unique(np.linspace(0, len(kind) - 1, SAMPLE).astype(np.int64))
-            seen = threads.map(partial(_look, images, is_tile), [kind[row] for row in rows])
-            known, sizes = zip(*seen, strict=True)
-            digest.update(b"".join(known))
-            stored = [size for size in sizes if size]
+            rows = distinct(np.linspace(0, len(kind) - 1, sampled).astype(np.int64)).tolist() if kind else []
+            seen = list(threads.map(partial(_look, images, is_tile), [kind[row] for row in rows]))
+            digest.update(b"".join(known for known, _ in seen))
+            stored = [size for _, size in seen if size]
             means.append(float(np.mean(stored)) if stored else 1e5)
     return means[0], means[1], digest.hexdigest()
 
 
 def _look(images: Images, is_tile: bool, image: RawImage) -> tuple[bytes, int]:
     """Return what an image adds to the hash (b"": it cannot be read), and its stored bytes (0: it is broken)."""
-    known = b""
-    try:
-        known = image.path.encode() + hashlib.sha256(images.read(image)).digest()
-        return known, len(images.load(image, is_tile=is_tile).data)
-    except BrokenImage:
-        return known, 0
+    stored, source = images.load(image, is_tile=is_tile)
+    known = f"{source.path} {source.bytes} {source.crc32c} ".encode() if source else b""
+    return known, 0 if isinstance(stored, Broken) else len(stored.data)
 
 
 def _fingerprint(raw: RawDataset, options: ShardOptions, images: Images) -> str:
     """Return the hash of the listing and of every option that changes what is stored, not of the raw folder's path."""
     digest = hashlib.sha256()
     head = [raw.adapter, raw.options, raw.coordinates, images.tile_size, images.view_size]
-    digest.update(json.dumps([*head, options.quality, options.shard_bytes], sort_keys=True).encode())
+    digest.update(json.dumps([*head, images.quality, options.shard_bytes], sort_keys=True).encode())
     for place in raw.places:
-        digest.update(json.dumps(_listed(place), sort_keys=True).encode())
+        digest.update(json.dumps(listed(place), sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _listed(place: Place) -> dict[str, Any]:
+def listed(place: Place) -> dict[str, Any]:
     """Return what the fingerprint has of a place.
 
     It lacks the lines that named the images and whether they were found, so a mended folder is the same job.

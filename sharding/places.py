@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import google_crc32c
 
@@ -36,6 +36,25 @@ class RawImage:
     path: str
     named: str
     present: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptImage(RawImage):
+    """Name an image whose stored bytes are taken over from an earlier layout, whatever its raw file holds now.
+
+    Attributes:
+        shard: path of the shard that holds them, below the data set's ``layouts`` folder.
+        offset: bytes from the shard's beginning.
+        size: bytes.
+        crc32c: their checksum.
+        suffix: of the file type that they are.
+    """
+
+    shard: str
+    offset: int
+    size: int
+    crc32c: int
+    suffix: Literal["jpg", "png"]
 
 
 @dataclass(frozen=True)

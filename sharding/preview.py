@@ -2,8 +2,9 @@
 
 A dry run does what the real run does up to its first write: it reads lists and folders, encodes the same sample of
 images, and looks whether the store can be reached and what lies under the layout's name. That takes seconds to a
-minute. What the real run would refuse is reported, not raised. On S3 one small object is written under a name of its
-own and removed at once, to learn whether we may write and whether the server has conditional puts.
+minute. For an append it compares the raw folder with the layout, which reads all files whose size or time of change is
+another than noted. What the real run would refuse is reported, not raised. On S3 one small object is written under a
+name of its own and removed at once, to learn whether we may write and whether the server has conditional puts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from geostream.errors import BadInput, StoreError, Unanswered
 from geostream.layout.files import JOB
 from geostream.store import Store
 from geostream.store.conditional import probe
-from sharding.commit import is_committed, layout_folder
+from sharding.append import newest_layout, plan_append, read_again
+from sharding.commit import layout_folder
+from sharding.growth import Growth, Rules
 from sharding.job import Broken, ShardJob, ShardOptions, plan_shards
 from sharding.places import RawDataset, Size
 from sharding.writer import check_foreign, foreign_objects
@@ -34,6 +37,7 @@ class DryRun:
         refused: why the real run would fail; None: it would not.
         job: the planned shards.
         missing: images that the raw folder lacks.
+        growth: what would be appended to a layout; None: it would be a first sharding.
     """
 
     url: str
@@ -42,6 +46,7 @@ class DryRun:
     refused: str | None
     job: ShardJob
     missing: tuple[Broken, ...]
+    growth: Growth | None = None
 
     @property
     def figures(self) -> dict[str, object]:
@@ -55,7 +60,7 @@ class DryRun:
             "options": ", ".join(f"{name} {_plain(value)}" for name, value in raw.options.items()) or "none",
             "protocols": _plain(raw.protocols),
             "coordinates": raw.coordinates,
-            "places": len(raw.places),
+            "places" if self.growth is None else "places to write": len(raw.places),
             "pairs": ", ".join(f"{split} {count:,}" for split, count in sorted(pairs.items())),
             "test gallery": sum("test" in place.splits for place in raw.places),
             "images": self.job.n_images,
@@ -64,12 +69,23 @@ class DryRun:
             "stored views": _size(images.view_size),
             "shards": len(self.job.parts),
             "MB, about": round(self.job.estimated_bytes / 1e6, 1),
+        } | self._append_figures
+
+    @property
+    def _append_figures(self) -> dict[str, object]:
+        if self.growth is None:
+            return {}
+        return {
+            "images to read": read_again(self.job),
+            "compared": self.growth.compared,
+            "borrowed shards": len(self.growth.parent.shard_paths),
         }
 
     @property
     def remarks(self) -> list[str]:
         """Lines to print: the adapter's notes, the first missing images, the warning, and why it would be refused."""
-        lines = [*self.job.raw.notes, *(str(one) for one in self.missing[:SHOWN])]
+        grown = self.growth.notes if self.growth else []
+        lines = [*self.job.raw.notes, *grown, *(str(one) for one in self.missing[:SHOWN])]
         if len(self.missing) > SHOWN:
             lines.append(f"… and {len(self.missing) - SHOWN:,} more images are missing")
         lines += [self.warning] if self.warning else []
@@ -77,7 +93,14 @@ class DryRun:
 
 
 def dry_run(
-    raw: RawDataset, store: Store, dataset: str, name: str = "base", options: ShardOptions | None = None
+    raw: RawDataset,
+    store: Store,
+    dataset: str,
+    name: str = "base",
+    options: ShardOptions | None = None,
+    *,
+    remove_missing: bool = False,
+    extend_test: bool = False,
 ) -> DryRun:
     """Return what :func:`sharding.shard` would do with the same arguments.
 
@@ -87,6 +110,8 @@ def dry_run(
         dataset: the data set's name in it.
         name: the layout's name.
         options: how the layout is written; None: the defaults.
+        remove_missing: an append would remove what the raw folder no longer has.
+        extend_test: an append may change the test set.
 
     Raises:
         BadInput: a name or option makes no sense, or there is nothing to train or test on.
@@ -95,20 +120,30 @@ def dry_run(
     folder = layout_folder(store, dataset, name)
     if not store.is_local:
         store.check(write=True)
+    state, warning, refused, growth = "nothing", None, None, None
+    try:
+        if folder.exists("layout.json"):
+            parent = newest_layout(store, dataset, name)
+            job, growth = plan_append(raw, parent, options, Rules(remove_missing, extend_test), None)
+            state = f"a layout, committed: its newest generation, {parent.name}, would be appended to"
+            if growth.is_nothing:
+                state = "this very layout, committed: it would be left as it is"
+            return DryRun(folder.url, state, None, None, job, growth.broken, growth)
+    except BadInput as error:
+        refused = str(error)
     job = plan_shards(raw, options)
     missing = tuple(job.missing)
-    state, warning, refused, committed = "nothing", None, None, False
     try:
         job.check_broken(missing)
-        if committed := is_committed(job, folder):
-            state = "this very layout, committed: it would be left as it is"
+        if refused:
+            state = "another layout"
         elif folder.exists(JOB):
             state = "an unfinished layout: it would be gone on with, if it is this one"
         else:
             check_foreign(folder, foreign_objects(job, folder))
     except BadInput as error:
-        refused = str(error)
-    if store.is_s3 and not committed:
+        refused = refused or str(error)
+    if store.is_s3:
         try:
             warning = probe(store)
         except Unanswered:

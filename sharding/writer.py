@@ -29,9 +29,10 @@ from geostream.errors import AlreadyExists, BadInput
 from geostream.layout.files import JOB, object_names
 from geostream.progress import Bar
 from geostream.store import Store
-from sharding.encode import BrokenImage, Encoded
+from sharding.encode import Encoded
 from sharding.job import Broken, Images, Part, ShardJob
 from sharding.places import Place, RawImage
+from sharding.sources import Source
 from sharding.tar import Member, ShardTar
 from sharding.workers import in_order, leave_a_starting_worker
 
@@ -88,11 +89,13 @@ class EncodedUnit:
         places: those with a whole tile.
         broken: images that are left out.
         enlarged: how many images are smaller than the stored size.
+        sources: what was read of the raw files.
     """
 
     places: tuple[EncodedPlace, ...]
     broken: tuple[Broken, ...]
     enlarged: int
+    sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class StoredPart:
         places: those in it, in order.
         broken: images that were left out.
         enlarged: how many images are smaller than the stored size.
+        sources: what was read of the raw files.
     """
 
     name: str
@@ -129,6 +133,7 @@ class StoredPart:
     places: tuple[StoredPlace, ...]
     broken: tuple[Broken, ...]
     enlarged: int
+    sources: tuple[Source, ...]
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredPart:
@@ -138,7 +143,8 @@ class StoredPart:
             for place in value["places"]
         )
         broken = tuple(Broken(**one) for one in value["broken"])
-        return cls(value["name"], value["content"], value["size"], places, broken, value["enlarged"])
+        sources = tuple(Source(*source) for source in value.get("sources", ()))
+        return cls(value["name"], value["content"], value["size"], places, broken, value["enlarged"], sources)
 
 
 def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tuple[list[StoredPart], int]:
@@ -187,7 +193,7 @@ def _claim(job: ShardJob, folder: Store) -> None:
 
     Raises BadInput where it is another job's, or where an object has a name that this job would write to.
     """
-    mine = job.source | {"shards": len(job.parts)}
+    mine = job.claim
     foreign = foreign_objects(job, folder)
     try:
         folder.write_json(JOB, mine, if_absent=True)
@@ -245,7 +251,7 @@ def _still_broken(images: Images, part: Part, made: StoredPart) -> bool:
     left_out = {one.path for one in made.broken}
     for place in part.places:
         for image in place.images():
-            if image.path in left_out and not isinstance(_load(images, image, image is place.tile), Broken):
+            if image.path in left_out and not isinstance(images.load(image, is_tile=image is place.tile)[0], Broken):
                 return False
     return True
 
@@ -270,15 +276,17 @@ def _write_all(
 
 def _shard(part: Part, units: Iterable[EncodedUnit]) -> tuple[bytes, StoredPart]:
     """Join what the workers encoded to a tar; return it with its index."""
-    tar, places, broken, enlarged = ShardTar(), list[StoredPlace](), list[Broken](), 0
+    tar, places, broken, sources, enlarged = ShardTar(), list[StoredPlace](), list[Broken](), list[Source](), 0
     for unit in units:
         for place in unit.places:
             members = tuple(tar.add(place.key, *member) for member in place.members)
             places.append(StoredPlace(place.key, place.views, members))
         broken += unit.broken
+        sources += unit.sources
         enlarged += unit.enlarged
     data = tar.close()
-    return data, StoredPart(part.name, part.content, len(data), tuple(places), tuple(broken), enlarged)
+    made = StoredPart(part.name, part.content, len(data), tuple(places), tuple(broken), enlarged, tuple(sources))
+    return data, made
 
 
 def _units(images: Images, part: Part) -> list[Unit]:
@@ -304,9 +312,16 @@ def encode_places(unit: Unit) -> EncodedUnit:
     """Read and encode the images of some places; this runs in a worker process."""
     places: list[EncodedPlace] = []
     broken: list[Broken] = []
+    sources: list[Source] = []
     enlarged = 0
+
+    def load(image: RawImage, is_tile: bool) -> Encoded | Broken:
+        made, source = unit.images.load(image, is_tile=is_tile)
+        sources.extend([source] if source else [])
+        return made
+
     for place in unit.places:
-        tile = _load(unit.images, place.tile, is_tile=True)
+        tile = load(place.tile, is_tile=True)
         if isinstance(tile, Broken):
             broken.append(tile)
             continue
@@ -314,7 +329,7 @@ def encode_places(unit: Unit) -> EncodedUnit:
         enlarged += tile.enlarged
         kept: list[int] = []
         for number, view in enumerate(place.views):
-            query = _load(unit.images, view.image, is_tile=False)
+            query = load(view.image, is_tile=False)
             if isinstance(query, Broken):
                 broken.append(query)
                 continue
@@ -323,19 +338,11 @@ def encode_places(unit: Unit) -> EncodedUnit:
             kept.append(number)
         members.append(_member("json", _facts(place, kept)))
         places.append(EncodedPlace(place.key, tuple(kept), tuple(members)))
-    return EncodedUnit(tuple(places), tuple(broken), enlarged)
+    return EncodedUnit(tuple(places), tuple(broken), enlarged, tuple(sources))
 
 
 def _member(name: str, data: bytes) -> EncodedMember:
     return EncodedMember(name, data, google_crc32c.value(data))
-
-
-def _load(images: Images, image: RawImage, is_tile: bool) -> Encoded | Broken:
-    """Return the image in stored form, or why it is left out."""
-    try:
-        return images.load(image, is_tile=is_tile)
-    except BrokenImage as error:
-        return Broken(image.path, image.named, str(error))
 
 
 def view_name(number: int) -> str:

@@ -149,6 +149,7 @@ def test_an_earlier_cut_into_more_shards_is_tidied_up(root: Store, raw: Path, mo
         "layout.json",
         "places.parquet",
         "members.parquet",
+        "sources.parquet",
         f"shard-{made + 1:05d}.tar",
     }
 
@@ -163,7 +164,7 @@ def test_a_job_that_begins_meanwhile_is_no_stranger(tmp_path: Path, raw: Path, m
     def later(job: ShardJob, folder: Store) -> list[str]:
         with monkeypatch.context() as patch:
             patch.setattr(writer, "foreign_objects", look)
-            patch.setattr("sharding.commit._clean", lambda *_: None)
+            patch.setattr("sharding.commit.clean", lambda *_: None)
             shard(job.raw, store, "vigor", options=OPTIONS, workers=1)
         folder.delete("layout.json")
         return look(job, folder)

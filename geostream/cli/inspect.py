@@ -32,8 +32,8 @@ def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None)
     print_table(
         "members", [{"member": r["member"], "count": r["size_count"], "mean bytes": r["size_mean"]} for r in rows]
     )
-    for key in ("id", "source", "images", "broken"):
-        Console().print(f"{key}: {one.info[key]}", highlight=False, markup=False)
+    for key in ("id", "gallery", "source", "images", "broken"):
+        Console().print(f"{key}: {one.info.get(key)}", highlight=False, markup=False)
 
 
 def verify(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
@@ -62,6 +62,7 @@ def _layout_row(layout: Layout) -> dict[str, object]:
         "train pairs": layout.info["pairs"].get("train", 0),
         "test pairs": layout.info["pairs"].get("test", 0),
         "shards": len(layout.shard_names),
+        "borrowed": int(layout.borrowed.sum()),
         "MB": f"{layout.shard_sizes.sum() / 1e6:,.1f}",
         "broken": len(layout.info["broken"]),
     }

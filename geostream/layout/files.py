@@ -1,8 +1,12 @@
-"""Read and check the files of a layout's index: ``layout.json`` and the two tables that it names by hash.
+"""Read and check the files of a layout's index: ``layout.json`` and the tables that it names by hash.
 
 The files may have been changed since the commit, so everything is checked before it is used: the fields of
 ``layout.json``, the hash, schema and invariants of each table (:mod:`geostream.layout.schema`), and that they agree. An
 error is one line that names the file.
+
+A layout that was made by an append names shards of earlier layouts where they lie: such a *borrowed* shard has the
+field ``layout``, the folder that holds it. The path of a shard below the data set's ``layouts`` folder is
+``base/shard-00000.tar``.
 
 The names of a layout's objects are defined here, too. Before a layout is written, ``parts/job.json`` records how many
 shards it will have. The names of all its objects follow from that number, and only these objects are ever removed.
@@ -25,9 +29,10 @@ from geostream.errors import LayoutNotCommitted, NotFound, StoreError
 from geostream.layout.schema import Coordinates, IndexDamage, Protocol, check_index, check_schema
 from geostream.store import NAME, Store
 
-FORMAT = 1
+FORMAT = 2  # 1 had no borrowed shards, no gallery and no sources
 SHARD = "^shard-[0-9]{5,}[.]tar$"
-TABLES = ("places.parquet", "members.parquet")
+SOURCES = "sources.parquet"  # what each stored image was made from; no part of the index, and not in older layouts
+TABLES = ("places.parquet", "members.parquet", SOURCES)
 JOB = "parts/job.json"  # who writes the folder, and how many shards it will hold; removed after the commit
 ADVICE = "restore the layout's folder from a copy, or delete it and shard the dataset again"
 
@@ -41,7 +46,8 @@ class _Shard(BaseModel):
 
     name: Annotated[str, Field(pattern=SHARD)]
     size: Count
-    members: Count
+    members: Count  # that the index names; a borrowed shard may hold others
+    layout: Name | None = None  # whose folder holds the shard; None: its own
 
 
 class _Info(BaseModel):
@@ -64,7 +70,8 @@ class _Info(BaseModel):
     images: dict[str, Any]
     source: dict[str, Any]
     broken: list[str]
-    index: Annotated[dict[Literal["places.parquet", "members.parquet"], str], Field(min_length=2)]
+    gallery: str | None = None
+    index: dict[Literal["places.parquet", "members.parquet", "sources.parquet"], str]
 
 
 def shard_name(number: int) -> str:
@@ -104,17 +111,28 @@ def check_info(info: Any) -> None:
     Raises:
         IndexDamage: The format is another, or a field is missing or has a wrong value.
     """
-    if isinstance(info, dict) and info.get("format", FORMAT) != FORMAT:
-        raise IndexDamage(f"layout.json: format {info['format']}, but this geostream reads format {FORMAT}")
+    if isinstance(info, dict) and info.get("format", FORMAT) not in range(1, FORMAT + 1):
+        raise IndexDamage(f"layout.json: format {info['format']}, but this geostream reads formats 1 to {FORMAT}")
     try:
         _Info.model_validate(info)
     except ValidationError as error:
         first = error.errors()[0]
         where = ascii(".".join(map(str, first["loc"])))[1:-1]  # one line, whatever characters the names have
         raise IndexDamage(f"layout.json: {where or 'all'}: {first['msg']}") from error
-    names = [shard["name"] for shard in info["shards"]]
+    if lacking := {"places.parquet", "members.parquet"} - set(info["index"]):
+        raise IndexDamage(f"layout.json: index: {', '.join(sorted(lacking))} is missing")
+    names = shard_paths(info["shards"])
     if len(set(names)) < len(names):
         raise IndexDamage("layout.json: two shards have the same name")
+
+
+def shard_paths(shards: Sequence[dict[str, Any]]) -> list[str]:
+    """Return each shard's name, with its layout before it where it is borrowed: ``base/shard-00000.tar``.
+
+    Args:
+        shards: The entries of ``layout.json``.
+    """
+    return ["/".join(filter(None, (shard.get("layout"), shard["name"]))) for shard in shards]
 
 
 def summary(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int]]) -> dict[str, Any]:
@@ -123,7 +141,7 @@ def summary(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int
     Args:
         places: The table of places.
         members: The table of members.
-        shards: (name, bytes) of each shard, in order.
+        shards: (name, bytes) of each shard, in order; the name of a borrowed one as in :func:`shard_paths`.
 
     Returns:
         The numbers of places and bytes, the pairs of each split, and the shards.
@@ -135,7 +153,8 @@ def summary(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int
         "pairs": {v["values"]: v["counts"] for v in pc.value_counts(splits).to_pylist()},
         "bytes": sum(size for _, size in shards),
         "shards": [
-            {"name": name, "size": size, "members": int(count)}
+            {"name": name.rpartition("/")[2], "size": size, "members": int(count)}
+            | ({"layout": name.rpartition("/")[0]} if "/" in name else {})
             for (name, size), count in zip(shards, in_shard, strict=True)
         ],
     }
@@ -176,7 +195,7 @@ def read_tables(folder: Store, info: dict[str, Any]) -> tuple[pa.Table, pa.Table
     Raises:
         StoreError: A table is missing, changed or damaged.
     """
-    shards = [(shard["name"], shard["size"]) for shard in info["shards"]]
+    shards = list(zip(shard_paths(info["shards"]), (shard["size"] for shard in info["shards"]), strict=True))
     try:
         places = _read_table(folder, "places.parquet", info)
         members = _read_table(folder, "members.parquet", info)
@@ -187,6 +206,22 @@ def read_tables(folder: Store, info: dict[str, Any]) -> tuple[pa.Table, pa.Table
     except IndexDamage as error:
         raise StoreError(f"{folder.url}: {error}; the index is damaged: {ADVICE}") from error
     return places, members
+
+
+def read_sources(folder: Store, info: dict[str, Any]) -> bytes | None:
+    """Return the content of ``sources.parquet``; None where the layout has none, or another than was committed.
+
+    Args:
+        folder: The layout's folder.
+        info: Its checked ``layout.json``.
+    """
+    if SOURCES not in info["index"]:
+        return None
+    try:
+        data = folder.read(SOURCES)
+    except NotFound:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == info["index"][SOURCES] else None
 
 
 def _read_table(folder: Store, file: str, info: dict[str, Any]) -> pa.Table:

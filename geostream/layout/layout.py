@@ -3,9 +3,10 @@
 A layout is committed when ``layout.json`` exists; that file is written last, and only once. Opening reads nothing else;
 the index is read and checked when it is asked for (:mod:`geostream.layout.index`).
 
-The id of a place is its row in ``places.parquet`` and the same in every generation of a layout. Generations differ only
-in ``members.parquet``, which says in which shard, and where in it, each member lies. So a neighbour graph stays valid
-after a reclustering. Code that needs the order on disk uses ``shard_of_place``.
+The id of a place is its row in ``places.parquet`` and the same in every generation of a layout. Generations of the same
+places differ only in ``members.parquet``, which says in which shard, and where in it, each member lies. So a neighbour
+graph stays valid after a reclustering. An append adds rows behind the old ones, and borrows the shards of the layout
+before it. Code that needs the order on disk uses ``shard_of_place``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import pyarrow.compute as pc
 from geostream.arrays import Csr, Int32, Int64, Pairs, distinct
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted
 from geostream.layout.current import current_layout
-from geostream.layout.files import FORMAT, check_info, read_info, summary
+from geostream.layout.files import FORMAT, SOURCES, check_info, read_info, shard_paths, summary
+from geostream.layout.gallery import gallery_id
 from geostream.layout.index import Index
 from geostream.layout.listing import layout_infos, newest, the_dataset
 from geostream.layout.schema import (
@@ -93,12 +95,12 @@ class Layout:
 
     @property
     def places_id(self) -> str:
-        """Hash of ``places.parquet``: equal in all generations, so place ids of one are valid in the others."""
+        """Hash of ``places.parquet``: place ids are valid in every generation with the same one."""
         return str(self.info["index"]["places.parquet"])
 
     @property
     def generation(self) -> int:
-        """Number of reclusterings that led to this layout; 0 for a layout as it was sharded."""
+        """Number of reclusterings and appends that led to this layout; 0 for a layout as it was first sharded."""
         return int(self.info["generation"])
 
     @property
@@ -118,9 +120,31 @@ class Layout:
         return int(self.info["places"])
 
     @property
+    def gallery(self) -> str | None:
+        """Hash of what figures on the test set depend on (:mod:`geostream.layout.gallery`); None: an older layout."""
+        gallery: str | None = self.info.get("gallery")
+        return gallery
+
+    @property
     def shard_names(self) -> list[str]:
-        """Names of the S shards, in order of their number."""
+        """Names of the S shards, in order of their number, each in the folder of the layout that wrote it."""
         return [shard["name"] for shard in self.info["shards"]]
+
+    @cached_property
+    def shards_store(self) -> Store:
+        """The data set's ``layouts`` folder, which holds this layout's shards and those that it borrows."""
+        return Store(self.store.url.rpartition("/")[0])
+
+    @property
+    def shard_paths(self) -> list[str]:
+        """Paths of the S shards below :attr:`shards_store`, in order of their number."""
+        own = self.store.url.rpartition("/")[2]
+        return [path if "/" in path else f"{own}/{path}" for path in shard_paths(self.info["shards"])]
+
+    @property
+    def borrowed(self) -> npt.NDArray[np.bool_]:
+        """(S,) whether each shard belongs to an earlier layout."""
+        return np.array([shard.get("layout") is not None for shard in self.info["shards"]], dtype=bool)
 
     @cached_property
     def shard_sizes(self) -> Int64:
@@ -159,8 +183,8 @@ class Layout:
 
     @cached_property
     def shard_of_place(self) -> Int32:
-        """(N,) number of the shard that holds all members of each place."""
-        shard = np.empty(self.n_places, dtype=np.int32)
+        """(N,) number of the shard that holds all members of each place; -1 for a place that was removed."""
+        shard = np.full(self.n_places, -1, dtype=np.int32)
         for _, part in self._parts(MEMBERS_FILE, "place", "shard"):
             shard[part["place"].to_numpy()] = part["shard"].to_numpy()
         return shard
@@ -339,11 +363,11 @@ class NewLayout:
     Attributes:
         dataset: The data set's name.
         name: The layout's name.
-        generation: 0 as sharded, one more with each reclustering.
+        generation: 0 as sharded, one more with each reclustering or append.
         coordinates: The kind of the positions.
         places: The table of places, of schema ``PLACES``.
         members: The table of members, of schema ``MEMBERS``, sorted by shard and offset.
-        shards: (name, bytes) of each shard, in order.
+        shards: (name, bytes) of each shard, in order; the name of a borrowed one is "base/shard-00000.tar".
         source: What the layout was made from.
         images: How images are stored.
         broken: A description of each raw image that was left out.
@@ -351,6 +375,7 @@ class NewLayout:
         parent: Id of the generation before.
         places_file: Content of that generation's ``places.parquet``, which is kept byte for byte. Another version of
             pyarrow could write the same table with another hash.
+        sources_file: Content of ``sources.parquet``; None: the layout has none.
     """
 
     dataset: str
@@ -366,6 +391,7 @@ class NewLayout:
     protocols: Sequence[Protocol] = ("paired",)
     parent: str | None = None
     places_file: bytes | None = None
+    sources_file: bytes | None = None
 
 
 def commit_layout(folder: Store, new: NewLayout) -> Layout:
@@ -388,6 +414,8 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
         places, members = new.places.cast(PLACES), new.members.cast(MEMBERS)
         check_index(places, members, new.shards)
         data = {"places.parquet": new.places_file or table_bytes(places), "members.parquet": table_bytes(members)}
+        if new.sources_file is not None:
+            data[SOURCES] = new.sources_file
         info = {
             "format": FORMAT,
             "dataset": new.dataset,
@@ -401,6 +429,7 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
             "images": new.images,
             "source": new.source,
             "broken": new.broken,
+            "gallery": gallery_id(places, members, new.protocols),
             "index": {file: hashlib.sha256(table).hexdigest() for file, table in data.items()},
         }
         check_info(info)

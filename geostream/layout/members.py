@@ -89,13 +89,13 @@ class MemberTable:
 
     @property
     def store(self) -> Store:
-        """The layout's folder."""
-        return self.layout.store
+        """The folder below which the shards lie."""
+        return self.layout.shards_store
 
     @cached_property
-    def shard_names(self) -> list[str]:
-        """Names of the layout's shards."""
-        return self.layout.shard_names
+    def shard_paths(self) -> list[str]:
+        """Paths of the layout's shards."""
+        return self.layout.shard_paths
 
     @property
     def shard_sizes(self) -> Int64:
@@ -139,7 +139,7 @@ class MemberTable:
 
     def shard_url(self, shard: int) -> str:
         """Return the URL of the shard with this number."""
-        return f"{self.store.url}/{self.shard_names[shard]}"
+        return f"{self.store.url}/{self.shard_paths[shard]}"
 
     def name(self, row: int) -> str:
         """Return the name of an image within its place, such as "view-00.jpg"."""
@@ -180,4 +180,4 @@ def read_image(layout: Layout, place: int, view: int | None = None) -> bytes:
     one, number = np.array([place], np.int32), None if view is None else np.array([view], np.int16)
     members = MemberTable.of(layout, layout.shard_of_place[one])
     shard, offset, size = (int(column[members.rows(one, number)[0]]) for column in members.extents)
-    return layout.store.read_range(layout.shard_names[shard], offset, size)
+    return members.store.read_range(members.shard_paths[shard], offset, size)

@@ -1,16 +1,16 @@
 """Compare a layout's shards with its index, by reading every byte of every shard once.
 
 The index says where the header and data of each member lie. Each member is checked there, and all bytes between members
-and behind the last one must be zero. Reading the shards as tar archives would find less: a tar reader takes a broken
-header for the end of the archive, and follows links and extended headers. Shards are read in order, in ranges of 4 MiB,
-a few shards at a time.
+and behind the last one must be zero. A shard that is borrowed from an earlier layout may hold whole members there that
+the index does not name: those of places that have changed or were removed since. Reading the shards as tar archives
+would find less: a tar reader takes a broken header for the end of the archive, and follows links and extended headers.
+Shards are read in order, in ranges of 4 MiB, a few shards at a time.
 """
 
 from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -20,6 +20,7 @@ import numpy as np
 
 from geostream.errors import NotFound, Refused, StoreError, Unsupported
 from geostream.layout import Layout
+from geostream.layout.files import SOURCES, read_sources
 from geostream.layout.schema import HEADER, content_id
 from geostream.progress import Bar
 from geostream.store import Store
@@ -59,10 +60,16 @@ def verify_layout(layout: Layout) -> Report:
         Unsupported: The store cannot read ranges of objects.
     """
     problems, count = list[str](), 0
-    names = layout.shard_names
+    names = [
+        path if borrowed else name
+        for path, name, borrowed in zip(layout.shard_paths, layout.shard_names, layout.borrowed, strict=True)
+    ]
     bounds = np.searchsorted(layout.members["shard"].to_numpy(), np.arange(len(names) + 1)).tolist()
     if content_id(layout.places, layout.members) != layout.id:
         problems, count = ["layout.json: its id is another than that of the tables: the index was written anew"], 1
+    if SOURCES in layout.info["index"] and read_sources(layout.store, layout.info) is None:
+        problems.append(f"{SOURCES}: gone or changed since the commit: the next append reads every raw file")
+        count += 1
     with Bar("shards", len(names)) as bar, ThreadPoolExecutor(THREADS, thread_name_prefix="geostream-verify") as pool:
         found = [pool.submit(_check_shard, layout, shard, *bounds[shard : shard + 2]) for shard in range(len(names))]
         try:
@@ -112,16 +119,17 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
 
 def _check_shard(layout: Layout, shard: int, start: int, stop: int) -> list[str]:
     """Return the problems of one shard, whose members are the rows ``start`` to ``stop`` of the index."""
-    name, committed = layout.shard_names[shard], int(layout.shard_sizes[shard])
+    store, path, committed = layout.shards_store, layout.shard_paths[shard], int(layout.shard_sizes[shard])
     problems = []
     try:
-        size = layout.store.size(name)
+        size = store.size(path)
         if size != committed:
             problems.append(f"{size} bytes where layout.json says {committed}: cut off or replaced since the commit")
         rows = layout.members.slice(start, stop - start).to_pylist()
         members = [(f"{layout.keys[row['place']]}.{row['member']}", row) for row in rows]
-        with io.BufferedReader(_Object(layout.store, name, size), CHUNK) as stream:
-            problems += _compare(stream, members, size, whole=size == committed)
+        with io.BufferedReader(_Object(store, path, size), CHUNK) as stream:
+            borrowed = bool(layout.borrowed[shard])
+            problems += _compare(stream, members, size, whole=size == committed, borrowed=borrowed)
     except NotFound:
         problems.append("gone since the commit")
     except (Refused, Unsupported):
@@ -150,7 +158,9 @@ class _Object(io.RawIOBase):
         return wanted
 
 
-def _compare(stream: BinaryIO, members: list[tuple[str, dict[str, int]]], size: int, whole: bool) -> list[str]:
+def _compare(
+    stream: BinaryIO, members: list[tuple[str, dict[str, int]]], size: int, whole: bool, borrowed: bool
+) -> list[str]:
     """Return the problems of a shard of ``size`` bytes; ``whole`` says whether that is its committed size."""
     problems, misplaced, at = list[str](), 0, 0
     for number, (name, row) in enumerate(members):
@@ -158,30 +168,41 @@ def _compare(stream: BinaryIO, members: list[tuple[str, dict[str, int]]], size: 
         if end > size:
             problems.append(f"cut off: {len(members) - number} members from {name!r} on are not in it")
             return problems
-        unknown = list(_unknown(stream, at, header))
+        unknown, at = _unknown(stream, at, header, borrowed)
         if not unknown and header - at >= HEADER:
             unknown = [f"the archive ends at byte {at + -at % HEADER}, in front of members that the index has in it"]
         damage = member_damage(stream.read(HEADER + row["size"]), name, row["size"], row["crc32c"])
         problems += [*unknown, *([f"{name!r}: {damage}"] if damage else [])]
         misplaced += "its header in the tar" in damage
         at = end
-    if misplaced == len(members):
+    if members and misplaced == len(members):
         return [f"none of the {misplaced} members is where the index has it: another shard, or no tar, is in its place"]
+    unknown, at = _unknown(stream, at, size, borrowed)
     if whole and size - (at + -at % HEADER) < END:
         problems.append("no empty blocks at the archive's end")
-    return [*problems, *_unknown(stream, at, size)]
+    return [*problems, *unknown]
 
 
-def _unknown(stream: BinaryIO, at: int, end: int) -> Iterator[str]:
-    """Read the bytes from ``at`` to ``end``, where the index has no member, and yield what is there besides zeros."""
-    said = False
+def _unknown(stream: BinaryIO, at: int, end: int, borrowed: bool) -> tuple[list[str], int]:
+    """Read the bytes from ``at`` to ``end``, where the index has no member, and describe what is there besides zeros.
+
+    Where the shard is borrowed, whole members are no problem. Also return where the last of these ends.
+    """
+    problems, said, last = list[str](), False, at
     while at < end:
         block = stream.read(min(HEADER - at % HEADER, end - at))
-        if block.strip(b"\0"):
-            if info := _header(block):
-                kind = "" if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else ", which is not a file,"
-                yield f"{info.name!r}{kind} is at byte {at}, where the index has nothing"
-            elif not said:
-                yield f"neither a member nor the archive's end at byte {at}"
-            said = True
         at += len(block)
+        if not block.strip(b"\0"):
+            continue
+        info = _header(block)
+        if info and borrowed and info.type == tarfile.REGTYPE and at + info.size <= end:
+            stream.read(info.size)
+            at = last = at + info.size
+        elif info:
+            kind = "" if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else ", which is not a file,"
+            problems.append(f"{info.name!r}{kind} is at byte {at - len(block)}, where the index has nothing")
+            said = True
+        elif not said:
+            problems.append(f"neither a member nor the archive's end at byte {at - len(block)}")
+            said = True
+    return problems, last

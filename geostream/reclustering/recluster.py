@@ -186,7 +186,8 @@ def _on_the_store(
 def _sizes(layout: Layout, places: Int32) -> tuple[Int64, float]:
     """Return (N,) the bytes of the places, and the mean bytes of the shards that hold them."""
     weight = bytes_of_places(layout)
-    in_shard = np.bincount(layout.shard_of_place, weight)[distinct(layout.shard_of_place[places])]
+    stored = layout.shard_of_place >= 0
+    in_shard = np.bincount(layout.shard_of_place[stored], weight[stored])[distinct(layout.shard_of_place[places])]
     return weight[places], float(in_shard.mean())
 
 
@@ -214,11 +215,12 @@ def _without_pairs(layout: Layout, places: Int32) -> list[Int32]:
 
 
 def _in_order(layout: Layout) -> Int32:
-    """Return (N,) all place ids in their order on disk."""
+    """Return the ids of all places that were not removed, in their order on disk."""
     place = layout.members["place"].to_numpy()  # sorted by shard and offset
-    first = np.empty(layout.n_places, dtype=np.int64)
+    first = np.full(layout.n_places, -1, dtype=np.int64)
     first[place[::-1]] = np.arange(len(place))[::-1]  # the last value that is written to a place stays: its first row
-    return np.argsort(first).astype(np.int32)
+    stored = np.flatnonzero(first >= 0)
+    return stored[np.argsort(first[stored])].astype(np.int32)
 
 
 def _by_shard(places: Int32, layout: Layout) -> list[Int32]:

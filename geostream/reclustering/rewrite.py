@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -34,8 +33,9 @@ from geostream.arrays import Int32, Int64
 from geostream.dask import run_tasks
 from geostream.errors import AlreadyExists, NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout, NewLayout, commit_layout, layout_infos, open_layout
-from geostream.layout.files import JOB, object_names, read_info, shard_names
+from geostream.layout.files import JOB, object_names, read_sources, shard_names
 from geostream.layout.layout import MEMBERS_FILE
+from geostream.layout.lineage import ancestors, next_name
 from geostream.layout.schema import HEADER
 from geostream.layout.verify import member_damage
 from geostream.progress import track
@@ -72,7 +72,7 @@ def rewrite(
     Args:
         store: The store that holds the dataset.
         parent: The layout to rewrite.
-        shards: Ids of each shard's places, in order; every place is in exactly one.
+        shards: Ids of each shard's places, in order; every place is in exactly one, but for those that were removed.
         source: What ``layout.json`` notes as the source, beside the order's hash and the ids of the ancestors.
         cluster: URL of a Dask scheduler whose workers reach the store; None works within this process.
 
@@ -118,6 +118,7 @@ def rewrite(
                 protocols=parent.protocols,
                 places=parent.places,
                 places_file=places_file,
+                sources_file=read_sources(parent.store, parent.info),
                 members=index_of(parent, shards),
                 shards=list(zip(names, sizes.tolist(), strict=True)),
                 source={**source, "order": order, "ancestors": ancestors(parent.info)},
@@ -148,27 +149,6 @@ def order_id(parent: Layout, shards: Sequence[Int32]) -> str:
     return digest.hexdigest()[:16]
 
 
-def ancestors(info: dict[str, Any]) -> list[str]:
-    """Return the ids of the generations before a child of a layout, oldest first, removed ones included.
-
-    Args:
-        info: The ``layout.json`` of that layout, whose own id comes last.
-    """
-    before = [info["parent"]] if info["parent"] else []
-    return [*info["source"].get("ancestors", before), info["id"]]
-
-
-def next_name(parent: Layout, number: int) -> str:
-    """Return a name for the next generation of a layout.
-
-    Args:
-        parent: The layout.
-        number: From 1; each number gives another name, for different orders of the same generation.
-    """
-    root = parent.name if parent.generation == 0 else re.sub(rf"-g{parent.generation}(-\d+)?$", "", parent.name)
-    return f"{root}-g{parent.generation + 1}" + (f"-{number}" if number > 1 else "")
-
-
 def _claim(store: Store, layouts: Store, parent: Layout, job: dict[str, Any]) -> tuple[str, bool]:
     """Claim a folder for the job; return its name, and whether the layout is already committed there."""
     order = job["order"]
@@ -190,7 +170,7 @@ def _claim(store: Store, layouts: Store, parent: Layout, job: dict[str, Any]) ->
                 if not held[name].exists(GOING):
                     return name, False
         number = 1
-        while (name := next_name(parent, number)) in infos or name in held:
+        while (name := next_name(parent.name, parent.generation, number)) in infos or name in held:
             number += 1
         with suppress(AlreadyExists):  # another process was faster: look again, it may be this very order
             layouts.child(name).write_json(JOB, _alive(job), if_absent=True)
@@ -301,12 +281,11 @@ def index_of(parent: Layout, shards: Sequence[Int32]) -> pa.Table:
 
 @lru_cache(maxsize=1)
 def _shards_of_parent(root: str, dataset: str, name: str, layout_id: str) -> tuple[Store, list[str]]:
-    """Return the folder and the shards' names of the old generation; raise StaleArtefact if it was replaced."""
-    folder = Store.open(root).child(dataset, "layouts", name)
-    info = read_info(folder)
-    if info["id"] != layout_id:
-        raise StaleArtefact(f"{folder.url}: another layout than when reclustering began; begin again")
-    return folder, [shard["name"] for shard in info["shards"]]
+    """Return the folder of all layouts and the old shards' paths in it; raise StaleArtefact if it was replaced."""
+    layout = open_layout(Store.open(root), dataset, name)
+    if layout.id != layout_id:
+        raise StaleArtefact(f"{layout.store.url}: another layout than when reclustering began; begin again")
+    return layout.shards_store, layout.shard_paths
 
 
 def write_shard(task: NewShard, *, root: str, dataset: str, parent: tuple[str, str], folder: Store) -> int:

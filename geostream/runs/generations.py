@@ -21,8 +21,9 @@ from geostream.errors import BadInput, NotFound, StoreError
 from geostream.layout import layout_infos
 from geostream.layout.current import current_or_newest
 from geostream.layout.files import JOB, TABLES, object_names, read_info, shard_names
+from geostream.layout.lineage import ancestors
 from geostream.layout.tags import find_layout, read_tags
-from geostream.reclustering.rewrite import GOING, ancestors
+from geostream.reclustering.rewrite import GOING
 from geostream.runs.inventory import models_in_use
 from geostream.runs.retention import LayoutFacts, LayoutNeeds, layouts_to_keep, why_not_removed
 from geostream.runs.run import needed_layouts

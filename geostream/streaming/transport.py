@@ -237,7 +237,7 @@ class Transport:
 
     async def _once(self, shard: int, incoming: Incoming) -> None:
         """Read what is missing of a range; raise Refused or Unanswered for a temporary failure, else StoreError."""
-        store, name, url = self.members.store, self.members.shard_names[shard], self.members.shard_url(shard)
+        store, name, url = self.members.store, self.members.shard_paths[shard], self.members.shard_url(shard)
         offset, size = incoming.missing()
         deadline = REQUEST_TIMEOUT + size / BYTES_PER_SECOND
         self.stats.requests += 1

@@ -26,14 +26,16 @@ class Adapter(NamedTuple):
     Attributes:
         read: the adapter's ``read_places``. It may return its places in any order.
         source: URL where the data set is to be had, for messages about missing files.
+        grows: its options that may be others when more is appended to a layout.
     """
 
     read: Callable[..., RawDataset]
     source: str
+    grows: tuple[str, ...] = ()
 
 
 ADAPTERS = {
-    "vigor": Adapter(vigor.read_places, "https://github.com/Jeff-Zilence/VIGOR"),
+    "vigor": Adapter(vigor.read_places, "https://github.com/Jeff-Zilence/VIGOR", ("train_cities", "test_cities")),
     "cvusa": Adapter(cvusa.read_places, "https://mvrl.cse.wustl.edu/datasets/cvusa"),
     "cvact": Adapter(cvact.read_places, "https://github.com/Liumouliu/OriCNN"),
     "university1652": Adapter(university1652.read_places, "https://github.com/layumi/University1652-Baseline"),
@@ -57,7 +59,7 @@ def read_places(adapter: str, raw: str | Path, **options: Any) -> RawDataset:
     """
     if adapter not in ADAPTERS:
         raise BadInput(f"no adapter for {adapter!r}; there is one for {', '.join(ADAPTERS)}")
-    read, source = ADAPTERS[adapter]
+    read, source, _ = ADAPTERS[adapter]
     known = [name for name in inspect.signature(read).parameters if name != "raw"]
     if unknown := sorted(set(options) - set(known)):
         raise BadInput(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")

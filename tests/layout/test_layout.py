@@ -204,7 +204,7 @@ def test_index_that_contradicts_itself(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shards": [("shard-00000.tar", 9000), ("../shard-00001.tar", 9000)]}, "layout.json: shards.1.name: "),
+        ({"shards": [("shard-00000.tar", 9000), ("../shard-00001.tar", 9000)]}, "layout.json: shards.1.layout: "),
         ({"shards": [("shard-00000.tar", 9000)] * 2}, "layout.json: two shards have the same name"),
         ({"dataset": "../vigor"}, "layout.json: dataset: "),
         ({"coordinates": "miles"}, "layout.json: coordinates: "),

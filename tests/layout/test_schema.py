@@ -208,7 +208,7 @@ def test_a_table_that_is_gone_or_changed(layout: Layout) -> None:
     [
         *(([name], None, f"{name}: ") for name in ("dataset", "layout", "id", "generation", "coordinates", "places")),
         *(([name], None, f"{name}: ") for name in ("pairs", "bytes", "shards", "images", "source", "broken", "index")),
-        (["format"], 2, "format 2, .*format 1"),
+        (["format"], 3, "format 3, .*formats 1 to 2"),
         (["dataset"], "../other", "dataset: "),
         (["layout"], "g0\n", "layout: "),
         (["generation"], "0", "generation: "),
@@ -245,7 +245,7 @@ def test_layout_json_that_no_commit_wrote(layout: Layout, path: list[Any], value
 
 def test_layout_json_without_a_field(layout: Layout) -> None:
     info = layout.store.read_json("layout.json")
-    for name in info.keys() - {"protocols"}:
+    for name in info.keys() - {"protocols", "gallery"}:
         layout.store.write_json("layout.json", {key: value for key, value in info.items() if key != name})
         refused(layout, f"layout.json: {name}: ")
 

@@ -313,7 +313,7 @@ def test_a_shard_that_cannot_be_read(layout: Layout, monkeypatch: pytest.MonkeyP
 
     def shorter(store: Store, path: str, offset: int, size: int) -> bytes:
         data = read_range(store, path, offset, size)
-        return data[:-1] if path == FIRST else data
+        return data[:-1] if path.endswith(FIRST) else data
 
     monkeypatch.setattr(Store, "read_range", shorter)
     assert problems(layout) == ["cannot be read: it became shorter while it was read"]
@@ -353,7 +353,7 @@ def test_every_byte_is_read_once_and_in_small_pieces(
     assert verify_layout(layout).count == 0
     assert max(size for _, _, size in read) == chunk
     for shard, size in zip(layout.shard_names, layout.shard_sizes, strict=True):
-        ranges = [(offset, length) for path, offset, length in read if path == shard]
+        ranges = [(offset, length) for path, offset, length in read if path.endswith(shard)]
         assert [offset for offset, _ in ranges] == list(range(0, size, chunk))
         assert sum(length for _, length in ranges) == size
 

@@ -26,7 +26,7 @@ from webdataset.gopen import gopen_schemes
 from geostream.errors import BadInput, GeostreamError, LayoutNotCommitted, StoreError
 from geostream.layout import Layout, open_layout
 from geostream.store import Store
-from sharding import ShardOptions, commit_shards, committed, plan_shards, read_places, shard, write_shards
+from sharding import ShardOptions, commit_shards, plan_shards, read_places, shard, write_shards
 from sharding import commit as commit_module
 from sharding import writer as writer_module
 from sharding.job import Images, Part
@@ -152,6 +152,8 @@ def test_the_same_bytes_for_any_number_of_workers_and_order_of_lists(
         "layout.json",
         "members.parquet",
         "places.parquet",
+        "sources.parquet",
+        "current.json",
     }
 
 
@@ -194,16 +196,18 @@ def test_done_before_is_done(local: Store, raw: RawDataset) -> None:
 def test_a_committed_layout_is_never_touched(local: Store, raw: RawDataset) -> None:
     shard(raw, local, "vigor", options=SMALL, workers=1)
     before = contents(local)
-    with pytest.raises(BadInput, match="layouts/base: .* is committed"):
+    with pytest.raises(BadInput, match="layouts/base: .* original"):
         shard(raw, local, "vigor", options=ORIGINAL, workers=1)
     job = plan_shards(raw, ORIGINAL)
     with pytest.raises(BadInput, match="layouts/base: .* never change"):
         write_shards(job, local.child("vigor", "layouts", "base"), 1)
-    tile = raw.root / raw.places[0].tile.path
-    tile.write_bytes((raw.root / raw.places[1].tile.path).read_bytes())
-    with pytest.raises(BadInput, match="layouts/base: .*raw images"):
-        shard(raw, local, "vigor", options=SMALL, workers=1)
-    assert contents(local) == before
+    tile = raw.root / raw.places[-1].tile.path
+    tile.write_bytes((raw.root / raw.places[0].tile.path).read_bytes())
+    assert shard(raw, local, "vigor", options=SMALL, workers=1).layout.name == "base-g1"
+    after = contents(local)
+    assert {path: data for path, data in after.items() if "-g1/" not in path and "current" not in path} == {
+        path: data for path, data in before.items() if "current" not in path
+    }
     assert shard(raw, local, "vigor", "original", options=ORIGINAL, workers=1).layout.name == "original"
 
 
@@ -261,7 +265,7 @@ def test_ctrl_c_commits_nothing(local: Store, raw: RawDataset, monkeypatch: pyte
 
 def test_a_kill_between_commit_and_clean_up(local: Store, raw: RawDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(commit_module, "_clean", lambda folder, job: None)
+        patch.setattr(commit_module, "clean", lambda folder, shards: None)
         shard(raw, local, "vigor", options=SMALL, workers=1)
     assert any("/parts/" in path for path in contents(local))
     assert shard(raw, local, "vigor", options=SMALL, workers=1).already
@@ -474,12 +478,11 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
 def test_the_steps_one_by_one(local: Store, raw: RawDataset) -> None:
     """As a flow calls them, each on its own."""
     job = plan_shards(raw, SMALL)
-    assert local.list() == [] and committed(job, local, "vigor", "base") is None
+    assert local.list() == []
     parts, whole = write_shards(job, local.child("vigor", "layouts", "base"), 1)
     assert whole == 0 and len(parts) == len(job.parts)
     report = commit_shards(job, local, "vigor", "base", parts, whole)
-    layout = committed(job, local, "vigor", "base")
-    assert layout is not None and layout.id == report.layout.id
+    assert open_layout(local, "vigor", "base").id == report.layout.id
 
 
 def test_defaults_are_the_training_sizes(local: Store, tmp_path: Path) -> None:
