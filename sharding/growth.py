@@ -281,6 +281,10 @@ def _identity(place: Place) -> tuple[str, str]:
     return place.area, place.tile.path
 
 
+def _is_test(place: Place) -> bool:
+    return "test" in place.splits or any(view.split != "train" for view in place.views)
+
+
 class _Comparison:
     """Compare place by place; everything that needs the raw files is in ``seen``."""
 
@@ -288,6 +292,7 @@ class _Comparison:
         self.raw, self.parent, self.stored, self.seen = raw, parent, stored, seen
         self.removing, self.frozen = rules.remove_missing, not rules.extend_test
         self.named = {view.image.path for place in raw.places for view in place.views}
+        self.tested = {view.image.path for one in stored for view in one.place.views if view.split != "train"}
         self.ids = {_identity(one.place): number for number, one in enumerate(stored)}
         self.counts: Counter[str] = Counter()
         self.broken: list[Broken] = []
@@ -372,10 +377,12 @@ class _Comparison:
         return replace(place, splits=splits, views=self._whole(views))
 
     def _whole(self, views: Iterable[View]) -> tuple[View, ...]:
-        """Return the views that are not known to be broken, and note the others."""
+        """Return those of some new views that are not known to be broken, and note the others."""
         whole = []
         for view in views:
-            if broken := self.seen.broken(view.image):
+            if self.frozen and view.image.path in self.tested:  # as the query of another place
+                self.counts["left-out test changes"] += 1
+            elif broken := self.seen.broken(view.image):
                 self.broken.append(broken)
             else:
                 whole.append(view)
@@ -383,15 +390,11 @@ class _Comparison:
 
     def _again(self, place: Place, old: Place) -> Place | None:
         """Return a stored place as it is to be now; None: it is to be removed."""
-        of_test = "test" in old.splits
-        frozen = self.frozen and of_test
+        frozen = self.frozen and "test" in old.splits
         if not place.tile.present and self.removing:
-            if not self._is_test(old):
+            if not (self.frozen and _is_test(old)):
                 return None
-            if self.frozen:
-                self.counts["left-out test removals"] += 1
-            else:
-                return None
+            self.counts["left-out test removals"] += 1
         tile = self._image(place.tile, old.tile, frozen=frozen)
         splits = place.splits
         if frozen:
@@ -402,9 +405,6 @@ class _Comparison:
         views = sorted(self._views(place, old), key=lambda view: (SPLIT_ORDER[view.split], view.image.path))
         north, east = (old.north, old.east) if frozen else (place.north, place.east)
         return Place(old.key, old.area, splits, tile, north, east, tuple(views))
-
-    def _is_test(self, place: Place) -> bool:
-        return "test" in place.splits or any(view.split != "train" for view in place.views)
 
     def _views(self, place: Place, old: Place) -> Iterator[View]:
         """Yield the views that a stored place is to have now."""
@@ -466,7 +466,7 @@ class _Comparison:
         for number, (old, gone) in enumerate(self.stored):
             place = found.get(number, old)
             if number not in found and not gone:
-                if self.removing and self.frozen and self._is_test(old):
+                if self.removing and self.frozen and _is_test(old):
                     self.counts["left-out test removals"] += 1
                 elif self.removing:
                     place = None

@@ -283,7 +283,7 @@ def cut_job(
     tile_bytes, view_bytes, sample = _sample(raw.places, images, sampled)
     views = np.array([len(place.views) for place in raw.places], dtype=np.int64)
     kept = [[image for image in place.images() if isinstance(image, KeptImage)] for place in raw.places]
-    size: Float64 = tile_bytes + JSON_BYTES + views * view_bytes + (views + 2) * HEADER_BYTES
+    size: Float64 = tile_bytes + JSON_BYTES + views * np.float64(view_bytes) + (views + 2) * HEADER_BYTES
     for row, of_place in enumerate(kept):  # whose size is known
         size[row] += sum(
             image.size - (tile_bytes if image is raw.places[row].tile else view_bytes) for image in of_place

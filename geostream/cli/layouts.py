@@ -114,6 +114,34 @@ def untag(
 
 
 @layouts.command()
+def diff(
+    store: StoreUrl,
+    before: Annotated[str, typer.Argument(help="Name or tag of the older layout.")],
+    after: Annotated[str, typer.Argument(help="Name or tag of the newer layout.")],
+    dataset: Dataset = None,
+) -> None:
+    """Show which places came, went and changed from one layout to another."""
+    from geostream.layout import open_layout
+    from geostream.layout.diff import diff_layouts
+    from geostream.runs.generations import check_dataset
+
+    root = open_store(store)
+    dataset = check_dataset(root, dataset)
+    found = diff_layouts(*(open_layout(root, dataset, name) for name in (before, after)))
+    rows = [
+        {"places": what, "count": places.count, "the first": ", ".join(places.first) or None}
+        for what, places in (("came", found.came), ("went", found.went), ("changed", found.changed))
+    ]
+    print_table(f"from {before} to {after}", rows)
+    figures = {f"{split} pairs": pairs for split, pairs in found.pairs.items()}
+    figures["MB"] = (round(found.bytes[0] / 1e6, 1), round(found.bytes[1] / 1e6, 1))
+    print_table("figures", [{"": name, before: f"{a:,}", after: f"{b:,}"} for name, (a, b) in figures.items()])
+    print(f"{after}: {found.own} shards of its own ({found.own_bytes / 1e6:,.1f} MB), {found.borrowed} borrowed")
+    same = {True: "the same", False: "another: figures on it cannot be compared", None: "not named by both"}
+    print(f"test gallery: {same[found.same_gallery]}")
+
+
+@layouts.command()
 def remove(store: StoreUrl, name: Name, dataset: Dataset = None) -> None:
     """Remove one layout. Refused if it is current or tagged, or if a run, a model or another layout needs it."""
     from geostream.runs.generations import check_dataset

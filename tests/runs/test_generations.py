@@ -382,6 +382,14 @@ def test_the_commands_that_choose(root: Store) -> None:
     assert list_layouts(root, "tiny") == ["base"]
 
 
+def test_the_command_that_compares(root: Store) -> None:
+    tiny_layout(root, name="base", places=12)
+    tiny_layout(root, name="more", places=16)
+    shown = said("layouts", "diff", root.url, "base", "more")
+    assert "alpha-0012" in shown and "beta-0012" in shown and "borrowed" in shown and "another" in shown
+    assert "none" in refused("layouts", "diff", root.url, "base", "none")
+
+
 def test_the_commands(s3_store: Store) -> None:
     base, _ = line(s3_store, 2)
     checkpoint(s3_store.child("tiny", "runs", "one"), base, 5)
