@@ -55,6 +55,10 @@ class AlreadyExists(StoreError):
     """A conditional write found that the object exists already."""
 
 
+class Changed(StoreError):
+    """Somebody else has replaced the object since it was read."""
+
+
 class ForkedProcess(GeostreamError):
     """Object storage was used in a forked child process, which lacks the threads of the object store library."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ class Request:
 
     @property
     def is_conditional(self) -> bool:
-        return self.headers.get("if-none-match") == "*"
+        return self.headers.get("if-none-match") == "*" or "if-match" in self.headers
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,14 @@ def s3_error(status: int, code: str, message: str = "", more: str = "") -> Answe
     return Answer(status, xml.encode(), {"Content-Type": "application/xml"})
 
 
+def tag(data: bytes) -> str:
+    """What S3 calls a content by."""
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
 def content(request: Request, data: bytes) -> Answer:
     """An object, or the range of it that is asked for."""
-    headers = {"ETag": '"1"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "Accept-Ranges": "bytes"}
+    headers = {"ETag": tag(data), "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "Accept-Ranges": "bytes"}
     if not (wanted := re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("range", ""))):
         return Answer(200, data, headers)
     start, stop = int(wanted[1] or 0), min(int(wanted[2] or len(data)) + 1, len(data))
@@ -112,7 +118,7 @@ def scripted_server(answer: Callable[[Request], Answer]) -> Iterator[ScriptedSer
 
 @dataclass
 class Bucket:
-    """An S3 bucket for a scripted server: ``put`` may answer a put, else it is done; ``heeds``: If-None-Match."""
+    """An S3 bucket for a scripted server: ``put`` may answer a put, else it is done; ``heeds``: conditions of puts."""
 
     heeds: bool = True
     put: Callable[[Request], Answer | None] = lambda _: None
@@ -125,10 +131,12 @@ class Bucket:
             if request.method == "PUT":
                 if answer := self.put(request):
                     return answer
-                if self.heeds and request.is_conditional and name in self.objects:
+                wanted = request.headers.get("if-match")
+                there = tag(self.objects[name]) if name in self.objects else None
+                if self.heeds and request.is_conditional and there != wanted:
                     return s3_error(412, "PreconditionFailed")
                 self.objects[name] = request.body
-                return Answer(200, headers={"ETag": '"1"'})
+                return Answer(200, headers={"ETag": tag(request.body)})
             if request.method == "DELETE":
                 self.objects.pop(name, None)
                 return Answer(204)

@@ -1,22 +1,29 @@
-"""Write an object only where there is none, also on S3 servers that cannot do so in one step.
+"""Write an object only where there is none, or only where nobody has replaced it, also on S3 servers without that.
 
-A conditional put (``If-None-Match: *``) lets exactly one of many writers succeed. Some servers refuse it, and a few
-ignore it and overwrite the object. The first conditional write to a bucket in a process finds out which kind the server
-is. On servers of these two kinds, later writes use a weaker way: look whether the object exists, then write it. Two
-writers that look at the same moment can then both succeed, so a warning says that jobs under the same name must not run
-at once.
+A conditional put lets exactly one of many writers succeed: ``If-None-Match: *`` where there is no object yet, and
+``If-Match`` with the tag of the object that the writer has read. Some servers refuse such a header, and a few ignore it
+and overwrite the object. The first conditional write of each kind to a bucket in a process finds out which kind the
+server is. On servers of these two kinds, later writes use a weaker way: look at the object, then write it. Two writers
+that look at the same moment can then both succeed, so a warning says that jobs under the same name must not run at
+once.
 
 The first write costs two more requests: a look at the object before it, so that nothing is overwritten, and a second
 conditional put after it, which the server has to refuse.
+
+In a local folder an object is replaced while the folder is locked. The lock ends with the process that holds it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import random
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -24,7 +31,7 @@ import obstore
 from botocore.exceptions import BotoCoreError
 from obstore import exceptions as obexc
 
-from geostream.errors import AlreadyExists, Refused, StoreError, Unanswered
+from geostream.errors import AlreadyExists, Changed, NotFound, Refused, StoreError, Unanswered
 from geostream.store.errors import Answer, translated
 from geostream.store.s3 import s3_access
 
@@ -33,9 +40,14 @@ if TYPE_CHECKING:
 
 TRIES, FIRST_PAUSE = 8, 0.1  # pauses in seconds; each is twice as long, at most 13 seconds together
 PROBE = "geostream-probe-"
+NEW, SAME = "If-None-Match", "If-Match"  # the headers
 
-_sound = set[str]()  # URLs of the buckets whose server is known to obey conditional puts
-_weak = dict[str, str]()  # URLs of the buckets whose server does not, with the warning
+Tag = dict[str, str | None]  # names the content of an object as it was read: its ``e_tag``, and ``version``
+Mode = Literal["create"] | Tag
+NO_TAG: Tag = {"e_tag": f'"{"0" * 32}"', "version": None}  # of no object
+
+_sound = set[tuple[str, str]]()  # (URL of a bucket, header) whose server is known to obey that header
+_weak = dict[tuple[str, str], str]()  # (URL, header) whose server does not, with the warning
 log = logging.getLogger(__name__)
 
 
@@ -58,17 +70,47 @@ def put_new(store: Store, path: str, data: bytes) -> None:
     if not store.is_s3:
         obstore.put(store._obstore, path, data, mode="create", use_multipart=False)
         return
-    bucket = _bucket(store)
-    if bucket not in _weak:
-        try:
-            _put_conditionally(store, bucket, path, data)
-            return
-        except _HeaderRefused as error:
-            refusal = str(error)
-    _look(store, path)
-    obstore.put(store._obstore, path, data)
-    if bucket not in _weak:  # the plain put was accepted, so the header was the reason for the refusal
-        _warn(store, bucket, f"takes no conditional puts ({refusal})")
+    _write(store, path, data, "create", lambda: _look(store, path))
+
+
+def replace(store: Store, path: str, data: bytes, tag: Tag) -> None:
+    """Replace an object, unless somebody else has replaced it since it was read.
+
+    Args:
+        store: The store to write to.
+        path: Path of the object within it.
+        data: The object's new content.
+        tag: The tag that :func:`read_tagged` gave.
+
+    Raises:
+        Changed: The object is another by now, or gone.
+        StoreError: The object cannot be written.
+    """
+    try:
+        if store.is_local:
+            with _locked(Path(store.url, path).parent):
+                _compare(store, path, tag)
+                obstore.put(store._obstore, path, data)
+        elif store.is_s3:
+            _write(store, path, data, tag, lambda: _compare(store, path, tag))
+        else:
+            obstore.put(store._obstore, path, data, mode=_any(tag), use_multipart=False)
+    except NotFound as error:
+        raise Changed(f"{store.url}/{path}: removed by somebody else meanwhile") from error
+
+
+def read_tagged(store: Store, path: str) -> tuple[bytes, Tag]:
+    """Read a whole object, and the tag with which :func:`replace` knows it again.
+
+    Args:
+        store: The store.
+        path: Path of the object within it.
+    """
+    found = obstore.get(store._obstore, path)
+    data = bytes(found.bytes())
+    if store.is_local:  # the file system's times are too coarse to tell two writes apart
+        return data, {"e_tag": hashlib.sha256(data).hexdigest(), "version": None}
+    return data, {name: found.meta.get(name) for name in ("e_tag", "version")}
 
 
 def probe(store: Store) -> str | None:
@@ -88,7 +130,7 @@ def probe(store: Store) -> str | None:
             store.delete(name)  # it may have been written, and only the answer lost
         raise
     store.delete(name)
-    return _weak.get(_bucket(store)) if store.is_s3 else None
+    return _weak.get((_bucket(store), NEW)) if store.is_s3 else None
 
 
 def _bucket(store: Store) -> str:
@@ -100,32 +142,59 @@ def _look(store: Store, path: str) -> None:
         raise AlreadyExists(f"{store.url}/{path}: exists already")
 
 
-def _put_conditionally(store: Store, bucket: str, path: str, data: bytes) -> None:
-    """Put the object conditionally; raise _HeaderRefused where the server has no conditional puts."""
-    if bucket not in _sound:
+def _compare(store: Store, path: str, tag: Tag) -> None:
+    if store.read_tagged(path)[1]["e_tag"] != tag["e_tag"]:
+        raise Changed(f"{store.url}/{path}: replaced by somebody else meanwhile")
+
+
+def _any(tag: Mode) -> Any:
+    """Return the tag as obstore takes it, whose types know no keys without a value."""
+    return tag if isinstance(tag, str) else {name: value for name, value in tag.items() if value is not None}
+
+
+def _write(store: Store, path: str, data: bytes, mode: Mode, check: Callable[[], None]) -> None:
+    """Put an object conditionally, or the weaker way on a server without that: ``check``, then put."""
+    header = (_bucket(store), NEW if mode == "create" else SAME)
+    if header not in _weak:
+        try:
+            _put_conditionally(store, header, path, data, mode, check)
+            return
+        except _HeaderRefused as error:
+            refusal = str(error)
+    check()
+    obstore.put(store._obstore, path, data)
+    if header not in _weak:  # the plain put was accepted, so the header was the reason for the refusal
+        _warn(store, header, f"takes no puts with {header[1]} ({refusal})")
+
+
+def _put_conditionally(
+    store: Store, header: tuple[str, str], path: str, data: bytes, mode: Mode, check: Callable[[], None]
+) -> None:
+    """Put the object conditionally; raise _HeaderRefused where the server has no such puts."""
+    if header not in _sound:
         with suppress(Refused):  # credentials that may write are not always allowed to read
-            _look(store, path)
+            check()
     try:
-        _put_patiently(store, path, data)
-    except AlreadyExists:
-        _sound.add(bucket)
+        _put_patiently(store, path, data, mode)
+    except (AlreadyExists, Changed):
+        _sound.add(header)
         raise
-    if bucket not in _sound:
+    if header not in _sound:
         with suppress(StoreError, _HeaderRefused):  # the next write tries to find out again
             try:
-                _put(store, path, data)
-                _warn(store, bucket, "overwrites an object in spite of If-None-Match")
-            except AlreadyExists:
-                _sound.add(bucket)
+                _put(store, path, data, mode if mode == "create" else NO_TAG)
+                _warn(store, header, f"overwrites an object in spite of {header[1]}")
+            except (AlreadyExists, Changed):
+                _sound.add(header)
 
 
-def _put_patiently(store: Store, path: str, data: bytes) -> None:
+def _put_patiently(store: Store, path: str, data: bytes, mode: Mode) -> None:
     """Put the object conditionally, and repeat that after temporary failures."""
     for attempt in range(TRIES):
         try:
-            _put(store, path, data)
+            _put(store, path, data, mode)
             return
-        except AlreadyExists:
+        except (AlreadyExists, Changed):
             if attempt and _holds(store, path, data):  # an earlier try has written it; only its answer was lost
                 return
             raise
@@ -142,11 +211,11 @@ def _holds(store: Store, path: str, data: bytes) -> bool:
     return False
 
 
-def _put(store: Store, path: str, data: bytes) -> None:
+def _put(store: Store, path: str, data: bytes, mode: Mode) -> None:
     """Send one conditional put, without a retry."""
     try:
         # A multipart upload cannot be conditional; S3 accepts up to 5 GB in a single put.
-        obstore.put(store._impatient, path, data, mode="create", use_multipart=False)
+        obstore.put(store._impatient, path, data, mode=_any(mode), use_multipart=False)
     except (obexc.BaseError, BotoCoreError, OSError) as error:
         answer = Answer.of(error)
         if answer.refuses_a_header:
@@ -154,10 +223,29 @@ def _put(store: Store, path: str, data: bytes) -> None:
         raise translated(f"{store.url}/{path}", error) from error
 
 
-def _warn(store: Store, bucket: str, what: str) -> None:
-    _weak[bucket] = (
-        f"s3://{urlsplit(store.url).netloc}: the server {what}. Instead, geostream looks whether an object is there "
-        "before it writes it: two jobs that write under the same name at the same moment may both go through, so run "
-        "one at a time"
+def _warn(store: Store, header: tuple[str, str], what: str) -> None:
+    _weak[header] = (
+        f"s3://{urlsplit(store.url).netloc}: the server {what}. Instead, geostream looks at the object before it "
+        "writes it: two jobs that write under the same name at the same moment may both go through, so run one at a "
+        "time"
     )
-    log.warning(_weak[bucket])
+    log.warning(_weak[header])
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a local folder; where it cannot be locked, warn and go on without."""
+    with ExitStack() as held:
+        try:
+            import fcntl  # Windows has none
+
+            handle = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except FileNotFoundError:
+            pass  # then there is nothing to replace, which shows at once
+        except (ImportError, OSError) as error:  # OSError: as on some network file systems
+            if (key := (str(folder), SAME)) not in _weak:
+                _weak[key] = f"{folder}: cannot be locked ({error}); write under the same name one at a time"
+                log.warning(_weak[key])
+        yield

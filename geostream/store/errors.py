@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnection
 from obstore import exceptions as obexc
 
-from geostream.errors import AlreadyExists, NotFound, Refused, StoreError, Unanswered, Unsupported
+from geostream.errors import AlreadyExists, Changed, NotFound, Refused, StoreError, Unanswered, Unsupported
 from geostream.store.s3 import is_unsigned
 
 DEBUG = "\n\nDebug source:"  # in obstore's messages, before pages of debug output
@@ -203,6 +203,8 @@ def translated(url: str, error: BaseException) -> StoreError:
     answer = Answer.of(error)
     if isinstance(error, obexc.AlreadyExistsError) and (answer.status != 409 or _is_there(url, answer)):
         return AlreadyExists(f"{url}: exists already")
+    if isinstance(error, obexc.PreconditionError):
+        return Changed(f"{url}: replaced by somebody else meanwhile")
     if isinstance(error, FileNotFoundError) and answer.code not in REMEDIES:
         return NotFound(f"{url}: no such object")
     if answer.status:

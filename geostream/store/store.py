@@ -12,7 +12,7 @@ import io
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ from obstore.fsspec import FsspecStore
 from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore as ZarrStore
 
-from geostream.errors import BadInput, NotFound, Refused, StoreError, Unanswered, Unsupported
-from geostream.store.conditional import put_new
+from geostream.errors import AlreadyExists, BadInput, Changed, NotFound, Refused, StoreError, Unanswered, Unsupported
+from geostream.store.conditional import Tag, put_new, read_tagged, replace
 from geostream.store.errors import explained
 from geostream.store.forks import check_process
 from geostream.store.s3 import client_options, s3_client, s3_files
@@ -76,6 +76,10 @@ def table_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
     return buffer.getvalue()
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -276,6 +280,43 @@ class Store:
             else:
                 obstore.put(self._obstore, path, data)
 
+    def read_tagged(self, path: str) -> tuple[bytes, Tag]:
+        """Read a whole object, and the tag with which :meth:`replace` knows it again.
+
+        Args:
+            path: Path of the object within the store.
+
+        Raises:
+            NotFound: There is no such object.
+            StoreError: It cannot be read.
+        """
+        with explained(self._at(path)):
+            return read_tagged(self, path)
+
+    def replace(self, path: str, data: bytes, tag: Tag | None) -> None:
+        """Write an object, unless somebody else has written it since it was read: of many writers one succeeds.
+
+        Servers that cannot do this in one step are treated as :mod:`geostream.store.conditional` says.
+
+        Args:
+            path: Path of the object within the store.
+            data: The object's content.
+            tag: What :meth:`read_tagged` gave; None where there was no object.
+
+        Raises:
+            Changed: The object was written or removed by somebody else.
+            StoreError: It cannot be written.
+        """
+        try:
+            with explained(self._at(path)):
+                if tag is not None:
+                    self._check_writable()
+                    replace(self, path, data, tag)
+                else:
+                    self.write(path, data, if_absent=True)
+        except AlreadyExists as error:
+            raise Changed(f"{self._at(path)}: written by somebody else meanwhile") from error
+
     def write_file(self, path: str, local: Path) -> None:
         """Upload a local file atomically, in several parts where it is large.
 
@@ -299,14 +340,43 @@ class Store:
             NotFound: There is no object at this path.
             StoreError: It cannot be read, or is no JSON.
         """
+        return self._parsed(path, self.read(path))
+
+    def _parsed(self, path: str, data: bytes) -> Any:
         try:
-            return json.loads(self.read(path))
+            return json.loads(data)
         except ValueError as error:
             raise StoreError(f"{self._at(path)}: not valid JSON ({error}); the object is damaged") from error
 
     def write_json(self, path: str, value: Any, *, if_absent: bool = False) -> None:
         """Write ``value`` as a JSON document; the other arguments and the errors are those of :meth:`write`."""
-        self.write(path, (json.dumps(value, indent=1) + "\n").encode(), if_absent=if_absent)
+        self.write(path, _json_bytes(value), if_absent=if_absent)
+
+    def update_json(self, path: str, change: Callable[[Any], Any]) -> Any:
+        """Change a JSON document so that no change that somebody else makes at the same time is lost.
+
+        Args:
+            path: Path of the object within the store.
+            change: Called with the document, or None where there is none; it returns the new one, or None to leave it
+                as it is. It is called again if somebody else was faster, and must not change what it is given.
+
+        Returns:
+            The document as it is afterwards; None where there is none.
+
+        Raises:
+            StoreError: It cannot be read or written, or is no JSON.
+        """
+        while True:
+            before, tag = None, None
+            with suppress(NotFound):
+                data, tag = self.read_tagged(path)
+                before = self._parsed(path, data)
+            after = change(before)
+            if after is None or after == before:
+                return before
+            with suppress(Changed):  # somebody else has made progress, so this ends
+                self.replace(path, _json_bytes(after), tag)
+                return after
 
     def read_table(self, path: str, columns: Names | None = None) -> pa.Table:
         """Read a Parquet table.

@@ -12,7 +12,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
-from geostream.errors import AlreadyExists, NotFound, Refused, StoreError, Unanswered, Unsupported
+from geostream.errors import AlreadyExists, Changed, NotFound, Refused, StoreError, Unanswered, Unsupported
 from geostream.store import Store
 from geostream.store.conditional import PROBE, probe
 from geostream.store.errors import explained
@@ -380,6 +380,86 @@ def test_an_answer_that_was_lost(server: ScriptedServer) -> None:
 def test_a_conflict_without_a_condition(server: ScriptedServer) -> None:
     server.answer = lambda _: s3_error(409, "OperationAborted")
     assert "OperationAborted" in refused(lambda: Store.open("s3://bucket/a").write("x", b"1"), Unanswered)
+
+
+# replacing
+
+
+def replaced(store: Store, data: bytes) -> None:
+    store.replace("x", data, store.read_tagged("x")[1])
+
+
+def test_a_replacement_whose_answer_was_lost(server: ScriptedServer) -> None:
+    """It is no lost race: the object holds what was written."""
+    bucket = Bucket(objects={"a/x": b"0"})
+
+    def put(request: Request) -> Answer | None:
+        if len(puts(server)) > 1:
+            return None
+        bucket.objects["a/x"] = request.body
+        return s3_error(500, "InternalError")
+
+    bucket.put = put
+    server.answer = bucket.answer
+    replaced(Store.open("s3://bucket/a"), b"1")
+    assert bucket.objects == {"a/x": b"1"}
+
+
+def test_a_replacement_that_another_writer_has_won(server: ScriptedServer) -> None:
+    bucket = Bucket(objects={"a/x": b"0"})
+
+    def put(request: Request) -> Answer | None:
+        bucket.objects["a/x"] = b"another's"
+        return s3_error(500, "InternalError") if len(puts(server)) == 1 else None
+
+    bucket.put = put
+    server.answer = bucket.answer
+    with pytest.raises(Changed):
+        replaced(Store.open("s3://bucket/a"), b"1")
+    assert bucket.objects == {"a/x": b"another's"}
+
+
+def test_a_server_that_cannot_replace_conditionally(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+    refusal = s3_error(501, "NotImplemented")
+    bucket = Bucket(put=lambda request: refusal if request.is_conditional else None, objects={"a/x": b"0"})
+    server.answer = bucket.answer
+    store = Store.open("s3://bucket/a")
+    tag = store.read_tagged("x")[1]
+    with caplog.at_level(logging.WARNING, "geostream"):
+        replaced(store, b"1")
+        replaced(store, b"2")
+        with pytest.raises(Changed):
+            store.replace("x", b"3", tag)
+    assert puts(server) == [True, False, False] and bucket.objects == {"a/x": b"2"}
+    [line] = [one.getMessage() for one in caplog.records]
+    assert "If-Match" in line and "NotImplemented" in line and "\n" not in line
+
+
+def test_a_server_that_ignores_the_tag(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+    bucket = Bucket(heeds=False, objects={"a/x": b"0"})
+    server.answer = bucket.answer
+    store = Store.open("s3://bucket/a")
+    tag = store.read_tagged("x")[1]
+    bucket.objects["a/x"] = b"another's"
+    with pytest.raises(Changed):  # also before it is known for what it is
+        store.replace("x", b"1", tag)
+    with caplog.at_level(logging.WARNING, "geostream"):
+        replaced(store, b"2")
+        assert puts(server) == [True, True]
+        with pytest.raises(Changed):
+            store.replace("x", b"3", tag)
+    assert bucket.objects == {"a/x": b"2"}
+    [line] = [one.getMessage() for one in caplog.records]
+    assert "If-Match" in line
+
+
+def test_a_server_that_heeds_the_tag_is_asked_no_more(server: ScriptedServer) -> None:
+    bucket = Bucket(objects={"a/x": b"0"})
+    server.answer = bucket.answer
+    store = Store.open("s3://bucket/a")
+    for number in range(3):
+        replaced(store, str(number).encode())
+    assert all(puts(server)) and len(puts(server)) == 3 + 1 and bucket.objects == {"a/x": b"2"}
 
 
 # the probe

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import zarr
 
-from geostream.errors import AlreadyExists, BadInput, NotFound, StoreError
+from geostream.errors import AlreadyExists, BadInput, Changed, NotFound, StoreError
 from geostream.store import Store, check_name
 
 
@@ -66,6 +66,44 @@ def test_conditional_write_lets_one_of_many_win(store: Store) -> None:
         thread.join()
     assert len(won) == 1
     assert store.read("commit") == str(won[0]).encode()
+
+
+def test_only_what_was_read_is_replaced(store: Store) -> None:
+    store.write("x", b"1")
+    data, tag = store.read_tagged("x")
+    assert data == b"1"
+    store.replace("x", b"2", tag)
+    with pytest.raises(Changed, match="/x"):
+        store.replace("x", b"3", tag)
+    with pytest.raises(Changed, match="/x"):
+        store.replace("x", b"3", None)
+    assert store.read("x") == b"2"
+    store.delete("x")
+    with pytest.raises(Changed, match="/x"):
+        store.replace("x", b"3", tag)
+    store.replace("x", b"4", None)
+    assert store.read("x") == b"4"
+    with pytest.raises(NotFound, match="/none"):
+        store.read_tagged("none")
+
+
+def test_no_change_is_lost(store: Store) -> None:
+    """Several threads, each with a client of its own, add to one document at the same time."""
+
+    def add(thread: int) -> None:
+        own = Store.open(store.url)
+        for number in range(5):
+            own.update_json("list.json", lambda before, number=number: [*(before or []), [thread, number]])
+
+    threads = [threading.Thread(target=add, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(store.read_json("list.json")) == [[thread, number] for thread in range(4) for number in range(5)]
+    assert store.update_json("list.json", lambda _: None) == store.read_json("list.json")
+    assert store.update_json("none.json", lambda before: before) is None and not store.exists("none.json")
+    assert {one.path for one in store.list()} == {"list.json"}
 
 
 def test_tables_json_and_files(store: Store, tmp_path: Path) -> None:
