@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from geostream.cli.options import Cluster, Dataset, LayoutName, StoreUrl, open_store, print_table
+from geostream.cli.options import (
+    DEFAULT_RUN,
+    Cluster,
+    Dataset,
+    LayoutName,
+    StoreUrl,
+    open_run,
+    open_store,
+    open_trained,
+    print_table,
+)
 from geostream.errors import BadInput
 
 if TYPE_CHECKING:
@@ -71,28 +81,23 @@ def promote(
     cluster: Cluster = None,
 ) -> None:
     """Compare a run's checkpoint with the current model on the test gallery, and promote it if it is no worse."""
-    from geostream.layout import open_layout
     from geostream.report import report
     from geostream.runs.log import RunResult
-    from geostream.runs.models import open_model
     from geostream.runs.promotion import promote_if_no_worse
-    from geostream.runs.run import Run
     from geostream.runs.stages import BEST
 
-    root = open_store(store)
-    opened = open_layout(root, dataset, layout)
     if run.startswith("model:"):
         if checkpoint is not None:
             raise BadInput(f"--checkpoint {checkpoint}: a model has only one")
-        source, model = open_model(root, opened, run.removeprefix("model:"), cluster)
-        wanted: str | None = model.checkpoint
+        names = (dataset, layout, DEFAULT_RUN)
+        source, wanted = open_trained(store, names, None, run.removeprefix("model:"), cluster)
     else:
-        source = Run.open(root, opened, run, cluster) if layout is None else Run(root, opened, run, cluster)
+        source = open_run(store, dataset, layout, run, cluster)
         wanted = {None: BEST, "newest": None}.get(checkpoint, checkpoint)
     decision, promoted = promote_if_no_worse(source, wanted, by="by hand", promote_z=promote_z, force=force)
     if decision.new.model is None and not run.startswith("model:"):
         result = RunResult.of(source.url, source.log, already_finished=True)
-        report.publish(source, result, report.summarise(root.url, source.layout, result))
+        report.publish(source, result, report.summarise(source.store.url, source.layout, result))
     print(decision.rule)
     if promoted is None:
         raise BadInput(f"{source.url}: not promoted; --force promotes it nevertheless")
