@@ -26,10 +26,10 @@ from geostream.training.checkpoint import checkpoint_name, list_checkpoints
 SETTINGS = "settings.json"
 LAYOUT = "layout.json"  # names the layout that the run reads
 LOG = "metrics.jsonl"
+COMPARISON = "comparison.json"  # with the model that was current then
 BEST = "best.json"  # the checkpoint of the evaluation with the highest R@1
 EVALUATIONS = "evaluation.json"
 REPORT = "report.html"
-COMPARISON = "comparison.json"
 GPS_GRAPH = "neighbours/gps.zarr"
 
 
