@@ -9,6 +9,7 @@ settings for that data set. Any setting can be given by its own name: ``--set ba
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from geostream.errors import BadInput
 
+WARM_EPOCHS, WARM_RATE = 0.4, 0.3  # of a run from scratch; measured in docs/notes/training.md
 FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -29,8 +31,9 @@ class ModelSettings(BaseModel):
     name: str = Field("convnext_base.fb_in22k_ft_in1k_384", description="name of a timm model")
     weights: str = Field(
         "scratch",
-        description="initial weights: scratch, timm (the model's own, from its hub), or a local .safetensors, .pth, "
-        ".pt or .bin file",
+        description="initial weights: scratch, timm (the model's own, from its hub), model:current or model:NUMBER, "
+        "run:NAME (its best checkpoint) or run:NAME/CHECKPOINT, or a .safetensors, .pth, .pt or .bin file, local or "
+        "at a store's URL",
     )
     options: dict[str, bool | int | float | str] = Field({}, description="keyword arguments for timm's model")
     tile_size: int = Field(384, ge=8, description="pixels; side of the tiles given to the model")
@@ -218,8 +221,38 @@ def default_settings(dataset: str) -> TrainSettings:
     Args:
         dataset: The data set's name.
     """
+    return make_settings({name: value for name, value in _recipe(dataset).items() if name != "warm"})
+
+
+def warm_settings(settings: TrainSettings, dataset: str) -> TrainSettings:
+    """Return the settings of a run that begins from the data set's current model, with a shorter schedule.
+
+    The epochs and those of the learning rate's warm-up are WARM_EPOCHS of the others, rounded up, and the learning rate
+    is WARM_RATE of the other: the model knows most already, and high rates would undo that. The training set is mined
+    after the first epoch, because the model's embeddings are good from the start. A table ``[warm]`` in the data set's
+    recipe has precedence.
+
+    Args:
+        settings: The settings for a run from scratch.
+        dataset: The data set's name.
+
+    Raises:
+        BadInput: The recipe's table has an unknown setting, or one with a value that is not allowed.
+    """
+    shorter = {
+        "weights": "model:current",
+        "epochs": math.ceil(settings.optim.epochs * WARM_EPOCHS),
+        "warmup_epochs": settings.optim.warmup_epochs * WARM_EPOCHS,
+        "learning_rate": settings.optim.learning_rate * WARM_RATE,
+        "first_mining": 1,
+    }
+    return settings.changed(**shorter | _recipe(dataset).get("warm", {}))
+
+
+def _recipe(dataset: str) -> dict[str, Any]:
+    """Return the content of a data set's recipe; nothing where it has none."""
     recipe = files("geostream").joinpath("recipes", f"{dataset}.toml")
-    return make_settings(tomllib.loads(recipe.read_text())) if recipe.is_file() else TrainSettings()
+    return tomllib.loads(recipe.read_text()) if recipe.is_file() else {}
 
 
 def parse_settings(overrides: list[str], base: TrainSettings) -> TrainSettings:

@@ -3,12 +3,22 @@ from __future__ import annotations
 import json
 import tomllib
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from geostream import settings as settings_module
 from geostream.errors import BadInput
-from geostream.settings import GROUPS, SETTINGS, TrainSettings, default_settings, make_settings, parse_settings
+from geostream.settings import (
+    GROUPS,
+    SETTINGS,
+    TrainSettings,
+    default_settings,
+    make_settings,
+    parse_settings,
+    warm_settings,
+)
 
 # Read in the authors' train_vigor.py, train_cvusa.py, train_cvact.py, train_university.py and transforms.py.
 SAMPLE4GEO: dict[str, Any] = {
@@ -128,3 +138,27 @@ def test_what_runs_stored_before_the_groups_loads() -> None:
 def test_every_setting_says_what_it_means() -> None:
     for name, (group, field) in SETTINGS.items():
         assert (GROUPS[group] if group else TrainSettings).model_fields[field].description, name
+
+
+def test_a_warm_start_is_shorter_and_begins_from_the_current_model() -> None:
+    settings = TrainSettings().changed(epochs=9, batch_size=7)
+    warm = warm_settings(settings, "a-dataset-of-ones-own")
+    assert (warm.model.weights, warm.optim.epochs, warm.plan.first_mining) == ("model:current", 4, 1)
+    assert warm.optim.learning_rate < settings.optim.learning_rate
+    changed = {name for name, value in warm.flat().items() if value != settings.flat()[name]}
+    assert changed == {"weights", "epochs", "warmup_epochs", "learning_rate", "first_mining"}
+    assert warm_settings(settings.changed(epochs=1), "cvusa").optim.epochs == 1
+
+
+def test_a_recipe_has_the_last_word_on_its_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    recipe = tmp_path / "recipes" / "own.toml"
+    recipe.write_text("epochs = 20\n[warm]\nepochs = 3\nmine_every = 2\n")
+    monkeypatch.setattr(settings_module, "files", lambda _: tmp_path)
+    settings = default_settings("own")
+    assert settings == TrainSettings().changed(epochs=20)
+    warm = warm_settings(settings, "own")
+    assert (warm.optim.epochs, warm.plan.mine_every, warm.model.weights) == (3, 2, "model:current")
+    recipe.write_text("[warm]\nepoch = 3\n")
+    with pytest.raises(BadInput, match="epoch: "):
+        warm_settings(settings, "own")

@@ -9,15 +9,17 @@ from typing import Annotated
 import typer
 
 from geostream.cli.options import (
+    DEFAULT_RUN,
     Checkpoint,
     Cluster,
     Dataset,
     LayoutName,
+    ModelName,
     RunName,
     Split,
     StoreUrl,
     check_split,
-    open_run,
+    open_trained,
     print_table,
 )
 from geostream.errors import BadInput
@@ -25,21 +27,22 @@ from geostream.errors import BadInput
 
 def evaluate(
     store: StoreUrl,
-    run: RunName = "base",
+    run: RunName = DEFAULT_RUN,
     dataset: Dataset = None,
     layout: LayoutName = None,
     split: Split = "test",
     checkpoint: Checkpoint = None,
+    model: ModelName = None,
     cluster: Cluster = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this local file, too.")] = None,
 ) -> None:
-    """Evaluate a checkpoint by its dataset's protocols: print a table, and write JSON and a page with pictures."""
+    """Evaluate a checkpoint or model by its dataset's protocols: print a table, write JSON and a page with pictures."""
     from geostream.report.evaluation_page import evaluate_checkpoint, results_table
 
     if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
         raise BadInput(f"--json {json_path}: {'a folder' if json_path.is_dir() else 'no such folder'}; name a file")
     split = check_split(split)
-    opened = open_run(store, dataset, layout, run, cluster)
+    opened, checkpoint = open_trained(store, (dataset, layout, run), checkpoint, model, cluster)
     record = evaluate_checkpoint(opened, split, checkpoint)
     if json_path is not None:
         json_path.write_text(json.dumps(record, indent=1) + "\n")

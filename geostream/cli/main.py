@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import cost, evaluate, inspect, layouts, runs, settings, train
+from geostream.cli import cost, evaluate, inspect, layouts, models, runs, settings, train
 from geostream.errors import GeostreamError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(layouts.layouts, name="layouts")
+app.add_typer(models.models, name="models")
 app.add_typer(runs.runs, name="runs")
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from geostream.runs.run import Run
     from geostream.store import Store
 
+DEFAULT_RUN = "base"
 StoreUrl = Annotated[str, typer.Argument(help="s3://bucket/prefix or a local folder.")]
 Dataset = Annotated[str | None, typer.Option(help="Which dataset of the store; default: the only one.")]
 LayoutName = Annotated[
@@ -30,6 +31,9 @@ Overrides = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="train or test.")]
 Checkpoint = Annotated[str | None, typer.Option(help="Default: the newest.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="A promoted model instead of a run: current, or its number.")
+]
 Cluster = Annotated[
     str | None,
     typer.Option(callback=scheduler_url, help="URL of a Dask scheduler; default: $DASK_SCHEDULER_ADDRESS, else none."),
@@ -86,6 +90,38 @@ def open_run(
     if overrides is not None:
         run.settings = parse_settings(overrides, run.settings_or_recipe())
     return run
+
+
+def open_trained(
+    url: str, names: tuple[str | None, str | None, str], checkpoint: str | None, model: str | None, cluster: str | None
+) -> tuple[Run, str | None]:
+    """Open what is to be embedded or evaluated with: a checkpoint of a run, or a model.
+
+    Args:
+        url: of the store, as the person typed it.
+        names: of the data set, the layout and the run, as for :func:`open_run`.
+        checkpoint: name of a checkpoint of the run.
+        model: "current" or a number, instead of run and checkpoint.
+        cluster: URL of a Dask scheduler. None: this process.
+
+    Returns:
+        The run, or the model's folder as a run, and the name of the checkpoint. None: the newest.
+
+    Raises:
+        BadInput: a name is unknown, or both a run's checkpoint and a model are named.
+        StoreError: the store cannot be reached.
+    """
+    from geostream.layout import open_layout
+    from geostream.runs.models import open_model
+
+    dataset, layout, run = names
+    if model is None:
+        return open_run(url, dataset, layout, run, cluster), checkpoint
+    if run != DEFAULT_RUN or checkpoint is not None:
+        raise BadInput(f"--model {model}: name either a model, or a run and its checkpoint")
+    root = open_store(url)
+    opened, found = open_model(root, open_layout(root, dataset, layout), model, cluster)
+    return opened, found.checkpoint
 
 
 def check_split(split: str) -> str:

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from geostream.cli.options import (
+    DEFAULT_RUN,
     Checkpoint,
     Cluster,
     Dataset,
     LayoutName,
+    ModelName,
     Overrides,
     RunName,
     Split,
@@ -18,6 +20,7 @@ from geostream.cli.options import (
     check_split,
     open_run,
     open_store,
+    open_trained,
     print_table,
 )
 from geostream.errors import BadInput
@@ -57,16 +60,17 @@ def train(
 
 def embed(
     store: StoreUrl,
-    run: RunName = "base",
+    run: RunName = DEFAULT_RUN,
     dataset: Dataset = None,
     layout: LayoutName = None,
     split: Split = "train",
     checkpoint: Checkpoint = None,
+    model: ModelName = None,
 ) -> None:
-    """Embed a split with a checkpoint of the run, and store the vectors as Zarr."""
+    """Embed a split with a checkpoint of the run, or a model, and store the vectors as Zarr."""
     from geostream.runs import stages
 
-    opened = open_run(store, dataset, layout, run)
+    opened, checkpoint = open_trained(store, (dataset, layout, run), checkpoint, model, None)
     split = check_split(split)
     trained = stages.load_trained(opened, checkpoint)
     with opened.hold():

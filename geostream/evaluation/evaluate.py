@@ -81,6 +81,14 @@ class QueryPiece(NamedTuple):
     ignored: Csr
 
 
+class Ranked(NamedTuple):
+    """Hold the ranks of one protocol's search."""
+
+    protocol: str
+    search: Search
+    ranks: Ranks
+
+
 def evaluate_embeddings(layout: Layout, embeddings: Embeddings, cluster: str | None = None) -> Evaluation:
     """Compute the metrics of the embedded split by all protocols of the layout.
 
@@ -94,16 +102,31 @@ def evaluate_embeddings(layout: Layout, embeddings: Embeddings, cluster: str | N
         BadInput: There are no queries, or a protocol cannot be applied to the layout.
         GeostreamError: The scheduler cannot be reached.
     """
-    rows, ranked = [], dict[int, Ranks]()
+    return summed_up(rank_embeddings(layout, embeddings, cluster))
+
+
+def rank_embeddings(layout: Layout, embeddings: Embeddings, cluster: str | None = None) -> list[Ranked]:
+    """Rank the positives of all queries by all protocols, the headline first; see :func:`evaluate_embeddings`."""
+    ranked = dict[int, Ranks]()
+    found = []
     for protocol, search in searches(layout, embeddings.split, embeddings.pairs, embeddings.reference_place):
         if id(search) not in ranked:
             ranked[id(search)] = rank_search(embeddings, search, cluster)
-        rows.append((measures(protocol, search, ranked[id(search)]), search))
-    head, search = rows[0]
-    others = [row for row, _ in rows[0 if "ap" in head else 1 :]]
+        found.append(Ranked(protocol, search, ranked[id(search)]))
+    return found
+
+
+def summed_up(ranked: Sequence[Ranked]) -> Evaluation:
+    """Compute the metrics from the ranks of all protocols.
+
+    Args:
+        ranked: What :func:`rank_embeddings` returned.
+    """
+    head, *_ = rows = [measures(*one) for one in ranked]
+    others = rows[0 if "ap" in head else 1 :]
     names = ("r1", "r5", "r10", "r1pct", "gallery", "queries", "protocol")
     headline = {name: head[name] for name in names}
-    return Evaluation(**headline, hit_rate=hit_rate(search, ranked[id(search)]), others=others)
+    return Evaluation(**headline, hit_rate=hit_rate(ranked[0].search, ranked[0].ranks), others=others)
 
 
 def rank_search(embeddings: Embeddings, search: Search, cluster: str | None = None) -> Ranks:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from geostream.arrays import Float64, Int64
+from geostream.arrays import Bools, Float64, Int64
 from geostream.evaluation.protocols import BOTH_WAYS, PAIRED, TO_TILE, Search
 from geostream.evaluation.ranks import NEVER, Ranks
 
@@ -32,16 +32,34 @@ def measures(protocol: str, search: Search, ranks: Ranks) -> dict[str, Any]:
         Fractions from 0 to 1 under ``r1``, ``r5``, ``r10`` and ``r1pct``, with "both-ways" also ``ap``, else
         ``hit_rate``; and ``protocol``, ``direction``, ``queries`` and ``gallery``, the number of candidates.
     """
-    starts = search.positives.indptr[:-1]
-    first = np.minimum.reduceat(ranks.wrong, starts)
-    tops = {"r1": 1, "r5": 5, "r10": 10, "r1pct": max(1, search.gallery // 100)}
     row: dict[str, Any] = {"protocol": protocol, "direction": search.direction}
-    row |= {name: float((first < k).mean()) for name, k in tops.items()}
-    if protocol == BOTH_WAYS:
-        row["ap"] = float(average_precision(ranks.wrong, search.positives.indptr).mean())
-    else:
-        row["hit_rate"] = hit_rate(search, ranks)
+    row |= {name: float(values.mean()) for name, values in by_query(protocol, search, ranks).items()}
     return row | {"queries": len(search.queries), "gallery": search.gallery}
+
+
+def by_query(protocol: str, search: Search, ranks: Ranks) -> dict[str, Bools | Float64]:
+    """Return what each query contributes to the metrics of :func:`measures`, which are the means of these.
+
+    Args:
+        protocol: Name of the protocol.
+        search: The n queries and their positives.
+        ranks: Ranks of these positives.
+
+    Returns:
+        (n,) arrays by the metric's name: whether the query counts as found, or its average precision under ``ap``.
+    """
+    first = first_ranks(search, ranks)
+    tops = {"r1": 1, "r5": 5, "r10": 10, "r1pct": max(1, search.gallery // 100)}
+    values: dict[str, Bools | Float64] = {name: first < k for name, k in tops.items()}
+    if protocol == BOTH_WAYS:
+        return values | {"ap": average_precision(ranks.wrong, search.positives.indptr)}
+    return values | {"hit_rate": _hits(search, ranks)}
+
+
+def first_ranks(search: Search, ranks: Ranks) -> Int64:
+    """Return the (n,) number of wrong candidates above the best positive of each of the n queries."""
+    first: Int64 = np.minimum.reduceat(ranks.wrong, search.positives.indptr[:-1])
+    return first
 
 
 def hit_rate(search: Search, ranks: Ranks) -> float:
@@ -49,7 +67,12 @@ def hit_rate(search: Search, ranks: Ranks) -> float:
 
     Ignored are the semi-positives; without them the hit rate is R@1.
     """
-    return float((np.minimum.reduceat(ranks.not_ignored, search.positives.indptr[:-1]) == 0).mean())
+    return float(_hits(search, ranks).mean())
+
+
+def _hits(search: Search, ranks: Ranks) -> Bools:
+    hits: Bools = np.minimum.reduceat(ranks.not_ignored, search.positives.indptr[:-1]) == 0
+    return hits
 
 
 def average_precision(wrong: Int64, indptr: Int64) -> Float64:

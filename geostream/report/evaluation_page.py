@@ -11,14 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from geostream.arrays import pair_codes
-from geostream.errors import NotFound, StaleArtefact
-from geostream.evaluation.embed import split_references
 from geostream.evaluation.evaluate import evaluate_embeddings
 from geostream.evaluation.metrics import named_rows
-from geostream.evaluation.protocols import split_pairs
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings
 from geostream.report.pages import render
@@ -46,7 +40,7 @@ def evaluate_checkpoint(run: Run, split: str = "test", checkpoint: str | None = 
         RunHeld: The split must be embedded first, and a training of this run is at work.
     """
     trained = stages.load_trained(run, checkpoint)
-    return write_evaluation(run, trained, embedded(run, trained, split))
+    return write_evaluation(run, trained, stages.embedded(run, trained, split))
 
 
 def write_evaluation(run: Run, trained: stages.Trained, embeddings: Embeddings) -> dict[str, Any]:
@@ -70,35 +64,6 @@ def write_evaluation(run: Run, trained: stages.Trained, embeddings: Embeddings) 
     page = render("evaluation.html", title=title, rows=rows, retrievals=retrievals(layout, embeddings))
     run.folder.write(f"{name}.html", page.encode())
     return record
-
-
-def embedded(run: Run, trained: stages.Trained, split: str) -> Embeddings:
-    """Return the embeddings of a split by a checkpoint: those in the run if they are complete, else new ones.
-
-    Args:
-        run: The run.
-        trained: Checkpoint to embed with.
-        split: Name of the split.
-
-    Raises:
-        RunHeld: New embeddings are needed, and a training of this run is at work, which may write the same.
-    """
-    try:
-        found = run.embeddings(split, trained.epoch)
-    except (NotFound, StaleArtefact):
-        return _embed(run, trained, split)
-    layout = run.layout
-    whole = (
-        (found.checkpoint, found.split) == (trained.checkpoint, split)
-        and np.array_equal(pair_codes(*found.pairs), pair_codes(*split_pairs(layout, split)))
-        and np.array_equal(found.reference_place, split_references(layout, split))
-    )
-    return found if whole else _embed(run, trained, split)
-
-
-def _embed(run: Run, trained: stages.Trained, split: str) -> Embeddings:
-    with run.hold():
-        return stages.embed_split(run, trained, split)
 
 
 def results_by_epoch(layout: Layout, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from geostream.evaluation.metrics import named_rows
 from geostream.evaluation.protocols import BOTH_WAYS, NEAR, PAIRED
 from geostream.layout import Layout
 from geostream.report.augmentations import PreviewPair, preview_pairs, preview_rows
+from geostream.report.comparison import comparison_section
 from geostream.report.curves import Rows, curves_svg
 from geostream.report.evaluation_page import COLUMNS
 from geostream.report.pages import render
@@ -75,7 +76,8 @@ def publish(run: Run, result: RunResult, summary: Mapping[str, Any]) -> str:
         summary: The dict that :func:`summarise` returns.
 
     Returns:
-        The page as HTML. It shows what the last evaluated weights retrieve.
+        The page as HTML. It shows what the last evaluated weights retrieve and, where the run was compared with the
+        current model, the result.
 
     Raises:
         BadInput: The run has no settings.
@@ -84,7 +86,10 @@ def publish(run: Run, result: RunResult, summary: Mapping[str, Any]) -> str:
     if result.evaluations:
         pictures = retrievals(layout, run.embeddings("test", int(result.evaluations[-1]["epoch"])))
     preview = preview_pairs(layout, run.settings)
-    page = render_report(f"geostream: {layout.dataset} {layout.name}", summary, result.training, pictures, preview)
+    record = run.read_comparison()
+    compared = None if record is None else comparison_section(layout, record)
+    title = f"geostream: {layout.dataset} {layout.name}"
+    page = render_report(title, summary, result.training, pictures, preview, compared)
     run.write_report(page)
     return page
 
@@ -95,6 +100,7 @@ def render_report(
     epochs: Rows,
     pictures: Sequence[Retrieval],
     preview: Sequence[PreviewPair],
+    comparison: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -104,6 +110,7 @@ def render_report(
         epochs: The run's records of training.
         pictures: Queries with their best candidates. The section is left out if there are none.
         preview: Training pairs, plain and augmented. The section is left out if there are none.
+        comparison: What :func:`~geostream.report.comparison.comparison_section` returns; None: no such section.
     """
     evaluations, plans, moves = summary["evaluations"], summary["plans"], summary["reclusterings"]
     return render(
@@ -113,6 +120,7 @@ def render_report(
         last=evaluations[-1] if evaluations else None,
         curves=curves_svg(epochs, evaluations, plans, moves),
         recall=_recall(summary["protocols"]),
+        comparison=comparison,
         percent={*COLUMNS.values(), "resident_share", "waiting"},
         retrievals=pictures,
         preview=preview_rows(preview),

@@ -113,12 +113,17 @@ def _of_search(
 def _pictures(layout: Layout, embeddings: Embeddings, rows: Int64, *, tiles: bool) -> list[bytes]:
     """Return pictures of the embedded tiles, or views, in these rows."""
     if tiles:
-        return [_thumbnail(read_image(layout, place)) for place in embeddings.reference_place[rows].tolist()]
+        return [thumbnail(read_image(layout, place)) for place in embeddings.reference_place[rows].tolist()]
     pairs = zip(embeddings.pairs.place[rows].tolist(), embeddings.pairs.view[rows].tolist(), strict=True)
-    return [_thumbnail(read_image(layout, place, view)) for place, view in pairs]
+    return [thumbnail(read_image(layout, place, view)) for place, view in pairs]
 
 
-def _thumbnail(data: bytes) -> bytes:
+def thumbnail(data: bytes) -> bytes:
+    """Return an image as a JPEG of at most THUMBNAIL pixels a side.
+
+    Args:
+        data: The image, in a format that Pillow knows.
+    """
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if max(image.size) > THUMBNAIL:
         image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -31,6 +31,7 @@ from geostream.planning.plan import EpochPlan
 from geostream.runs import stages
 from geostream.runs.background import Background
 from geostream.runs.begin import begin
+from geostream.runs.first_weights import resolve_weights, set_first_weights
 from geostream.runs.log import Record, RunLog, RunResult, new_record
 from geostream.runs.preparation import checkpoints_to_embed, prepare, prepared
 from geostream.runs.run import LOG, Run
@@ -44,7 +45,6 @@ from geostream.training.distributed import ProcessGroup
 from geostream.training.epoch import Epoch, measured
 from geostream.training.step import TrainStep
 from geostream.training.steps import EpochOutcome
-from geostream.training.weights import begin_with
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +88,11 @@ def train(
         run.layout = run.own_layout()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
+        weights = resolve_weights(run, settings.model.weights) if group.is_main else None
+        settings = settings.changed(weights=group.broadcast_object(weights))
         encoder = stages.new_encoder(settings, group.device)
         if not run.checkpoints():
-            begin_with(encoder, settings.model.weights)
+            set_first_weights(run, encoder, settings.model)
         values = None
         if group.is_main:
             values = begin(run, settings, group.ranks).model_dump()

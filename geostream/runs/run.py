@@ -27,6 +27,7 @@ from geostream.training.checkpoint import checkpoint_name, list_checkpoints
 SETTINGS = "settings.json"
 LAYOUT = "layout.json"  # names the layout that the run reads
 LOG = "metrics.jsonl"
+COMPARISON = "comparison.json"  # with the model that was current then
 BEST = "best.json"  # the checkpoint of the evaluation with the highest R@1
 EVALUATIONS = "evaluation.json"
 REPORT = "report.html"
@@ -283,6 +284,17 @@ class Run:
     def write_evaluations(self, records: list[Record]) -> None:
         """Write the log's records of all evaluations as one file, for other programs to read."""
         self.folder.write_json(EVALUATIONS, records)
+
+    def write_comparison(self, record: Record) -> None:
+        """Write how a checkpoint of the run compares with the current model (:mod:`geostream.runs.promotion`)."""
+        self.folder.write_json(COMPARISON, record)
+
+    def read_comparison(self) -> Record | None:
+        """Return the last comparison with a model that was current then; None if there was none."""
+        try:
+            return dict(self.folder.read_json(COMPARISON))
+        except NotFound:
+            return None
 
     def write_report(self, page: str) -> None:
         """Write the report.

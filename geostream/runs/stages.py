@@ -8,14 +8,18 @@ coordinates begins with random batches instead of geographic neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from geostream.arrays import pair_codes
 from geostream.dask import run_tasks
-from geostream.errors import BadInput, NotFound
-from geostream.evaluation.embed import embed
+from geostream.errors import BadInput, NotFound, StaleArtefact
+from geostream.evaluation.embed import embed, split_references
+from geostream.evaluation.protocols import split_pairs
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.gps import build_gps_graph
@@ -131,6 +135,31 @@ def embed_split(run: Run, trained: Trained, split: str, group: ProcessGroup | No
     """
     name = run.embeddings_name(split, trained.epoch)
     return embed(run.folder, name, run.layout, split, trained.encoder, trained.checkpoint, trained.settings, group)
+
+
+def embedded(run: Run, trained: Trained, split: str) -> Embeddings:
+    """Return the embeddings of a split by a checkpoint: those in the run if they are complete, else new ones.
+
+    Args:
+        run: The run.
+        trained: Checkpoint to embed with.
+        split: Name of the split.
+
+    Raises:
+        RunHeld: New embeddings are needed, and a training of this run is at work, which may write the same.
+    """
+    layout = run.layout
+    with suppress(NotFound, StaleArtefact):
+        found = run.embeddings(split, trained.epoch)
+        whole = (
+            (found.checkpoint, found.split) == (trained.checkpoint, split)
+            and np.array_equal(pair_codes(*found.pairs), pair_codes(*split_pairs(layout, split)))
+            and np.array_equal(found.reference_place, split_references(layout, split))
+        )
+        if whole:
+            return found
+    with nullcontext() if run.lease else run.hold():
+        return embed_split(run, trained, split)
 
 
 def mine(run: Run, epoch: int) -> NeighbourGraph:

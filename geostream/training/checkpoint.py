@@ -247,15 +247,60 @@ def load_weights(run: Store, name: str, encoder: Encoder) -> None:
         StaleArtefact: It is of another model.
         Damaged: It is not as it was written.
     """
-    state = _state(run, name)
-    trained = state["model"]
+    trained, tensors = read_weights(run, name)
     if trained != encoder.name:
         raise StaleArtefact(f"{run.url}/{FOLDER}/{name}: holds model {trained}, not {encoder.name}; start another run")
     try:
-        encoder.load_state_dict(_tensors(run, name, MODEL, state))
+        encoder.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise StaleArtefact(f"{run.url}/{FOLDER}/{name}: does not fit {encoder.name}: {reason}") from error
+
+
+def read_weights(run: Store, name: str) -> tuple[str, dict[str, Tensor]]:
+    """Read the weights to evaluate with, as :func:`load_weights` sets them.
+
+    Args:
+        run: The run's folder.
+        name: The checkpoint's name.
+
+    Returns:
+        timm's name of the model, and the encoder's tensors by name.
+
+    Raises:
+        BadInput: There is no such checkpoint.
+        Damaged: It is not as it was written.
+    """
+    state = _state(run, name)
+    return str(state["model"]), _tensors(run, name, MODEL, state)
+
+
+def weights_checksum(run: Store, name: str) -> int:
+    """Return the CRC32C of the weights of a checkpoint; errors are those of :func:`read_position`."""
+    return int(_state(run, name)["objects"][MODEL]["crc32c"])
+
+
+def copy_weights(run: Store, name: str, to: Store) -> int:
+    """Copy a checkpoint without its optimizer: what is needed to evaluate, not to train on.
+
+    Args:
+        run: The run's folder.
+        name: The checkpoint's name.
+        to: The folder of another run, or of a model; the copy has the same name there.
+
+    Returns:
+        CRC32C of the weights.
+
+    Raises:
+        BadInput: There is no such checkpoint.
+        Damaged: It is not as it was written.
+    """
+    state = _state(run, name)
+    data = _data(run, name, MODEL, state)
+    folder = to.child(FOLDER, name)
+    folder.write(MODEL, data)
+    folder.write_json(STATE, state | {"objects": {MODEL: state["objects"][MODEL]}})
+    return _crc32c(data)
 
 
 def _state(run: Store, name: str) -> dict[str, Any]:
@@ -287,16 +332,25 @@ def _of_another_version(run: Store, name: str) -> StaleArtefact:
 
 def _tensors(run: Store, name: str, path: str, state: dict[str, Any]) -> dict[str, Tensor]:
     """Read the tensors of one object of a checkpoint; raise Damaged if it is not as it was written."""
+    try:
+        return safetensors.torch.load(_data(run, name, path, state))
+    except SafetensorError as error:
+        where = f"{run.url}/{FOLDER}/{name}"
+        raise Damaged(f"{where}/{path}: damaged ({error}); delete {where}") from error
+
+
+def _data(run: Store, name: str, path: str, state: dict[str, Any]) -> bytes:
+    """Read one object of a checkpoint; raise Damaged if it is not as it was written."""
     where = f"{run.url}/{FOLDER}/{name}"
     try:
         data = run.read(f"{FOLDER}/{name}/{path}")
         if {"bytes": len(data), "crc32c": _crc32c(data)} != state["objects"][path]:
             raise Damaged(f"{where}/{path}: damaged; delete {where}")
-        return safetensors.torch.load(data)
     except NotFound as error:
         raise Damaged(f"{where}/{path}: missing; delete {where}") from error
-    except (SafetensorError, KeyError) as error:
+    except KeyError as error:
         raise Damaged(f"{where}/{path}: damaged ({error}); delete {where}") from error
+    return data
 
 
 def _crc32c(data: bytes) -> int:

@@ -1,4 +1,7 @@
-"""Set a network's first weights: random ones, those that timm has for it, or those of a local file.
+"""Set a network's first weights: random ones, those that timm has for it, or those of a file.
+
+A file is a local one, or one at the URL of a store, which is downloaded to a private temporary file first.
+:mod:`geostream.runs.first_weights` adds those of earlier runs and models.
 
 Tensors of a file are matched by name, without the prefixes that wrappers add. If they do not fit, timm's filter for
 this kind of network is tried, which renames tensors and resamples position embeddings. If that fails too, the tensors
@@ -15,6 +18,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -23,7 +27,8 @@ from huggingface_hub import constants, get_session
 from safetensors import SafetensorError
 from torch import Tensor
 
-from geostream.errors import BadInput
+from geostream.errors import BadInput, StoreError
+from geostream.store import Store
 from geostream.training.model import Encoder, make_network
 
 logger = logging.getLogger(__name__)
@@ -43,7 +48,8 @@ def begin_with(encoder: Encoder, weights: str) -> None:
 
     Args:
         encoder: The encoder to set.
-        weights: "scratch" to leave them as they are, "timm" for timm's pretrained weights, or the path of a file.
+        weights: "scratch" to leave them as they are, "timm" for timm's pretrained weights, or the path or URL of a
+            file.
 
     Raises:
         BadInput: The weights are not available, cannot be read safely, or do not fit.
@@ -51,9 +57,31 @@ def begin_with(encoder: Encoder, weights: str) -> None:
     if weights == "timm":
         encoder.network.load_state_dict(_from_hub(encoder))
     elif weights != "scratch":
-        path = Path(weights).expanduser()
-        load_tensors(encoder, read_tensors(path), str(path), in_order=path.suffix.lower() != ".safetensors")
-        logger.info("%s: weights of %s", path, encoder.name)
+        tensors = _downloaded(weights) if "://" in weights else read_tensors(Path(weights).expanduser(), weights)
+        load_tensors(encoder, tensors, weights, in_order=not weights.lower().endswith(".safetensors"))
+        logger.info("%s: weights of %s", weights, encoder.name)
+
+
+def _downloaded(url: str) -> Tensors:
+    """Read the tensors of a file at the URL of a store."""
+    folder, _, name = url.rpartition("/")
+    _check_suffix(url)
+    try:
+        data = Store.open(folder).read(name)
+    except (BadInput, StoreError) as error:
+        raise BadInput(f"weights={url}: cannot be read ({error})") from error
+    with TemporaryDirectory(prefix="geostream-weights-") as private:
+        path = Path(private, f"weights{Path(name).suffix}")
+        path.write_bytes(data)
+        return read_tensors(path, url)
+
+
+def _check_suffix(where: str) -> None:
+    if Path(where).suffix.lower() not in SUFFIXES:
+        raise BadInput(
+            f"weights={where}: choose scratch, timm, model:current, model:NUMBER, run:NAME, run:NAME/CHECKPOINT, or a "
+            f"file or URL that ends in {', '.join(SUFFIXES)}"
+        )
 
 
 def _from_hub(encoder: Encoder) -> Tensors:
@@ -91,11 +119,12 @@ def _hub_answers() -> bool:
     return True
 
 
-def read_tensors(path: Path) -> Tensors:
+def read_tensors(path: Path, where: str | None = None) -> Tensors:
     """Read the tensors of a file without unpickling; look for them in nested dictionaries too.
 
     Args:
         path: A file with one of the suffixes in ``SUFFIXES``.
+        where: How the person named it, for messages; None: by its path.
 
     Returns:
         The tensors by name.
@@ -103,26 +132,26 @@ def read_tensors(path: Path) -> Tensors:
     Raises:
         BadInput: The file is missing, damaged, of another kind, or could only be read by unpickling.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise BadInput(f"weights={path}: choose scratch, timm, or a file that ends in {', '.join(SUFFIXES)}")
+    where = where or str(path)
+    _check_suffix(where)
     if not path.is_file():
-        raise BadInput(f"weights={path}: there is no such file")
+        raise BadInput(f"weights={where}: there is no such file")
     try:
         # weights_only: nothing that could run code is unpickled
         content: Any = timm.models.load_state_dict(str(path), weights_only=True)
     except SafetensorError as error:
-        raise BadInput(f"weights={path}: not a safetensors file, or a damaged one ({error})") from error
+        raise BadInput(f"weights={where}: not a safetensors file, or a damaged one ({error})") from error
     except Exception as error:  # torch.load passes on whatever its parsers raise
         reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
         raise BadInput(
-            f"weights={path}: cannot be read without running code that may be in it, or damaged; save its state_dict "
+            f"weights={where}: cannot be read without running code that may be in it, or damaged; save its state_dict "
             f"as safetensors ({reason})"
         ) from error
     while inner := next((key for key in NESTED if isinstance(content.get(key), dict)), None):
         content = content[inner]
     tensors: Tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise BadInput(f"weights={path}: holds no tensors by name")
+        raise BadInput(f"weights={where}: holds no tensors by name")
     return tensors
 
 

@@ -14,11 +14,11 @@ from geostream.evaluation.protocols import split_pairs
 from geostream.layout import PLACES, Layout, NewLayout, commit_layout
 from geostream.layout.index import Index
 from geostream.layout.schema import Protocol
-from geostream.report.evaluation_page import embedded, results_table, write_evaluation
+from geostream.report.evaluation_page import results_table, write_evaluation
 from geostream.report.pages import render
 from geostream.report.retrievals import retrievals
 from geostream.runs.run import Run
-from geostream.runs.stages import Trained, new_encoder
+from geostream.runs.stages import Trained, embedded, new_encoder
 from geostream.store import Store
 from tests.evaluation.galleries import embedded_as
 from tests.helpers import member_of, tiny_layout

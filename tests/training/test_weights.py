@@ -208,3 +208,20 @@ def test_scratch_is_as_it_was() -> None:
     before = encoder.network.state_dict()["stem.0.weight"].clone()
     begin_with(encoder, "scratch")
     assert torch.equal(encoder.network.state_dict()["stem.0.weight"], before)
+
+
+def test_a_file_on_a_store(tmp_path: Path) -> None:
+    for name, save in (("w.safetensors", save_file), ("w.pth", torch.save)):
+        save(trained(), tmp_path / name)  # type: ignore[operator]
+        encoder = Encoder("test_convnext")
+        begin_with(encoder, f"file://{tmp_path}/{name}")
+        assert torch.equal(encoder.network.state_dict()["stem.0.weight"], trained()["stem.0.weight"])
+    for url, message in (
+        (f"file://{tmp_path}/none.pth", r"none\.pth"),
+        (f"file://{tmp_path}/w.txt", r"\.safetensors, \.pth"),
+        ("ftp://host/w.pth", "ftp"),
+        ("s3://w.pth", "bucket"),
+    ):
+        with pytest.raises(BadInput, match=message) as caught:
+            begin_with(Encoder("test_convnext"), url)
+        assert url in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,33 @@
+"""Runs with a checkpoint that nothing was trained for: what the registry of models and the comparison need."""
+
+from __future__ import annotations
+
+import torch
+
+from geostream.layout import Layout
+from geostream.runs.run import Run
+from geostream.runs.stages import new_encoder
+from geostream.settings import TrainSettings
+from geostream.store import Store
+from geostream.training.checkpoint import Position, save_checkpoint
+from geostream.training.distributed import ProcessGroup
+from geostream.training.step import TrainStep
+from tests.training.settings import TINY
+
+
+def run_with_checkpoint(
+    store: Store, layout: Layout, name: str, *, seed: int = 0, blind: bool = False, settings: TrainSettings = TINY
+) -> tuple[Run, str]:
+    """A run with one checkpoint, at the end of epoch 3, and its name. A blind network gives all images one vector."""
+    run, settings = Run(store, layout, name), settings.changed(seed=seed)
+    run.store_settings(settings)
+    run.pin_layout(layout)
+    encoder = new_encoder(settings)
+    if blind:
+        with torch.no_grad():
+            for parameter in encoder.network.parameters():
+                parameter.zero_()
+    position = Position(layout.id, layout.places_id, epoch=3, plan="", cursor=0, step=30, finished=True)
+    checkpoint = save_checkpoint(run.folder, TrainStep(encoder, settings, ProcessGroup()), position)
+    run.folder.write_json("best.json", {"checkpoint": checkpoint, "epoch": 3, "r1": 0.5})
+    return run, checkpoint
