@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 STACK = (
     "tests/flows/test_flows.py",
     "tests/flows/test_recluster_flow.py",
+    "tests/flows/test_restarts.py",
     "tests/flows/test_retrain_flow.py",
     "tests/infra/test_stack.py",
 )
