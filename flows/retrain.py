@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -28,7 +29,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.events import emit_event
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 from pydantic import Field
 
 from flows.common import link, may_pass, open_layout, open_store, percent, show, title
@@ -80,6 +81,8 @@ def retrain(
         nodes: how many machines train together; on the others start the command of docs/how-to/several-gpus.md.
         address: HOST:PORT at which the other machines reach this one; needed where there are several.
     """
+    if was_cancelled():
+        return Cancelled(message="It was cancelled before it crashed, and is not started again.")
     target = open_store(store)
     ranks = Ranks(processes, nodes, address)
     opened = open_layout(target, dataset, layout)
@@ -99,6 +102,17 @@ def retrain(
         get_run_logger().warning(said)
         return Completed(message=said, data=result.url)
     return result.url
+
+
+def was_cancelled() -> bool:
+    """Return whether somebody asked to cancel this flow run, and it crashed before it was stopped."""
+    if (flow_run.run_count or 1) < 2:
+        return False
+    with get_client(sync_client=True) as client:
+        states = sorted(client.read_flow_run_states(UUID(flow_run.id)), key=lambda state: state.timestamp)
+    names = [state.name for state in states]
+    crashed = len(names) - names[::-1].index("Crashed") - 1 if "Crashed" in names else 0
+    return crashed > 0 and names[crashed - 1] == "Cancelling" and "Cancelled" not in names[crashed:]
 
 
 def run_name() -> str:

