@@ -18,9 +18,7 @@ AWAY = 25.0  # seconds
 
 
 @pytest.mark.slow
-def test_a_write_outlasts_a_server_that_is_away(
-    s3: S3Server, s3_store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_outlasts_a_server_that_is_away(s3: S3Server, s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = FaultProxy(s3.endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     store = Store.open(s3_store.url)
