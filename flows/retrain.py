@@ -22,9 +22,16 @@ from uuid import UUID
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.concurrency.sync import concurrency
 from prefect.events import emit_event
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -133,12 +140,26 @@ def one_at_a_time(layout: Layout) -> Iterator[None]:
             with suppress(ObjectAlreadyExists):  # another flow run was faster
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
         else:
-            if limit.active_slots >= limit.limit:
+            if limit.active_slots >= limit.limit and not others_train(client):
+                # A server that lost its memory would keep the place of a training that is gone for ever.
+                client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
+            elif limit.active_slots >= limit.limit:
                 get_run_logger().info("waits: another training of %s is under way (limit %s)", layout.dataset, name)
     with concurrency(name, occupy=1, lease_duration=SLOT_LEASE):
         yield
 
 
+def others_train(client: SyncPrefectClient) -> bool:
+    """Return whether another flow run of this flow is under way."""
+    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
+    under_way = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=["retrain"])),
+        flow_run_filter=FlowRunFilter(state=states),
+    )
+    return any(str(one.id) != flow_run.id for one in under_way)
+
+
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 def finished(run: Store, settings: TrainSettings) -> bool:
     """Return whether the run in a folder has trained all epochs that are asked for."""
     names = list_checkpoints(run)

@@ -23,6 +23,10 @@ HEARTBEAT = 30  # seconds between two signs of life of a flow run on our workers
 ATTEMPTS = 3
 
 
+#: Otherwise the server forgets, when it is started again, who holds a concurrency limit, and nobody ever frees it.
+LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+
+
 def without_prefect(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without PREFECT_* settings, which may name another server, and with reporting off."""
     kept = {name: value for name, value in environment.items() if not name.startswith("PREFECT_")}
@@ -98,7 +102,7 @@ def start_prefect(
         [chosen] = choose_ports([port], use_preferred=attempt == 0)
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(chosen)]
         # Its pages ask the API at an address that it would take for that of port 4200.
-        own = environment | {"PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{chosen}/api"}
+        own = environment | LEASES | {"PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{chosen}/api"}
         # Not in the checkout, whose settings files are for commands typed there.
         child = spawn(command, environment=own, log=home / "server.log", folder=home, outlive=outlive)
         server = PrefectServer(child, chosen, str(home))
