@@ -2,9 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-export HF_HUB_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+# `make up` and what it starts may download pretrained weights, unless your environment says HF_HUB_OFFLINE=1.
+demo check docs test-fast test test-all: export HF_HUB_OFFLINE := 1
 
 .PHONY: help install bench-peers demo format check docs test-fast test test-all up down status clean
 .DEFAULT_GOAL := install

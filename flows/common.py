@@ -1,4 +1,4 @@
-"""Share what all flows need: open the store, decide on retries, show results on Prefect's pages."""
+"""Share what all flows need: open the store, decide on retries, show results on its pages, tell of layouts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import Task, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.events import emit_event
+from prefect.runtime import flow_run
 
 from geostream.errors import BadInput, Stalled, StoreError
 from geostream.layout import Layout
@@ -56,6 +59,44 @@ def open_layout(store: Store, dataset: str | None, layout: str | None, run: str 
     from geostream.runs.run import Run  # takes seconds, which other flows need not wait
 
     return Run.find(store, dataset, layout, run).layout
+
+
+def title(text: str) -> None:
+    """Rename the flow run, so that lists of them say what each is about; best with data set, layout and run."""
+    if flow_run.id:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, name=text)
+
+
+def link(key: str, url: str, text: str) -> None:
+    """Show a link on the flow run's page.
+
+    Args:
+        key: the link's name, of small letters and hyphens.
+        url: where it leads.
+        text: what is shown.
+    """
+    create_link_artifact(key=key, link=url, link_text=text, description=url)
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a person reads it: "83.1 %"; "" for None."""
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def layout_committed(layout: Layout) -> None:
+    """Emit the event ``geostream.layout.committed``, which an automation may start a training on."""
+    emit_event(
+        event="geostream.layout.committed",
+        resource={
+            "prefect.resource.id": f"geostream.dataset.{layout.dataset}",
+            "prefect.resource.name": f"{layout.dataset} {layout.name}",
+            "geostream.store": layout.store.url.removesuffix(f"/{layout.dataset}/layouts/{layout.name}"),
+            "geostream.dataset": layout.dataset,
+            "geostream.layout": layout.name,
+        },
+        payload={"id": layout.id[:12], "places": layout.n_places},
+    )
 
 
 def show(key: str, rows: Sequence[Mapping[str, object]], description: str) -> None:

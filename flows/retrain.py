@@ -1,51 +1,86 @@
 """Train on the current layout, evaluate on the test gallery and write the report: the flow ``retrain``.
 
-Its run on the store is named after the time the flow was scheduled for: every schedule trains anew, and a flow run
-that is retried goes on from its last checkpoint. The training is done by processes of their own, one for each GPU.
-Cancelling the flow run stops them, with a checkpoint (:mod:`geostream.runs.launch`).
+Its run on the store is named after the flow run: the time it was scheduled for, and the end of its id. So every
+schedule trains anew, two that begin in one second do not meet, and a flow run that is started again goes on from its
+last checkpoint under the same name. The training is done by processes of their own, one for each GPU. Stopping the flow
+run, by cancelling it or by SIGTERM, stops them with a checkpoint (:mod:`geostream.runs.launch`).
+
+One training of a data set runs at a time: a second one waits for Prefect's concurrency limit ``train …``, which is
+made at the first training and may be set to another number on the server.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+from prefect import Task, flow, get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.concurrency.sync import concurrency
+from prefect.events import emit_event
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed
+from pydantic import Field
 
-from flows.common import may_pass, open_layout, open_store, show
+from flows.common import link, may_pass, open_layout, open_store, percent, show, title
+from flows.parameters import Cluster, Dataset, LayoutName, Settings, StoreURL, given
+from flows.tries import GivenUp, begin_try
 from geostream.dask import scheduler_url
 from geostream.layout import Layout
 from geostream.runs.launch import Launch, Ranks
+from geostream.runs.lease import RunHeld
 from geostream.runs.log import RunResult
+from geostream.runs.run import run_folder
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
+from geostream.training.checkpoint import list_checkpoints, read_position
 
 if TYPE_CHECKING:
     from geostream.runs.run import Run
 
+RETRIES = 1000  # the end of tries without progress is flows.tries.MOST; this one is never reached
+RETRY_DELAY = 30.0  # seconds
+SLOT_LEASE = 60.0  # seconds without a sign of life, after which a training's place in the queue is free again
+EPOCH = re.compile(r"train: epoch (\d+)\b")  # in the lines that a training logs
+
 
 @flow(name="retrain", flow_run_name="retrain")
 def retrain(
-    store: str | None = None,
-    dataset: str | None = None,
-    layout: str | None = None,
-    run: str | None = None,
-    settings: dict[str, Any] | None = None,
-    cluster: str | None = None,
-    processes: int | None = None,
-    nodes: int = 1,
-    address: str | None = None,
-) -> str:
+    store: StoreURL = None,
+    dataset: Dataset = None,
+    layout: LayoutName = None,
+    run: Annotated[str | None, Field(description="one that exists goes on; none: named after the flow run")] = None,
+    settings: Settings | None = None,
+    cluster: Cluster = None,
+    processes: Annotated[int | None, Field(ge=1, description="on this machine; none: one for each GPU")] = None,
+    nodes: Annotated[int, Field(ge=1, description="machines that train together")] = 1,
+    address: Annotated[str | None, Field(description="HOST:PORT of this machine, for the others")] = None,
+) -> Any:
     """Train on a layout, and return the URL of the run on the store.
 
     Args:
         store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
         dataset: None: the only one in the store.
         layout: name or tag. None: the one that the run reads; for a new run the dataset's current one.
-        run: the run's name; one that exists goes on. None: "retrain-" and the time the flow was scheduled for.
+        run: the run's name; one that exists goes on. None: "retrain-", the time the flow was scheduled for, and the end
+            of the flow run's id.
         settings: what differs from the dataset's recipe; without a recipe from Sample4Geo's settings, for a GPU.
         cluster: URL of a Dask scheduler for mining. None: $DASK_SCHEDULER_ADDRESS, which `make up` sets for its worker;
             without it, or with "", in the processes that train.
@@ -53,28 +88,112 @@ def retrain(
         nodes: how many machines train together; on the others start the command of docs/how-to/several-gpus.md.
         address: HOST:PORT at which the other machines reach this one; needed where there are several.
     """
+    if was_cancelled():
+        return Cancelled(message="It was cancelled before it crashed, and is not started again.")
     target = open_store(store)
     ranks = Ranks(processes, nodes, address)
-    name = run or f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}"
+    name = run or run_name()
     opened = open_layout(target, dataset, layout, name)
-    numbers = make_settings(default_settings(opened.dataset).flat() | (settings or {}))
-    trained = train(target, opened, name, numbers, scheduler_url(cluster), ranks)
+    numbers = make_settings(default_settings(opened.dataset).flat() | given(settings))
+    title(f"retrain {opened.dataset} {opened.name}: {name}")
+    with one_at_a_time(opened):
+        done_before = finished(run_folder(target, opened.dataset, name), numbers)
+        trained = train(target, opened, name, numbers, scheduler_url(cluster), ranks)
     result = write_report(trained)
     show_run(trained, result)
+    if done_before:
+        said = (
+            f"{name} was finished before, after {numbers.optim.epochs} epochs: nothing was trained. For a new training "
+            "leave out the parameter run; for more epochs of this one set settings.epochs"
+        )
+        get_run_logger().warning(said)
+        return Completed(message=said, data=result.url)
     return result.url
 
 
-# Worth another try, because the run goes on from its last checkpoint.
+def was_cancelled() -> bool:
+    """Return whether somebody asked to cancel this flow run, and it crashed before it was stopped."""
+    if (flow_run.run_count or 1) < 2:
+        return False
+    with get_client(sync_client=True) as client:
+        states = sorted(client.read_flow_run_states(UUID(flow_run.id)), key=lambda state: state.timestamp)
+    names = [state.name for state in states]
+    crashed = len(names) - names[::-1].index("Crashed") - 1 if "Crashed" in names else 0
+    return crashed > 0 and names[crashed - 1] == "Cancelling" and "Cancelled" not in names[crashed:]
+
+
+def run_name() -> str:
+    """Return the run's name for this flow run: the same whenever it is started again, and no other flow run's."""
+    # The end of the id is random in every version of UUIDs; the beginning may be a time.
+    return f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}-{str(flow_run.id)[-8:]}"
+
+
+@contextmanager
+def one_at_a_time(layout: Layout) -> Iterator[None]:
+    """Wait until no other flow run trains on the data set, and hold others off while the context is open."""
+    where = layout.store.url.removesuffix(f"/layouts/{layout.name}")
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"train {where}")
+    with get_client(sync_client=True) as client:
+        try:
+            limit = client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            with suppress(ObjectAlreadyExists):  # another flow run was faster
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+        else:
+            if limit.active_slots >= limit.limit and not others_train(client):
+                # A server that lost its memory would keep the place of a training that is gone for ever.
+                client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
+            elif limit.active_slots >= limit.limit:
+                get_run_logger().info("waits: another training of %s is under way (limit %s)", layout.dataset, name)
+    with concurrency(name, occupy=1, lease_duration=SLOT_LEASE):
+        yield
+
+
+def others_train(client: SyncPrefectClient) -> bool:
+    """Return whether another flow run of this flow is under way."""
+    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
+    under_way = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=["retrain"])),
+        flow_run_filter=FlowRunFilter(state=states),
+    )
+    return any(str(one.id) != flow_run.id for one in under_way)
+
+
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
+def finished(run: Store, settings: TrainSettings) -> bool:
+    """Return whether the run in a folder has trained all epochs that are asked for."""
+    names = list_checkpoints(run)
+    position = read_position(run, names[-1]) if names else None
+    return position is not None and position.finished and position.epoch >= settings.optim.epochs
+
+
+def may_go_on(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Tell Prefect whether a training may go on from its checkpoint: also where a dead holder seems to live still."""
+    restarted = isinstance(state.result(raise_on_failure=False), RunHeld) and (flow_run.run_count or 1) > 1
+    return restarted or may_pass(task, run, state)
+
+
 @task(
     task_run_name="train {run}",
-    retries=3,
-    retry_delay_seconds=30,
-    retry_condition_fn=may_pass,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY,
+    retry_condition_fn=may_go_on,
     cache_policy=NO_CACHE,
 )
 def train(store: Store, layout: Layout, run: str, settings: TrainSettings, cluster: str | None, ranks: Ranks) -> Run:
     """Train, and log what the ranks log; parameters as in :func:`retrain`, but opened. Return the run."""
     logger = get_run_logger()
+    folder = run_folder(store, layout.dataset, run)
+    try:
+        begin_try(folder)
+    except GivenUp as error:
+        _tell_stalled(layout, run, str(error))
+        raise
+    progress = _Progress(run, settings.optim.epochs)
+
+    def log(level: int, line: str) -> None:
+        logger.log(level, line)
+        progress.hear(line)
 
     def show_line(line: str) -> None:
         if logger.isEnabledFor(logging.INFO):
@@ -82,13 +201,52 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
         else:  # progress is shown even where the log is quiet
             print(line, file=sys.stderr, flush=True)
 
-    with Launch(store, layout, run, settings, cluster=cluster, ranks=ranks, log=logger.log, show=show_line) as launched:
+    with Launch(store, layout, run, settings, cluster=cluster, ranks=ranks, log=log, show=show_line) as launched:
         # What the report needs takes seconds to import: the same seconds that the ranks take to start.
         import geostream.report.report  # noqa: F401
         from geostream.runs.run import Run
 
         launched.wait()
+    progress.show(settings.optim.epochs)
     return Run.open(store, layout, run)
+
+
+class _Progress:
+    """Show on the flow run's page how many epochs are trained.
+
+    Args:
+        run: the run's name.
+        epochs: of the run.
+    """
+
+    def __init__(self, run: str, epochs: int) -> None:
+        self.epochs = epochs
+        self._artifact: Any = create_progress_artifact(
+            progress=0.0, key="training", description=f"{run}: of {epochs} epochs"
+        )
+
+    def hear(self, line: str) -> None:
+        """Take in a line of the training's log."""
+        if found := EPOCH.match(line):
+            self.show(int(found[1]))
+
+    def show(self, epoch: int) -> None:
+        """Show that an epoch is trained."""
+        update_progress_artifact(artifact_id=self._artifact, progress=round(100 * epoch / self.epochs, 1))
+
+
+def _tell_stalled(layout: Layout, run: str, why: str) -> None:
+    """Emit the event ``geostream.training.stalled``."""
+    emit_event(
+        event="geostream.training.stalled",
+        resource={
+            "prefect.resource.id": f"geostream.dataset.{layout.dataset}",
+            "prefect.resource.name": f"{layout.dataset} {run}",
+            "geostream.dataset": layout.dataset,
+            "geostream.run": run,
+        },
+        payload={"why": why},
+    )
 
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
@@ -102,11 +260,35 @@ def write_report(run: Run) -> RunResult:
 
 
 def show_run(run: Run, result: RunResult) -> None:
-    """Show the run's evaluations, plans and reclusterings on the flow run's page."""
+    """Show the run's report, evaluations, plans and reclusterings on the flow run's page."""
     from geostream.report.evaluation_page import results_by_epoch
 
-    rows = results_by_epoch(run.layout, result.evaluations)
-    show("evaluation", rows, f"Recall on the test gallery; the report is {result.url}/report.html")
-    show("epoch-plans", result.plans, "Hardness: 0 = random batches, 1 = Sample4Geo's with random access to everything")
+    link("report", f"{result.url}/report.html", f"report of {run.name}")
+    link("layout-folder", run.layout.store.url, f"{run.layout.dataset} {run.layout.name}")
+    show("evaluation", results_by_epoch(run.layout, result.evaluations), "Recall on the test gallery, in percent")
+    show(
+        "epoch-plans",
+        [_readable(row) for row in result.plans],
+        "Hardness: 0 = random batches, 1 = Sample4Geo's with random access to everything",
+    )
     if result.reclusterings:
-        show("generations", result.reclusterings, "Shards rewritten in the order of similarity, and the scores it gave")
+        rows = [_readable(row) for row in result.reclusterings]
+        show("generations", rows, "Shards rewritten in the order of similarity, and the scores it gave")
+
+
+SHARES = {"overlap", "resident_share"}  # columns of plans that are shares
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a table as a person reads it: shares in percent, few digits, hashes cut."""
+    return {name: _cell(name, value) for name, value in row.items() if not isinstance(value, dict | list)}
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name in SHARES and isinstance(value, float):
+        return percent(value)
+    if isinstance(value, float):
+        return float(f"{value:.3g}")
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{13,}", value):
+        return value[:12]
+    return value

@@ -8,15 +8,16 @@ and writes nothing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 import sharding
 from flows import rendered
-from flows.common import may_pass, open_store, show
+from flows.common import layout_committed, link, may_pass, open_store, show, title
+from flows.parameters import Adapter, AdapterOptions, City, ShardingOptions, StoreURL, given
 from geostream.errors import BadInput
 from geostream.store import Store
 from sharding import DryRun, RawDataset, ShardOptions, ShardReport
@@ -27,16 +28,16 @@ RENDERED = Path("runs", "raw")  # below the folder that the flow runs in
 
 @flow(name="shard", flow_run_name="shard {adapter} {layout}")
 def shard(
-    adapter: str = "vigor",
-    raw: str | None = None,
-    store: str | None = None,
-    dataset: str | None = None,
+    adapter: Adapter = "vigor",
+    raw: Annotated[str | None, Field(description="raw folder, as the worker sees it; none: rendered cities")] = None,
+    store: StoreURL = None,
+    dataset: Annotated[str | None, Field(description="name in the store; none: the adapter's")] = None,
     layout: str = "base",
-    options: dict[str, Any] | None = None,
-    adapter_options: dict[str, Any] | None = None,
-    city: Literal["small", "demo"] = "demo",
+    options: ShardingOptions | None = None,
+    adapter_options: AdapterOptions | None = None,
+    city: City = "demo",
     seed: int = 0,
-    workers: int | None = None,
+    workers: Annotated[int | None, Field(ge=1, description="processes that encode; none: one a core")] = None,
     remove_missing: bool = False,
     extend_test: bool = False,
     dry_run: bool = False,
@@ -60,22 +61,25 @@ def shard(
         dry_run: only tell, on the flow run's page, what would be written and what is missing. On S3 a small object of
             our own is written, and removed, to see what the server can do.
     """
-    target = open_store(store)
+    target, chosen = open_store(store), given(options)
     if raw is None:
         rendered_name = rendered.dataset_name(adapter)
         folder, name = RENDERED / f"{rendered_name}-{city}-{seed}", dataset or rendered_name
-        options = rendered.shard_options(adapter) | (options or {})
+        chosen = rendered.shard_options(adapter) | chosen
         render(folder, adapter, city, seed)
     else:
         folder, name = Path(raw), dataset or adapter
-    places = read_places(adapter, folder, adapter_options or {})
+    title(f"shard {name} {layout}{' (dry run)' if dry_run else ''}")
+    places = read_places(adapter, folder, given(adapter_options))
     rules = {"remove_missing": remove_missing, "extend_test": extend_test}
     if dry_run:
-        plan = plan_layout(places, target, name, layout, shard_options(options or {}), rules)
+        plan = plan_layout(places, target, name, layout, shard_options(chosen), rules)
         show_plan(plan)
         return plan.url
-    report = write_layout(places, target, name, layout, shard_options(options or {}), workers, rules)
+    report = write_layout(places, target, name, layout, shard_options(chosen), workers, rules)
     show_layout(report)
+    if not report.already:
+        layout_committed(report.layout)
     return report.layout.id
 
 
@@ -147,6 +151,7 @@ def show_plan(plan: DryRun) -> None:
 def show_layout(report: ShardReport) -> None:
     """Show the layout's figures on the flow run's page."""
     layout = report.layout
+    link("layout-folder", layout.store.url, f"{layout.dataset} {layout.name}")
     show(
         "layout",
         [

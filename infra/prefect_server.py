@@ -19,7 +19,12 @@ from geostream.errors import GeostreamError
 from infra.process import LOOPBACK, Child, choose_ports, end, spawn, wait_until
 
 DEFAULT_PORT = 4200
+HEARTBEAT = 30  # seconds between two signs of life of a flow run on our workers, and the least that Prefect takes
 ATTEMPTS = 3
+
+
+#: Otherwise the server forgets, when it is started again, who holds a concurrency limit, and nobody ever frees it.
+LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 
 
 def without_prefect(environment: Mapping[str, str]) -> dict[str, str]:
@@ -76,26 +81,31 @@ class PrefectServer:
         end(self.child)
 
 
-def start_prefect(home: Path, *, timeout: float = 180.0, outlive: bool = False) -> PrefectServer:
-    """Start a server, on port 4200 if it is free, and return when it is ready.
+def start_prefect(
+    home: Path, *, timeout: float = 180.0, outlive: bool = False, port: int = DEFAULT_PORT
+) -> PrefectServer:
+    """Start a server, and return when it is ready.
 
     Args:
         home: folder for its database and its log, ``server.log``.
         timeout: seconds that it may take.
         outlive: whether it goes on when this process ends.
+        port: that it listens on, if it is free; another one otherwise.
 
     Raises:
         GeostreamError: it does not come up; the message has the end of its log.
     """
     home = home.absolute()  # the server runs in it, and a flow may run anywhere
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = {**without_prefect(os.environ), "PREFECT_HOME": str(home), "PREFECT_PLUGINS_ENABLED": "false"}
     for attempt in range(ATTEMPTS):  # no lock while it creates its database: if its port is gone by then, another one
-        [port] = choose_ports([DEFAULT_PORT], use_preferred=attempt == 0)
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+        [chosen] = choose_ports([port], use_preferred=attempt == 0)
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(chosen)]
+        # Its pages ask the API at an address that it would take for that of port 4200.
+        own = environment | LEASES | {"PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{chosen}/api"}
         # Not in the checkout, whose settings files are for commands typed there.
-        child = spawn(command, environment=environment, log=home / "server.log", folder=home, outlive=outlive)
-        server = PrefectServer(child, port, str(home))
+        child = spawn(command, environment=own, log=home / "server.log", folder=home, outlive=outlive)
+        server = PrefectServer(child, chosen, str(home))
         try:
             problem = wait_until(server.healthy, child, "the local Prefect server", timeout)
         except BaseException:

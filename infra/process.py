@@ -102,6 +102,7 @@ def spawn(
             That holds only for children that the main thread starts: the kernel's signal follows the starting thread.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch(mode=0o600)
     mark = token_hex(8)
     tied = not outlive and sys.platform == "linux" and threading.current_thread() is threading.main_thread()
     with log.open("ab") as output:
@@ -113,6 +114,7 @@ def spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,  # databases and stores are for their owner alone
             preexec_fn=_die_with_parent() if tied else None,
         )
     # Reaps the child when it ends, so that it is never left a zombie, and costs nothing while it runs.

@@ -2,8 +2,10 @@
 
 Development, tests and the demo use it instead of a mock: ranges, multipart and conditional puts are real, and wrong
 credentials are refused. A server is one process that starts in 0.7 s and takes half a GB of memory under load, bounded
-by GOMEMLIMIT. Only the S3 port asks for credentials; SeaweedFS's own nine ports are open to whoever is logged in on
-this machine. It is no place for data that must not be lost: there is one copy, on one disk.
+by GOMEMLIMIT. The S3 port asks for credentials. Of SeaweedFS's own ports, filer and master answer no HTTP request, and
+the volume server reads and writes only what is signed with keys that are drawn anew at each start. What is left are its
+gRPC ports, which speak to whoever is logged in on this machine and has SeaweedFS's own client. It is no place for data
+that must not be lost: there is one copy, on one disk.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import stat
 import sysconfig
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,8 +174,9 @@ def start_s3(
     timeout: float = 60.0,
     outlive: bool = False,
     metrics: bool = False,
+    ports: Sequence[int] | None = None,
 ) -> S3Server:
-    """Start a server, on SeaweedFS's ten default ports (8333, …) if all are free, and return when it is ready.
+    """Start a server, and return when it is ready.
 
     Args:
         folder: for its data, in ``data``, and its log, ``s3.log``.
@@ -182,6 +185,8 @@ def start_s3(
         timeout: seconds that it may take.
         outlive: whether it goes on when this process ends.
         metrics: whether it counts what it sends, at :attr:`S3Server.metrics_url`.
+        ports: that it listens on, if all are free, as :attr:`S3Server.ports`; None: SeaweedFS's ten default ones
+            (8333, …). Others where one is taken.
 
     Raises:
         GeostreamError: it is not installed or does not come up; the message has the end of its log.
@@ -195,11 +200,14 @@ def start_s3(
         "AWS_SECRET_ACCESS_KEY": credentials.secret,
         "GOMEMLIMIT": os.environ.get("GOMEMLIMIT", MEMORY_LIMIT),
         "DO_NOT_TRACK": "1",
+        "WEED_JWT_SIGNING_KEY": secrets.token_urlsafe(30),
+        "WEED_JWT_SIGNING_READ_KEY": secrets.token_urlsafe(30),
     }
-    wanted = DEFAULT_PORTS | (METRICS if metrics else {})
+    flags = DEFAULT_PORTS | (METRICS if metrics else {})
+    preferred = list(ports or flags.values())
     for attempt in range(ATTEMPTS):  # somebody without our lock can still take a port before the server does
         with port_lock():
-            ports = choose_ports(list(wanted.values()), use_preferred=attempt == 0)
+            chosen = choose_ports(preferred, use_preferred=attempt == 0)
             command = [
                 weed_binary(),
                 "mini",
@@ -207,7 +215,8 @@ def start_s3(
                 f"-ip={LOOPBACK}",
                 f"-ip.bind={LOOPBACK}",
                 f"-bucket={bucket}",
-                *(f"-{flag}={port}" for flag, port in zip(wanted, ports, strict=True)),
+                *(f"-{flag}={port}" for flag, port in zip(flags, chosen, strict=True)),
+                "-disableHttp",  # of filer and master, which ask for no credentials
                 "-webdav=false",
                 "-admin.ui=false",
                 "-s3.port.iceberg=0",
@@ -217,7 +226,7 @@ def start_s3(
                 "-s3.localSocket=s3.sock",  # in the folder it runs in: in /tmp it would stay behind
             ]
             child = spawn(command, environment=environment, log=folder / "s3.log", folder=folder, outlive=outlive)
-            server = S3Server(child, ports, bucket, credentials)
+            server = S3Server(child, chosen, bucket, credentials)
             try:
                 problem = wait_until(server.healthy, child, "the local S3 server", timeout)
             except BaseException:

@@ -2,9 +2,12 @@
 
 ``python -m infra.stack up`` starts what is missing and leaves alone what runs. ``down`` ends exactly the processes that
 ``up`` started, and keeps the data. ``status`` tells what runs. The stack belongs to the checkout that it is started in:
-its data, logs, pids and credentials lie in ``runs/stack`` there. The worker runs one flow at a time: two trainings
-would only slow each other down here, and ``retrain`` queued behind ``shard-vigor`` finds its layout. Flows mine,
-recluster and evaluate on the Dask cluster: $DASK_SCHEDULER_ADDRESS is set for them.
+its data, logs, pids and credentials lie in ``runs/stack`` there, which only its owner may read. A server that has died
+is started again at its old address, so that the worker goes on, and with it a training that waits for the server.
+
+The worker runs one flow at a time: two trainings would only slow each other down here, and ``retrain`` queued behind
+``shard-vigor`` finds its layout. Flows mine, recluster and evaluate on the Dask cluster: $DASK_SCHEDULER_ADDRESS is set
+for them.
 """
 
 from __future__ import annotations
@@ -25,15 +28,16 @@ from pathlib import Path
 from typing import Any
 
 from geostream.errors import GeostreamError
+from geostream.runs.launch import KILL_TIMEOUT
 from infra.dask_cluster import DaskCluster, start_scheduler, start_workers, without_dask
-from infra.prefect_server import PrefectServer, start_prefect, without_prefect
+from infra.prefect_server import DEFAULT_PORT, HEARTBEAT, PrefectServer, start_prefect, without_prefect
 from infra.process import Child, end, spawn, wait_until
 from infra.s3 import Credentials, S3Server, start_s3, without_aws
 
 FOLDER = Path("runs", "stack")
-POOL = "geostream"
 WORKER = "geostream-local"
 WORKER_TIMEOUT = 180.0
+WORKER_GRACE = KILL_TIMEOUT + 15.0  # seconds for the worker to end: a training writes a checkpoint first
 
 
 @dataclass
@@ -143,6 +147,7 @@ def _write_private(path: Path, text: str) -> None:
 def _only_one(folder: Path) -> Iterator[None]:
     """Let a second ``up`` or ``down`` wait for the first, so that nothing is started twice."""
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -162,26 +167,25 @@ def up(checkout: Path) -> Stack:
     folder = checkout / FOLDER
     with _only_one(folder):
         stack = Stack.load(folder)
-        moved = False
+        before = _addresses(stack)
         if stack.s3 is None or not stack.s3.healthy():
             _say("S3 server: starting")
             # Not the user's own AWS credentials: these are written down.
-            credentials = stack.s3.credentials if stack.s3 else Credentials.random()
+            credentials, ports = (stack.s3.credentials, stack.s3.ports) if stack.s3 else (Credentials.random(), None)
             if stack.s3:
                 stack.s3.stop()
-            stack.s3 = start_s3(folder / "s3", credentials=credentials, outlive=True)
+            stack.s3 = start_s3(folder / "s3", credentials=credentials, outlive=True, ports=ports)
             stack.save()
-            moved = True
-        moved = _start_dask(stack, s3_moved=moved) or moved
+        _start_dask(stack, s3_moved=bool(before) and before.get("AWS_ENDPOINT_URL") != stack.s3.endpoint)
         if stack.prefect is None or not stack.prefect.healthy():
             _say("Prefect server: starting (the first time it creates its database: up to half a minute)")
             if stack.prefect:
                 stack.prefect.stop()
-            stack.prefect = start_prefect(folder / "prefect", outlive=True)
+            port = stack.prefect.port if stack.prefect else DEFAULT_PORT
+            stack.prefect = start_prefect(folder / "prefect", outlive=True, port=port)
             stack.save()
-            moved = True
-        if stack.worker is not None and (moved or not stack.worker.running()):
-            end(stack.worker)  # it knows only where the servers were
+        if stack.worker is not None and (before != _addresses(stack) or not stack.worker.running()):
+            end(stack.worker, WORKER_GRACE)  # it knows only where the servers were
             stack.worker = None
         if stack.worker is None:
             _say("worker: starting")
@@ -190,7 +194,8 @@ def up(checkout: Path) -> Stack:
             _wait_for_worker(stack.worker)
         if stack.deployed != (now := _deployable(checkout)):
             _say("deployments: creating or updating")
-            _run(stack, checkout, "deploy", "--all", "--prefect-file", "prefect.yaml")
+            _run(stack, checkout, "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "prefect.yaml")
+            _run(stack, checkout, "infra.automations")
             stack.deployed = now
             stack.save()
     return stack
@@ -205,7 +210,7 @@ def down(checkout: Path) -> bool:
         stack = Stack.load(folder)
         found = any((stack.worker, stack.prefect, stack.dask, stack.s3))
         if stack.worker:
-            end(stack.worker)
+            end(stack.worker, WORKER_GRACE)
             stack.worker = None
             stack.save()
         if stack.prefect:
@@ -223,23 +228,25 @@ def down(checkout: Path) -> bool:
     return found
 
 
-def _start_dask(stack: Stack, *, s3_moved: bool) -> bool:
-    """Start what is missing of the Dask cluster; return whether its scheduler was started."""
+def _addresses(stack: Stack) -> dict[str, str]:
+    """Return what the worker knows of the servers: where they are, and its credentials."""
+    return stack.environment()
+
+
+def _start_dask(stack: Stack, *, s3_moved: bool) -> None:
+    """Start what is missing of the Dask cluster."""
     environment = {**without_dask(without_prefect(without_aws(os.environ))), **stack.environment()}
-    moved = stack.dask is None or not stack.dask.healthy()
-    if stack.dask and (moved or s3_moved):
+    if stack.dask and (s3_moved or not stack.dask.healthy()):
         stack.dask.stop()  # workers know only where the S3 server was
         stack.dask = None
     if stack.dask is None:
         _say("Dask scheduler: starting")
         stack.dask = start_scheduler(stack.folder / "dask", environment=environment, outlive=True)
         stack.save()
-        moved = True
     if not stack.dask.complete():
         _say("Dask workers: starting")
         stack.dask = start_workers(stack.dask, environment=environment, outlive=True)
         stack.save()
-    return moved
 
 
 def _environment(stack: Stack) -> dict[str, str]:
@@ -251,34 +258,31 @@ def _environment(stack: Stack) -> dict[str, str]:
         **stack.prefect.environment(),
         "PREFECT_PLUGINS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # of a server on this machine one may ask more often than every 10 s
-        "HF_HUB_OFFLINE": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "geostream,sharding,flows",
         # The worker starts flows with "python": the one that runs this.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 
 
-def _prefect(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-
-
-def _run(stack: Stack, checkout: Path, *arguments: str) -> None:
-    """Run a Prefect command; raise GeostreamError with its output where it fails."""
-    done = subprocess.run(
-        _prefect(*arguments), cwd=checkout, env=_environment(stack), capture_output=True, text=True, check=False
-    )
+def _run(stack: Stack, checkout: Path, *module: str) -> None:
+    """Run a Python module with arguments; raise GeostreamError with its output where it fails."""
+    command = [sys.executable, "-m", *module]
+    done = subprocess.run(command, cwd=checkout, env=_environment(stack), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise GeostreamError(f"prefect {' '.join(arguments)} failed:\n{output}")
+        raise GeostreamError(f"{' '.join(module)} failed:\n{output}")
 
 
 def _deployable(checkout: Path) -> str:
-    """Return the hash of prefect.yaml and of the flows, whose parameters are part of a deployment."""
-    files = [checkout / "prefect.yaml", *sorted((checkout / "flows").glob("*.py"))]
+    """Return the hash of what deployments and automations are made from."""
+    automations = Path(__file__).with_name("automations.py")
+    files = [checkout / "prefect.yaml", *sorted((checkout / "flows").glob("*.py")), automations]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _start_worker(stack: Stack) -> Child:
-    command = _prefect("worker", "start", "--pool", POOL, "--name", WORKER, "--type", "process", "--limit", "1")
+    command = [sys.executable, "-m", "infra.worker", "--name", WORKER, "--limit", "1"]
     home = stack.folder / "prefect"
     log = home / "worker.log"
     if log.exists():

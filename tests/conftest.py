@@ -34,7 +34,9 @@ ROOT = Path(__file__).parents[1]
 STACK = (
     "tests/flows/test_flows.py",
     "tests/flows/test_recluster_flow.py",
+    "tests/flows/test_restarts.py",
     "tests/flows/test_retrain_flow.py",
+    "tests/infra/test_deploying.py",
     "tests/infra/test_stack.py",
 )
 
@@ -83,14 +85,15 @@ class Checkout:
 
     folder: Path
 
-    def run(self, *command: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout: float = 240.0, **variables: str) -> subprocess.CompletedProcess[str]:
         """A command typed there, in a shell that knows nothing of S3 and Prefect but the installed ``prefect``."""
         scripts = sysconfig.get_path("scripts")
         environment = without_prefect(without_aws(os.environ))
         return subprocess.run(
             [str(Path(scripts, command[0])) if command[0] == "prefect" else command[0], *command[1:]],
             cwd=self.folder,
-            env={**environment, "PATH": os.pathsep.join([scripts, os.environ["PATH"]]), "PYTHONPATH": str(ROOT)},
+            env={**environment, "PATH": os.pathsep.join([scripts, os.environ["PATH"]]), "PYTHONPATH": str(ROOT)}
+            | variables,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -60,13 +60,15 @@ def _prepared(work: dict[str, Any], epoch: int) -> dict[str, Any]:
     from geostream.runs.run import Run
     from geostream.settings import make_settings
     from geostream.store import Store
+    from geostream.store.store import patience
 
     try:
-        store = Store.open(work["store"])
-        run = Run.open(store, open_layout(store, work["dataset"], work["layout"]), work["run"], work["cluster"])
-        run.settings = make_settings(work["settings"])
-        run.hold_by(work["lease"])
-        prepare(run, epoch, beside=True)
+        with patience():
+            store = Store.open(work["store"])
+            run = Run.open(store, open_layout(store, work["dataset"], work["layout"]), work["run"], work["cluster"])
+            run.settings = make_settings(work["settings"])
+            run.hold_by(work["lease"])
+            prepare(run, epoch, beside=True)
     except GeostreamError as error:
         return {"epoch": epoch, "error": str(error), "kind": errors.kind(error)}
     return {"epoch": epoch}

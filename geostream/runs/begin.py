@@ -3,6 +3,10 @@
 ``step_batches`` and ``lanes`` keep their values for the whole run. ``step_batches`` defaults to the number of ranks at
 the start, and ``lanes`` is raised until these ranks and their loader workers can share it. So a run that is resumed
 with another number of ranks trains the same steps. The price: that number must divide ``step_batches``.
+
+``epochs`` may grow where that leaves alone what was trained already, that is, where the learning rate stays constant
+after its warm-up. Any other schedule is stretched over the epochs of the run, so a longer run would have trained
+otherwise from the first step.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from math import lcm
 
 from geostream.errors import AlreadyExists, BadInput
 from geostream.runs.run import Run
+from geostream.runs.stages import mining_due
 from geostream.settings import TrainSettings
 
 # Settings that may change on resume, because they do not change what is trained.
@@ -42,11 +47,42 @@ def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:
         if run.predates_lag:
             wanted = wanted.changed(mining_lag=0)
         was, now = begun.flat(), wanted.flat()
-        if changed := [name for name in now if now[name] != was[name] and name not in MAY_CHANGE]:
+        changed = [name for name in now if now[name] != was[name] and name not in MAY_CHANGE]
+        if changed == ["epochs"] and now["epochs"] > was["epochs"]:
+            check_growth(run.url, begun, wanted)
+        elif changed:
             names = ", ".join(f"{name} {was[name]} → {now[name]}" for name in changed)
             raise BadInput(f"{run.url}: begun with other settings ({names}); choose another run name") from None
         check_ranks(wanted, ranks)
+        if changed:
+            run.replace_settings(wanted)
     return wanted
+
+
+def check_growth(url: str, begun: TrainSettings, wanted: TrainSettings) -> None:
+    """Check that a run may get more epochs.
+
+    Args:
+        url: URL of the run, for the error.
+        begun: The settings that it was begun with.
+        wanted: The same with more epochs.
+
+    Raises:
+        BadInput: What was trained already would have been trained otherwise, or the first new epoch would need a
+            graph that was not mined.
+    """
+    epochs, new = begun.optim.epochs, wanted.optim.epochs
+    instead = f"train {new - epochs} epochs more as a new run that begins with its weights (weights)"
+    if begun.optim.schedule != "constant" or begun.optim.warmup_epochs > epochs:
+        raise BadInput(
+            f"{url}: epochs {epochs} → {new}: its learning rate follows the schedule {begun.optim.schedule} over "
+            f"{epochs} epochs, and would have been another from the start; {instead}"
+        )
+    for epoch in range(epochs - begun.plan.mining_lag, epochs):
+        if mining_due(epoch, wanted) and not mining_due(epoch, begun):
+            raise BadInput(
+                f"{url}: epochs {epochs} → {new}: this needs a graph of epoch {epoch}, which was not mined; {instead}"
+            )
 
 
 def resolve(settings: TrainSettings, ranks: int) -> TrainSettings:

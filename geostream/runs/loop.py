@@ -39,6 +39,7 @@ from geostream.runs.signals import Stop
 from geostream.runs.tensorboard import write_events
 from geostream.settings import TrainSettings, make_settings
 from geostream.store import Store
+from geostream.store.store import patience
 from geostream.streaming.dataset import State
 from geostream.training.checkpoint import Position, prune_checkpoints, restore, restore_newest, save_checkpoint
 from geostream.training.distributed import ProcessGroup
@@ -84,7 +85,7 @@ def train(
         with ProcessGroup.current() as group:
             return train(store, layout, name, settings, cluster=cluster, on_record=on_record, group=group)
     run = Run(store, layout, name, cluster)
-    with Stop(group, run.url) as stop, run.hold() if group.is_main else nullcontext():
+    with patience(), Stop(group, run.url) as stop, run.hold() if group.is_main else nullcontext():
         run.layout = run.own_layout()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)

@@ -242,6 +242,10 @@ class Run:
         """
         self.folder.write_json(SETTINGS, settings.model_dump(), if_absent=True)
 
+    def replace_settings(self, settings: TrainSettings) -> None:
+        """Write other settings for a run that was begun before; :mod:`geostream.runs.begin` says which may change."""
+        self.folder.write_json(SETTINGS, settings.model_dump())
+
     @cached_property
     def log(self) -> RunLog:
         """Log of what the run has done so far."""

@@ -34,6 +34,8 @@ from obstore.store import S3Store
 from geostream.errors import Refused, StoreError
 
 READ_TIMEOUT = timedelta(seconds=15)  # after so long without a byte, the request is given up
+RETRY_DEADLINE = 120.0  # seconds that a training waits for a server that is away, with reads as with writes
+PATIENT_RETRIES = 100  # more than there is time for
 YES, NO = ("1", "true", "yes", "on", "y", "t"), ("", "0", "false", "no", "off", "n", "f")
 SHARED_FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 SERVER = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
@@ -130,15 +132,18 @@ def client_options(address: str, retries: int) -> dict[str, Any]:
 
     Args:
         address: URL of the server.
-        retries: How often a request is repeated after a temporary failure, within a minute.
+        retries: How often a request is repeated after a temporary failure, within a minute; PATIENT_RETRIES means as
+            often as RETRY_DEADLINE allows.
     """
+    deadline = timedelta(seconds=RETRY_DEADLINE if retries == PATIENT_RETRIES else 60)
+    pauses = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=8), "base": 2}
     return {
         "client_options": {
             "timeout": timedelta(days=1),  # the default, 30 s, is too short for large objects
             "read_timeout": READ_TIMEOUT,
             "allow_http": address.startswith("http://"),
         },
-        "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=60)},
+        "retry_config": {"max_retries": retries, "retry_timeout": deadline, "backoff": pauses},
     }
 
 

@@ -12,9 +12,9 @@ import io
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from geostream.errors import AlreadyExists, BadInput, Changed, NotFound, Refused
 from geostream.store.conditional import Tag, put_new, read_tagged, replace
 from geostream.store.errors import explained
 from geostream.store.forks import check_process
-from geostream.store.s3 import client_options, s3_client, s3_files
+from geostream.store.s3 import PATIENT_RETRIES, client_options, s3_client, s3_files
 from geostream.store.url import read_url
 from geostream.store.web import web_client, web_files
 
@@ -44,6 +44,23 @@ ABANDONED = 3600.0  # seconds without a byte, after which an upload into a local
 UNFINISHED = re.compile(r"(.+)#\d+")
 CHUNK = 2 * 2**20  # bytes handed over at a time; few enough to stay in the processor's cache until they are copied
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+_patient = 0  # contexts of patience() that are open in this process
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Wait for a server that is away, ``s3.RETRY_DEADLINE`` seconds, while the context is open in this process.
+
+    For work that would lose much if it gave up, as a training. Outside it, a server that does not answer is reported
+    after some seconds, because the address may be wrong.
+    """
+    global _patient
+    _patient += 1
+    try:
+        yield
+    finally:
+        _patient -= 1
 
 
 @dataclass(frozen=True)
@@ -134,7 +151,7 @@ class Store:
 
     @property
     def _obstore(self) -> Any:
-        return self._made(RETRIES)
+        return self._made(PATIENT_RETRIES if _patient else RETRIES)
 
     @property
     def _impatient(self) -> Any:

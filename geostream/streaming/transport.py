@@ -31,11 +31,11 @@ import google_crc32c
 from geostream.arrays import Integers
 from geostream.errors import NotFound, Refused, Stalled, StoreError, Unanswered
 from geostream.layout.members import Extents, MemberTable
+from geostream.store.s3 import RETRY_DEADLINE
 from geostream.streaming.stats import StreamStats
 
 IN_FLIGHT = 16  # requests
 IN_FLIGHT_BYTES = 256 * 2**20  # more would only share the line with what is needed first
-RETRY_DEADLINE = 120.0  # seconds that one read may go on failing
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds
 MAX_AUTH_RETRIES = 6  # answers of "access refused" that are put down to credentials being renewed
 CHECKSUM_RETRIES = 3  # times that a member with a wrong checksum is read again

@@ -141,6 +141,24 @@ def test_bad_input_fails_the_run_with_the_reason(sharded: str, state: Stack) -> 
     assert "/nowhere/VIGOR: no such folder" in failed["state"]["message"]
 
 
+def test_wrong_parameters_make_no_flow_run(stack: Checkout, state: Stack) -> None:
+    before = _ask(state, "flow_runs/count")
+    assert state.prefect is not None
+    [retrain] = _ask(state, "deployments/filter", {"deployments": {"name": {"any_": ["retrain"]}}})
+    url = f"{state.prefect.api_url}/deployments/{retrain['id']}/create_flow_run"
+    refused = httpx.post(url, json={"parameters": {"settings": {"batch_sze": 8}}}, trust_env=False, timeout=30)
+    assert refused.status_code == httpx.codes.CONFLICT and "batch_sze" in refused.text
+    done = stack.run("prefect", "deployment", "run", "retrain", "-p", 'settings={"batch_size": 1}')
+    assert done.returncode != 0 and "batch_size" in done.stdout + done.stderr
+    assert _ask(state, "flow_runs/count") == before
+
+
+def test_pages_ask_the_servers_own_address(state: Stack) -> None:
+    assert state.prefect is not None
+    settings = httpx.get(f"{state.prefect.url}/ui-settings", trust_env=False, timeout=30).raise_for_status().json()
+    assert settings["api_url"] == state.prefect.api_url
+
+
 def test_full_form_is_left_alone(stack: Checkout) -> None:
     """Scheduled for tomorrow, so that it does not run."""
     done = stack.run("prefect", "deployment", "run", "shard/shard-vigor", "--start-in", "1 day")

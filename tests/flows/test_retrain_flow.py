@@ -69,14 +69,15 @@ def wait_until(ready: Callable[[], Any], timeout: float = 200) -> Any:
     return found
 
 
-def end_of(state: Stack, flow_run: str) -> dict[str, Any]:
+def end_of(state: Stack, flow_run: str, timeout: float = 200) -> dict[str, Any]:
     """The state that the flow run ends in."""
 
     def ended() -> Any:
         now = ask(state, f"flow_runs/{flow_run}")["state"]
-        return now if now["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+        # A crashed training is started again.
+        return now if now["type"] in ("COMPLETED", "FAILED", "CANCELLED") else None
 
-    found: dict[str, Any] = wait_until(ended)
+    found: dict[str, Any] = wait_until(ended, timeout)
     return found
 
 

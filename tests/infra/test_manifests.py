@@ -254,3 +254,23 @@ def test_every_folder_that_the_image_copies_passes_the_ignore_file() -> None:
     copied = re.findall(r"^COPY (.+) \S+$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
     for source in " ".join(copied).split():
         assert source in allowed and list(ROOT.glob(source)), source
+
+
+def test_prefect_asks_for_a_password_and_its_clients_have_it() -> None:
+    given = "${GEOSTREAM_PREFECT_AUTH:?"
+    assert SERVICES["prefect"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"].startswith(given)
+    for service in SERVICES.values():
+        if "PREFECT_API_URL" in service.get("environment", {}):
+            assert service["environment"]["PREFECT_API_AUTH_STRING"].startswith(given)
+    server = {entry["name"] for entry in LASTING["Deployment/prefect"]["containers"][0]["env"]}
+    assert "PREFECT_SERVER_API_AUTH_STRING" in server
+    worker, flow_run = LASTING["Deployment/worker"], FLOW_RUN["spec"]["template"]["spec"]
+    for container in [*worker["initContainers"], *worker["containers"], *flow_run["containers"]]:
+        assert "PREFECT_API_AUTH_STRING" in {entry["name"] for entry in container["env"]}
+
+
+def test_deploying_on_kubernetes_leaves_alone_what_people_have_set() -> None:
+    [container] = LASTING["Deployment/worker"]["initContainers"]
+    script = container["args"][0]
+    commands = [line for line in script.splitlines() if not line.startswith("#")]
+    assert not [line for line in commands if "--overwrite" in line] and "infra.automations" in script

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ from geostream.errors import GeostreamError, StoreError
 from geostream.store import Store
 from infra import s3 as s3_module
 from infra.process import LOOPBACK, PORTS, choose_ports, is_free
-from infra.s3 import Credentials, S3Server, local_s3, start_s3
+from infra.s3 import DEFAULT_PORTS, Credentials, S3Server, local_s3, start_s3
 
 
 def _point_to(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +143,33 @@ def test_server_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(pid)
+
+
+def _unsigned(method: str, port: int, path: str) -> tuple[int, bytes]:
+    """Status and content of the answer to a request without credentials."""
+    request = urllib.request.Request(f"http://{LOOPBACK}:{port}{path}", b"x" if method in "PUT POST" else None)
+    request.method = method
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as refused:
+        return refused.code, b""
+
+
+def test_no_port_reads_writes_or_deletes_without_credentials(s3: S3Server, s3_store: Store) -> None:
+    """The filer once gave every object to everybody on the machine, and the master deleted whole buckets."""
+    s3_store.write("kept", content := b"only for those with the key " * 2000)
+    folder = s3_store.url.removeprefix("s3://")
+    for name, port in zip(DEFAULT_PORTS, s3.ports, strict=False):
+        if name.endswith("grpc"):
+            continue
+        for path in (f"/buckets/{folder}", f"/{folder}"):
+            assert content not in _unsigned("GET", port, f"{path}/kept")[1]
+            for method, file in (("PUT", "new"), ("POST", "new"), ("DELETE", "kept")):
+                assert _unsigned(method, port, f"{path}/{file}")[0] >= 400, (name, method)
+    master, volume = (s3.ports[list(DEFAULT_PORTS).index(name)] for name in ("master.port", "volume.port"))
+    for path in ("/dir/assign", "/submit", "/vol/grow?count=1", f"/col/delete?collection={s3.bucket}"):
+        assert _unsigned("POST", master, path)[0] == 404, path
+    for method in ("GET", "PUT", "POST", "DELETE"):
+        assert _unsigned(method, volume, "/1,01637037d6")[0] == 401, method
+    assert s3_store.read("kept") == content and [one.path for one in s3_store.list()] == ["kept"]

@@ -47,6 +47,14 @@ def test_up_again_leaves_what_runs_and_tells_no_secret(stack: Checkout) -> None:
         assert stat.S_IMODE((stack.folder / FOLDER / name).stat().st_mode) == 0o600
 
 
+def test_only_the_owner_may_read_what_the_servers_write(stack: Checkout) -> None:
+    folder = stack.folder / FOLDER
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    written = [path for part in ("s3", "prefect", "dask") for path in (folder / part).rglob("*") if path.is_file()]
+    assert any(path.name == "prefect.db" for path in written) and any(path.suffix == ".dat" for path in written)
+    assert not [path for path in written if path.stat().st_mode & 0o077]
+
+
 def test_env_file_can_be_sourced(stack: Checkout) -> None:
     state = Stack.load(stack.folder / FOLDER)
     shown = subprocess.run(
@@ -57,7 +65,7 @@ def test_env_file_can_be_sourced(stack: Checkout) -> None:
 
 @pytest.mark.slow
 def test_half_dead_is_repaired_and_down_leaves_nothing(stack: Checkout) -> None:
-    """The S3 server and the worker are killed outright; ``up`` brings both back, with the data, on the same server."""
+    """The S3 server and the worker are killed outright; ``up`` brings both back, with the data, at the same address."""
     old = Stack.load(stack.folder / FOLDER)
     assert old.s3 and old.prefect and old.worker
     for child in (old.s3.child, old.worker):
@@ -71,8 +79,17 @@ def test_half_dead_is_repaired_and_down_leaves_nothing(stack: Checkout) -> None:
     assert repaired.returncode == 0, repaired.stderr
     new = Stack.load(stack.folder / FOLDER)
     assert new.s3 and new.prefect and new.worker
-    assert new.dask and new.dask.complete() and new.dask.workers != old.dask.workers  # they knew the old S3 server
-    assert new.prefect.child == old.prefect.child and new.s3.credentials == old.s3.credentials
+    assert (new.s3.ports, new.s3.credentials) == (old.s3.ports, old.s3.credentials)
+    assert new.dask and new.dask.complete() and new.dask.workers == old.dask.workers
+    assert new.prefect.child == old.prefect.child
+
+    os.kill(new.s3.child.pid, signal.SIGKILL)  # alone: the worker, and a training on it, are left alone
+    assert stack.stack("up").returncode == 0
+    alone = Stack.load(stack.folder / FOLDER)
+    assert alone.worker == new.worker
+    assert alone.s3 and alone.s3.child != new.s3.child and alone.s3.endpoint == new.s3.endpoint
+    new = alone
+    assert new.s3 and new.prefect and new.worker and new.dask
     assert stack.stack("status").returncode == 0
 
     dask = [child for one in (old.dask, new.dask) for child in (one.scheduler, *one.workers)]

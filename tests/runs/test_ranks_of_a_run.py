@@ -249,3 +249,27 @@ def test_ranks_that_do_not_fit_are_told_which_would(tmp_path: Path) -> None:
     for name, value in (("step_batches", 2), ("lanes", 3)):
         with pytest.raises(BadInput, match=rf"\({name} 4 → {value}\)"):
             begin(run, asked.changed(**{name: value}), 2)
+
+
+def test_a_run_may_get_more_epochs_where_that_changes_nothing_before(tmp_path: Path) -> None:
+    steady = TINY.changed(schedule="constant", warmup_epochs=1, epochs=4, first_mining=2, mine_every=2, mining_lag=1)
+    begin(new_run(tmp_path), steady, 1)
+    assert begin(new_run(tmp_path), steady.changed(epochs=6), 1).optim.epochs == 6
+    assert new_run(tmp_path).settings.optim.epochs == 6
+    with pytest.raises(BadInput, match=r"epochs 6 → 4"):
+        begin(new_run(tmp_path), steady, 1)
+    with pytest.raises(BadInput, match=r"epochs 6 → 8.*seed"):
+        begin(new_run(tmp_path), steady.changed(epochs=8, seed=7), 1)
+    # Nothing was to be planned from a mining after epoch 6, so the last one was after epoch 4.
+    begin(new_run(tmp_path), steady.changed(epochs=7), 1)
+    with pytest.raises(BadInput, match=r"epochs 7 → 9.*graph of epoch 6"):
+        begin(new_run(tmp_path), steady.changed(epochs=9), 1)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "one-cycle"])
+def test_a_run_whose_learning_rate_has_fallen_gets_no_more_epochs(tmp_path: Path, schedule: str) -> None:
+    asked = TINY.changed(schedule=schedule, epochs=4)
+    begin(new_run(tmp_path), asked, 1)
+    with pytest.raises(BadInput, match=rf"epochs 4 → 8.*{schedule}.*weights"):
+        begin(new_run(tmp_path), asked.changed(epochs=8), 1)
+    assert new_run(tmp_path).settings.optim.epochs == 4

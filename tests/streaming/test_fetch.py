@@ -20,8 +20,8 @@ from geostream.layout.members import MemberTable
 from geostream.store import Store
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.options import ReadOptions
-from infra.s3 import DEFAULT_PORTS, S3Server
 from tests.helpers import tiny_layout, tiny_places, write_layout
+from tests.scripted_server import Answer, Request, content, scripted_server
 
 
 @pytest.fixture
@@ -145,14 +145,18 @@ def test_it_reads_from_s3(s3_store: Store) -> None:
     assert fetcher.stats.requests == len(layout.shard_sizes)
 
 
-def test_it_reads_from_plain_http(s3: S3Server, s3_store: Store) -> None:
-    write_layout(s3_store, tiny_places())
-    filer = s3.ports[list(DEFAULT_PORTS).index("filer.port")]
-    url = f"http://127.0.0.1:{filer}/buckets/{s3_store.url.removeprefix('s3://')}"
-    layout = open_layout(Store.open(url), "tiny", "g0")
-    with Fetcher(MemberTable.of(layout), in_order(layout)) as fetcher:
-        assert all(images == {row: expected(layout, row) for row in images} for images in fetcher)
-    assert fetcher.stats.requests == len(layout.shard_sizes) and not fetcher.bad
+def test_it_reads_from_plain_http(layout: Layout) -> None:
+    root = Path(layout.store.url.removesuffix("/tiny/layouts/g0"))
+
+    def answer(request: Request) -> Answer:
+        file = root / request.path.strip("/")
+        return content(request, file.read_bytes()) if file.is_file() else Answer(404)
+
+    with scripted_server(answer) as server:
+        there = open_layout(Store.open(server.url), "tiny", "g0")
+        with Fetcher(MemberTable.of(there), in_order(there)) as fetcher:
+            assert all(images == {row: expected(layout, row) for row in images} for images in fetcher)
+    assert fetcher.stats.requests == len(there.shard_sizes) and not fetcher.bad
 
 
 LEFT_OPEN = """

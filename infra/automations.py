@@ -1,0 +1,256 @@
+"""Create what looks after flow runs on a Prefect server: automations for zombies, crashes, new layouts and alerts.
+
+``make up``, compose and Kubernetes run ``python -m infra.automations`` after each deploying. It creates the automations
+that are missing, and brings those that an older version made up to date. Whether one is switched on is left as people
+have set it, and automations with other names are not touched. One that is not wanted is best switched off: one that is
+deleted comes back.
+
+Prefect's own words for what is used here: flow runs send a heartbeat event every PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+seconds, and a *proactive* trigger fires when an expected event stays away. Prefect's server does this by itself, so it
+works where nothing of ours is running any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import sys
+from datetime import timedelta
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
+
+from infra.prefect_server import HEARTBEAT
+
+FLOWS = ["retrain", "shard", "recluster"]
+RETRAIN = "retrain/retrain"
+ZOMBIE_AFTER = timedelta(seconds=5 * HEARTBEAT)
+CANCEL_AFTER = timedelta(seconds=4 * HEARTBEAT)  # shorter than ZOMBIE_AFTER, so that what was cancelled stays so
+SETS = ("after", "expect", "for_each")  # fields of a trigger whose order means nothing
+ALERT_BLOCK = "GEOSTREAM_ALERT_BLOCK"
+# Without Crashed, which starts trainings again: on SQLite, what one automation does upon an event may lock the database
+# for the next one that expects the same event, and that one would miss it. AwaitingRetry follows soon enough.
+ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "AwaitingRetry")}
+RESTING = {f"prefect.flow-run.{name}" for name in ("Cancelling", "Paused", "Suspended")}
+
+
+def zombies() -> AutomationCore:
+    """Return what marks a flow run as crashed whose heartbeat stays away: its machine is gone, or was switched off."""
+    return AutomationCore(
+        name="geostream: a run without a heartbeat has crashed",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ENDED, *RESTING},
+            match_related=[_of(FLOWS), {"prefect.resource.role": "deployment"}],
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=ZOMBIE_AFTER,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"No heartbeat for {ZOMBIE_AFTER.seconds} s: its process or machine is gone.",
+            )
+        ],
+    )
+
+
+def cancelled() -> AutomationCore:
+    """Return what ends the cancelling of a flow run that nobody is left to stop."""
+    return AutomationCore(
+        name="geostream: a run that nobody stops is cancelled",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.Cancelling"},
+            expect=ENDED,
+            match_related=_of(FLOWS),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=CANCEL_AFTER,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CANCELLED,
+                message=f"Cancelled; its process has not answered for {CANCEL_AFTER.seconds} s.",
+            )
+        ],
+    )
+
+
+def again() -> AutomationCore:
+    """Return what schedules a crashed training anew: the same flow run, so it goes on under the same run name.
+
+    How often is up to the flow, which gives up after some tries without progress (:mod:`flows.tries`).
+    """
+    return AutomationCore(
+        name="geostream: start crashed trainings again",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Crashed"},
+            match_related={"prefect.resource.role": "deployment", "prefect.resource.name": "retrain"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.SCHEDULED,
+                name="AwaitingRetry",
+                message="Crashed; started again, and goes on from its newest checkpoint.",
+            )
+        ],
+    )
+
+
+async def on_layout(client: PrefectClient) -> AutomationCore | None:
+    """Return what trains on each layout that a flow commits, switched off; None where ``retrain`` is not deployed."""
+    try:
+        deployment = await client.read_deployment_by_name(RETRAIN)
+    except ObjectNotFound:
+        return None
+    labels = {"store": "geostream.store", "dataset": "geostream.dataset"}
+    return AutomationCore(
+        name="geostream: a committed layout starts retrain",
+        enabled=False,
+        trigger=EventTrigger(
+            expect={"geostream.layout.committed"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            RunDeployment(
+                deployment_id=deployment.id,
+                parameters={
+                    name: {"__prefect_kind": "jinja", "template": f"{{{{ event.resource['{label}'] }}}}"}
+                    for name, label in labels.items()
+                },
+            )
+        ],
+    )
+
+
+async def alerts(client: PrefectClient, block: str) -> list[AutomationCore]:
+    """Return what sends a message by a notification block where a person has to look.
+
+    That is when a flow run has failed, and when one has crashed that is not started again.
+
+    Args:
+        client: of the server that has the block.
+        block: TYPE/NAME, such as "slack-webhook/on-call".
+
+    Raises:
+        ValueError: the server has no such block.
+    """
+    kind, _, name = block.partition("/")
+    try:
+        document = await client.read_block_document_by_name(name, kind)
+    except ObjectNotFound as error:
+        raise ValueError(f"{ALERT_BLOCK}={block}: the server has no such block; write TYPE/NAME") from error
+
+    def alert(name: str, event: str, flows: list[str]) -> AutomationCore:
+        return AutomationCore(
+            name=name,
+            trigger=EventTrigger(
+                expect={event},
+                match_related=_of(flows),
+                for_each={"prefect.resource.id"},
+                posture=Posture.Reactive,
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[
+                SendNotification(
+                    block_document_id=document.id,
+                    subject="geostream: {{ flow.name }} {{ flow_run.state.name }}",
+                    body="{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+                )
+            ],
+        )
+
+    others = [name for name in FLOWS if name != "retrain"]
+    return [
+        alert("geostream: alert when a flow has failed", "prefect.flow-run.Failed", FLOWS),
+        alert("geostream: alert when sharding or reclustering has crashed", "prefect.flow-run.Crashed", others),
+    ]
+
+
+def _of(flows: list[str]) -> dict[str, str | list[str]]:
+    return {"prefect.resource.role": "flow", "prefect.resource.name": flows}
+
+
+async def create(client: PrefectClient, block: str | None) -> list[str]:
+    """Create the automations that are missing, update older ones, and leave alone whether they are switched on.
+
+    Args:
+        client: of the server.
+        block: notification block for alerts, TYPE/NAME; None: no alert is created, and one that is there stays.
+
+    Returns:
+        A line for each automation that was created or updated.
+
+    Raises:
+        ValueError: the server has no such block.
+    """
+    wanted = [zombies(), cancelled(), again(), await on_layout(client)]
+    wanted += await alerts(client, block) if block else []
+    lines = []
+    for automation in filter(None, wanted):
+        automation.description = _described(automation)
+        found = await client.read_automations_by_name(automation.name)
+        if not found:
+            await client.create_automation(automation)
+            lines.append(f"created: {automation.name}{'' if automation.enabled else ' (switched off)'}")
+        for one in found:
+            if one.description != automation.description:
+                automation.enabled = one.enabled
+                await client.update_automation(one.id, automation)
+                lines.append(f"updated: {automation.name}")
+    return lines
+
+
+def _described(automation: AutomationCore) -> str:
+    """Return a description that changes with what the automation does."""
+    what = automation.model_dump(mode="json", include={"trigger", "actions"})
+    what["trigger"] = {
+        name: sorted(value) if isinstance(value, list) and name in SETS else value
+        for name, value in what["trigger"].items()
+        if name != "id"
+    }
+    version = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    return f"Made by geostream, version {version}; see docs/operations.md."
+
+
+def main() -> int:
+    """Run the command line, and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m infra.automations", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--alert-block",
+        default=os.environ.get(ALERT_BLOCK) or None,
+        help=f"notification block TYPE/NAME for alerts, such as slack-webhook/on-call; default: ${ALERT_BLOCK}",
+    )
+    block = parser.parse_args().alert_block
+
+    async def run() -> list[str]:
+        async with get_client() as client:
+            return await create(client, block)
+
+    try:
+        lines = asyncio.run(run())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(lines) or "automations: all are there")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

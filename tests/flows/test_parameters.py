@@ -1,0 +1,63 @@
+"""The schema by which Prefect's server checks parameters knows every option, its choices and bounds."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+from flows.parameters import AdapterOptions, Settings, ShardingOptions, given
+from flows.recluster import recluster
+from flows.retrain import retrain
+from flows.shard import shard
+from geostream.settings import SETTINGS, TrainSettings
+from sharding import ADAPTERS, ShardOptions
+
+SCHEMAS = {flow.name: parameter_schema(flow).model_dump() for flow in (shard, retrain, recluster)}
+
+
+@pytest.mark.parametrize(
+    ("flow", "wrong", "named"),
+    [
+        ("shard", {"adapter": "vigr"}, "vigr"),
+        ("shard", {"city": "huge"}, "huge"),
+        ("shard", {"options": {"qualty": 90}}, "qualty"),
+        ("shard", {"options": {"quality": 0}}, "quality"),
+        ("shard", {"adapter_options": {"protocol": "x"}}, "adapter_options"),
+        ("shard", {"adapter_options": {"protcol": "val"}}, "adapter_options"),
+        ("shard", {"workers": 0}, "workers"),
+        ("retrain", {"settings": {"batch_sze": 8}}, "batch_sze"),
+        ("retrain", {"settings": {"batch_size": 1}}, "batch_size"),
+        ("retrain", {"settings": {"strategy": "hard"}}, "hard"),
+        ("retrain", {"nodes": 0}, "nodes"),
+        ("recluster", {"epoch": 0}, "epoch"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_named(flow: str, wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        validate(wrong, SCHEMAS[flow], raise_on_error=True)
+
+
+@pytest.mark.parametrize(
+    ("flow", "right"),
+    [
+        ("shard", {"adapter": "cvact", "adapter_options": {"protocol": "test"}, "options": {"tile_size": [64, 64]}}),
+        ("shard", {"adapter": "vigor", "adapter_options": {"train_cities": ["Seattle"]}, "raw": None}),
+        ("retrain", {"settings": TrainSettings().flat(), "layout": None, "processes": 2}),
+        ("recluster", {"run": None}),
+    ],
+)
+def test_what_is_right_is_taken(flow: str, right: dict[str, Any]) -> None:
+    validate(right, SCHEMAS[flow], raise_on_error=True)
+
+
+def test_every_option_is_there_and_only_what_is_given_counts() -> None:
+    assert set(Settings.model_fields) == set(SETTINGS)
+    assert set(ShardingOptions.model_fields) == set(ShardOptions.__dataclass_fields__)
+    assert len(get_args(AdapterOptions)) == len(ADAPTERS)
+    assert given(Settings(batch_size=8, micro_batch=None)) == {"batch_size": 8, "micro_batch": None}
+    assert given(None) == {} == given(Settings())
+    fields = [*Settings.model_fields.items(), *ShardingOptions.model_fields.items()]
+    assert not [name for name, field in fields if not field.description]
