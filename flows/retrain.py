@@ -50,7 +50,7 @@ from geostream.runs.log import RunResult
 from geostream.runs.run import run_folder
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints, read_position
+from geostream.training.checkpoint_files import list_checkpoints, read_position
 
 if TYPE_CHECKING:
     from geostream.runs.run import Run

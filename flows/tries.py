@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from geostream.errors import GeostreamError, NotFound
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints
+from geostream.training.checkpoint_files import list_checkpoints
 
 FILE = "tries.json"
 MOST = 4  # tries from one checkpoint

@@ -20,7 +20,8 @@ from geostream.errors import BadInput
 from geostream.runs.models import find_model, open_model
 from geostream.runs.run import Run
 from geostream.settings import ModelSettings
-from geostream.training.checkpoint import read_position, read_weights
+from geostream.training.checkpoint import read_weights
+from geostream.training.checkpoint_files import read_position
 from geostream.training.model import Encoder
 from geostream.training.weights import begin_with, load_tensors
 

@@ -20,7 +20,7 @@ from geostream.runs.retention import Rule, RunFacts, runs_to_keep
 from geostream.runs.run import LAYOUT, LOG, LONG_HELD, SETTINGS
 from geostream.settings import default_settings, make_settings
 from geostream.store import ObjectInfo, Store, check_name
-from geostream.training.checkpoint import WRITTEN
+from geostream.training.checkpoint_files import WRITTEN
 
 MODELS = "models"
 PARTS = {"checkpoints": "checkpoints", "embeddings": "embeddings", "neighbours": "graphs", "plans": "plans"}

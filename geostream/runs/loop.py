@@ -41,7 +41,8 @@ from geostream.settings import TrainSettings, make_settings
 from geostream.store import Store
 from geostream.store.store import patience
 from geostream.streaming.dataset import State
-from geostream.training.checkpoint import Position, prune_checkpoints, restore, restore_newest, save_checkpoint
+from geostream.training.checkpoint import restore, restore_newest, save_checkpoint
+from geostream.training.checkpoint_files import Position, prune_checkpoints
 from geostream.training.distributed import ProcessGroup
 from geostream.training.epoch import Epoch, measured
 from geostream.training.step import TrainStep

@@ -32,7 +32,7 @@ from geostream.errors import AlreadyExists, BadInput, Changed, NotFound, StoreEr
 from geostream.layout import Layout
 from geostream.runs.run import SETTINGS, Run
 from geostream.store import Store, check_name
-from geostream.training.checkpoint import copy_weights, read_position, weights_checksum
+from geostream.training.checkpoint_files import copy_weights, read_position, weights_checksum
 
 CURRENT = "current"
 CURRENT_FILE = "current.json"

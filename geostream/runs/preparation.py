@@ -16,7 +16,7 @@ from geostream.runs import stages
 from geostream.runs.log import Record, RunLog
 from geostream.runs.run import Run
 from geostream.settings import TrainSettings
-from geostream.training.checkpoint import checkpoint_name
+from geostream.training.checkpoint_files import checkpoint_name
 
 
 def prepared(run: Run, epoch: int) -> list[Record] | None:

@@ -22,7 +22,7 @@ from geostream.runs.lease import Holding, Lease, is_held
 from geostream.runs.log import Record, RunLog
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store, check_name
-from geostream.training.checkpoint import checkpoint_name, list_checkpoints
+from geostream.training.checkpoint_files import checkpoint_name, list_checkpoints
 
 SETTINGS = "settings.json"
 LAYOUT = "layout.json"  # names the layout that the run reads

@@ -31,7 +31,8 @@ from geostream.planning.plan import EpochPlan, save_plan
 from geostream.reclustering.recluster import recluster as recluster_layout
 from geostream.runs.run import Run
 from geostream.settings import TrainSettings
-from geostream.training.checkpoint import load_weights, read_position
+from geostream.training.checkpoint import load_weights
+from geostream.training.checkpoint_files import read_position
 from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder
 

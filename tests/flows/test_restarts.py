@@ -15,7 +15,7 @@ import pytest
 
 from geostream.runs.run import run_folder
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints, read_position
+from geostream.training.checkpoint_files import list_checkpoints, read_position
 from infra.stack import FOLDER, Stack
 from tests.conftest import Checkout
 from tests.flows.test_retrain_flow import ask, end_of, logged, main_rank, start, wait_until

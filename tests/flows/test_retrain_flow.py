@@ -14,7 +14,7 @@ from flows.common import open_store
 from geostream.errors import NotFound
 from geostream.runs.run import run_folder
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints, read_position
+from geostream.training.checkpoint_files import list_checkpoints, read_position
 from infra.stack import FOLDER, Stack
 from tests.conftest import Checkout
 from tests.helpers import tiny_layout

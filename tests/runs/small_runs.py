@@ -9,7 +9,8 @@ from geostream.runs.run import Run
 from geostream.runs.stages import new_encoder
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.training.checkpoint import Position, save_checkpoint
+from geostream.training.checkpoint import save_checkpoint
+from geostream.training.checkpoint_files import Position
 from geostream.training.distributed import ProcessGroup
 from geostream.training.step import TrainStep
 from tests.training.settings import TINY

@@ -27,7 +27,7 @@ from geostream.runs.preparation import prepare, prepared
 from geostream.runs.run import Run, run_folder
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints
+from geostream.training.checkpoint_files import list_checkpoints
 from infra.process import end, spawn, wait_until
 from tests.conftest import ROOT
 from tests.helpers import tiny_layout

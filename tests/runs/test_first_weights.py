@@ -15,7 +15,7 @@ from geostream.runs.models import promote
 from geostream.runs.run import Run
 from geostream.runs.stages import load_trained, new_encoder
 from geostream.store import Store
-from geostream.training.checkpoint import drop_checkpoint
+from geostream.training.checkpoint_files import drop_checkpoint
 from tests.helpers import tiny_layout
 from tests.runs.small_runs import run_with_checkpoint
 from tests.training.settings import TINY

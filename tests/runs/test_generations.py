@@ -18,7 +18,7 @@ from geostream.reclustering.rewrite import GOING, rewrite
 from geostream.runs.generations import check_dataset, list_generations, prune, remove
 from geostream.runs.run import needed_layouts
 from geostream.store import Store
-from geostream.training.checkpoint import drop_checkpoint
+from geostream.training.checkpoint_files import drop_checkpoint
 from tests.command import refused, said
 from tests.helpers import tiny_layout
 

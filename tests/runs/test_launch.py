@@ -24,7 +24,7 @@ from geostream.runs.lease import RunHeld
 from geostream.runs.loop import train
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints, read_position
+from geostream.training.checkpoint_files import list_checkpoints, read_position
 from geostream.training.distributed import RankLost
 from infra.process import LOOPBACK
 from tests.helpers import tiny_layout

@@ -19,7 +19,7 @@ from geostream.runs import lease
 from geostream.runs.lease import FOLDER, Lease, RunHeld
 from geostream.runs.run import run_folder
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints
+from geostream.training.checkpoint_files import list_checkpoints
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 

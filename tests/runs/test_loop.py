@@ -27,7 +27,7 @@ from geostream.runs.stages import (
 )
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints
+from geostream.training.checkpoint_files import list_checkpoints
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 

@@ -31,7 +31,7 @@ from geostream.runs.models import (
 from geostream.runs.run import Run
 from geostream.runs.stages import load_trained
 from geostream.store import Store
-from geostream.training.checkpoint import drop_checkpoint
+from geostream.training.checkpoint_files import drop_checkpoint
 from tests.helpers import tiny_layout
 from tests.runs.small_runs import run_with_checkpoint
 

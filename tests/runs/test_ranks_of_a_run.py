@@ -24,7 +24,7 @@ from geostream.runs.loop import train
 from geostream.runs.run import LOG, Run, run_folder
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints, read_position
+from geostream.training.checkpoint_files import list_checkpoints, read_position
 from tests.helpers import tiny_layout
 from tests.training.ranks import RUN_PROGRAM, TOLD, TORCHRUN, ended, environment, start_ranks, torchrun, wait_for
 from tests.training.settings import TINY

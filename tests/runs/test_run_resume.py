@@ -24,15 +24,9 @@ from geostream.runs.run import Run, run_folder
 from geostream.runs.stages import load_trained
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.training import checkpoint
-from geostream.training.checkpoint import (
-    FOLDER,
-    Position,
-    drop_checkpoint,
-    list_checkpoints,
-    read_position,
-    save_checkpoint,
-)
+from geostream.training import checkpoint_files
+from geostream.training.checkpoint import save_checkpoint
+from geostream.training.checkpoint_files import FOLDER, Position, drop_checkpoint, list_checkpoints, read_position
 from geostream.training.step import TrainStep
 from infra.process import end, spawn, wait_until
 from tests.conftest import ROOT
@@ -167,7 +161,7 @@ def kill_at_drop(monkeypatch: pytest.MonkeyPatch, run: Trial, drop: int, half: b
         drop_checkpoint(folder, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "drop_checkpoint", counted)
+        patch.setattr(checkpoint_files, "drop_checkpoint", counted)
         with pytest.raises(Killed):
             run.train()
 

@@ -22,7 +22,7 @@ from geostream.runs.run import LOG, run_folder
 from geostream.runs.signals import Stop, Stopped
 from geostream.settings import TrainSettings
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints, read_position
+from geostream.training.checkpoint_files import list_checkpoints, read_position
 from geostream.training.distributed import ProcessGroup
 from tests.helpers import tiny_layout
 from tests.training.ranks import RUN_PROGRAM, environment, wait_for

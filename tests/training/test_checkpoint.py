@@ -11,18 +11,15 @@ from torch import Tensor
 from geostream.errors import BadInput, StaleArtefact
 from geostream.runs.stages import new_encoder
 from geostream.store import Store
-from geostream.training.checkpoint import (
+from geostream.training.checkpoint import load_weights, restore, restore_newest, save_checkpoint
+from geostream.training.checkpoint_files import (
     FOLDER,
     WRITTEN,
     Damaged,
     Position,
     list_checkpoints,
-    load_weights,
     prune_checkpoints,
     read_position,
-    restore,
-    restore_newest,
-    save_checkpoint,
 )
 from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder
