@@ -1,4 +1,7 @@
-"""Train on the current layout, evaluate on the test gallery and write the report: the flow ``retrain``.
+"""Train on the current layout, compare with the current model, promote what is no worse: the flow ``retrain``.
+
+A new run begins from the current model with a shorter schedule, where there is a model. At its end both are evaluated
+on the same test gallery. The new one becomes current if it is no worse (:mod:`geostream.runs.promotion`).
 
 Its run on the store is named after the flow run: the time it was scheduled for, and the end of its id. So every
 schedule trains anew, two that begin in one second do not meet, and a flow run that is started again goes on from its
@@ -47,13 +50,14 @@ from geostream.layout import Layout
 from geostream.runs.launch import Launch, Ranks
 from geostream.runs.lease import RunHeld
 from geostream.runs.log import RunResult
-from geostream.runs.run import run_folder
-from geostream.settings import TrainSettings, default_settings, make_settings
+from geostream.runs.models import current_model
+from geostream.runs.run import Run, run_folder
+from geostream.settings import TrainSettings, default_settings, make_settings, warm_settings
 from geostream.store import Store
 from geostream.training.checkpoint_files import list_checkpoints, read_position
 
 if TYPE_CHECKING:
-    from geostream.runs.run import Run
+    from geostream.runs.promotion import Decision
 
 RETRIES = 1000  # the end of tries without progress is flows.tries.MOST; this one is never reached
 RETRY_DELAY = 30.0  # seconds
@@ -68,6 +72,8 @@ def retrain(
     layout: LayoutName = None,
     run: Annotated[str | None, Field(description="one that exists goes on; none: named after the flow run")] = None,
     settings: Settings | None = None,
+    warm_start: Annotated[bool, Field(description="begin a new run from the current model")] = True,
+    promote: Annotated[bool, Field(description="make the result the current model if it is no worse")] = True,
     cluster: Cluster = None,
     processes: Annotated[int | None, Field(ge=1, description="on this machine; none: one for each GPU")] = None,
     nodes: Annotated[int, Field(ge=1, description="machines that train together")] = 1,
@@ -81,7 +87,12 @@ def retrain(
         layout: name or tag. None: the one that the run reads; for a new run the dataset's current one.
         run: the run's name; one that exists goes on. None: "retrain-", the time the flow was scheduled for, and the end
             of the flow run's id.
-        settings: what differs from the dataset's recipe; without a recipe from Sample4Geo's settings, for a GPU.
+        settings: what differs from the dataset's recipe; without a recipe from Sample4Geo's settings, for a GPU. Of a
+            run that goes on: from its own settings.
+        warm_start: begin a new run from the current model, where there is one, with a shorter schedule
+            (:func:`geostream.settings.warm_settings`). False: as the recipe says.
+        promote: compare the run's best checkpoint with the current model, and make it current if it is no worse. False:
+            the current model stays, and nothing is compared.
         cluster: URL of a Dask scheduler for mining. None: $DASK_SCHEDULER_ADDRESS, which `make up` sets for its worker;
             without it, or with "", in the processes that train.
         processes: how many train together on this machine. None: one for each GPU, or one without a GPU.
@@ -94,11 +105,14 @@ def retrain(
     ranks = Ranks(processes, nodes, address)
     name = run or run_name()
     opened = open_layout(target, dataset, layout, name)
-    numbers = make_settings(default_settings(opened.dataset).flat() | given(settings))
+    numbers = choose_settings(target, opened, name, given(settings), warm_start=warm_start)
     title(f"retrain {opened.dataset} {opened.name}: {name}")
     with one_at_a_time(opened):
         done_before = finished(run_folder(target, opened.dataset, name), numbers)
         trained = train(target, opened, name, numbers, scheduler_url(cluster), ranks)
+    if promote:
+        decision = compare_and_promote(trained)
+        tell_decision(trained, decision)
     result = write_report(trained)
     show_run(trained, result)
     if done_before:
@@ -109,6 +123,33 @@ def retrain(
         get_run_logger().warning(said)
         return Completed(message=said, data=result.url)
     return result.url
+
+
+def choose_settings(
+    store: Store, layout: Layout, run: str, given: dict[str, Any], *, warm_start: bool
+) -> TrainSettings:
+    """Return a run's settings: its own if it exists, else the recipe's, shortened if it begins from a model.
+
+    Args:
+        store: the root of the store.
+        layout: of the data set.
+        run: the run's name.
+        given: what differs.
+        warm_start: begin a new run from the current model, if there is one.
+
+    Raises:
+        BadInput: a setting has a wrong name or value.
+    """
+    existing = Run(store, layout, run)
+    if existing.exists:
+        base = existing.settings
+    else:
+        base = default_settings(layout.dataset)
+        model = current_model(store, layout.dataset) if warm_start and "weights" not in given else None
+        if model is not None:
+            get_run_logger().info("begins from model %d (run %s)", model.number, model.run)
+            base = warm_settings(base, layout.dataset)
+    return make_settings(base.flat() | given)
 
 
 def was_cancelled() -> bool:
@@ -204,7 +245,6 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
     with Launch(store, layout, run, settings, cluster=cluster, ranks=ranks, log=log, show=show_line) as launched:
         # What the report needs takes seconds to import: the same seconds that the ranks take to start.
         import geostream.report.report  # noqa: F401
-        from geostream.runs.run import Run
 
         launched.wait()
     progress.show(settings.optim.epochs)
@@ -239,14 +279,67 @@ def _tell_stalled(layout: Layout, run: str, why: str) -> None:
     """Emit the event ``geostream.training.stalled``."""
     emit_event(
         event="geostream.training.stalled",
-        resource={
-            "prefect.resource.id": f"geostream.dataset.{layout.dataset}",
-            "prefect.resource.name": f"{layout.dataset} {run}",
-            "geostream.dataset": layout.dataset,
-            "geostream.run": run,
-        },
+        resource=_resource(layout, run),
         payload={"why": why},
     )
+
+
+def _resource(layout: Layout, run: str) -> dict[str, str]:
+    """Return what an event of a training is about."""
+    return {
+        "prefect.resource.id": f"geostream.dataset.{layout.dataset}",
+        "prefect.resource.name": f"{layout.dataset} {run}",
+        "geostream.dataset": layout.dataset,
+        "geostream.run": run,
+    }
+
+
+@task(
+    task_run_name="compare {run.name}",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=may_pass,
+    cache_policy=NO_CACHE,
+)
+def compare_and_promote(run: Run) -> Decision | None:
+    """Compare the run's best checkpoint with the current model, and promote it if it is no worse.
+
+    Returns:
+        The decision; None where the layout has no test queries to compare on.
+    """
+    from geostream.runs.promotion import promote_if_no_worse  # with the network, which took seconds to import
+
+    if not len(run.layout.pairs("test")):
+        get_run_logger().warning("layout %s has no test queries: nothing is compared, or promoted", run.layout.name)
+        return None
+    decision, _ = promote_if_no_worse(run)
+    get_run_logger().info(decision.rule)
+    return decision
+
+
+def tell_decision(run: Run, decision: Decision | None) -> None:
+    """Show a decision on the flow run's page, and emit its events: promoted, or rejected because recall has dropped."""
+    if decision is None:
+        return
+    compared = decision.result() or {"r1": decision.new.metrics["r1"]}
+    kinds = ["model.promoted"] if decision.promotes else ["model.rejected", "recall.dropped"]
+    for kind in kinds:
+        emit_event(
+            event=f"geostream.{kind}",
+            resource=_resource(run.layout, run.name),
+            payload={"rule": decision.rule, **compared},
+        )
+    rows = [
+        {
+            "": "this run" if side is decision.new else f"model {side.model}",
+            "run": side.run,
+            "checkpoint": side.checkpoint,
+            "R@1": percent(side.metrics["r1"]),
+        }
+        for side in (decision.new, decision.old)
+        if side is not None
+    ]
+    show("comparison", rows, decision.rule)
 
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)

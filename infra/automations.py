@@ -141,7 +141,7 @@ async def on_layout(client: PrefectClient) -> AutomationCore | None:
 async def alerts(client: PrefectClient, block: str) -> list[AutomationCore]:
     """Return what sends a message by a notification block where a person has to look.
 
-    That is when a flow run has failed, and when one has crashed that is not started again.
+    That is when a flow run has failed, when one has crashed that is not started again, and when a model was rejected.
 
     Args:
         client: of the server that has the block.
@@ -156,30 +156,34 @@ async def alerts(client: PrefectClient, block: str) -> list[AutomationCore]:
     except ObjectNotFound as error:
         raise ValueError(f"{ALERT_BLOCK}={block}: the server has no such block; write TYPE/NAME") from error
 
-    def alert(name: str, event: str, flows: list[str]) -> AutomationCore:
+    flow_ended = (
+        "geostream: {{ flow.name }} {{ flow_run.state.name }}",
+        "{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+    )
+    rejected = "geostream: model rejected", "{{ event.resource.name }}: {{ event.payload.rule }}"
+
+    def alert(name: str, event: str, flows: list[str] | None, message: tuple[str, str]) -> AutomationCore:
+        subject, body = message
         return AutomationCore(
             name=name,
             trigger=EventTrigger(
                 expect={event},
-                match_related=_of(flows),
+                match_related=_of(flows) if flows else {},
                 for_each={"prefect.resource.id"},
                 posture=Posture.Reactive,
                 threshold=1,
                 within=timedelta(0),
             ),
-            actions=[
-                SendNotification(
-                    block_document_id=document.id,
-                    subject="geostream: {{ flow.name }} {{ flow_run.state.name }}",
-                    body="{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
-                )
-            ],
+            actions=[SendNotification(block_document_id=document.id, subject=subject, body=body)],
         )
 
     others = [name for name in FLOWS if name != "retrain"]
     return [
-        alert("geostream: alert when a flow has failed", "prefect.flow-run.Failed", FLOWS),
-        alert("geostream: alert when sharding or reclustering has crashed", "prefect.flow-run.Crashed", others),
+        alert("geostream: alert when a flow has failed", "prefect.flow-run.Failed", FLOWS, flow_ended),
+        alert(
+            "geostream: alert when sharding or reclustering has crashed", "prefect.flow-run.Crashed", others, flow_ended
+        ),
+        alert("geostream: alert when a model was rejected", "geostream.model.rejected", None, rejected),
     ]
 
 
