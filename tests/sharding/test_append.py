@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import sharding.append as append_module
@@ -456,27 +456,38 @@ def change(folder: Folder, kind: str, spot: tuple[str, int]) -> None:
         del views[max(views)]
 
 
-@settings(deadline=None, max_examples=8)
-@given(steps=st.lists(st.tuples(CHANGES, st.booleans()), min_size=1, max_size=4))
-def test_any_changes_appended_one_by_one_give_what_sharding_at_once_gives(steps: list[Any]) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Folder(Path(temporary, "raw"))
-        for city in ("NewYork", "Chicago", "Seattle"):
-            folder.add(city, range(2))
-        store, cities = Store.open(Path(temporary, "store")), {"train": "NewYork+Seattle", "test": "Chicago"}
-        layout = sharded(folder.read(**cities), store).layout
-        for changes, recluster in steps:
-            keys = layout.keys
-            for kind, city, number in changes:
-                change(folder, kind, (city, number))
-            layout = sharded(folder.read(**cities), store, remove_missing=True, extend_test=True).layout
-            assert layout.keys[: len(keys)] == keys
-            layout = rewritten(layout, store) if recluster else layout
-        whole = at_once(folder.read(**cities), Store.open(Path(temporary, "whole")))
-        last = rewritten(layout, store)
-        assert members(last) == members(layout) == members(whole)
-        assert last.gallery == layout.gallery == whole.gallery
-        assert not verify_layout(last).problems and not last.borrowed.any()
+STEPS = st.lists(st.tuples(CHANGES, st.booleans()), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_any_changes_appended_one_by_one_give_what_sharding_at_once_gives(examples: int) -> None:
+    @settings(deadline=None, max_examples=examples, phases=[Phase.generate, Phase.shrink])
+    @given(steps=STEPS)
+    def check(steps: list[Any]) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            append_and_compare(Path(temporary), steps)
+
+    check()
+
+
+def append_and_compare(temporary: Path, steps: list[Any]) -> None:
+    folder = Folder(temporary / "raw")
+    for city in ("NewYork", "Chicago", "Seattle"):
+        folder.add(city, range(2))
+    store, cities = Store.open(temporary / "store"), {"train": "NewYork+Seattle", "test": "Chicago"}
+    layout = sharded(folder.read(**cities), store).layout
+    for changes, recluster in steps:
+        keys = layout.keys
+        for kind, city, number in changes:
+            change(folder, kind, (city, number))
+        layout = sharded(folder.read(**cities), store, remove_missing=True, extend_test=True).layout
+        assert layout.keys[: len(keys)] == keys
+        layout = rewritten(layout, store) if recluster else layout
+    whole = at_once(folder.read(**cities), Store.open(temporary / "whole"))
+    last = rewritten(layout, store)
+    assert members(last) == members(layout) == members(whole)
+    assert last.gallery == layout.gallery == whole.gallery
+    assert not verify_layout(last).problems and not last.borrowed.any()
 
 
 CITIES = {
