@@ -133,8 +133,7 @@ def diff(
         for what, places in (("came", found.came), ("went", found.went), ("changed", found.changed))
     ]
     print_table(f"from {before} to {after}", rows)
-    figures = {f"{split} pairs": pairs for split, pairs in found.pairs.items()}
-    figures["MB"] = (round(found.bytes[0] / 1e6, 1), round(found.bytes[1] / 1e6, 1))
+    figures = {f"{split} pairs": pairs for split, pairs in found.pairs.items()} | {"bytes": found.bytes}
     print_table("figures", [{"": name, before: f"{a:,}", after: f"{b:,}"} for name, (a, b) in figures.items()])
     print(f"{after}: {found.own} shards of its own ({found.own_bytes / 1e6:,.1f} MB), {found.borrowed} borrowed")
     same = {True: "the same", False: "another: figures on it cannot be compared", None: "not named by both"}

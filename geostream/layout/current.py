@@ -111,11 +111,11 @@ def advance(store: Store, dataset: str, layout: Layout, parent_id: str | None) -
     folder, made = _folder(store, dataset), Current(layout.name, layout.id)
 
     def moved(said: Any) -> Any:
-        if said is not None:
-            now = _read(folder, said)
-        else:
+        if said is None:
             infos = layout_infos(store, dataset)
             now = _newest({name: info for name, info in infos.items() if name != made.layout})
+        else:
+            now = _read(folder, said)
         # One of the same name with another id is gone: its folder holds the new one.
         return _said(made if now is None or now.id == parent_id or now.layout == made.layout else now)
 

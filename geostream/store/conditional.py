@@ -110,7 +110,7 @@ def read_tagged(store: Store, path: str) -> tuple[bytes, Tag]:
     data = bytes(found.bytes())
     if store.is_local:  # the file system's times are too coarse to tell two writes apart
         return data, {"e_tag": hashlib.sha256(data).hexdigest(), "version": None}
-    return data, {name: found.meta.get(name) for name in ("e_tag", "version")}
+    return data, {"e_tag": found.meta["e_tag"], "version": found.meta["version"]}
 
 
 def probe(store: Store) -> str | None:

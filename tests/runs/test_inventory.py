@@ -13,7 +13,6 @@ import pytest
 from geostream.errors import BadInput, StoreError
 from geostream.report import report
 from geostream.report.evaluation_page import evaluate_checkpoint
-from geostream.runs import inventory
 from geostream.runs.inventory import list_runs, prune_runs
 from geostream.runs.lease import Lease
 from geostream.runs.loop import train
@@ -69,7 +68,8 @@ def test_a_run_is_described(trained: Store) -> None:
 
 def test_states(root: Store) -> None:
     run = root.child("tiny", "runs", "one")
-    small(root, "stopped"), root.child("tiny", "runs", "parts").write("plans/epoch-0001.json", b"{}")
+    small(root, "stopped")
+    root.child("tiny", "runs", "parts").write("plans/epoch-0001.json", b"{}")
     with Lease(run):
         states = {one.name: one.state for one in list_runs(root, "tiny")}
     assert states == {"one": "training", "stopped": "stopped", "parts": "not begun"}
@@ -118,7 +118,7 @@ def test_a_removal_cut_off_anywhere_is_finished_by_the_next(
         left[0] -= 1
         delete(self, path)
 
-    monkeypatch.setattr(inventory.Lease, "__exit__", lambda *_: None)
+    monkeypatch.setattr(Lease, "__exit__", lambda *_: None)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "delete", cut_off)
         prune_runs(root, "tiny", ALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,13 @@ def test_only_what_was_read_is_replaced(store: Store) -> None:
 def test_no_change_is_lost(store: Store) -> None:
     """Several threads, each with a client of its own, add to one document at the same time."""
 
+    def added(one: list[int], before: list[list[int]] | None) -> list[list[int]]:
+        return [*(before or []), one]
+
     def add(thread: int) -> None:
         own = Store.open(store.url)
         for number in range(5):
-            own.update_json("list.json", lambda before, number=number: [*(before or []), [thread, number]])
+            own.update_json("list.json", partial(added, [thread, number]))
 
     threads = [threading.Thread(target=add, args=(n,)) for n in range(4)]
     for thread in threads:
