@@ -8,7 +8,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `make up` and what it starts may download pretrained weights, unless your environment says HF_HUB_OFFLINE=1.
 demo check docs test-fast test test-all: export HF_HUB_OFFLINE := 1
 
-.PHONY: help install bench-peers demo format check docs test-fast test test-all up down status clean
+.PHONY: help install bench-peers demo week format check docs test-fast test test-all up down status clean
 .DEFAULT_GOAL := install
 
 help: ## Print this list.
@@ -33,6 +33,9 @@ bench-peers: install ## Install what the benchmarks compare with.
 
 demo: install ## Run the whole loop on rendered cities; ends with a report.
 	$(BIN)/geostream demo
+
+week: install ## Play three weeks of operation on rendered cities; ends with a table.
+	$(BIN)/python -m flows.week
 
 format: install ## Format the code, and mend what the linter can mend.
 	$(BIN)/ruff check --fix .

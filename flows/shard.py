@@ -164,6 +164,8 @@ def show_layout(report: ShardReport) -> None:
                 "test pairs": layout.info["pairs"].get("test", 0),
                 "shards": len(layout.shard_names),
                 "MB": round(layout.info["bytes"] / 1e6, 1),
+                "raw MB read": round(report.bytes_read / 1e6, 2),
+                "MB written": round(report.bytes_written / 1e6, 2),
                 "broken images": len(report.broken),
                 **{name: count for name, count in report.counts.items() if count},
             }

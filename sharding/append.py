@@ -38,7 +38,7 @@ from geostream.layout.lineage import ancestors, next_name
 from geostream.layout.listing import newest
 from geostream.store import Store
 from sharding.adapters import ADAPTERS
-from sharding.commit import ShardReport, clean, layout_folder, place_row
+from sharding.commit import ShardReport, clean, layout_folder, moved_bytes, place_row
 from sharding.growth import Growth, Rules, find_growth
 from sharding.job import QUALITY, SAMPLE, Images, ShardJob, ShardOptions, cut_job
 from sharding.places import KeptImage, Place, RawDataset, Size
@@ -193,7 +193,8 @@ def _new_broken(growth: Growth) -> list[Any]:
 
 def _nothing(raw: RawDataset, growth: Growth) -> ShardReport:
     broken = tuple(map(str, growth.broken))
-    return ShardReport(growth.parent, True, 0, 0, broken, (*raw.notes, *growth.notes), dict(growth.counts))
+    notes, read = (*raw.notes, *growth.notes), growth.compared_bytes
+    return ShardReport(growth.parent, True, 0, 0, broken, notes, dict(growth.counts), read)
 
 
 def _tidy(layout: Layout, store: Store) -> None:
@@ -304,9 +305,9 @@ def _commit(
     )
     notes = (*raw.notes, *growth.notes, *_advance(store, layout))
     clean(folder, [part.name for part in parts])
-    return ShardReport(
-        layout, False, len(parts) - resumed, resumed, tuple(map(str, broken)), notes, dict(growth.counts)
-    )
+    read, wrote = moved_bytes(parts)
+    said = tuple(map(str, broken)), notes, dict(growth.counts)
+    return ShardReport(layout, False, len(parts) - resumed, resumed, *said, growth.compared_bytes + read, wrote)
 
 
 def _discard(job: ShardJob, folder: Store) -> None:

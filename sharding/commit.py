@@ -34,6 +34,8 @@ class ShardReport:
         broken: images that were left out: ``file:line``, name and reason.
         notes: what a person should know about the raw folder and the layout.
         counts: of an append, how many places came, changed, went and were left out, by what they are.
+        bytes_read: of raw files, for what was written and to compare.
+        bytes_written: of shards.
     """
 
     layout: Layout
@@ -43,6 +45,8 @@ class ShardReport:
     broken: tuple[str, ...]
     notes: tuple[str, ...]
     counts: dict[str, int] = field(default_factory=dict)
+    bytes_read: int = 0
+    bytes_written: int = 0
 
 
 def layout_folder(store: Store, dataset: str, name: str) -> Store:
@@ -107,16 +111,18 @@ def commit_shards(
     )
     advance(store, dataset, layout, None)
     clean(folder, layout.shard_names)
-    return _report(job, layout, len(parts) - resumed, resumed)
-
-
-def _report(job: ShardJob, layout: Layout, written: int, resumed: int) -> ShardReport:
     notes = list(job.raw.notes)
     if enlarged := layout.info["images"]["enlarged"]:
         notes.append(f"{enlarged} images are smaller than the stored size and were enlarged")
     if dropped := len(job.raw.places) - layout.n_places:
         notes.append(f"{dropped} places were left out because their tile is broken")
-    return ShardReport(layout, False, written, resumed, tuple(layout.info["broken"]), tuple(notes))
+    said = tuple(layout.info["broken"]), tuple(notes)
+    return ShardReport(layout, False, len(parts) - resumed, resumed, *said, {}, *moved_bytes(parts))
+
+
+def moved_bytes(parts: Sequence[StoredPart]) -> tuple[int, int]:
+    """Return the bytes of raw files that shards were made from, and those of the shards."""
+    return sum(source.bytes for part in parts for source in part.sources), sum(part.size for part in parts)
 
 
 def place_row(place: Place, views_stored: Sequence[int], ids: dict[str, int]) -> dict[str, object]:

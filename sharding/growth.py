@@ -89,6 +89,7 @@ class Growth:
         broken: raw images that are left out without being read again.
         counts: what came, changed, went and was left out, by the names in ``NOTES``; and "changed images".
         compared: raw files that were read to compare them.
+        compared_bytes: of these.
         fingerprint: hash of all this, and of the layout before.
     """
 
@@ -102,6 +103,7 @@ class Growth:
     broken: tuple[Broken, ...]
     counts: Counter[str]
     compared: int
+    compared_bytes: int
     fingerprint: str
 
     @property
@@ -338,6 +340,7 @@ class _Comparison:
             broken=tuple(self.broken),
             counts=+self.counts,
             compared=len(self.seen.read),
+            compared_bytes=sum(one.source.bytes for one in self.seen.read.values()),
             fingerprint=self._fingerprint(places, written, removed),
         )
 
