@@ -147,6 +147,7 @@ def _run_flows(
     # Only now: Prefect learns where its server is when it is imported.
     from prefect.client.orchestration import get_client
 
+    from flows.parameters import Settings, ShardingOptions
     from flows.rendered import dataset_name, shard_options
     from flows.retrain import retrain
     from flows.shard import shard
@@ -157,7 +158,8 @@ def _run_flows(
     dataset = dataset_name("vigor")
     settings = parse_settings([*overrides, f"seed={seed}"], default_settings(dataset))
     started = time.monotonic()
-    shard(raw=str(raw), store=store_url, dataset=dataset, layout=LAYOUT, options=shard_options("vigor"))
+    options = ShardingOptions.model_validate(shard_options("vigor"))
+    shard(raw=str(raw), store=store_url, dataset=dataset, layout=LAYOUT, options=options)
     seconds["shard"] = time.monotonic() - started
     store = Store.open(store_url)
     layout = open_layout(store, dataset, LAYOUT)
@@ -165,7 +167,7 @@ def _run_flows(
         f"{layout.n_places:,} places in {len(layout.shard_names)} shards at {layout.store.url}; "
         f"training {settings.model.name} for {settings.optim.epochs} epochs"
     )
-    retrain(store=store_url, dataset=dataset, run=RUN, settings=settings.flat())
+    retrain(store=store_url, dataset=dataset, run=RUN, settings=Settings.model_validate(settings.flat()))
     with get_client(sync_client=True) as client:
         runs = sorted(client.read_flow_runs(), key=lambda run: str(run.start_time))
         flow_runs = [

@@ -37,5 +37,5 @@ def keep_operational_state() -> dict[str, Any]:
         await before(self, deployment_id, DeploymentUpdate(**values))
 
     setattr(update, MARK, True)
-    PrefectClient.update_deployment = update  # type: ignore[method-assign, assignment]
+    PrefectClient.update_deployment = update  # type: ignore
     return {}

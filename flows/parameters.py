@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from geostream.settings import GROUPS, SETTINGS, TrainSettings
 from sharding import ADAPTERS, ShardOptions
 
-Adapter = str if TYPE_CHECKING else Literal[tuple(ADAPTERS)]
 City = Literal["small", "demo"]
 StoreURL = Annotated[
     str | None, Field(description="s3://bucket/prefix or a folder; none: $GEOSTREAM_STORE of the worker")
@@ -38,7 +37,7 @@ CHOICES: dict[str, Any] = {  # of the adapters' options, whose own annotations a
     "vigor.test_cities": list[str],
 }
 #: Of the options of sharding, as ShardOptions checks them.
-BOUNDS: dict[str, dict[str, float]] = {
+BOUNDS: dict[str, dict[str, Any]] = {
     "quality": {"ge": 1, "le": 100},
     "max_broken": {"ge": 0, "le": 1},
     "shard_bytes": {"ge": 1},
@@ -109,10 +108,12 @@ def _described(what: Any, name: str) -> str | None:
 
 
 if TYPE_CHECKING:
+    Adapter = str
     Settings = Options
     ShardingOptions = Options
     AdapterOptions = Options
 else:
+    Adapter = Literal[tuple(ADAPTERS)]
     Settings = _settings()
     ShardingOptions = _shard_options()
     AdapterOptions = Union[tuple(_adapter_options(name) for name in ADAPTERS)]  # noqa: UP007
