@@ -46,8 +46,8 @@ from sharding.simcity import CitySpec, render_cities
 
 ROOT = Path(__file__).parents[1]
 DATASET = "simcity"  # whose recipe the runs begin with
-TILE, VIEW = 48, (32, 128)  # pixels
-OPTIONS = {"tile_size": [TILE, TILE], "view_size": list(VIEW), "shard_bytes": 2**19}
+TILE, VIEW = 64, (48, 192)  # pixels of the raw images; they are stored smaller, as raw data mostly are
+OPTIONS = {"tile_size": [48, 48], "view_size": [32, 128], "shard_bytes": 2**19}
 TEST = CitySpec("Chicago", 20, 20)
 DISTRICTS = {1: CitySpec("NewYork", 40, 40), 2: CitySpec("Seattle", 22, 22), 3: CitySpec("Boston", 30, 30)}
 MARK = ".geostream-week"  # in a folder that an earlier play has made, which the next may remove

@@ -22,7 +22,7 @@ def root(tmp_path: Path) -> Store:
 
 
 def child_of(root: Store, parent: Layout, seed: int = 0) -> Layout:
-    """A next generation in some order, as a reclustering leaves it when it is killed before it moves `current`."""
+    """A next generation in some order, as a reclustering that was killed right after its commit leaves it."""
     order = np.random.default_rng(seed).permutation(parent.n_places).astype(np.int32)
     return rewrite(root, parent, np.array_split(order, 3), {})
 

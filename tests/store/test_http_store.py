@@ -19,7 +19,7 @@ from geostream.cli import evaluate as cli_evaluate
 from geostream.cli import layouts as cli_layouts
 from geostream.cli import train as cli_train
 from geostream.errors import LayoutNotCommitted, NotFound, Refused, StoreError, Unsupported
-from geostream.layout import Layout, open_layout
+from geostream.layout import Layout, open_layout, use_layout
 from geostream.layout.verify import verify_layout
 from geostream.store import Store
 from geostream.streaming.dataset import plan_dataset
@@ -113,7 +113,14 @@ def test_what_is_not_named_is_asked_for(server: ScriptedServer, store: Store, co
 def test_nothing_is_listed(server: ScriptedServer, store: Store) -> None:
     for ask in (store.list, store.folders, store.check, lambda: open_layout(store), lambda: open_layout(store, "tiny")):
         assert "--layout" in refused(ask, Unsupported)
-    assert server.requests == []
+    assert {one.path.rpartition("/")[2] for one in server.requests} == {"current.json"}  # which is asked for by name
+
+
+def test_the_current_layout_is_found_by_name(folder: Path, store: Store) -> None:
+    local = Store.open(folder / "a store")
+    use_layout(local, "tiny", "g0")
+    assert open_layout(store, "tiny").name == "g0"
+    local.delete("tiny/layouts/current.json")  # the other tests share the folder
 
 
 # reading
