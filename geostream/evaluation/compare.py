@@ -26,8 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from geostream.arrays import Bools, Float64, Int64, pair_codes
 from geostream.errors import BadInput
@@ -136,6 +138,12 @@ def changed_queries(before: Int64, after: Int64) -> tuple[Int64, Int64]:
     return won[np.argsort(-before[won], kind="stable")], lost[np.argsort(-after[lost], kind="stable")]
 
 
+def check_z(z: float) -> None:
+    """Raise BadInput unless ``z`` is a number of standard errors, 0 or more."""
+    if not z >= 0:
+        raise BadInput(f"promote_z {z}: a number of standard errors, 0 or more")
+
+
 def compare_ranks(new: Sequence[Ranked], old: Sequence[Ranked]) -> list[Difference]:
     """Compare two models by every metric of every protocol.
 
@@ -160,10 +168,13 @@ def compare_ranks(new: Sequence[Ranked], old: Sequence[Ranked]) -> list[Differen
 
 def _is_same(one: Ranked, other: Ranked) -> bool:
     a, b = one.search, other.search
-    return (one.protocol, a.direction, a.gallery) == (other.protocol, b.direction, b.gallery) and all(
-        np.array_equal(x, y)
-        for x, y in ((a.queries, b.queries), *zip((*a.positives, *a.ignored), (*b.positives, *b.ignored), strict=True))
-    )
+    named = (one.protocol, a.direction, a.gallery) == (other.protocol, b.direction, b.gallery)
+    return named and all(np.array_equal(x, y) for x, y in zip(_arrays(a), _arrays(b), strict=True))
+
+
+def _arrays(search: Search) -> list[npt.NDArray[Any]]:
+    (first, positives), (first_ignored, ignored) = search.positives, search.ignored
+    return [search.queries, first, positives, first_ignored, ignored]
 
 
 def check_same_gallery(new: Embeddings, old: Embeddings) -> None:
@@ -194,10 +205,8 @@ def compare(layout: Layout, new: Sequence[Ranked], old: Sequence[Ranked], pairs:
         z: Standard errors that the new model may be worse by.
 
     Raises:
-        BadInput: Queries, positives or galleries are not the same, or ``z`` is negative.
+        BadInput: Queries, positives or galleries are not the same.
     """
-    if not z >= 0:
-        raise BadInput(f"promote_z {z}: a number of standard errors, 0 or more")
     metrics = compare_ranks(new, old)
     search, r1 = new[0].search, metrics[0]
     before, after = first_ranks(search, old[0].ranks), first_ranks(search, new[0].ranks)

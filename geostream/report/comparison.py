@@ -81,7 +81,10 @@ def comparison_section(layout: Layout | None, record: Mapping[str, Any]) -> dict
 def _moved(layout: Layout | None, queries: Sequence[Mapping[str, Any]]) -> list[MovedQuery]:
     return [
         MovedQuery(
-            *(one[name] for name in ("key", "view", "before", "after")),
+            key=one["key"],
+            view=one["view"],
+            before=one["before"],
+            after=one["after"],
             query=_picture(layout, one["place"], one["view"]),
             tile=_picture(layout, one["place"], None),
         )

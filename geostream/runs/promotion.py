@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from geostream.evaluation.compare import PROMOTE_Z, Comparison, check_same_gallery, compare
+from geostream.evaluation.compare import PROMOTE_Z, Comparison, check_same_gallery, check_z, compare
 from geostream.evaluation.evaluate import rank_embeddings, summed_up
 from geostream.runs import stages
 from geostream.runs.models import By, Model, current_model, is_model, open_model, promote
@@ -71,7 +71,7 @@ class Decision:
         if self.old is None or self.comparison is None:
             return None
         r1 = self.comparison.metrics[0]
-        found = {"model": self.old.model, "run": self.old.run, "checkpoint": self.old.checkpoint}
+        found: dict[str, Any] = {"model": self.old.model, "run": self.old.run, "checkpoint": self.old.checkpoint}
         found |= {"layout": self.layout["name"], "gallery": self.gallery, "no_worse": self.comparison.no_worse}
         found |= {"r1": r1.new, "r1_before": r1.old, "standard_error": r1.standard_error}
         names = ("tolerance", "queries", "won", "lost")
@@ -91,9 +91,10 @@ def decide(
         force: Promote in any case; nothing is compared.
 
     Raises:
-        BadInput: There is no such run or checkpoint, or the layout has no test queries.
+        BadInput: There is no such run or checkpoint, the layout has no test queries, or ``promote_z`` is negative.
         RunHeld: The run is being trained.
     """
+    check_z(promote_z)
     _ = run.settings  # where there is no such run, none must be begun by holding it
     with nullcontext() if run.lease else run.hold():
         started = time.perf_counter()

@@ -16,6 +16,7 @@ from geostream.evaluation.compare import (
     SHOWN,
     changed_queries,
     check_same_gallery,
+    check_z,
     compare,
     compare_ranks,
     paired_difference,
@@ -145,14 +146,10 @@ def test_the_rule(tmp_path: Path, queries: int, won: int, lost: int, z: float, p
     assert all((one.before, one.after) == (queries, 1) for one in made.won_queries), "no rank is beyond the gallery"
 
 
-def test_a_negative_tolerance_is_refused(tmp_path: Path) -> None:
-    layout = gallery_of(Store.open(tmp_path), [Spot()], (PAIRED,))
-    embeddings = embedded_as(
-        Store.open(tmp_path).child("run"), layout, np.ones((1, 1), dtype=np.float32), np.ones((1, 1), dtype=np.float32)
-    )
-    for z in (-1.0, float("nan")):
-        with pytest.raises(BadInput, match="promote_z"):
-            compare(layout, [ranked([0])], [ranked([0])], embeddings, z)
+@pytest.mark.parametrize("z", [-1.0, float("nan")])
+def test_a_negative_tolerance_is_refused(z: float) -> None:
+    with pytest.raises(BadInput, match="promote_z"):
+        check_z(z)
 
 
 def test_two_models_on_a_store(tmp_path: Path) -> None:
@@ -167,7 +164,7 @@ def test_two_models_on_a_store(tmp_path: Path) -> None:
     old = embedded_as(store.child("old"), layout, wrong, tiles)
     check_same_gallery(new, old)
     ranks = [rank_embeddings(layout, one) for one in (new, old)]
-    made = compare(layout, *ranks, new, 1.0)
+    made = compare(layout, ranks[0], ranks[1], new, 1.0)
     assert (made.queries, made.gallery, made.won, made.lost, made.no_worse) == (12, 6, 2, 0, True)
     assert [(one.key, one.view, one.before, one.after) for one in made.won_queries] == [
         ("place-0001", 1, 2, 1),

@@ -212,7 +212,7 @@ def test_scratch_is_as_it_was() -> None:
 
 def test_a_file_on_a_store(tmp_path: Path) -> None:
     for name, save in (("w.safetensors", save_file), ("w.pth", torch.save)):
-        save(trained(), tmp_path / name)  # type: ignore[operator]
+        save(trained(), tmp_path / name)
         encoder = Encoder("test_convnext")
         begin_with(encoder, f"file://{tmp_path}/{name}")
         assert torch.equal(encoder.network.state_dict()["stem.0.weight"], trained()["stem.0.weight"])
