@@ -12,7 +12,7 @@ from infra.stack import FOLDER, Stack, _run
 from tests.conftest import Checkout
 from tests.flows.test_retrain_flow import ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KEPT = ("schedules", "paused", "tags", "concurrency_options", "work_queue_name", "enforce_parameter_schema")
 
 
@@ -56,7 +56,7 @@ def test_deploying_again_leaves_alone_what_people_have_set(stack: Checkout) -> N
     assert operation(state) == before
 
     change(state, f"{here}/schedules/{weekly['id']}", None, "DELETE")  # one that is gone does not come back
-    _run(state, stack.folder, *command)
+    _run(state, stack.folder, *command[:3], "--name", "retrain", *command[4:])
     assert len(operation(state)["schedules"]) == 1
 
 
