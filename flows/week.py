@@ -278,7 +278,7 @@ def figures(rows: Sequence[Mapping[str, Any]], warm: Run, scratch: Run) -> dict[
 
 def _trained(run: Run, until: int | None = None) -> float:
     """Return the seconds that a run has trained, up to an epoch."""
-    return sum(row["seconds"] for row in run.log.of("train") if until is None or row["epoch"] <= until)
+    return float(sum(row["seconds"] for row in run.log.of("train") if until is None or row["epoch"] <= until))
 
 
 def play(folder: Path, seed: int, console: Console) -> dict[str, Any]:
