@@ -47,10 +47,9 @@ from geostream.layout import Layout
 from geostream.runs.launch import Launch, Ranks
 from geostream.runs.lease import RunHeld
 from geostream.runs.log import RunResult
-from geostream.runs.run import run_folder
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
-from geostream.training.checkpoint import list_checkpoints, read_position
+from geostream.store.store import check_name
 
 if TYPE_CHECKING:
     from geostream.runs.run import Run
@@ -128,6 +127,11 @@ def run_name() -> str:
     return f"retrain-{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}-{str(flow_run.id)[-8:]}"
 
 
+def run_folder(store: Store, dataset: str, name: str) -> Store:
+    """Return the folder of a run, without the seconds that :mod:`geostream.runs.run` takes to import torch."""
+    return store.child(dataset, "runs", check_name("run", name))
+
+
 @contextmanager
 def one_at_a_time(layout: Layout) -> Iterator[None]:
     """Wait until no other flow run trains on the data set, and hold others off while the context is open."""
@@ -162,6 +166,10 @@ def others_train(client: SyncPrefectClient) -> bool:
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 def finished(run: Store, settings: TrainSettings) -> bool:
     """Return whether the run in a folder has trained all epochs that are asked for."""
+    if not run.exists("settings.json"):
+        return False
+    from geostream.training.checkpoint import list_checkpoints, read_position  # only now: it imports torch
+
     names = list_checkpoints(run)
     position = read_position(run, names[-1]) if names else None
     return position is not None and position.finished and position.epoch >= settings.optim.epochs
