@@ -3,8 +3,7 @@
 Week 1 shards a city and trains a first model. Week 2 brings a new district: it is appended, and a training that begins
 from the current model takes its place. In the middle the trainer is killed, and the training goes on by itself. Week 3
 brings another district, and lists of labels whose columns have slipped: the model is rejected, and the current one
-stays. In the end the model of week
-1 is made current again.
+stays. In the end the model of week 1 is made current again.
 
 Everything happens by ``prefect deployment run`` on a stack of its own below ``runs/week``, which is taken down at the
 end. A table says what each step read, wrote, trained and decided; ``runs/week/summary.json`` has the same. One more
@@ -52,6 +51,7 @@ OPTIONS = {"tile_size": [48, 48], "view_size": [32, 128], "shard_bytes": 2**19}
 TEST = CitySpec("Chicago", 20, 20)
 DISTRICTS = {1: CitySpec("NewYork", 40, 40), 2: CitySpec("Seattle", 22, 22), 3: CitySpec("Boston", 12, 12)}
 MARK = ".geostream-week"  # in a folder that an earlier play has made, which the next may remove
+WIDTH = 150  # of the table, in characters
 WAIT = 300.0  # seconds that a training may take to go on after it was killed
 
 
@@ -326,7 +326,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the cities")
     options = parser.parse_args()
-    folder, console = options.out.absolute(), Console(soft_wrap=True)
+    folder, console = options.out.absolute(), Console(width=WIDTH, soft_wrap=True)
     try:
         _own_folder(folder)
         console.print("starting S3, Dask, Prefect and a worker", highlight=False)

@@ -305,7 +305,7 @@ def _commit(
     )
     notes = (*raw.notes, *growth.notes, *_advance(store, layout))
     clean(folder, [part.name for part in parts])
-    read, wrote = moved_bytes(parts)
+    read, wrote = moved_bytes(job, parts)
     said = tuple(map(str, broken)), notes, dict(growth.counts)
     return ShardReport(layout, False, len(parts) - resumed, resumed, *said, growth.compared_bytes + read, wrote)
 

@@ -117,12 +117,13 @@ def commit_shards(
     if dropped := len(job.raw.places) - layout.n_places:
         notes.append(f"{dropped} places were left out because their tile is broken")
     said = tuple(layout.info["broken"]), tuple(notes)
-    return ShardReport(layout, False, len(parts) - resumed, resumed, *said, {}, *moved_bytes(parts))
+    return ShardReport(layout, False, len(parts) - resumed, resumed, *said, {}, *moved_bytes(job, parts))
 
 
-def moved_bytes(parts: Sequence[StoredPart]) -> tuple[int, int]:
-    """Return the bytes of raw files that shards were made from, and those of the shards."""
-    return sum(source.bytes for part in parts for source in part.sources), sum(part.size for part in parts)
+def moved_bytes(job: ShardJob, parts: Sequence[StoredPart]) -> tuple[int, int]:
+    """Return the bytes of raw files that a job has read, the sample of them twice, and those of its shards."""
+    read = job.sampled_bytes + sum(source.bytes for part in parts for source in part.sources)
+    return read, sum(part.size for part in parts)
 
 
 def place_row(place: Place, views_stored: Sequence[int], ids: dict[str, int]) -> dict[str, object]:

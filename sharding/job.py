@@ -189,6 +189,7 @@ class ShardJob:
         fingerprint: hash of the listing and the options.
         sample: hash of the raw bytes of some images.
         parts: its shards.
+        sampled_bytes: of these images.
         estimated_bytes: of all shards, by that sample.
         n_listed: images of the whole data set, of which a share may be broken.
         parent: id of the layout that is appended to; None: it is a first sharding.
@@ -200,6 +201,7 @@ class ShardJob:
     fingerprint: str
     sample: str
     parts: tuple[Part, ...]
+    sampled_bytes: int
     estimated_bytes: int
     n_listed: int
     parent: str | None = None
@@ -280,7 +282,7 @@ def cut_job(
         n_listed: images of the whole data set.
         sampled: tiles, and as many views, that are encoded to estimate sizes; they are read again to be written.
     """
-    tile_bytes, view_bytes, sample = _sample(raw.places, images, sampled)
+    (tile_bytes, view_bytes), sample, read = _sample(raw.places, images, sampled)
     views = np.array([len(place.views) for place in raw.places], dtype=np.int64)
     kept = [[image for image in place.images() if isinstance(image, KeptImage)] for place in raw.places]
     size: Float64 = tile_bytes + JSON_BYTES + views * np.float64(view_bytes) + (views + 2) * HEADER_BYTES
@@ -298,7 +300,7 @@ def cut_job(
         keys = ",".join(place.key for place in places)
         content = hashlib.sha256(f"{fingerprint} {sample} {ENCODER} with sources {keys}".encode()).hexdigest()
         parts.append(Part(shard_name(number), places, content))
-    return ShardJob(raw, options, images, fingerprint, sample, tuple(parts), round(float(size.sum())), n_listed)
+    return ShardJob(raw, options, images, fingerprint, sample, tuple(parts), read, round(float(size.sum())), n_listed)
 
 
 def _group(place: Place) -> int:
@@ -317,30 +319,30 @@ def _check_places(raw: RawDataset) -> None:
         raise BadInput(f"{raw.root}: no tile in the test gallery under {raw.options}; name what to test on")
 
 
-def _sample(places: Sequence[Place], images: Images, sampled: int) -> tuple[float, float, str]:
-    """Return the mean stored bytes of a tile and of a view, and a hash of the raw bytes.
+def _sample(places: Sequence[Place], images: Images, sampled: int) -> tuple[list[float], str, int]:
+    """Return the mean stored bytes of a tile and of a view, a hash of the raw bytes, and how many were read.
 
     Images that are broken, or taken over from an earlier layout, are left out.
     """
-    digest = hashlib.sha256()
-    means = []
+    digest, means, read = hashlib.sha256(), list[float](), 0
     tiles = [place.tile for place in places if not isinstance(place.tile, KeptImage)]
     views = [view.image for place in places for view in place.views if not isinstance(view.image, KeptImage)]
     with ThreadPoolExecutor(max_workers=min(8, cpu_count())) as threads:  # encoding holds no GIL
         for kind, is_tile in ((tiles, True), (views, False)):
             rows = distinct(np.linspace(0, len(kind) - 1, sampled).astype(np.int64)).tolist() if kind else []
             seen = list(threads.map(partial(_look, images, is_tile), [kind[row] for row in rows]))
-            digest.update(b"".join(known for known, _ in seen))
-            stored = [size for _, size in seen if size]
+            digest.update(b"".join(known for known, _, _ in seen))
+            read += sum(raw for _, raw, _ in seen)
+            stored = [size for _, _, size in seen if size]
             means.append(float(np.mean(stored)) if stored else 1e5)
-    return means[0], means[1], digest.hexdigest()
+    return means, digest.hexdigest(), read
 
 
-def _look(images: Images, is_tile: bool, image: RawImage) -> tuple[bytes, int]:
-    """Return what an image adds to the hash (b"": it cannot be read), and its stored bytes (0: it is broken)."""
+def _look(images: Images, is_tile: bool, image: RawImage) -> tuple[bytes, int, int]:
+    """Return what an image adds to the hash, its bytes (b"", 0: cannot be read), and those stored (0: it is broken)."""
     stored, source = images.load(image, is_tile=is_tile)
-    known = f"{source.path} {source.bytes} {source.crc32c} ".encode() if source else b""
-    return known, 0 if isinstance(stored, Broken) else len(stored.data)
+    size = 0 if isinstance(stored, Broken) else len(stored.data)
+    return (f"{source.path} {source.bytes} {source.crc32c} ".encode(), source.bytes, size) if source else (b"", 0, size)
 
 
 def _fingerprint(raw: RawDataset, options: ShardOptions, images: Images) -> str:
