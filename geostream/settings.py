@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from geostream.errors import BadInput
 
-WARM_EPOCHS, WARM_RATE = 0.4, 0.3  # of a run from scratch; measured in docs/notes/training.md
+WARM_EPOCHS, WARM_RATE = 0.4, 0.3  # of a run from scratch; chosen, and to be measured by tests/benchmarks/warm.py
 FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
