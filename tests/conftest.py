@@ -54,11 +54,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogethe
     return FilesTogether(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a server, which `make test-fast` leaves out, and begin with the longest: the stack's."""
+    """Mark the tests that use a server, and those of the stack, which are slow; begin with the longest, the stack's."""
     for item in items:
-        if {"s3", "checkout"} & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if {"s3", "checkout"} & fixtures:
             item.add_marker("server")
+        if "checkout" in fixtures:
+            item.add_marker("slow")
     items.sort(key=lambda item: item.nodeid.split("::")[0] not in STACK)
 
 

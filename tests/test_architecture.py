@@ -12,8 +12,8 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 ROOMS = "errors images progress arrays settings store layout dask mining planning streaming reclustering training"
 ROOMS += " evaluation runs report cli __main__"
 SHARDING_MAY_USE = {"errors", "images", "progress", "arrays", "store", "layout"}
-# The demo and the stack start what runs around the flows; nobody else does.
-MAY_USE_INFRA = {"flows/demo.py", "flows/prefect_plugin.py"}
+# The demo and the week start what runs around the flows; nobody else does.
+MAY_USE_INFRA = {"flows/demo.py", "flows/prefect_plugin.py", "flows/week.py"}
 
 
 def imports(path: Path) -> set[str]:

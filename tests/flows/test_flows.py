@@ -124,6 +124,7 @@ def test_retrain_trains_evaluates_and_reports_on_the_newest_layout(
         "plan",
         "train",
         "evaluate",
+        "compare",
     ]
     settings = run.read_json("settings.json")
     assert (settings["model"]["name"], settings["optim"]["epochs"]) == (

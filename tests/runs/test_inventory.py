@@ -118,7 +118,7 @@ def test_a_removal_cut_off_anywhere_is_finished_by_the_next(
         left[0] -= 1
         delete(self, path)
 
-    monkeypatch.setattr(Lease, "__exit__", lambda *_: None)
+    monkeypatch.setattr(Lease, "__exit__", lambda self, *_: self._done.set())  # only the thread ends
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "delete", cut_off)
         prune_runs(root, "tiny", ALL)
