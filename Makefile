@@ -49,8 +49,9 @@ check: install ## Check types, lint and format.
 docs: install ## Build the documentation into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# A process for each core, up to four: the servers that tests start need room as well.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
+# One process more than there are cores, because tests wait a quarter of their time; up to four.
+PROCESSES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES)
 
 # Pure functions and what is quick beside them: a first answer while one works, not a verdict. Nothing here needs timm,
 # whose import alone takes ten seconds of a slow core.

@@ -328,7 +328,7 @@ def main() -> int:
     options = parser.parse_args()
     folder, console = options.out.absolute(), Console(width=WIDTH, soft_wrap=True)
     try:
-        _own_folder(folder)
+        own_folder(folder)
         console.print("starting S3, Dask, Prefect and a worker", highlight=False)
         stack = up(folder)
         try:
@@ -349,8 +349,15 @@ def main() -> int:
     return 0
 
 
-def _own_folder(folder: Path) -> None:
-    """Make the folder anew, with what a checkout has; raise BadInput where somebody else's things lie in it."""
+def own_folder(folder: Path) -> None:
+    """Make a folder anew, with what a checkout has.
+
+    Args:
+        folder: what an earlier play has left in it is ended and removed.
+
+    Raises:
+        BadInput: it holds something else.
+    """
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
         raise BadInput(f"{folder}: holds something else than an earlier play; name another folder with --out")
     if folder.exists():

@@ -180,10 +180,7 @@ PREFIXES = st.lists(NAMES, min_size=1, max_size=2).map("/".join)
 SUFFIXES = st.sampled_from(["", "#2", "?x=1", "2", "/vigor", "/tiny/layouts", "/tiny/layouts/base"])
 
 
-@pytest.mark.parametrize(
-    ("kind", "examples"),
-    [("local", 2), pytest.param("s3", 1, marks=pytest.mark.slow), pytest.param("s3", 8, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("kind", "examples"), [("local", 2), pytest.param("s3", 8, marks=pytest.mark.slow)])
 def test_two_stores_never_meet(request: pytest.FixtureRequest, raw: Path, kind: str, examples: int) -> None:
     if kind == "s3":
         base = request.getfixturevalue("s3_store").url

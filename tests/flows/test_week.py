@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from flows.week import own_folder
+from geostream.errors import BadInput
 from tests.conftest import ROOT
 
 
@@ -29,7 +32,6 @@ def test_three_weeks(tmp_path: Path) -> None:
 
 def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    command = [sys.executable, "-m", "flows.week", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and str(tmp_path) in done.stderr
+    with pytest.raises(BadInput, match=re.escape(str(tmp_path))):
+        own_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
