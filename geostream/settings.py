@@ -9,7 +9,6 @@ settings for that data set. Any setting can be given by its own name: ``--set ba
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from geostream.errors import BadInput
 
-WARM_EPOCHS, WARM_RATE = 0.4, 0.3  # of a run from scratch; chosen, and to be measured by tests/benchmarks/warm.py
+WARM_EPOCHS, WARM_RATE = 0.4, 0.5  # of a run from scratch
 FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -227,7 +226,7 @@ def default_settings(dataset: str) -> TrainSettings:
 def warm_settings(settings: TrainSettings, dataset: str) -> TrainSettings:
     """Return the settings of a run that begins from the data set's current model, with a shorter schedule.
 
-    The epochs and those of the learning rate's warm-up are WARM_EPOCHS of the others, rounded up, and the learning rate
+    The epochs and those of the learning rate's warm-up are WARM_EPOCHS of the others, rounded down, and the learning rate
     is WARM_RATE of the other: the model knows most already, and high rates would undo that. The training set is mined
     after the first epoch, because the model's embeddings are good from the start. A table ``[warm]`` in the data set's
     recipe has precedence.
@@ -241,7 +240,7 @@ def warm_settings(settings: TrainSettings, dataset: str) -> TrainSettings:
     """
     shorter = {
         "weights": "model:current",
-        "epochs": math.ceil(settings.optim.epochs * WARM_EPOCHS),
+        "epochs": max(1, int(settings.optim.epochs * WARM_EPOCHS)),
         "warmup_epochs": settings.optim.warmup_epochs * WARM_EPOCHS,
         "learning_rate": settings.optim.learning_rate * WARM_RATE,
         "first_mining": 1,
