@@ -143,7 +143,7 @@ def test_every_setting_says_what_it_means() -> None:
 def test_a_warm_start_is_shorter_and_begins_from_the_current_model() -> None:
     settings = TrainSettings().changed(epochs=9, batch_size=7)
     warm = warm_settings(settings, "a-dataset-of-ones-own")
-    assert (warm.model.weights, warm.optim.epochs, warm.plan.first_mining) == ("model:current", 4, 1)
+    assert (warm.model.weights, warm.optim.epochs, warm.plan.first_mining) == ("model:current", 3, 1)
     assert warm.optim.learning_rate < settings.optim.learning_rate
     changed = {name for name, value in warm.flat().items() if value != settings.flat()[name]}
     assert changed == {"weights", "epochs", "warmup_epochs", "learning_rate", "first_mining"}
