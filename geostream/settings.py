@@ -226,10 +226,10 @@ def default_settings(dataset: str) -> TrainSettings:
 def warm_settings(settings: TrainSettings, dataset: str) -> TrainSettings:
     """Return the settings of a run that begins from the data set's current model, with a shorter schedule.
 
-    The epochs and those of the learning rate's warm-up are WARM_EPOCHS of the others, rounded down. The learning rate is
-    WARM_RATE of the other: the model knows most already, and high rates would undo that. The training set is mined after
-    the first epoch, because the model's embeddings are good from the start. A table ``[warm]`` in the data set's recipe
-    has precedence.
+    The epochs and those of the learning rate's warm-up are WARM_EPOCHS of the others, rounded down. The learning rate
+    is WARM_RATE of the other: the model knows most already, and high rates would undo that. The training set is mined
+    after the first epoch, because the model's embeddings are good from the start. A table ``[warm]`` in the data set's
+    recipe has precedence.
 
     Args:
         settings: The settings for a run from scratch.
