@@ -117,7 +117,7 @@ def test_noise_is_searched_exactly_and_says_so(tmp_path: Path, monkeypatch: pyte
     assert less.search["recall"] < 0.9
 
 
-@pytest.mark.parametrize("worth", [0.25, 2.0])
+@pytest.mark.parametrize("worth", [0.25, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_collapsed_embeddings_give_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float) -> None:
     """All places are at one point, so one list holds them all: more than a task may read at a time."""
     small_blocks(monkeypatch)

@@ -166,6 +166,7 @@ def test_equal_distances_go_by_key_not_by_id(tmp_path: Path) -> None:
     assert tied > 10
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_graph_as_threads(tmp_path: Path) -> None:
     """Workers know nothing but the store; afterwards nothing is left there but the graph."""
     from distributed import LocalCluster

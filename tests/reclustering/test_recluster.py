@@ -370,9 +370,8 @@ def reclusterings(s3: S3Server) -> Iterator[Reclusterings]:
     made.parent.wait()
 
 
-@pytest.mark.parametrize(
-    ("places", "moments"), [(120, (0.3,)), pytest.param(240, (0.0, 0.5), marks=pytest.mark.slow)], ids=["once", "twice"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("places", "moments"), [(120, (0.3,)), (240, (0.0, 0.5))], ids=["once", "twice"])
 def test_killed_at_any_moment_and_started_again(
     tmp_path: Path, s3_store: Store, reclusterings: Reclusterings, places: int, moments: tuple[float, ...]
 ) -> None:

@@ -70,7 +70,7 @@ def test_a_threshold_of_nothing_is_never_undercut(tmp_path: Path) -> None:
         "committed",
         pytest.param("written down", marks=pytest.mark.slow),
         pytest.param("planned", marks=pytest.mark.slow),
-        "moved",
+        pytest.param("moved", marks=pytest.mark.slow),
     ],
 )
 def test_cut_off_in_between(

@@ -157,6 +157,7 @@ def test_other_settings_or_layout_are_refused(tmp_path: Path) -> None:
         train(store, other, "one", settings)
 
 
+@pytest.mark.slow
 def test_random_batches_need_no_mining_and_no_coordinates(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     layout = layout_in(store)

@@ -155,6 +155,7 @@ def test_the_report_shows_it(store: Store, layout: Layout) -> None:
     assert "because no model was current" in without and "Queries lost" not in without
 
 
+@pytest.mark.slow
 def test_the_commands(store: Store, layout: Layout) -> None:
     url = store.url
     assert "no model" in refused("models", "list", url)

@@ -77,6 +77,7 @@ def assert_same_run(store: Store, other: Store, embedded: tuple[str, ...]) -> No
             assert [row[fact] for fact in facts] == pytest.approx([wanted_row[fact] for fact in facts], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
     """Without torchrun and without mining, because it is the quick test of all this."""
     settings = SETTINGS.changed(epochs=1, strategy="random")

@@ -171,7 +171,7 @@ def kill_at_drop(monkeypatch: pytest.MonkeyPatch, run: Trial, drop: int, half: b
     ("drop", "there"),
     [
         (3, ["step-00000006", "step-00000008"]),
-        (5, ["step-00000010", "step-00000012"]),
+        pytest.param(5, ["step-00000010", "step-00000012"], marks=pytest.mark.slow),
         pytest.param(15, ["step-00000012", "step-00000024", "step-00000034", "step-00000036"], marks=pytest.mark.slow),
     ],
     ids=["within an epoch", "at an epoch's end", "at the run's end"],
@@ -185,7 +185,8 @@ def test_killed_before_the_checkpoint_before_was_dropped(
     assert_same_end(run, run.train(), whole)
 
 
-@pytest.mark.parametrize("drop", [pytest.param(3, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("drop", [3, 5])
 def test_killed_while_a_checkpoint_was_dropped(
     whole: tuple[Trial, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop: int
 ) -> None:
