@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from geostream.errors import BadInput
 
-WARM_EPOCHS, WARM_RATE = 0.4, 0.5  # of a run from scratch
+WARM_EPOCHS, WARM_RATE = 0.4, 0.5  # of a run from scratch: docs/notes/training.md
 FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
