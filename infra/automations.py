@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -91,13 +92,9 @@ def again() -> AutomationCore:
     """
     return AutomationCore(
         name="geostream: start crashed trainings again",
-        trigger=EventTrigger(
-            expect={"prefect.flow-run.Crashed"},
-            match_related={"prefect.resource.role": "deployment", "prefect.resource.name": "retrain"},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
+        trigger=_each(
+            "prefect.flow-run.Crashed",
+            {"prefect.resource.role": "deployment", "prefect.resource.name": "retrain"},
         ),
         actions=[
             ChangeFlowRunState(
@@ -119,13 +116,7 @@ async def on_layout(client: PrefectClient) -> AutomationCore | None:
     return AutomationCore(
         name="geostream: a committed layout starts retrain",
         enabled=False,
-        trigger=EventTrigger(
-            expect={"geostream.layout.committed"},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
-        ),
+        trigger=_each("geostream.layout.committed"),
         actions=[
             RunDeployment(
                 deployment_id=deployment.id,
@@ -166,14 +157,7 @@ async def alerts(client: PrefectClient, block: str) -> list[AutomationCore]:
         subject, body = message
         return AutomationCore(
             name=name,
-            trigger=EventTrigger(
-                expect={event},
-                match_related=_of(flows) if flows else {},
-                for_each={"prefect.resource.id"},
-                posture=Posture.Reactive,
-                threshold=1,
-                within=timedelta(0),
-            ),
+            trigger=_each(event, _of(flows) if flows else None),
             actions=[SendNotification(block_document_id=document.id, subject=subject, body=body)],
         )
 
@@ -185,6 +169,18 @@ async def alerts(client: PrefectClient, block: str) -> list[AutomationCore]:
         ),
         alert("geostream: alert when a model was rejected", "geostream.model.rejected", None, rejected),
     ]
+
+
+def _each(event: str, related: Mapping[str, str | list[str]] | None = None) -> EventTrigger:
+    """Return what reacts to each such event at once, of any resource that is related as said."""
+    return EventTrigger(
+        expect={event},
+        match_related=dict(related or {}),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
+    )
 
 
 def _of(flows: list[str]) -> dict[str, str | list[str]]:
