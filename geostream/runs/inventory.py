@@ -16,13 +16,13 @@ from geostream.errors import BadInput, NotFound, StoreError
 from geostream.runs.lease import FOLDER as LEASES
 from geostream.runs.lease import Lease, RunHeld, is_held
 from geostream.runs.log import RunLog, RunResult
+from geostream.runs.models import CURRENT_FILE, models_folder, rollback_line
 from geostream.runs.retention import Rule, RunFacts, runs_to_keep
 from geostream.runs.run import LAYOUT, LOG, LONG_HELD, SETTINGS
 from geostream.settings import default_settings, make_settings
 from geostream.store import ObjectInfo, Store, check_name
 from geostream.training.checkpoint_files import WRITTEN
 
-MODELS = "models"
 PARTS = {"checkpoints": "checkpoints", "embeddings": "embeddings", "neighbours": "graphs", "plans": "plans"}
 PARTS |= {"prepared": "plans"}  # what lies in each folder of a run
 _EPOCH = r"epoch-\d{4,}"
@@ -94,21 +94,16 @@ def models_in_use(store: Store, dataset: str) -> list[ModelUse]:
     Raises:
         StoreError: The registry cannot be read, or is damaged.
     """
-    folder = store.child(check_name("dataset", dataset), MODELS)
+    folder = models_folder(store, dataset)
     try:
-        current = folder.read_json("current.json")
+        current = folder.read_json(CURRENT_FILE)
     except NotFound:
         return []
     try:
-        line: list[int] = []
-        for event in current["history"]:
-            if event["what"] == "promoted":
-                line.append(int(event["number"]))
-            else:
-                line.pop()
+        line = rollback_line(current["history"])
         return [_use(folder, number) for number in {int(current["number"]), *line[-2:]}]
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise StoreError(f"{folder.url}/current.json: damaged; it does not say which model is current") from error
+        raise StoreError(f"{folder.url}/{CURRENT_FILE}: damaged; it does not say which model is current") from error
 
 
 def _use(folder: Store, number: int) -> ModelUse:

@@ -92,7 +92,7 @@ class Current:
     @property
     def before(self) -> list[int]:
         """Numbers of the models that rollbacks would go to, the nearest last."""
-        return _line(self.history)[:-1]
+        return rollback_line(self.history)[:-1]
 
 
 def models_folder(store: Store, dataset: str) -> Store:
@@ -346,8 +346,15 @@ def _check_over(folder: Store, current: Current | None, over: int | None) -> Non
         raise Changed(f"{folder.url}: {now}; look at it (geostream models list), and try again")
 
 
-def _line(history: Sequence[Event]) -> list[int]:
-    """Return the numbers of the models in the line of rollbacks; the current one is the last."""
+def rollback_line(history: Sequence[Event]) -> list[int]:
+    """Return the numbers of the models in the line of rollbacks; the current one is the last.
+
+    Args:
+        history: All promotions and rollbacks, oldest first.
+
+    Raises:
+        IndexError: There are more rollbacks than promotions.
+    """
     line: list[int] = []
     for event in history:
         if event["what"] == PROMOTED:
