@@ -4,6 +4,9 @@ Prefect makes a JSON schema from a flow's signature. Its server checks parameter
 choices are literals here, and groups of options are models that allow no other names. The models are made from what the
 library itself declares (:class:`~geostream.settings.TrainSettings`, :class:`~sharding.ShardOptions`, the adapters'
 ``read_places``), so that there is one declaration of each option.
+
+The schema that Prefect makes takes parameters of any other name, and any adapter's options. :func:`narrowed` closes it
+when a deployment is made (:mod:`flows.deploying`).
 """
 
 from __future__ import annotations
@@ -61,6 +64,31 @@ def given(options: Options | Mapping[str, Any] | None) -> dict[str, Any]:
     return options.given() if isinstance(options, Options) else dict(options)
 
 
+def narrowed(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flow's schema as a deployment has it: without other parameters, and without other adapters' options.
+
+    Args:
+        schema: as Prefect makes it of the flow's signature.
+        parameters: of the deployment. Where they name an adapter, that one alone is allowed.
+    """
+    found = {**schema, "additionalProperties": False}
+    adapter = parameters.get("adapter")
+    if adapter not in ADAPTERS:
+        return found
+    properties = dict(schema["properties"])
+    properties["adapter"] = {**properties["adapter"], "default": adapter, "enum": [adapter]}
+    options = [{"$ref": f"#/definitions/{_options_name(adapter)}"}, {"type": "null"}]
+    properties["adapter_options"] = {**properties["adapter_options"], "anyOf": options}
+    others = {_options_name(other) for other in ADAPTERS if other != adapter}
+    definitions = {name: one for name, one in schema["definitions"].items() if name not in others}
+    return {**found, "properties": properties, "definitions": definitions}
+
+
+def _options_name(adapter: str) -> str:
+    """Return the name of the model of an adapter's options."""
+    return f"{adapter.capitalize()}Options"
+
+
 def _settings() -> type[Options]:
     """Return a model with each training setting by its own name, all of them optional."""
     found: dict[str, Any] = {}
@@ -89,8 +117,7 @@ def _adapter_options(adapter: str) -> type[Options]:
         if name != "raw":
             kind = CHOICES.get(f"{adapter}.{name}", str) | None
             found[name] = (kind, Field(parameter.default, description=_described(read, name)))
-    named = f"{adapter.capitalize()}Options"
-    return create_model(named, __base__=Options, __doc__=f"Options of the adapter {adapter}.", **found)
+    return create_model(_options_name(adapter), __base__=Options, __doc__=f"Options of the adapter {adapter}.", **found)
 
 
 def _described(what: Any, name: str) -> str | None:

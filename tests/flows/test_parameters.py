@@ -8,7 +8,7 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
-from flows.parameters import AdapterOptions, Settings, ShardingOptions, given
+from flows.parameters import AdapterOptions, Settings, ShardingOptions, given, narrowed
 from flows.recluster import recluster
 from flows.retrain import retrain
 from flows.shard import shard
@@ -51,6 +51,38 @@ def test_what_is_wrong_is_refused_and_named(flow: str, wrong: dict[str, Any], na
 )
 def test_what_is_right_is_taken(flow: str, right: dict[str, Any]) -> None:
     validate(right, SCHEMAS[flow], raise_on_error=True)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "wrong", "named"),
+    [
+        ("vigor", {"adaptr": "vigor"}, "adaptr"),
+        ("vigor", {"adapter_options": {"views": "drone"}}, "views"),
+        ("university1652", {"adapter_options": {"train_cities": ["Seattle"]}}, "train_cities"),
+        ("cvact", {"adapter_options": {"protocol": "cross-area"}}, "cross-area"),
+        ("cvusa", {"adapter": "vigor"}, "vigor"),
+    ],
+)
+def test_a_deployment_takes_its_own_adapters_options_alone(adapter: str, wrong: dict[str, Any], named: str) -> None:
+    schema = narrowed(SCHEMAS["shard"], {"adapter": adapter})
+    parameters: dict[str, Any] = {"adapter": adapter, "adapter_options": {}, "raw": None}
+    validate(parameters, schema, raise_on_error=True)
+    validate(parameters | {"adapter_options": None}, schema, raise_on_error=True)
+    with pytest.raises(ValidationError, match=named):
+        validate(parameters | wrong, schema, raise_on_error=True)
+
+
+def test_every_option_of_the_adapter_stays_in_its_deployment() -> None:
+    right = {"adapter": "university1652", "adapter_options": {"views": "drone"}, "options": {"quality": 80}}
+    validate(right, narrowed(SCHEMAS["shard"], {"adapter": "university1652"}), raise_on_error=True)
+
+
+@pytest.mark.parametrize("flow", ["retrain", "recluster"])
+def test_no_deployment_takes_a_parameter_of_another_name(flow: str) -> None:
+    schema = narrowed(SCHEMAS[flow], {})
+    validate({"store": None, "dataset": "tiny"}, schema, raise_on_error=True)
+    with pytest.raises(ValidationError, match="datset"):
+        validate({"datset": "tiny"}, schema, raise_on_error=True)
 
 
 def test_every_option_is_there_and_only_what_is_given_counts() -> None:
