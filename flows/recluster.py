@@ -12,8 +12,10 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
+from flows.assets import note_asset
 from flows.common import layout_committed, link, may_pass, open_layout, open_store, show, title
 from flows.parameters import Cluster, Dataset, LayoutName, StoreURL
+from flows.updates import progress_of
 from geostream.dask import scheduler_url
 from geostream.errors import BadInput
 from geostream.layout import Layout
@@ -54,6 +56,9 @@ def recluster(
     show("generations", rows, f"The next generation is at {after.store.url}")
     if after.id != before.id:
         layout_committed(after)
+        sources = [before.store.url, run_folder(target, before.dataset, name).url]
+        facts = {"id": after.id[:12], "generation": after.generation}
+        note_asset(after.store.url, f"{after.dataset} {after.name}", sources, facts)
     return after.name
 
 
@@ -89,4 +94,5 @@ def rewrite(store: Store, layout: Layout, run: str, epoch: int | None, cluster: 
     """Write the next generation; parameters as in :func:`recluster`, but opened."""
     opened = Run(store, layout, run, cluster)
     opened.settings = opened.settings_or_recipe()
-    return stages.recluster(opened, epoch)
+    with progress_of("reclustered shards", "reclustering", f"{layout.dataset} {layout.name}: shards rewritten"):
+        return stages.recluster(opened, epoch)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
@@ -42,15 +41,18 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 from pydantic import Field
 
+from flows.assets import note_asset
 from flows.common import link, may_pass, open_layout, open_store, percent, show, title
 from flows.parameters import Cluster, Dataset, LayoutName, Settings, StoreURL, given
+from flows.stages import ShownStages
 from flows.tries import GivenUp, begin_try
+from flows.updates import ShownProgress
 from geostream.dask import scheduler_url
 from geostream.layout import Layout
 from geostream.runs.launch import Launch, Ranks
 from geostream.runs.lease import RunHeld
 from geostream.runs.log import RunResult
-from geostream.runs.models import current_model
+from geostream.runs.models import Model, current_model, model_folder
 from geostream.runs.run import Run, run_folder
 from geostream.settings import TrainSettings, default_settings, make_settings, warm_settings
 from geostream.store import Store
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
 RETRIES = 1000  # the end of tries without progress is flows.tries.MOST; this one is never reached
 RETRY_DELAY = 30.0  # seconds
 SLOT_LEASE = 60.0  # seconds without a sign of life, after which a training's place in the queue is free again
-EPOCH = re.compile(r"train: epoch (\d+)\b")  # in the lines that a training logs
 
 
 @flow(name="retrain", flow_run_name="retrain")
@@ -110,11 +111,13 @@ def retrain(
     with one_at_a_time(opened):
         done_before = finished(run_folder(target, opened.dataset, name), numbers)
         trained = train(target, opened, name, numbers, scheduler_url(cluster), ranks)
+    model = None
     if promote:
-        decision = compare_and_promote(trained)
+        decision, model = compare_and_promote(trained)
         tell_decision(trained, decision)
     result = write_report(trained)
     show_run(trained, result)
+    note_assets(opened, trained, model)
     if done_before:
         said = (
             f"{name} was finished before, after {numbers.optim.epochs} epochs: nothing was trained. For a new training "
@@ -230,49 +233,26 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
     except GivenUp as error:
         _tell_stalled(layout, run, str(error))
         raise
-    progress = _Progress(run, settings.optim.epochs)
+    opened = Run(store, layout, run)
+    progress = ShownProgress("training", f"{run}: of {settings.optim.epochs} epochs")
+    with progress, ShownStages(opened, settings, progress) as stages:
 
-    def log(level: int, line: str) -> None:
-        logger.log(level, line)
-        progress.hear(line)
+        def log(level: int, line: str) -> None:
+            logger.log(level, line)
+            stages.hear(line)
 
-    def show_line(line: str) -> None:
-        if logger.isEnabledFor(logging.INFO):
-            logger.info(line)
-        else:  # progress is shown even where the log is quiet
-            print(line, file=sys.stderr, flush=True)
+        def show_line(line: str) -> None:
+            if logger.isEnabledFor(logging.INFO):
+                logger.info(line)
+            else:  # progress is shown even where the log is quiet
+                print(line, file=sys.stderr, flush=True)
 
-    with Launch(store, layout, run, settings, cluster=cluster, ranks=ranks, log=log, show=show_line) as launched:
-        # What the report needs takes seconds to import: the same seconds that the ranks take to start.
-        import geostream.report.report  # noqa: F401
+        with Launch(store, layout, run, settings, cluster=cluster, ranks=ranks, log=log, show=show_line) as launched:
+            # What the report needs takes seconds to import: the same seconds that the ranks take to start.
+            import geostream.report.report  # noqa: F401
 
-        launched.wait()
-    progress.show(settings.optim.epochs)
+            launched.wait()
     return Run.open(store, layout, run)
-
-
-class _Progress:
-    """Show on the flow run's page how many epochs are trained.
-
-    Args:
-        run: the run's name.
-        epochs: of the run.
-    """
-
-    def __init__(self, run: str, epochs: int) -> None:
-        self.epochs = epochs
-        self._artifact: Any = create_progress_artifact(
-            progress=0.0, key="training", description=f"{run}: of {epochs} epochs"
-        )
-
-    def hear(self, line: str) -> None:
-        """Take in a line of the training's log."""
-        if found := EPOCH.match(line):
-            self.show(int(found[1]))
-
-    def show(self, epoch: int) -> None:
-        """Show that an epoch is trained."""
-        update_progress_artifact(artifact_id=self._artifact, progress=round(100 * epoch / self.epochs, 1))
 
 
 def _tell_stalled(layout: Layout, run: str, why: str) -> None:
@@ -301,20 +281,20 @@ def _resource(layout: Layout, run: str) -> dict[str, str]:
     retry_condition_fn=may_pass,
     cache_policy=NO_CACHE,
 )
-def compare_and_promote(run: Run) -> Decision | None:
+def compare_and_promote(run: Run) -> tuple[Decision | None, Model | None]:
     """Compare the run's best checkpoint with the current model, and promote it if it is no worse.
 
     Returns:
-        The decision; None where the layout has no test queries to compare on.
+        The decision, None where the layout has no test queries to compare on; and the model if it was promoted.
     """
     from geostream.runs.promotion import promote_if_no_worse  # with the network, which took seconds to import
 
     if not len(run.layout.pairs("test")):
         get_run_logger().warning("layout %s has no test queries: nothing is compared, or promoted", run.layout.name)
-        return None
-    decision, _ = promote_if_no_worse(run)
+        return None, None
+    decision, model = promote_if_no_worse(run)
     get_run_logger().info(decision.rule)
-    return decision
+    return decision, model
 
 
 def tell_decision(run: Run, decision: Decision | None) -> None:
@@ -367,6 +347,22 @@ def show_run(run: Run, result: RunResult) -> None:
     if result.reclusterings:
         rows = [_readable(row) for row in result.reclusterings]
         show("generations", rows, "Shards rewritten in the order of similarity, and the scores it gave")
+
+
+def note_assets(begun_on: Layout, run: Run, model: Model | None) -> None:
+    """Note the run as an asset made of its layouts and of the model that it began from, and the model made of it."""
+    store, dataset = run.store, run.layout.dataset
+    sources = list(dict.fromkeys([begun_on.store.url, run.layout.store.url]))
+    kind, _, number = (run.settings.model.weights or "").partition(":")
+    if kind == "model" and number.isdigit():
+        sources.append(model_folder(store, dataset, int(number)).url)
+    facts = {"epochs": run.settings.optim.epochs, "best": run.best()}
+    note_asset(run.url, f"{dataset} {run.name}", sources, facts)
+    if model is not None:
+        measured = {"checkpoint": model.checkpoint, "R@1": model.metrics["r1"]}
+        note_asset(
+            model_folder(store, dataset, model.number).url, f"{dataset} model {model.number}", [run.url], measured
+        )
 
 
 SHARES = {"overlap", "resident_share"}  # columns of plans that are shares

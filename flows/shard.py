@@ -16,8 +16,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 import sharding
 from flows import rendered
+from flows.assets import note_asset
 from flows.common import layout_committed, link, may_pass, open_store, show, title
 from flows.parameters import Adapter, AdapterOptions, City, ShardingOptions, StoreURL, given
+from flows.updates import progress_of
 from geostream.errors import BadInput
 from geostream.store import Store
 from sharding import DryRun, RawDataset, ShardOptions, ShardReport
@@ -80,6 +82,7 @@ def shard(
     show_layout(report)
     if not report.already:
         layout_committed(report.layout)
+        note_layout(report, folder)
     return report.layout.id
 
 
@@ -138,8 +141,18 @@ def write_layout(
     workers: int | None,
     rules: dict[str, bool],
 ) -> ShardReport:
-    """Write and commit the layout, append to it, or find it done."""
-    return sharding.shard(raw, store, dataset, layout, options, workers, **rules)
+    """Write and commit the layout, append to it, or find it done; show the share of images that is written."""
+    with progress_of("shards", "sharding", f"{dataset} {layout}: images written"):
+        return sharding.shard(raw, store, dataset, layout, options, workers, **rules)
+
+
+def note_layout(report: ShardReport, raw: Path) -> None:
+    """Note the layout as an asset, made of the raw folder and of the layouts whose shards it borrows."""
+    layout = report.layout
+    folder = layout.store.url.removesuffix(layout.name)
+    borrowed = sorted({f"{folder}{shard['layout']}" for shard in layout.info["shards"] if shard.get("layout")})
+    facts = {"id": layout.id[:12], "places": layout.n_places, "pairs": layout.info["pairs"]}
+    note_asset(layout.store.url, f"{layout.dataset} {layout.name}", [str(raw), *borrowed], facts)
 
 
 def show_plan(plan: DryRun) -> None:

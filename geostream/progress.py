@@ -1,13 +1,16 @@
 """Show the progress of long work: as a bar on a terminal, elsewhere as a line every ten seconds.
 
-So the log of a flow or a container stays readable. A bar is redrawn ten times a second.
+So the log of a flow or a container stays readable. A bar is redrawn ten times a second. Whoever wants to show progress
+elsewhere listens to it.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TypeVar
 
@@ -23,6 +26,24 @@ from rich.progress import (
 
 T = TypeVar("T")
 LOG_EVERY_SECONDS = 10.0
+
+Listener = Callable[[str, int, int | None], object]
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(hear: Listener) -> Iterator[None]:
+    """Call a function with every advance of the bars in this thread, while the context is open.
+
+    Args:
+        hear: Called with the bar's description, the steps that are done, and their total (None if unknown). It must
+            return soon, and not fail.
+    """
+    token = _listener.set(hear)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def _text(fields: dict[str, object]) -> str:
@@ -70,6 +91,8 @@ class Bar:
             **fields: Shown behind the bar, such as ``loss=0.52``.
         """
         self.done += steps
+        if (hear := _listener.get()) is not None:
+            hear(self.description, self.done, self.total)
         if self._progress is not None:
             self._progress.update(self._task, advance=steps, text=_text(fields))
         elif time.monotonic() - self._last_line > LOG_EVERY_SECONDS:
