@@ -1,4 +1,4 @@
-"""Create what looks after flow runs on a Prefect server: automations for zombies, crashes, new layouts and alerts.
+"""Create what looks after flow runs on a Prefect server: automations for lost runs, crashes, new layouts and alerts.
 
 ``make up``, compose and Kubernetes run ``python -m infra.automations`` after each deploying. It creates the automations
 that are missing, and brings those that an older version made up to date. Whether one is switched on is left as people
@@ -33,11 +33,15 @@ FLOWS = ["retrain", "shard", "recluster"]
 RETRAIN = "retrain/retrain"
 ZOMBIE_AFTER = timedelta(seconds=5 * HEARTBEAT)
 CANCEL_AFTER = timedelta(seconds=4 * HEARTBEAT)  # shorter than ZOMBIE_AFTER, so that what was cancelled stays so
+# Starting takes seconds on a worker of processes, and minutes where a node is added and pulls the image first.
+START_WITHIN = timedelta(minutes=10)
 SETS = ("after", "expect", "for_each")  # fields of a trigger whose order means nothing
 ALERT_BLOCK = "GEOSTREAM_ALERT_BLOCK"
 # Without Crashed, which starts trainings again: on SQLite, what one automation does upon an event may lock the database
 # for the next one that expects the same event, and that one would miss it. AwaitingRetry follows soon enough.
 ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "AwaitingRetry")}
+BEGUN = {"prefect.flow-run.Running"}
+WAITING = {f"prefect.flow-run.{name}" for name in ("Scheduled", "Late", "AwaitingConcurrencySlot")}
 RESTING = {f"prefect.flow-run.{name}" for name in ("Cancelling", "Paused", "Suspended")}
 
 
@@ -58,6 +62,31 @@ def zombies() -> AutomationCore:
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 message=f"No heartbeat for {ZOMBIE_AFTER.seconds} s: its process or machine is gone.",
+            )
+        ],
+    )
+
+
+def never_started() -> AutomationCore:
+    """Return what marks a flow run as crashed that a worker has taken and never started, because it died on the way.
+
+    Such a run has no heartbeat yet, and no other worker takes it: it would stay "Pending" for ever.
+    """
+    return AutomationCore(
+        name="geostream: a run that never starts has crashed",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.Pending"},
+            expect={*BEGUN, *WAITING, *ENDED, *RESTING},
+            match_related=_of(FLOWS),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=START_WITHIN,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"Not started {START_WITHIN.seconds // 60} min after a worker took it: the worker is gone.",
             )
         ],
     )
@@ -200,7 +229,7 @@ async def create(client: PrefectClient, block: str | None) -> list[str]:
     Raises:
         ValueError: the server has no such block.
     """
-    wanted = [zombies(), cancelled(), again(), await on_layout(client)]
+    wanted = [zombies(), never_started(), cancelled(), again(), await on_layout(client)]
     wanted += await alerts(client, block) if block else []
     lines = []
     for automation in filter(None, wanted):

@@ -68,7 +68,7 @@ def test_automations_are_made_once_and_left_as_they_are_set(stack: Checkout) -> 
 
     before = automations()
     ours = [name for name in before if name.startswith("geostream: ")]
-    assert len(ours) == 4 and [one["enabled"] for one in before.values()].count(False) == 1
+    assert len(ours) == 5 and [one["enabled"] for one in before.values()].count(False) == 1
     again = before["geostream: start crashed trainings again"]
     change(state, f"automations/{again['id']}", {"enabled": False})
     own = {name: again[name] for name in ("trigger", "actions")} | {"name": "somebody's own", "enabled": True}
