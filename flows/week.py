@@ -5,9 +5,9 @@ from the current model takes its place. In the middle the trainer is killed, and
 brings another district, and lists of labels whose columns have slipped: the model is rejected, and the current one
 stays. In the end the model of week 1 is made current again.
 
-Everything happens by ``prefect deployment run`` on a stack of its own below ``runs/week``, which is taken down at the
-end. A table says what each step read, wrote, trained and decided; ``runs/week/summary.json`` has the same. One more
-training, from scratch on what week 2 has, is there to compare with.
+Everything happens by runs of deployments on a stack of its own below ``runs/week``, which is taken down at the end. A
+table says what each step read, wrote, trained and decided; ``runs/week/summary.json`` has the same. One more training,
+from scratch on what week 2 has, is there to compare with.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
-import sysconfig
 import threading
 import time
 import urllib.request
@@ -48,10 +46,11 @@ ROOT = Path(__file__).parents[1]
 DATASET = "simcity"  # whose recipe the runs begin with
 TILE, VIEW = 64, (48, 192)  # pixels of the raw images; they are stored smaller, as raw data mostly are
 OPTIONS = {"tile_size": [48, 48], "view_size": [32, 128], "shard_bytes": 2**19}
-TEST = CitySpec("Chicago", 20, 20)
-DISTRICTS = {1: CitySpec("NewYork", 40, 40), 2: CitySpec("Seattle", 22, 22), 3: CitySpec("Boston", 12, 12)}
+TEST = CitySpec("Chicago", 16, 16)
+DISTRICTS = {1: CitySpec("NewYork", 28, 28), 2: CitySpec("Seattle", 16, 16), 3: CitySpec("Boston", 10, 10)}
 MARK = ".geostream-week"  # in a folder that an earlier play has made, which the next may remove
 WIDTH = 150  # of the table, in characters
+LOOK_EVERY = 2.0  # seconds between two looks whether a flow run has ended
 WAIT = 300.0  # seconds that a training may take to go on after it was killed
 
 
@@ -99,26 +98,16 @@ class Week:
         self.killed = ""  # the run whose trainer was killed
         self.store = Store.open(os.environ["GEOSTREAM_STORE"])
 
-    def prefect(self, *arguments: str) -> str:
-        """Run a command of Prefect in the folder, as a person does; raise GeostreamError where it fails."""
-        environment = without_dask(without_prefect(without_aws(os.environ)))
-        scripts = sysconfig.get_path("scripts")
-        done = subprocess.run(
-            [str(Path(scripts, "prefect")), *arguments],
-            cwd=self.folder,
-            env={**environment, "PATH": os.pathsep.join([scripts, os.environ["PATH"]]), "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise GeostreamError(f"prefect {' '.join(arguments[:3])}:\n{(done.stdout + done.stderr)[-3000:]}")
-        return done.stdout
-
     def deployment(self, name: str, **parameters: Any) -> None:
-        """Run a deployment and wait for its end."""
-        given = [word for key, value in parameters.items() for word in ("-p", f"{key}={json.dumps(value)}")]
-        self.prefect("deployment", "run", name, "--watch", *given)
+        """Run a deployment and wait for its end; raise GeostreamError where it does not complete."""
+        # Only now: Prefect learns where its server is when it is imported.
+        from prefect.client.schemas.objects import FlowRun
+        from prefect.deployments import run_deployment
+
+        ended = run_deployment(name, parameters=parameters, poll_interval=LOOK_EVERY)
+        assert isinstance(ended, FlowRun)  # not a coroutine: this process runs no event loop
+        if ended.state is None or not ended.state.is_completed():
+            raise GeostreamError(f"{name}, {ended.name}: {ended.state_name}: {ended.state and ended.state.message}")
 
     def shard(self, week: int, new_bytes: int) -> None:
         """Bring the raw folder's state into the store, and note what that read and wrote."""
@@ -126,7 +115,7 @@ class Week:
         cities = [DISTRICTS[number].name for number in DISTRICTS if number <= week]
         options = {"train_cities": cities, "test_cities": [TEST.name]}
         self.deployment(
-            "shard-vigor", raw=str(self.raw), dataset=DATASET, options=OPTIONS, adapter_options=options
+            "shard/shard-vigor", raw=str(self.raw), dataset=DATASET, options=OPTIONS, adapter_options=options
         )  # fmt: skip
         layout, [found] = open_layout(self.store, DATASET), self._artifact("layout")
         written = sum(size for path, size in self._objects().items() if before.get(path) != size)
@@ -156,7 +145,7 @@ class Week:
         if kill:
             killer.start()
         settings = {"evaluate_every": 1, "checkpoint_every": 20}
-        self.deployment("retrain", dataset=DATASET, settings=settings, **parameters)
+        self.deployment("retrain/retrain", dataset=DATASET, settings=settings, **parameters)
         [name] = set(self._runs()) - before
         if kill and self.killed != name:
             raise GeostreamError(

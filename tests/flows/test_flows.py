@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,29 @@ def _ask(state: Stack, path: str, body: dict[str, Any] | None = None) -> Any:
     return answer.json()
 
 
+def task_runs(state: Stack, flow_run: str) -> list[dict[str, Any]]:
+    """The task runs of a flow run, once the server has recorded its last events."""
+    body = {"flow_runs": {"id": {"any_": [flow_run]}}, "limit": 200}
+    found: list[dict[str, Any]] = _ask(state, "task_runs/filter", body)
+    until = time.monotonic() + 30
+    while any(one["state_type"] == "RUNNING" for one in found) and time.monotonic() < until:
+        time.sleep(0.5)
+        found = _ask(state, "task_runs/filter", body)
+    return found
+
+
+def _asset(state: Stack, url: str) -> tuple[dict[str, Any], list[str]]:
+    """The event by which an asset was noted, and the keys of the assets that it was made of."""
+    name = "prefect.asset.materialization.succeeded"
+    body = {"filter": {"event": {"name": [name]}, "resource": {"id": [url]}}}
+    until = time.monotonic() + 30
+    while not (found := _ask(state, "events/filter", body)["events"]):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    [event] = found
+    return event, [one["prefect.resource.id"] for one in event["related"] if one["prefect.resource.role"] == "asset"]
+
+
 @pytest.fixture(scope="module")
 def sharded(stack: Checkout) -> str:
     """What the command says that shards a small rendered city; before it, a flow run that must fail."""
@@ -71,6 +95,10 @@ def test_shard_vigor_commits_a_layout(sharded: str, stack: Checkout, state: Stac
     assert (stack.folder / "runs" / "raw" / "simcity-small-0" / "simcity.json").exists()
     [artifact] = _ask(state, "artifacts/filter", {"artifacts": {"key": {"any_": ["layout"]}}})
     assert json.loads(artifact["data"])[0]["places"] == layout.n_places
+    [progress] = _ask(state, "artifacts/filter", {"artifacts": {"key": {"any_": ["sharding"]}}})
+    assert float(progress["data"]) == 100.0
+    made, [raw] = _asset(state, layout.store.url)
+    assert made["payload"]["places"] == layout.n_places and raw == (stack.folder / "runs/raw/simcity-small-0").as_uri()
 
 
 @pytest.mark.slow
@@ -133,8 +161,27 @@ def test_retrain_trains_evaluates_and_reports_on_the_newest_layout(
     )
     assert b"</html>" in run.read("report.html")
     [artifact] = _ask(state, "artifacts/filter", {"artifacts": {"key": {"any_": ["evaluation"]}}})
-    gallery = len(open_layout(store, None, None).references("test"))
-    assert json.loads(artifact["data"])[-1]["gallery"] == str(gallery)
+    layout = open_layout(store, None, None)
+    assert json.loads(artifact["data"])[-1]["gallery"] == str(len(layout.references("test")))
+    assert _asset(state, run.url)[1] == [layout.store.url]
+    model, [of] = _asset(state, store.child("simcity", "models", "0001").url)
+    assert of == run.url and 0 <= model["payload"]["R@1"] <= 1
+
+
+def test_the_stages_of_a_training_are_task_runs_with_its_own_times(
+    sharded: str, stack: Checkout, state: Stack, store: Store
+) -> None:
+    [name] = store.child("simcity", "runs").folders()
+    [flow_run] = _ask(state, "flow_runs/filter", {"flow_runs": {"name": {"like_": name}}})
+    runs = {one["name"]: one for one in task_runs(state, flow_run["id"])}
+    records = [json.loads(line) for line in store.child("simcity", "runs", name).read("metrics.jsonl").splitlines()]
+    staged = [record for record in records if record["stage"] != "compare"]
+    assert {found for found in runs if found.startswith("epoch ")} == {f"epoch 1: {r['stage']}" for r in staged}
+    for record in staged:
+        one = runs[f"epoch 1: {record['stage']}"]
+        assert one["state_type"] == "COMPLETED"
+        started, ended = (datetime.fromisoformat(one[which]).timestamp() for which in ("start_time", "end_time"))
+        assert abs(started - record["started"]) < 0.01 and abs(ended - started - record["seconds"]) < 0.01
 
 
 def test_bad_input_fails_the_run_with_the_reason(sharded: str, state: Stack) -> None:
@@ -147,8 +194,14 @@ def test_wrong_parameters_make_no_flow_run(stack: Checkout, state: Stack) -> Non
     assert state.prefect is not None
     [retrain] = _ask(state, "deployments/filter", {"deployments": {"name": {"any_": ["retrain"]}}})
     url = f"{state.prefect.api_url}/deployments/{retrain['id']}/create_flow_run"
-    refused = httpx.post(url, json={"parameters": {"settings": {"batch_sze": 8}}}, trust_env=False, timeout=30)
-    assert refused.status_code == httpx.codes.CONFLICT and "batch_sze" in refused.text
+    for wrong, named in (({"settings": {"batch_sze": 8}}, "batch_sze"), ({"datset": "simcity"}, "datset")):
+        refused = httpx.post(url, json={"parameters": wrong}, trust_env=False, timeout=30)
+        assert refused.status_code == httpx.codes.CONFLICT and named in refused.text
+    [vigor] = _ask(state, "deployments/filter", {"deployments": {"name": {"any_": ["shard-vigor"]}}})
+    url = f"{state.prefect.api_url}/deployments/{vigor['id']}/create_flow_run"
+    foreign = {"adapter_options": {"views": "drone"}}
+    refused = httpx.post(url, json={"parameters": foreign}, trust_env=False, timeout=30)
+    assert refused.status_code == httpx.codes.CONFLICT and "views" in refused.text
     done = stack.run("prefect", "deployment", "run", "retrain", "-p", 'settings={"batch_size": 1}')
     assert done.returncode != 0 and "batch_size" in done.stdout + done.stderr
     assert _ask(state, "flow_runs/count") == before

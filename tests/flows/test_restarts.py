@@ -10,6 +10,7 @@ import os
 import signal
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -99,3 +100,39 @@ def test_a_lost_machine_is_noticed_and_cancelling_ends(stack: Checkout, state: S
     run = run_folder(store, "tiny", "one")
     assert "goes on" in logged(state, lost) and read_position(run, list_checkpoints(run)[-1]).epoch == 40
     assert run_state(state, cancelled)["type"] == "CANCELLED"
+
+
+def test_a_run_whose_worker_dies_while_it_starts_it_is_started_again(
+    stack: Checkout, state: Stack, store: Store
+) -> None:
+    """It is "Pending", and nobody's; the automation that notices it is given less than its ten minutes here."""
+    name = "geostream: a run that never starts has crashed"
+    [automation] = [one for one in ask(state, "automations/filter", {}) if one["name"] == name]
+    fields = ("name", "description", "enabled", "trigger", "actions")
+    quick = {field: automation[field] for field in fields}
+    quick["trigger"] = {**automation["trigger"], "within": 30.0}
+    put(state, f"automations/{automation['id']}", quick)
+    try:
+        flow_run = start(state, store, epochs=4)
+        wait_until(lambda: run_state(state, flow_run)["name"] == "Pending")
+        assert state.worker
+        family = state.worker.family()
+        for process in family:
+            process.suspend()
+        assert run_state(state, flow_run)["name"] == "Pending"
+        for process in family:
+            process.kill()
+        crashed = wait_until(lambda: (now := run_state(state, flow_run))["name"] == "AwaitingRetry" and now)
+        assert crashed["type"] == "SCHEDULED"
+        state = up(stack)
+        assert end_of(state, flow_run)["type"] == "COMPLETED"
+        names = [one["name"] for one in ask(state, f"flow_run_states/?flow_run_id={flow_run}")]
+        assert names.count("Crashed") == 1 and names.count("Pending") == 2
+    finally:
+        put(state, f"automations/{automation['id']}", {field: automation[field] for field in fields})
+
+
+def put(state: Stack, path: str, body: Any) -> None:
+    assert state.prefect
+    url = f"{state.prefect.api_url}/{path}"
+    httpx.put(url, json=body, trust_env=False, timeout=30).raise_for_status()

@@ -99,10 +99,32 @@ def main_rank(store: Store) -> psutil.Process:
     return psutil.Process(wait_until(found))
 
 
+def stage_runs(state: Stack, flow_run: str) -> list[dict[str, Any]]:
+    """The task runs of a flow run's stages."""
+    found = ask(state, "task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}, "limit": 200})
+    return [one for one in found if one["name"].startswith("epoch ")]
+
+
 def test_what_ranks_refuse_is_the_flows_own_error(state: Stack, store: Store) -> None:
     ended = end_of(state, flow_run := start(state, store, step_batches=3))
     assert ended["type"] == "FAILED" and "2 ranks cannot share the 3 batches" in ended["message"]
     assert "torch/distributed/elastic" not in logged(state, flow_run)
+    assert stage_runs(state, flow_run) == []  # it had not come to one
+
+
+def test_a_training_fails_in_its_stage(state: Stack, store: Store) -> None:
+    """All images of the training set are damaged: what was planned cannot be trained."""
+    [layout] = store.child("tiny", "layouts").folders()
+    for info in store.list(f"tiny/layouts/{layout}"):
+        if info.path.endswith(".tar"):
+            store.write(info.path, bytes(info.size))
+    flow_run = start(state, store)
+    wait_until(lambda: any(one["state_type"] == "CRASHED" for one in stage_runs(state, flow_run)))
+    stages = {one["name"]: one for one in stage_runs(state, flow_run)}
+    assert (stages["epoch 1: plan"]["state_type"], stages["epoch 1: train"]["state_type"]) == ("COMPLETED", "CRASHED")
+    assert "replaced_limit" in stages["epoch 1: train"]["state"]["message"]
+    ask(state, f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING"}})  # else it is tried again
+    assert end_of(state, flow_run)["type"] == "CANCELLED"
 
 
 def test_a_killed_rank_is_another_try_from_the_last_checkpoint(state: Stack, store: Store) -> None:
@@ -114,6 +136,14 @@ def test_a_killed_rank_is_another_try_from_the_last_checkpoint(state: Stack, sto
     run = run_folder(store, "tiny", "one")
     position = read_position(run, list_checkpoints(run)[-1])
     assert (position.epoch, position.finished) == (20, True) and run.exists("report.html")
+    trained = [(f"epoch {epoch}: train", "COMPLETED") for epoch in range(1, 21)]
+
+    def shown() -> list[tuple[str, str]]:
+        return [(one["name"], one["state_type"]) for one in stage_runs(state, flow_run)]
+
+    wait_until(lambda: trained[-1] in shown())
+    assert sorted(one for one in shown() if one[0].endswith("train")) == sorted(trained)
+    assert len(shown()) == len({name for name, _ in shown()})
 
 
 def test_cancelling_leaves_a_checkpoint_and_no_rank(state: Stack, store: Store) -> None:
