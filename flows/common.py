@@ -40,7 +40,13 @@ def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.result(raise_on_failure=False), StoreError | Stalled)
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
+@task(
+    task_run_name="open layout",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=may_pass,
+    cache_policy=NO_CACHE,
+)
 def open_layout(store: Store, dataset: str | None, layout: str | None, run: str | None = None) -> Layout:
     """Open the layout that a flow works on.
 

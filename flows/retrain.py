@@ -203,7 +203,13 @@ def others_train(client: SyncPrefectClient) -> bool:
     return any(str(one.id) != flow_run.id for one in under_way)
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
+@task(
+    task_run_name="look what is trained",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=may_pass,
+    cache_policy=NO_CACHE,
+)
 def finished(run: Store, settings: TrainSettings) -> bool:
     """Return whether the run in a folder has trained all epochs that are asked for."""
     names = list_checkpoints(run)
@@ -322,7 +328,13 @@ def tell_decision(run: Run, decision: Decision | None) -> None:
     show("comparison", rows, decision.rule)
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
+@task(
+    task_run_name="write report",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=may_pass,
+    cache_policy=NO_CACHE,
+)
 def write_report(run: Run) -> RunResult:
     """Write the run's report to the store, and return the run's result."""
     from geostream.report import report

@@ -118,7 +118,9 @@ def _train_as(work: dict[str, Any], new_group: Callable[[], Any]) -> None:
     from geostream.store import Store
 
     def log(record: Record) -> None:
-        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        numbers = {
+            name: value for name, value in record.items() if isinstance(value, int | float) and name != "started"
+        }
         logger.info("%s: %s", record["stage"], "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
     with new_group() as group:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import httpx
@@ -10,7 +15,7 @@ import pytest
 
 from infra.stack import FOLDER, Stack, _run
 from tests.conftest import Checkout
-from tests.flows.test_retrain_flow import ask
+from tests.flows.test_retrain_flow import ask, end_of, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KEPT = ("schedules", "paused", "tags", "concurrency_options", "work_queue_name", "enforce_parameter_schema")
@@ -84,3 +89,42 @@ def test_automations_are_made_once_and_left_as_they_are_set(stack: Checkout) -> 
         PREFECT_API_URL=state.prefect.api_url,  # type: ignore[union-attr]
     )  # fmt: skip
     assert done.returncode == 1 and "slack-webhook/nobody" in done.stderr
+
+
+@contextmanager
+def web_server(received: list[dict[str, Any]]) -> Iterator[str]:
+    """A real HTTP server that keeps what is posted to it as JSON; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_an_alert_is_sent_where_a_flow_fails(stack: Checkout) -> None:
+    state, received = Stack.load(stack.folder / FOLDER), list[dict[str, Any]]()
+    kind = ask(state, "block_types/slug/custom-webhook")
+    [schema] = ask(state, "block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}})
+    with web_server(received) as url:
+        message = {"subject": "{{subject}}", "body": "{{body}}"}
+        data = {"name": "on call", "url": url, "method": "POST", "json_data": message}
+        ids = {"block_type_id": kind["id"], "block_schema_id": schema["id"]}
+        ask(state, "block_documents/", {"name": "on-call", "data": data, **ids})
+        _run(state, stack.folder, "infra.automations", "--alert-block", "custom-webhook/on-call")
+        [shard] = ask(state, "deployments/filter", {"deployments": {"name": {"any_": ["shard-vigor"]}}})
+        parameters = {"parameters": {"raw": "/nowhere/VIGOR"}}
+        flow_run = ask(state, f"deployments/{shard['id']}/create_flow_run", parameters)
+        assert end_of(state, flow_run["id"])["type"] == "FAILED"
+        wait_until(lambda: received, 60)
+    [alert] = received
+    assert alert["subject"] == "geostream: shard Failed" and "/nowhere/VIGOR" in alert["body"]
+    assert f"/runs/flow-run/{flow_run['id']}" in alert["body"]
