@@ -17,8 +17,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -34,6 +35,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.events import emit_event
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
 RETRIES = 1000  # the end of tries without progress is flows.tries.MOST; this one is never reached
 RETRY_DELAY = 30.0  # seconds
 SLOT_LEASE = 60.0  # seconds without a sign of life, after which a training's place in the queue is free again
+
+logger = logging.getLogger(__name__)
 
 
 @flow(name="retrain", flow_run_name="retrain")
@@ -189,7 +193,24 @@ def one_at_a_time(layout: Layout) -> Iterator[None]:
                 client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
             elif limit.active_slots >= limit.limit:
                 get_run_logger().info("waits: another training of %s is under way (limit %s)", layout.dataset, name)
-    with concurrency(name, occupy=1, lease_duration=SLOT_LEASE):
+    with hold_slot(name):
+        yield
+
+
+@contextmanager
+def hold_slot(name: str) -> Iterator[None]:
+    """Wait for a place at a concurrency limit, and hold it while the context is open.
+
+    A server that does not answer for a while, as a busy one on SQLite, is asked again for as long as it takes.
+    """
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(concurrency(name, occupy=1, lease_duration=SLOT_LEASE))
+                break
+            except ConcurrencySlotAcquisitionError as error:
+                logger.warning("%s; asking again in %.0f s", error, RETRY_DELAY)
+                time.sleep(RETRY_DELAY)
         yield
 
 
@@ -232,7 +253,7 @@ def may_go_on(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
 )
 def train(store: Store, layout: Layout, run: str, settings: TrainSettings, cluster: str | None, ranks: Ranks) -> Run:
     """Train, and log what the ranks log; parameters as in :func:`retrain`, but opened. Return the run."""
-    logger = get_run_logger()
+    run_logger = get_run_logger()
     folder = run_folder(store, layout.dataset, run)
     try:
         begin_try(folder)
@@ -244,12 +265,12 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
     with progress, ShownStages(opened, settings, progress) as stages:
 
         def log(level: int, line: str) -> None:
-            logger.log(level, line)
+            run_logger.log(level, line)
             stages.hear(line)
 
         def show_line(line: str) -> None:
-            if logger.isEnabledFor(logging.INFO):
-                logger.info(line)
+            if run_logger.isEnabledFor(logging.INFO):
+                run_logger.info(line)
             else:  # progress is shown even where the log is quiet
                 print(line, file=sys.stderr, flush=True)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 
 import flows.retrain as module
 from flows.tries import MOST, GivenUp, begin_try
@@ -31,6 +34,25 @@ def test_only_tries_without_progress_are_counted(tmp_path: Path) -> None:
     with pytest.raises(GivenUp, match=r"step-000000\d\d"):
         begin_try(run)
     assert begin_try(run) == 1  # somebody retries it, once the cause is gone
+
+
+def test_a_busy_server_is_asked_again_for_a_place_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [ConcurrencySlotAcquisitionError("503 Service Unavailable")] * 2
+    held = []
+
+    @contextmanager
+    def busy(name: str, **_: object) -> Iterator[None]:
+        if answers:
+            raise answers.pop()
+        held.append(name)
+        yield
+        held.remove(name)
+
+    monkeypatch.setattr(module, "concurrency", busy)
+    monkeypatch.setattr(module, "RETRY_DELAY", 0.0)
+    with pytest.raises(ConcurrencySlotAcquisitionError, match="the training's own"), module.hold_slot("train-tiny"):
+        assert held == ["train-tiny"] and not answers
+        raise ConcurrencySlotAcquisitionError("the training's own")  # is not taken for the server's
 
 
 def test_run_names_differ_within_a_second_and_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
