@@ -101,8 +101,9 @@ def start_prefect(
     for attempt in range(ATTEMPTS):  # no lock while it creates its database: if its port is gone by then, another one
         [chosen] = choose_ports([port], use_preferred=attempt == 0)
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(chosen)]
-        # Its pages ask the API at an address that it would take for that of port 4200.
-        own = environment | LEASES | {"PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{chosen}/api"}
+        url = f"http://{LOOPBACK}:{chosen}"
+        # Its pages ask the API at an address that it would take for that of port 4200; alerts link to its pages.
+        own = environment | LEASES | {"PREFECT_SERVER_UI_API_URL": f"{url}/api", "PREFECT_UI_URL": url}
         # Not in the checkout, whose settings files are for commands typed there.
         child = spawn(command, environment=own, log=home / "server.log", folder=home, outlive=outlive)
         server = PrefectServer(child, chosen, str(home))
