@@ -2,7 +2,7 @@
 
 An asset's key is its URL on the store. Prefect's server keeps the events of assets
 (``prefect.asset.materialization.succeeded``, with the sources as related resources), and its page *Event feed* shows
-them. Pages of assets, with their lineage as a graph, are only in Prefect Cloud.
+them. It has no pages for assets themselves; Prefect Cloud has.
 """
 
 from __future__ import annotations

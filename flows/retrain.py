@@ -261,7 +261,7 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
         _tell_stalled(layout, run, str(error))
         raise
     opened = Run(store, layout, run)
-    progress = ShownProgress("training", f"{run}: of {settings.optim.epochs} epochs")
+    progress = ShownProgress("training", f"of {settings.optim.epochs} epochs: {run}")
     with progress, ShownStages(opened, settings, progress) as stages:
 
         def log(level: int, line: str) -> None:

@@ -20,7 +20,7 @@ from tests.conftest import Checkout
 from tests.helpers import tiny_layout
 from tests.training.settings import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SETTINGS = TINY.changed(batch_size=2, step_batches=2, checkpoint_every=2, mine_every=1000, evaluate_every=1000)
 
 
@@ -61,7 +61,7 @@ def start(state: Stack, store: Store, **settings: Any) -> str:
     return str(made["id"])
 
 
-def wait_until(ready: Callable[[], Any], timeout: float = 200) -> Any:
+def wait_until(ready: Callable[[], Any], timeout: float = 400) -> Any:
     until = time.monotonic() + timeout
     while not (found := ready()):
         assert time.monotonic() < until
@@ -69,7 +69,7 @@ def wait_until(ready: Callable[[], Any], timeout: float = 200) -> Any:
     return found
 
 
-def end_of(state: Stack, flow_run: str, timeout: float = 200) -> dict[str, Any]:
+def end_of(state: Stack, flow_run: str, timeout: float = 400) -> dict[str, Any]:
     """The state that the flow run ends in."""
 
     def ended() -> Any:
