@@ -15,7 +15,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from geostream.progress import listening
 
 EVERY = 1.0  # seconds between two updates, at least
-END_TIMEOUT = 10.0  # seconds that the last update may take
+END_TIMEOUT = 5.0  # seconds that the last update may take: a worker that stops has few
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,9 @@ class ShownProgress:
 
     def show(self, share: float) -> None:
         """Show that this share of the work, from 0 to 1, is done."""
-        self._share = share
-        self._updater.wake()
+        if share != self._share:
+            self._share = share
+            self._updater.wake()
 
     def _put(self) -> None:
         percent = round(100 * self._share, 1)

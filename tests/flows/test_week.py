@@ -26,6 +26,7 @@ def test_three_weeks(tmp_path: Path) -> None:
     found = json.loads((out / "summary.json").read_text())
     assert found["models"] == {"week 1": 1, "week 2": 2, "week 3": 2, "rolled back": 1}
     assert found["read_to_new"] <= 1.1 and found["written_to_new"] <= 1.1
+    assert found["warm_to_scratch_seconds"] <= 0.4
     decisions = [row["decision"] for row in found["rows"] if "decision" in row]
     assert decisions == ["promoted", "promoted", "not compared", "rejected"]
 
