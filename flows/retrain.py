@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 RETRIES = 1000  # the end of tries without progress is flows.tries.MOST; this one is never reached
 RETRY_DELAY = 30.0  # seconds
 SLOT_LEASE = 60.0  # seconds without a sign of life, after which a training's place in the queue is free again
-EPOCH = re.compile(r"train: epoch (\d+)\b")  # in the lines that a training logs
 
 
 @flow(name="retrain", flow_run_name="retrain")
@@ -232,9 +231,10 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
         raise
     progress = _Progress(run, settings.optim.epochs)
 
-    def log(level: int, line: str) -> None:
-        logger.log(level, line)
-        progress.hear(line)
+    def log(level: int, line: str, fields: Mapping[str, Any]) -> None:
+        logger.log(level, line, extra={"fields": fields})
+        if fields.get("stage") == "train":
+            progress.show(fields["epoch"])
 
     def show_line(line: str) -> None:
         if logger.isEnabledFor(logging.INFO):
@@ -264,11 +264,6 @@ class _Progress:
         self._artifact: Any = create_progress_artifact(
             progress=0.0, key="training", description=f"{run}: of {epochs} epochs"
         )
-
-    def hear(self, line: str) -> None:
-        """Take in a line of the training's log."""
-        if found := EPOCH.match(line):
-            self.show(int(found[1]))
 
     def show(self, epoch: int) -> None:
         """Show that an epoch is trained."""

@@ -32,7 +32,7 @@ from geostream.runs import stages
 from geostream.runs.background import Background
 from geostream.runs.begin import begin
 from geostream.runs.first_weights import resolve_weights, set_first_weights
-from geostream.runs.log import Record, RunLog, RunResult, new_record
+from geostream.runs.log import Record, RunLog, RunResult, log_record, new_record
 from geostream.runs.preparation import checkpoints_to_embed, prepare, prepared
 from geostream.runs.run import LOG, Run
 from geostream.runs.signals import Stop
@@ -321,6 +321,7 @@ class Trainer:
         self.run.check_held()
         self.run.log.add(record)
         write_events(self.run.folder, self.run.log.records)
+        log_record(logger, record)
         if self.on_record is not None:
             self.on_record(record)
 
