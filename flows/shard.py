@@ -19,6 +19,7 @@ from flows import rendered
 from flows.common import layout_committed, link, may_pass, open_store, show, title
 from flows.parameters import Adapter, AdapterOptions, City, ShardingOptions, StoreURL, given
 from geostream.errors import BadInput
+from geostream.runs.metrics.export import push
 from geostream.store import Store
 from sharding import DryRun, RawDataset, ShardOptions, ShardReport
 from sharding.simcity import RenderSummary
@@ -138,8 +139,12 @@ def write_layout(
     workers: int | None,
     rules: dict[str, bool],
 ) -> ShardReport:
-    """Write and commit the layout, append to it, or find it done."""
-    return sharding.shard(raw, store, dataset, layout, options, workers, **rules)
+    """Write and commit the layout, append to it, or find it done; push its metrics."""
+    report = sharding.shard(raw, store, dataset, layout, options, workers, **rules)
+    info, counts = report.layout.info, {"bytes_read": report.bytes_read, "bytes_written": report.bytes_written}
+    counts |= {"places": info["places"], "views": sum(info["pairs"].values()), "broken": len(report.broken)}
+    push({"stage": "shard", **counts}, dataset=dataset, layout=report.layout.name)
+    return report
 
 
 def show_plan(plan: DryRun) -> None:
