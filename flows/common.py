@@ -1,7 +1,11 @@
-"""Share what all flows need: open the store, decide on retries, show results on its pages, tell of layouts."""
+"""Share what all flows need: open the store, decide on retries, show results on its pages, tell of layouts.
+
+Importing it makes the lines that Prefect shows of a flow run JSON, where ``GEOSTREAM_LOG`` asks for that.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +16,21 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
+from prefect.logging.configuration import ensure_logging_setup
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import flow_run
 
 from geostream.errors import BadInput, Stalled, StoreError
 from geostream.layout import Layout
 from geostream.layout import open_layout as open_stored
+from geostream.progress import JsonLines, json_wanted
 from geostream.store import Store
+
+if json_wanted():
+    ensure_logging_setup()
+    for _handler in logging.getLogger().handlers:
+        if isinstance(_handler, PrefectConsoleHandler):
+            _handler.setFormatter(JsonLines())
 
 
 def open_store(url: str | None) -> Store:

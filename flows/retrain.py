@@ -18,7 +18,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -263,8 +263,8 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
     progress = ShownProgress("training", f"of {settings.optim.epochs} epochs: {run}")
     with progress, ShownStages(opened, settings, progress) as stages:
 
-        def log(level: int, line: str) -> None:
-            run_logger.log(level, line)
+        def log(level: int, line: str, fields: Mapping[str, Any]) -> None:
+            run_logger.log(level, line, extra={"fields": fields})
             stages.hear(line)
 
         def show_line(line: str) -> None:

@@ -21,6 +21,7 @@ from flows.common import layout_committed, link, may_pass, open_store, show, tit
 from flows.parameters import Adapter, AdapterOptions, City, ShardingOptions, StoreURL, given
 from flows.updates import progress_of
 from geostream.errors import BadInput
+from geostream.runs.metrics.export import push
 from geostream.store import Store
 from sharding import DryRun, RawDataset, ShardOptions, ShardReport
 from sharding.simcity import RenderSummary
@@ -143,7 +144,11 @@ def write_layout(
 ) -> ShardReport:
     """Write and commit the layout, append to it, or find it done; show the share of images that is written."""
     with progress_of("shards", "sharding", f"{dataset} {layout}: images written"):
-        return sharding.shard(raw, store, dataset, layout, options, workers, **rules)
+        report = sharding.shard(raw, store, dataset, layout, options, workers, **rules)
+    info, counts = report.layout.info, {"bytes_read": report.bytes_read, "bytes_written": report.bytes_written}
+    counts |= {"places": info["places"], "views": sum(info["pairs"].values()), "broken": len(report.broken)}
+    push({"stage": "shard", **counts}, dataset=dataset, layout=report.layout.name)
+    return report
 
 
 def note_layout(report: ShardReport, raw: Path) -> None:

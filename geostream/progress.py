@@ -1,31 +1,93 @@
-"""Show the progress of long work: as a bar on a terminal, elsewhere as a line every ten seconds.
+"""Show on standard error what goes on: log lines, and the progress of long work.
 
-So the log of a flow or a container stays readable. A bar is redrawn ten times a second. Whoever wants to show progress
-elsewhere listens to it.
+Progress is a bar on a terminal, redrawn ten times a second, and elsewhere a line every ten seconds. So the log of a
+flow or a container stays readable. Whoever wants to show progress elsewhere listens to it. For a collector of logs,
+``GEOSTREAM_LOG=json`` in the environment makes each line an object of JSON, and draws no bars. It is an environment
+variable because that reaches ranks and flows alike.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from geostream.errors import BadInput
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 LOG_EVERY_SECONDS = 10.0
+LOG_VARIABLE = "GEOSTREAM_LOG"
+PACKAGES = ("geostream", "sharding", "flows")  # whose lines are shown from level INFO; those of others from WARNING
+
+logger = logging.getLogger(__name__)
+
+
+def json_wanted() -> bool:
+    """Return whether log lines are to be JSON.
+
+    Raises:
+        BadInput: The environment variable has an unknown value.
+    """
+    value = os.environ.get(LOG_VARIABLE, "")
+    if value not in ("", "json"):
+        raise BadInput(f"{LOG_VARIABLE}={value}: json, or nothing for lines that a person reads")
+    return value == "json"
+
+
+class JsonLines(logging.Formatter):
+    """Format a log line as one object of JSON: time (UTC), level, logger, message, and what else is known.
+
+    A line that is logged with ``extra={"fields": {…}}`` also has these fields, an error with a traceback has
+    ``traceback``, and a line of a Prefect flow the names of its flow run and task run.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        known: dict[str, Any] = dict(getattr(record, "fields", {}))
+        known |= {name: getattr(record, name) for name in ("flow_run_name", "task_run_name") if hasattr(record, name)}
+        line |= {name: value for name, value in known.items() if name not in line}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_to_stderr() -> None:
+    """Show our log lines on standard error, in this process.
+
+    As JSON, the warnings of other libraries and the traceback of what ends the process are such lines, too.
+
+    Raises:
+        BadInput: The environment asks for another form than JSON.
+    """
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)
+    if not json_wanted():
+        for package in PACKAGES:
+            logging.getLogger(package).addHandler(logging.StreamHandler(sys.stderr))
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, trace: logger.critical("%s", error, exc_info=(kind, error, trace))
+
 
 Listener = Callable[[str, int, int | None], object]
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -64,19 +126,23 @@ class Bar:
 
     def __init__(self, description: str, total: int | None) -> None:
         self.description, self.total, self.done = description, total, 0
-        self._terminal = sys.stderr.isatty()
+        self._json = json_wanted()
+        self._terminal = sys.stderr.isatty() and not self._json
         self._last_line = time.monotonic()
         self._progress: Progress | None = None
 
     def __enter__(self) -> Bar:
         if self._terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
+            from rich import progress as rich  # only now: every command imports this module
+            from rich.console import Console
+
+            self._progress = rich.Progress(
+                rich.TextColumn("{task.description}"),
+                rich.BarColumn(bar_width=30),
+                rich.MofNCompleteColumn(),
+                rich.TimeElapsedColumn(),
+                rich.TimeRemainingColumn(),
+                rich.TextColumn("{task.fields[text]}"),
                 console=Console(stderr=True),
             )
             self._task = self._progress.add_task(self.description, total=self.total, text="")
@@ -98,7 +164,11 @@ class Bar:
         elif time.monotonic() - self._last_line > LOG_EVERY_SECONDS:
             self._last_line = time.monotonic()
             of = "" if self.total is None else f"/{self.total}"
-            print(f"{self.description}: {self.done}{of}  {_text(fields)}".rstrip(), file=sys.stderr, flush=True)
+            line = f"{self.description}: {self.done}{of}  {_text(fields)}".rstrip()
+            if self._json:
+                logger.info("%s", line, extra={"fields": {"done": self.done, "total": self.total} | fields})
+            else:
+                print(line, file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -19,6 +19,7 @@ import typer
 from geostream import __version__
 from geostream.cli import cost, evaluate, inspect, layouts, models, runs, settings, train
 from geostream.errors import GeostreamError
+from geostream.progress import LOG_VARIABLE, log_to_stderr
 
 app = typer.Typer(
     help="Train cross-view retrieval models on mined hard negatives, streamed from object storage.",
@@ -66,24 +67,19 @@ def _join_commands() -> None:
             app.command(point.name)(point.load())
 
 
-def _log_to_stderr() -> None:
-    """Show our own log lines, not those of other libraries."""
-    for package in ("geostream", "sharding", "flows"):
-        logger = logging.getLogger(package)
-        logger.addHandler(logging.StreamHandler(sys.stderr))
-        logger.setLevel(logging.INFO)
-
-
 def main() -> None:
     """Run the command ``geostream``."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    _log_to_stderr()
-    _join_commands()
     try:
+        log_to_stderr()
+        _join_commands()
         app()
     except GeostreamError as error:
-        print(f"geostream: {error}", file=sys.stderr)
+        if os.environ.get(LOG_VARIABLE) == "json":
+            logging.getLogger("geostream").error("%s", error)
+        else:
+            print(f"geostream: {error}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -159,7 +159,11 @@ class Background:
     @staticmethod
     def _hear(output: IO[str], answers: SimpleQueue[dict[str, Any] | None]) -> None:
         for line in output:
-            answers.put(json.loads(line))
+            told = json.loads(line)
+            if "text" in told:
+                logger.log(told["level"], "%s", told["text"], extra={"fields": told["fields"]})
+            else:
+                answers.put(told)
         answers.put(None)  # its end
 
     def _repeat(self, output: IO[str]) -> None:

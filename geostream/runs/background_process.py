@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 
 from geostream import errors
 from geostream.errors import GeostreamError
+from geostream.runs.reports import report, report_log_lines, take_standard_output
 
 NICE = 10
 BEAT = 2.0  # seconds between two signs of life
@@ -22,27 +22,22 @@ def main() -> None:
     """Prepare one epoch after the other, until the input ends."""
     if hasattr(os, "nice"):
         os.nice(NICE)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    answers = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    answers = take_standard_output()
+    report_log_lines(answers)
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     threading.Thread(target=_beat, args=(answers,), daemon=True).start()
     work = json.loads(lines.get())
     while True:
         epoch = json.loads(lines.get())["epoch"]
-        _say(answers, _prepared(work, epoch))
+        report(answers, **_prepared(work, epoch))
 
 
 def _beat(answers: int) -> None:
     """Tell the trainer again and again that this process lives."""
     while True:
         time.sleep(BEAT)
-        _say(answers, {})
-
-
-def _say(answers: int, what: dict[str, Any]) -> None:
-    os.write(answers, (json.dumps(what) + "\n").encode())  # in one piece: two threads write
+        report(answers)
 
 
 def _read(lines: SimpleQueue[str]) -> None:

@@ -23,11 +23,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -44,7 +44,8 @@ READ_TIMEOUT = 5.0  # seconds to read what a process said before it ended
 LAST_LINES = 8  # of its output, quoted where it ended without saying why
 STOPPED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGINT)}  # exit code: by which signal
 
-Log = Callable[[int, str], object]  # called with a level of the package logging, and a line
+# Called with a level of the package logging, a line, and the fields that it has as JSON: those of a stage's record.
+Log = Callable[[int, str, Mapping[str, Any]], object]
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,10 @@ class Launch:
                 self._print(line)
                 continue
             if "text" in told:
-                self._log(told["level"], told["text"])
+                self._log(told["level"], told["text"], told["fields"])
             elif "error" in told:
                 if told["trace"]:
-                    self._log(logging.ERROR, told["trace"])
+                    self._log(logging.ERROR, told["trace"], {})
                 self._errors.append(told)
             elif told["pid"] != self._process.pid:
                 with suppress(psutil.Error):

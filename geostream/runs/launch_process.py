@@ -21,11 +21,10 @@ from typing import Any
 from geostream import errors
 from geostream.errors import GeostreamError
 from geostream.runs.launch import END_TIMEOUT, MODULE, signal_name
+from geostream.runs.reports import report, report_log_lines, take_standard_output
 
 LOOK_EVERY = 1.0  # seconds between two looks of a rank whether its launcher lives
 KILL_AFTER = 5.0  # seconds that the launcher has to kill ranks, once their time is over
-
-logger = logging.getLogger(MODULE)  # run as a program, this module has another name
 
 
 def main() -> None:
@@ -80,70 +79,43 @@ def _launch(processes: int, nodes: int, address: str | None) -> None:
             rank, failure = next(iter(killed.items()))
         if failure.exitcode < 0:
             text = f"rank {rank} was ended by {signal_name(-failure.exitcode)}; the run can go on from its checkpoint"
-            _tell(sys.stdout.fileno(), error=text, kind=errors.Stalled.__name__, trace="")
+            report(sys.stdout.fileno(), error=text, kind=errors.Stalled.__name__, trace="")
         sys.exit(max(1, failure.exitcode))
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
     except DistError as error:
         text = f"{nodes} machines did not meet at {address}: {str(error).splitlines()[0]}"
-        _tell(sys.stdout.fileno(), error=text, kind=errors.Stalled.__name__, trace="")
+        report(sys.stdout.fileno(), error=text, kind=errors.Stalled.__name__, trace="")
         sys.exit(1)
 
 
 def _train(work: dict[str, Any], new_group: Callable[[], Any]) -> None:
     """Train the run as one rank, and report what is logged and what goes wrong."""
-    channel = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no report
-    _tell(channel, pid=os.getpid())
-    ours = logging.getLogger("geostream")
-    ours.addHandler(_Report(channel))
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
+    channel = take_standard_output()
+    report(channel, pid=os.getpid())
+    report_log_lines(channel)
     try:
         _train_as(work, new_group)
     except GeostreamError as error:
-        _tell(channel, error=str(error), kind=errors.kind(error), trace="")
+        report(channel, error=str(error), kind=errors.kind(error), trace="")
         sys.exit(1)
     except Exception as error:
         text = f"{type(error).__name__}: {error}; the log has the traceback"
-        _tell(channel, error=text, kind="", trace=traceback.format_exc())
+        report(channel, error=text, kind="", trace=traceback.format_exc())
         sys.exit(1)
 
 
 def _train_as(work: dict[str, Any], new_group: Callable[[], Any]) -> None:
     from geostream.layout import open_layout
-    from geostream.runs.log import Record
     from geostream.runs.loop import train
     from geostream.settings import make_settings
     from geostream.store import Store
-
-    def log(record: Record) -> None:
-        numbers = {
-            name: value for name, value in record.items() if isinstance(value, int | float) and name != "started"
-        }
-        logger.info("%s: %s", record["stage"], "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
     with new_group() as group:
         store = Store.open(work["store"])
         layout = open_layout(store, work["dataset"], work["layout"])
         settings = make_settings(work["settings"])
-        train(store, layout, work["run"], settings, cluster=work["cluster"], on_record=log, group=group)
-
-
-class _Report(logging.Handler):
-    """Report each line that is logged."""
-
-    def __init__(self, channel: int) -> None:
-        super().__init__()
-        self._channel = channel
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _tell(self._channel, level=record.levelno, text=self.format(record))
-
-
-def _tell(channel: int, **what: Any) -> None:
-    """Write a report in one piece, because threads and ranks write to the same pipe."""
-    os.write(channel, (json.dumps(what) + "\n").encode())
+        train(store, layout, work["run"], settings, cluster=work["cluster"], group=group)
 
 
 def _end_after(wait: Callable[[], None], timeout: float) -> None:

@@ -8,7 +8,9 @@ its record. While an epoch is trained, its ``progress`` record is updated with e
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -39,6 +41,26 @@ def new_record(stage: str, epoch: int, seconds: float, **measured: Any) -> Recor
         "started": round(now - seconds, 3),
     }
     return {"stage": stage, "epoch": epoch} | times | measured
+
+
+def log_record(logger: logging.Logger, record: Record) -> None:
+    """Log a record as one line: its numbers, and as JSON all fields but lists, which can be long.
+
+    Args:
+        logger: The logger.
+        record: The record of a stage.
+    """
+    numbers = [
+        f"{name} {value:.4g}"
+        for name, value in record.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "started"
+    ]
+    logger.info("%s: %s", record["stage"], "  ".join(numbers), extra={"fields": _without_lists(record)})
+
+
+def _without_lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in values.items() if not isinstance(value, list)}
+    return {name: _without_lists(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 class RunLog:

@@ -32,7 +32,8 @@ from geostream.runs import stages
 from geostream.runs.background import Background
 from geostream.runs.begin import begin
 from geostream.runs.first_weights import resolve_weights, set_first_weights
-from geostream.runs.log import Record, RunLog, RunResult, new_record
+from geostream.runs.log import Record, RunLog, RunResult, log_record, new_record
+from geostream.runs.metrics.export import Tell, exporting
 from geostream.runs.preparation import checkpoints_to_embed, prepare, prepared
 from geostream.runs.run import LOG, Run
 from geostream.runs.signals import Stop
@@ -126,6 +127,7 @@ class Trainer:
         self.settings, self.group = run.settings, train_step.group
         self.checkpoint, self.epoch, self.step = "", 0, 0
         self.begun: Position | None = None
+        self.export: Tell = lambda record: None
         beside = self.group.is_main and self.settings.plan.mining_lag > 0
         self.background = Background(run) if beside else None
         self._restore()
@@ -159,12 +161,13 @@ class Trainer:
             RunHeld: Another process has taken the run over.
         """
         run, before = self.run, list(self.run.log.records)
-        if self.begun is not None:
-            self._say("goes on in epoch %d, batch %d", self.begun.epoch, self.begun.cursor)
-        elif self.epoch:
-            self._say("goes on from epoch %d", self.epoch)
-            self.follow_up()
-        with self.background or nullcontext():
+        metrics = exporting(self._attributes, before) if self.group.is_main else nullcontext(self.export)
+        with metrics as self.export, self.background or nullcontext():
+            if self.begun is not None:
+                self._say("goes on in epoch %d, batch %d", self.begun.epoch, self.begun.cursor)
+            elif self.epoch:
+                self._say("goes on from epoch %d", self.epoch)
+                self.follow_up()
             while self.epoch < self.settings.optim.epochs:
                 self.train_epoch(self.epoch + 1)
                 self.follow_up()
@@ -197,11 +200,21 @@ class Trainer:
             self.step = first_step + outcome.steps
             self._save(self._position(number, **state, finished=False, outcome=outcome.as_dict()))
             if self.group.is_main:
-                self.run.log.append("progress", number, outcome.seconds, batches=outcome.batches, **measured(outcome))
+                counts = {"step": self.step, "batches": outcome.batches}
+                record = self.run.log.append("progress", number, outcome.seconds, **counts, **measured(outcome))
+                self.export(record)
+
+        def tell(outcome: EpochOutcome) -> None:
+            if self.group.is_main:
+                known = measured(outcome)
+                # What is read is added up over ranks and sessions only with a checkpoint, or at the end of the epoch.
+                of_all = {name: known[name] for name in ("loss", "pairs", "pairs_per_second")}
+                step = first_step + outcome.steps
+                self.export(new_record("progress", number, outcome.seconds, step=step, **of_all))
 
         with self.stop.held() as asked:
             try:
-                outcome = epoch.train(save, asked)
+                outcome = epoch.train(save, asked, tell)
             except Interrupted:
                 return
             self.epoch, self.step = number, first_step + outcome.steps
@@ -321,8 +334,14 @@ class Trainer:
         self.run.check_held()
         self.run.log.add(record)
         write_events(self.run.folder, self.run.log.records)
+        log_record(logger, record)
+        self.export(record)
         if self.on_record is not None:
             self.on_record(record)
+
+    def _attributes(self) -> dict[str, str]:
+        """Return what the run's metrics are told apart by."""
+        return {"dataset": self.run.layout.dataset, "run": self.run.name, "layout": self.run.layout.name}
 
     def _say(self, text: str, *values: object) -> None:
         if self.group.is_main:

@@ -19,6 +19,7 @@ from typing import Any
 from geostream.evaluation.compare import PROMOTE_Z, Comparison, check_same_gallery, check_z, compare
 from geostream.evaluation.evaluate import rank_embeddings, summed_up
 from geostream.runs import stages
+from geostream.runs.metrics.export import push
 from geostream.runs.models import By, Model, current_model, is_model, open_model, promote
 from geostream.runs.run import Run
 
@@ -103,7 +104,8 @@ def decide(
             run.write_comparison(asdict(decision))
             result = decision.result() or {"model": None}
             seconds = time.perf_counter() - started
-            run.log.append("compare", decision.new.epoch, seconds, promotes=decision.promotes, **result)
+            record = run.log.append("compare", decision.new.epoch, seconds, promotes=decision.promotes, **result)
+            push(record, dataset=run.layout.dataset, run=run.name, layout=run.layout.name)
     return decision
 
 

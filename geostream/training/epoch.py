@@ -60,13 +60,16 @@ class Epoch:
         if state is not None:
             self.loader.load_state_dict(state)
 
-    def train(self, save: Save, asked: Callable[[], bool]) -> EpochOutcome:
+    def train(
+        self, save: Save, asked: Callable[[], bool], tell: Callable[[EpochOutcome], None] = lambda outcome: None
+    ) -> EpochOutcome:
         """Train the rest of the epoch.
 
         Args:
             save: Called with the outcome so far and the position in the plan, every ``checkpoint_every`` steps and when
                 training is interrupted.
             asked: Called after each step; True interrupts training. It must give the same answer on all ranks.
+            tell: Called every few steps with the outcome so far, in which the reading is that of this rank and session.
 
         Returns:
             The outcome of the whole epoch.
@@ -81,7 +84,8 @@ class Epoch:
 
         here = replace(self.before, stream=StreamStats())
         settings = self.train_step.settings
-        return self._of_all(train_epoch(self.train_step, self.loader, settings, self.number, here, save_all, asked))
+        outcome = train_epoch(self.train_step, self.loader, settings, self.number, here, save_all, asked, tell)
+        return self._of_all(outcome)
 
     def _of_all(self, outcome: EpochOutcome) -> EpochOutcome:
         """Return the outcome with the reading of all sessions: of all ranks on the main one, elsewhere of this rank."""

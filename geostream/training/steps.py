@@ -26,7 +26,7 @@ from geostream.training.model import device_of
 from geostream.training.optimizer import learning_rate
 from geostream.training.step import TrainStep
 
-SHOW_EVERY = 10  # steps between two updates of the progress bar
+SHOW_EVERY = 10  # steps between two updates of the progress bar and the metrics
 CURVE_POINTS = 50  # most points of an epoch's curve
 
 
@@ -76,6 +76,7 @@ def train_epoch(
     before: EpochOutcome,
     save: Callable[[EpochOutcome], None],
     stopping: Callable[[], bool] = lambda: False,
+    tell: Callable[[EpochOutcome], None] = lambda outcome: None,
 ) -> EpochOutcome:
     """Train once on each batch that the loader still has; all ranks must call this together.
 
@@ -88,6 +89,7 @@ def train_epoch(
         save: Called with the outcome so far, every ``checkpoint_every`` steps and when training is interrupted.
         stopping: Called after each step but the last; True interrupts training. It must give the same answer on all
             ranks.
+        tell: Called with the outcome so far, every ``SHOW_EVERY`` steps.
 
     Returns:
         The outcome, ``before`` included.
@@ -117,6 +119,7 @@ def train_epoch(
             last = count.steps == steps
             if count.steps % SHOW_EVERY == 0 or last:
                 outcome = count.outcome()
+                tell(outcome)
                 if bar is not None:
                     shown = _rates(outcome.pairs - before.pairs, count.started, loader.stats)
                     bar.advance(count.steps - bar.done, loss=outcome.loss, **shown)

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     settings = make_settings(json.loads(sys.argv[2]))
     ranks = Ranks(int(sys.argv[3]))
 
-    def log(level: int, text: str) -> None:
+    def log(level: int, text: str, fields: object) -> None:
         print(text, flush=True)
 
     with Launch(store, open_layout(store), "one", settings, cluster=None, ranks=ranks, log=log, show=print) as launched:

@@ -26,7 +26,7 @@ if __name__ == "__main__":
     print("the last words", file=sys.stderr, flush=True)
     if what == "done":
         print("no report")
-        tell(level=30, text="a warning")
+        tell(level=30, text="a warning", fields={"epoch": 3})
     elif what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "stopped":

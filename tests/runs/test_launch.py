@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ def on_s3(store: Store) -> Store:
 def launched(
     store: Store, processes: int, settings: TrainSettings = SETTINGS, name: str = "one", lines: Lines | None = None
 ) -> Launch:
-    log = (lambda *line: None) if lines is None else (lambda *line: lines.append(line))
+    def log(level: int, text: str, fields: Mapping[str, Any] | None = None) -> None:
+        if lines is not None:
+            lines.append((level, f"{text} {dict(fields)}" if fields and "stage" not in fields else text))
+
     ranks = Ranks(processes)
     layout, show = open_layout(store), partial(log, logging.INFO)
     return Launch(store, layout, name, settings, cluster=None, ranks=ranks, log=log, show=show)
@@ -86,7 +90,8 @@ def test_all_that_is_said_is_logged(stand_in: Store) -> None:
     lines: Lines = []
     with launched(stand_in, 1, TINY, "done", lines) as training:
         training.wait()
-    assert sorted(lines) == [(logging.INFO, "no report"), (logging.INFO, "the last words"), (30, "a warning")]
+    warning = (logging.WARNING, "a warning {'epoch': 3}")
+    assert sorted(lines) == [(logging.INFO, "no report"), (logging.INFO, "the last words"), warning]
 
 
 @pytest.mark.parametrize(
