@@ -123,7 +123,7 @@ def test_a_training_fails_in_its_stage(state: Stack, store: Store) -> None:
     wait_until(lambda: any(one["state_type"] == "CRASHED" for one in stage_runs(state, flow_run)))
     stages = {one["name"]: one for one in stage_runs(state, flow_run)}
     assert (stages["epoch 1: plan"]["state_type"], stages["epoch 1: train"]["state_type"]) == ("COMPLETED", "CRASHED")
-    assert "replaced_limit" in stages["epoch 1: train"]["state"]["message"]
+    assert "shard-0000" in stages["epoch 1: train"]["state"]["message"]
     ask(state, f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING"}})  # else it is tried again
     assert end_of(state, flow_run)["type"] == "CANCELLED"
 
