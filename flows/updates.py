@@ -74,7 +74,8 @@ class ShownProgress:
 
     def __init__(self, key: str, description: str) -> None:
         self._key, self._description = key, description
-        self._share, self._artifact = 0.0, UUID(int=0)
+        self._share = 0.0
+        self._artifact: UUID | None = None
         self._updater = Updater(self._put)
 
     def __enter__(self) -> ShownProgress:
@@ -97,12 +98,12 @@ class ShownProgress:
 
     def _put(self) -> None:
         percent = round(100 * self._share, 1)
-        if self._artifact.int:
-            update_progress_artifact(artifact_id=self._artifact, progress=percent)
-        else:
+        if self._artifact is None:
             made = create_progress_artifact(progress=percent, key=self._key, description=self._description)
             assert isinstance(made, UUID)  # not a coroutine: this thread runs no event loop
             self._artifact = made
+        else:
+            update_progress_artifact(artifact_id=self._artifact, progress=percent)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import pytest
 
 from flows.common import open_store
 from geostream.errors import NotFound
-from geostream.runs.run import run_folder
+from geostream.runs.log import RunLog
+from geostream.runs.run import LOG, run_folder
 from geostream.store import Store
 from geostream.training.checkpoint_files import list_checkpoints, read_position
 from infra.stack import FOLDER, Stack
@@ -122,7 +123,7 @@ def test_a_training_fails_in_its_stage(state: Stack, store: Store) -> None:
     wait_until(lambda: any(one["state_type"] == "CRASHED" for one in stage_runs(state, flow_run)))
     stages = {one["name"]: one for one in stage_runs(state, flow_run)}
     assert (stages["epoch 1: plan"]["state_type"], stages["epoch 1: train"]["state_type"]) == ("COMPLETED", "CRASHED")
-    assert "replaced_limit" in stages["epoch 1: train"]["state"]["message"]
+    assert "shard-0000" in stages["epoch 1: train"]["state"]["message"]
     ask(state, f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING"}})  # else it is tried again
     assert end_of(state, flow_run)["type"] == "CANCELLED"
 
@@ -144,6 +145,28 @@ def test_a_killed_rank_is_another_try_from_the_last_checkpoint(state: Stack, sto
     wait_until(lambda: trained[-1] in shown())
     assert sorted(one for one in shown() if one[0].endswith("train")) == sorted(trained)
     assert len(shown()) == len({name for name, _ in shown()})
+
+
+def test_a_training_goes_on_while_prefects_server_is_away(state: Stack, store: Store) -> None:
+    """Its stages and its progress are told of when the server answers again, or never; the trainer notices nothing."""
+    flow_run = start(state, store, epochs=60)
+    main_rank(store)
+    run = run_folder(store, "tiny", "one")
+
+    def trained() -> int:
+        return len(RunLog(run, LOG).of("train"))
+
+    assert state.prefect
+    server = state.prefect.child.family()
+    for process in server:
+        process.suspend()
+    try:
+        before = trained()
+        wait_until(lambda: trained() >= before + 10)
+    finally:
+        for process in server:
+            process.resume()
+    assert end_of(state, flow_run)["type"] == "COMPLETED" and trained() == 60
 
 
 def test_cancelling_leaves_a_checkpoint_and_no_rank(state: Stack, store: Store) -> None:
