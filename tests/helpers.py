@@ -14,6 +14,7 @@ import pyarrow as pa
 import simplejpeg
 
 from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, commit_layout
+from geostream.reclustering.rewrite import rewrite
 from geostream.store import Store
 
 
@@ -174,3 +175,9 @@ def member_of(layout: Layout, place: int, view: int | None = None) -> dict[str, 
     stem = "tile" if view is None else f"view-{view:02d}"
     [row] = [row for row in layout.members.to_pylist() if row["place"] == place and row["member"].split(".")[0] == stem]
     return row
+
+
+def child_of(root: Store, parent: Layout, seed: int = 0) -> Layout:
+    """A next generation in some order, as a reclustering that was killed right after its commit leaves it."""
+    order = np.random.default_rng(seed).permutation(parent.n_places).astype(np.int32)
+    return rewrite(root, parent, np.array_split(order, 3), {})

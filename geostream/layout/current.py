@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from geostream.errors import NotFound, StoreError
+from geostream.layout.files import layouts_folder
 from geostream.layout.listing import layout_infos, newest
 from geostream.layout.tags import find_layout
 from geostream.store import Store, check_name
@@ -51,7 +52,7 @@ def current_layout(store: Store, dataset: str) -> Current | None:
     Raises:
         StoreError: The file cannot be read, or is damaged.
     """
-    folder = _folder(store, dataset)
+    folder = layouts_folder(store, dataset)
     try:
         return _read(folder, folder.read_json(FILE))
     except NotFound:
@@ -85,7 +86,7 @@ def use_layout(store: Store, dataset: str, name: str) -> Current:
     """
     _, info = find_layout(store, dataset, name)
     chosen = Current(info["layout"], info["id"])
-    _folder(store, dataset).write_json(FILE, _said(chosen))
+    layouts_folder(store, dataset).write_json(FILE, _said(chosen))
     return chosen
 
 
@@ -108,7 +109,7 @@ def advance(store: Store, dataset: str, layout: Layout, parent_id: str | None) -
     Raises:
         StoreError: ``current.json`` cannot be read or written, or is damaged.
     """
-    folder, made = _folder(store, dataset), Current(layout.name, layout.id)
+    folder, made = layouts_folder(store, dataset), Current(layout.name, layout.id)
 
     def moved(said: Any) -> Any:
         if said is None:
@@ -120,10 +121,6 @@ def advance(store: Store, dataset: str, layout: Layout, parent_id: str | None) -
         return _said(made if now is None or now.id == parent_id or now.layout == made.layout else now)
 
     return _read(folder, folder.update_json(FILE, moved)) == made
-
-
-def _folder(store: Store, dataset: str) -> Store:
-    return store.child(check_name("dataset", dataset), "layouts")
 
 
 def _newest(infos: dict[str, dict[str, Any]]) -> Current | None:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geostream.errors import LayoutNotCommitted, NotFound, StoreError
 from geostream.layout.schema import Coordinates, IndexDamage, Protocol, check_index, check_schema
-from geostream.store import NAME, Store
+from geostream.store import NAME, Store, check_name
 
 FORMAT = 2  # 1 had no borrowed shards, no gallery and no sources
 SHARD = "^shard-[0-9]{5,}[.]tar$"
@@ -72,6 +72,11 @@ class _Info(BaseModel):
     broken: list[str]
     gallery: str | None = None
     index: dict[Literal["places.parquet", "members.parquet", "sources.parquet"], str]
+
+
+def layouts_folder(store: Store, dataset: str) -> Store:
+    """Return the folder of the data set's layouts; raise BadInput for a name that cannot be a folder."""
+    return store.child(check_name("dataset", dataset), "layouts")
 
 
 def shard_name(number: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from geostream.errors import BadInput, LayoutNotCommitted
-from geostream.layout.files import read_info
+from geostream.layout.files import layouts_folder, read_info
 from geostream.store import NAME, Store, check_name
 
 
@@ -61,7 +61,7 @@ def layout_infos(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
     Raises:
         StoreError: A ``layout.json`` is damaged.
     """
-    folder = store.child(check_name("dataset", dataset), "layouts")
+    folder = layouts_folder(store, dataset)
     infos = {}
     for name in filter(NAME.fullmatch, folder.folders()):  # folders with other names are no layouts
         try:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geostream.errors import BadInput, LayoutNotCommitted, NotFound, StoreError
-from geostream.layout.files import read_info
+from geostream.layout.files import layouts_folder, read_info
 from geostream.store import NAME, Store, check_name
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_tags(store: Store, dataset: str) -> dict[str, Tagged]:
     Raises:
         StoreError: The file cannot be read, or is damaged.
     """
-    folder = _folder(store, dataset)
+    folder = layouts_folder(store, dataset)
     try:
         return _read(folder, folder.read_json(FILE))
     except NotFound:
@@ -64,7 +64,7 @@ def find_layout(store: Store, dataset: str, name: str) -> tuple[Store, dict[str,
         BadInput: ``dataset`` or ``name`` is no valid name.
         StoreError: ``layout.json`` or the tags are damaged.
     """
-    layouts = _folder(store, dataset)
+    layouts = layouts_folder(store, dataset)
     folder = layouts.child(check_name("layout", name))
     try:
         return folder, read_info(folder)
@@ -90,7 +90,7 @@ def tag_layout(store: Store, layout: Layout, tag: str) -> None:
         BadInput: It is no valid name, is or could become a layout's name, or belongs to another layout.
         StoreError: The tags cannot be read or written.
     """
-    folder = _folder(store, layout.dataset)
+    folder = layouts_folder(store, layout.dataset)
     if GENERATION.fullmatch(check_name("tag", tag)):
         raise BadInput(f"tag {tag!r}: a generation may get this name; choose another tag")
     if tag in folder.folders():
@@ -122,7 +122,7 @@ def untag(store: Store, dataset: str, tag: str) -> str:
         BadInput: No layout has it.
         StoreError: The tags cannot be read or written.
     """
-    folder, had = _folder(store, dataset), list[str]()
+    folder, had = layouts_folder(store, dataset), list[str]()
 
     def removed(said: Any) -> Any:
         tags = _read(folder, said)
@@ -133,10 +133,6 @@ def untag(store: Store, dataset: str, tag: str) -> str:
 
     folder.update_json(FILE, removed)
     return had[0]
-
-
-def _folder(store: Store, dataset: str) -> Store:
-    return store.child(check_name("dataset", dataset), "layouts")
 
 
 def _said(tags: dict[str, Tagged]) -> dict[str, Any]:

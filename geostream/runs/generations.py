@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from geostream.errors import BadInput, NotFound, StoreError
 from geostream.layout import layout_infos
 from geostream.layout.current import current_or_newest
-from geostream.layout.files import JOB, TABLES, object_names, read_info, shard_names
+from geostream.layout.files import JOB, TABLES, layouts_folder, object_names, read_info, shard_names
 from geostream.layout.lineage import ancestors
 from geostream.layout.tags import find_layout, read_tags
 from geostream.reclustering.rewrite import GOING
@@ -118,7 +118,7 @@ def list_generations(store: Store, dataset: str) -> list[Generation]:
 
 def _find(store: Store, dataset: str) -> _Found:
     infos = layout_infos(store, dataset)
-    layouts = store.child(check_name("dataset", dataset), "layouts")
+    layouts = layouts_folder(store, dataset)
     runs = store.child(dataset, "runs")
     begun = [
         _unfinished(layouts.child(name), name)

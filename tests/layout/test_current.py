@@ -5,26 +5,18 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from geostream.errors import BadInput, LayoutNotCommitted, StoreError
 from geostream.layout import Layout, advance, current_layout, open_layout, use_layout
 from geostream.layout.tags import read_tags, tag_layout, untag
-from geostream.reclustering.rewrite import rewrite
 from geostream.store import Store
-from tests.helpers import tiny_layout
+from tests.helpers import child_of, tiny_layout
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Store:
     return Store.open(tmp_path)
-
-
-def child_of(root: Store, parent: Layout, seed: int = 0) -> Layout:
-    """A next generation in some order, as a reclustering that was killed right after its commit leaves it."""
-    order = np.random.default_rng(seed).permutation(parent.n_places).astype(np.int32)
-    return rewrite(root, parent, np.array_split(order, 3), {})
 
 
 def current(root: Store) -> str | None:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from geostream.errors import BadInput, LayoutNotCommitted, StoreError
@@ -14,24 +13,18 @@ from geostream.layout import Layout, list_layouts, open_layout, use_layout
 from geostream.layout.files import JOB
 from geostream.layout.tags import tag_layout, untag
 from geostream.layout.verify import verify_layout
-from geostream.reclustering.rewrite import GOING, rewrite
+from geostream.reclustering.rewrite import GOING
 from geostream.runs.generations import check_dataset, list_generations, prune, remove
 from geostream.runs.run import needed_layouts
 from geostream.store import Store
 from geostream.training.checkpoint_files import drop_checkpoint
 from tests.command import refused, said
-from tests.helpers import tiny_layout
+from tests.helpers import child_of, tiny_layout
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Store:
     return Store.open(tmp_path)
-
-
-def child_of(root: Store, parent: Layout, seed: int = 0) -> Layout:
-    """A next generation in some order."""
-    order = np.random.default_rng(seed).permutation(parent.n_places).astype(np.int32)
-    return rewrite(root, parent, np.array_split(order, 3), {})
 
 
 def line(root: Store, generations: int = 3) -> list[Layout]:

@@ -17,9 +17,8 @@ from geostream.runs.run import Run
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.command import refused, said
-from tests.helpers import tiny_layout
+from tests.helpers import child_of, tiny_layout
 from tests.reclustering.test_recluster import embedded
-from tests.runs.test_generations import child_of
 from tests.training.settings import TINY
 from tests.vigor_raw import write_vigor
 
