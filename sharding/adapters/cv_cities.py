@@ -9,7 +9,7 @@
 
 Source of the layout: Huang, Zhou, Zhao, Gan, CV-Cities, IEEE JSTARS 2025 (code: GaoShuang98/CVCities, in it
 ``cvcities_base/dataset/cvcities.py``). From ``train/train_cvcities.py`` come the ten training cities, the six test
-cities and the size of tiles; there panoramas are squeezed to squares, while here they keep their aspect.
+cities, and the sizes: tiles and panoramas are squeezed to the same square.
 
 All test cities make one gallery. The authors evaluate each city on its own: name one by ``test_cities`` for that.
 """
@@ -24,7 +24,7 @@ from sharding.places import Place, RawDataset, RawImage, View, assign_keys, repe
 from sharding.raw_path import RawPath
 
 TILE_SIZE = (448, 448)
-VIEW_SIZE = (448, 896)
+VIEW_SIZE = (448, 448)
 TRAIN = (
     "barcelona", "captown", "losangeles", "maynila", "melbourne", "mexico", "newyork", "paris", "santiago", "tokyo",
 )  # fmt: skip
