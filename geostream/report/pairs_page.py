@@ -22,6 +22,7 @@ from geostream.report.spots import Spots, find_spots, pick_spots, scale_bar
 
 FARTHEST, SPREAD = 6, 12  # pairs shown of each kind
 PIXELS = 320  # of a picture's longer side
+EDGE = 0.47  # of the side: how far from the middle a mark is drawn at most
 WINDS = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
 
 
@@ -35,7 +36,8 @@ class ShownPair:
         view: number of the view.
         tile: JPEG.
         query: JPEG.
-        x: of the spot, in percent of the tile's side from its left edge; None: unknown.
+        x: of the spot, in percent of the tile's side from its left edge; of one outside where the way to it leaves the
+            tile; None: unknown.
         y: the same from the upper edge.
         distance: metres from the tile's middle; None: unknown.
         wind: the way from the middle, such as "NE"; "": unknown.
@@ -108,14 +110,18 @@ def area_table(layout: Layout, spots: Spots) -> list[dict[str, Any]]:
                 "area": name,
                 "pairs": int(of_area.sum()),
                 "without a spot": int(of_area.sum()) - len(distance),
-                "side of a tile, m": None if np.isnan(side).all() else float(np.nanmedian(side)),
-                "median, m": quantiles[0],
-                "95 %, m": quantiles[1],
-                "farthest, m": quantiles[2],
+                "side of a tile, m": None if np.isnan(side).all() else _metres(float(np.nanmedian(side))),
+                "median, m": _metres(quantiles[0]),
+                "95 %, m": _metres(quantiles[1]),
+                "farthest, m": _metres(quantiles[2]),
                 "outside": None if np.isnan(side).all() else int(spots.outside[of_area].sum()),
             }
         )
     return rows
+
+
+def _metres(value: float | None) -> str | None:
+    return None if value is None else f"{value:,.1f}"
 
 
 def credit(layout: Layout) -> str:
@@ -136,14 +142,15 @@ def _shown(layout: Layout, spots: Spots, row: int) -> ShownPair | None:
     (east, north), side = spots.offset[row].tolist(), float(spots.side[row])
     known, scaled = not np.isnan(east), not np.isnan(side)
     bar = scale_bar(side) if scaled else None
+    reach = min(1.0, EDGE * side / max(abs(east), abs(north), 1e-9)) if known and scaled else 0.0
     return ShownPair(
         key=facts["key"],
         area=facts["area"],
         view=view,
         tile=tile,
         query=query,
-        x=50 + 100 * east / side if known and scaled else None,
-        y=50 - 100 * north / side if known and scaled else None,
+        x=50 + 100 * reach * east / side if reach else None,
+        y=50 - 100 * reach * north / side if reach else None,
         distance=float(np.hypot(east, north)) if known else None,
         wind=WINDS[round(np.degrees(np.arctan2(east, north)) / 45) % 8] if known else "",
         outside=bool(spots.outside[row]),
