@@ -195,4 +195,6 @@ def _turned(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return metres east and north of points given in a picture's own directions."""
     sine, cosine = math.sin(heading), math.cos(heading)
-    return x + right * cosine + up * sine, y - right * sine + up * cosine
+    east: NDArray[np.float64] = x + right * cosine + up * sine
+    north: NDArray[np.float64] = y - right * sine + up * cosine
+    return east, north

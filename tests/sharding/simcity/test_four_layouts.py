@@ -264,7 +264,8 @@ def test_what_a_drone_shows_overlaps_with_tiles_as_it_should() -> None:
 def test_a_drone_sees_the_tile_below_it_turned() -> None:
     city = plan_city((-150, -150, 150, 150), np.random.default_rng(0))
     look = Look(32, (32, 32), 90)
-    raster = rasterise(city, *(round(edge / look.metres) for edge in (-150, -150, 300, 300)), look.metres)
+    edge = round(150 / look.metres)
+    raster = rasterise(city, -edge, -edge, 2 * edge, 2 * edge, look.metres)
     tile = MapCamera(3.0, 5.0, 86.4).take(raster, look)
     seen = MapCamera(3.0, 5.0, 86.4, is_tile=False).take(raster, look)
     east_up = MapCamera(3.0, 5.0, 86.4, math.pi / 2, is_tile=False).take(raster, look)
