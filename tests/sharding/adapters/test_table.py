@@ -249,6 +249,18 @@ def test_a_table_in_a_bucket_names_images_beside_it(folder: Path, tmp_path: Path
     assert Store.open(tmp_path / "b").read_json("own/layouts/base/layout.json")["id"] == local.layout.id
 
 
+def test_a_table_on_a_web_server_names_images_beside_it(folder: Path, tmp_path: Path) -> None:
+    table(folder, *LINES)
+    local = shard(
+        read_places("table", folder / "pairs.csv"), Store.open(tmp_path / "a"), "own", options=SMALL, workers=1
+    )
+    with scripted_server(lambda request: content(request, (folder / request.path.lstrip("/")).read_bytes())) as server:
+        raw = read_places("table", f"{server.url}/pairs.csv")
+        layout = shard(raw, Store.open(tmp_path / "b"), "own", options=SMALL, workers=1).layout
+    assert [place.tile.path for place in raw.places] == [f"{server.url}/tiles/{n}.jpg" for n in "abcd"]
+    assert layout.keys == local.layout.keys and layout.info["pairs"] == local.layout.info["pairs"]
+
+
 def test_what_a_url_does_not_give_is_named_by_line(folder: Path, tmp_path: Path, s3_store: Store) -> None:
     def answer(request: Request) -> Answer:
         return Answer(404) if "gone" in request.path else content(request, b"no picture")
