@@ -27,25 +27,20 @@ whole table is held in memory.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import google_crc32c
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from geostream.errors import BadInput, MissingRaw
+from geostream.errors import BadInput
 from sharding.adapters.raw_files import FolderIndex, Folders, read_position
+from sharding.adapters.table_rows import Row, read_table
 from sharding.places import LONGEST_KEY, Place, RawDataset, RawImage, View, assign_keys, repeats
-from sharding.raw_path import RawPath, StorePath, StoreTree, open_store_path, read_text
+from sharding.raw_path import RawPath, StorePath, StoreTree, open_store_path
 from sharding.raw_reader import WEB
 
 SIZE = (384, 384)
@@ -54,8 +49,6 @@ SPLITS = ("train", "test", "gallery")
 TESTED = 10  # where no split is given, one tile of so many is for testing
 KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_KEY}}}")
 UNKNOWN = (math.nan, math.nan)
-
-Row = dict[str, str]
 
 
 def read_places(raw: RawPath) -> RawDataset:
@@ -68,128 +61,28 @@ def read_places(raw: RawPath) -> RawDataset:
         Its places. Missing images are marked, not refused.
 
     Raises:
-        BadInput: a column is missing or unknown, or a row contradicts itself or another; the message names file:line.
+        BadInput: a column is missing, or a row contradicts itself or another; the message names file:line.
         MissingRaw: there is no such file.
     """
-    rows = list(_rows(raw))
-    columns = rows[0][1].keys() if rows else set[str]()
-    tiles = _Tiles(_Finder(raw.parent), columns)
-    for where, row in rows:
-        tiles.add(where, row)
-    if not tiles.by_path:
+    table = read_table(raw, COLUMNS, ("query", "tile"))
+    for pair in (("lat", "lon"), ("query_lat", "query_lon")):
+        if len(there := table.columns & set(pair)) == 1:
+            raise BadInput(f"{raw.name}: a column {min(there)}, but not both of {' and '.join(pair)}; add the other")
+    if not table.rows:
         raise BadInput(f"{raw.name}: no row; a table has a row for each pair of query and tile")
+    tiles = _Tiles(_Finder(raw.parent), table.columns)
+    for where, row in table.rows:
+        tiles.add(where, row)
     return RawDataset(
         adapter="table",
         root=raw.parent,
         options={},
-        coordinates="latlon" if {"lat", "lon"} <= columns else "none",
+        coordinates="latlon" if "lat" in table.columns else "none",
         tile_size=SIZE,
         view_size=SIZE,
         places=tuple(tiles.places()),
-        notes=tiles.notes(),
+        notes=(*tiles.notes(), *([f"columns not used: {', '.join(table.unused)}"] if table.unused else [])),
     )
-
-
-# The table's rows
-
-
-def _rows(raw: RawPath) -> Iterator[tuple[str, Row]]:
-    """Yield ``file:line`` and the cells of each row by column; a row that lacks a value has "" there."""
-    readers = {
-        ".csv": _separated,
-        ".tsv": _separated,
-        ".parquet": _parquet,
-        ".geoparquet": _parquet,
-        ".geojson": _geojson,
-        ".json": _geojson,
-    }
-    suffix = Path(raw.name).suffix.lower()
-    if suffix not in readers:
-        raise BadInput(f"{raw}: a table is a file {', '.join(readers)}; this one ends in {suffix or 'nothing'}")
-    try:
-        yield from readers[suffix](raw)
-    except OSError as error:
-        raise MissingRaw(f"{raw}: cannot read it ({error.strerror}); name the file of the table") from error
-
-
-def _separated(raw: RawPath) -> Iterator[tuple[str, Row]]:
-    try:
-        text = read_text(raw)
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{raw}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    tabs = raw.name.lower().endswith(".tsv")
-    lines = csv.reader(io.StringIO(text), delimiter="\t" if tabs else ",", strict=True, skipinitialspace=not tabs)
-    columns: list[str] | None = None
-    try:
-        for cells in lines:
-            where, cells = f"{raw.name}:{lines.line_num}", [cell.strip() for cell in cells]
-            if not any(cells):
-                continue
-            if columns is None:
-                columns = _checked(cells, where)
-                continue
-            if len(cells) != len(columns):
-                raise BadInput(f"{where}: {len(cells)} cells, but {len(columns)} columns; mend the line")
-            yield where, dict(zip(columns, cells, strict=True))
-    except csv.Error as error:
-        raise BadInput(f"{raw.name}:{lines.line_num}: no line of separated values ({error}); mend it") from error
-
-
-def _parquet(raw: RawPath) -> Iterator[tuple[str, Row]]:
-    try:
-        table = pq.ParquetFile(io.BytesIO(raw.read_bytes())).read()
-    except pa.ArrowInvalid as error:
-        raise BadInput(f"{raw}: not a whole Parquet file ({error}); write it again") from error
-    known = [name for name in table.column_names if name in COLUMNS]  # others, as a geometry, are the writer's own
-    _checked(known, raw.name)
-    for number, row in enumerate(table.select(known).to_pylist(), start=1):
-        yield f"{raw.name}:{number}", {name: _text(value) for name, value in row.items()}
-
-
-def _geojson(raw: RawPath) -> Iterator[tuple[str, Row]]:
-    try:
-        features = json.loads(raw.read_bytes())["features"]
-        properties = [dict(feature.get("properties") or {}) for feature in features]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadInput(f"{raw}: not a GeoJSON FeatureCollection ({error}); write it again") from error
-    names = {name: None for row in properties for name in row if name in COLUMNS}
-    located = any(feature.get("geometry") for feature in features)
-    columns = _checked([*names, *(name for name in ("lat", "lon") if located and name not in names)], raw.name)
-    for number, (feature, row) in enumerate(zip(features, properties, strict=True), start=1):
-        where = f"{raw.name}:{number}"
-        if geometry := feature.get("geometry"):
-            if geometry.get("type") != "Point":
-                raise BadInput(
-                    f"{where}: a {geometry.get('type')}; the feature of a pair is a Point, the tile's centre"
-                )
-            lon, lat = geometry["coordinates"][:2]
-            row = {"lat": lat, "lon": lon} | row
-        yield where, {name: _text(row.get(name)) for name in columns}
-
-
-def _text(value: Any) -> str:
-    """Return a cell as text; a list, of semi-positives, is joined."""
-    if isinstance(value, list):
-        return ";".join(map(str, value))
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
-
-
-def _checked(columns: Sequence[str], where: str) -> list[str]:
-    """Return the columns, if they are those of a table of pairs."""
-    columns = [name.strip().lower() for name in columns]
-    if unknown := [name for name in columns if name not in COLUMNS]:
-        raise BadInput(f"{where}: unknown column {', '.join(map(repr, unknown))}; there are {', '.join(COLUMNS)}")
-    if missing := [name for name in ("query", "tile") if name not in columns]:
-        raise BadInput(f"{where}: no column {' and '.join(missing)}; a table of pairs has query and tile")
-    if twice := {name for name in columns if columns.count(name) > 1}:
-        raise BadInput(f"{where}: the column {', '.join(sorted(twice))} is there twice; rename one")
-    for pair in (("lat", "lon"), ("query_lat", "query_lon")):
-        if len(there := [name for name in pair if name in columns]) == 1:
-            raise BadInput(f"{where}: a column {there[0]}, but not both of {' and '.join(pair)}; add the other")
-    return columns
-
-
-# Places
 
 
 @dataclass
@@ -207,8 +100,8 @@ class _Tile:
 class _Tiles:
     """Gather the rows of each tile, and check that they agree."""
 
-    def __init__(self, finder: _Finder, columns: Iterable[str]) -> None:
-        self.finder, self.columns = finder, set(columns)
+    def __init__(self, finder: _Finder, columns: frozenset[str]) -> None:
+        self.finder, self.columns = finder, columns
         self.by_path: dict[str, _Tile] = {}
         self.names: dict[str, str] = {}  # how rows name a tile: path of the image
         self.queries: dict[str, tuple[str, Row]] = {}
@@ -263,7 +156,7 @@ class _Tiles:
 
     def places(self) -> Iterator[Place]:
         """Yield the places; raise BadInput where a semi-positive is no tile, or only some tiles have positions."""
-        if {"lat", "lon"} <= self.columns:
+        if "lat" in self.columns:
             for tile in self.by_path.values():
                 if math.isnan(tile.position[0]):
                     raise BadInput(f"{tile.image.named}: no lat and lon; give them in all rows, or leave them out")

@@ -185,8 +185,8 @@ def overlap_of(camera: MapCamera, x: float, y: float, side: float) -> float:
 def _grid(rows: int, columns: int, width: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return metres up and right of the middle, of each pixel of a picture that is ``width`` metres wide."""
     pixel = width / columns
-    up = ((rows - 1) / 2 - np.arange(rows)) * pixel
-    right = (np.arange(columns) - (columns - 1) / 2) * pixel
+    up: NDArray[np.float64] = ((rows - 1) / 2 - np.arange(rows, dtype=np.float64)) * pixel
+    right: NDArray[np.float64] = (np.arange(columns, dtype=np.float64) - (columns - 1) / 2) * pixel
     return up[:, None], right[None, :]
 
 

@@ -145,8 +145,8 @@ def renamed(places: tuple[Place, ...], name: str, shift: int) -> tuple[Place, ..
 
 WRONG = {
     "no column": (("photos/1.jpg,train",), "query,split", r"pairs\.csv:1: no column tile"),
-    "unknown column": (("a,b,c",), "query,tile,colour", r"pairs\.csv:1: unknown column 'colour'"),
-    "half a position": (("a,b,1",), "query,tile,lat", r"pairs\.csv:1: .*lat and lon"),
+    "head line alone": ((), "query,tile", r"pairs\.csv: no row"),
+    "half a position": (("a,b,1",), "query,tile,lat", r"pairs\.csv: a column lat.*lat and lon"),
     "twice": (("a,b,c",), "query,tile,tile", r"pairs\.csv:1: .*tile is there twice"),
     "cells": (("a.jpg",), "query,tile", r"pairs\.csv:2: 1 cells, but 2 columns"),
     "split": (("photos/1.jpg,tiles/a.jpg,val",), "query,tile,split", r"csv:2: split 'val'.*train, test, gallery"),
@@ -181,7 +181,7 @@ WRONG = {
     "semi-positive": (("photos/1.jpg,tiles/a.jpg,z",), "query,tile,semi_positives", r"pairs\.csv:2: semi-positive z"),
     "password": (("https://me:secret@host/a.jpg,tiles/a.jpg",), "query,tile", r"pairs\.csv:2: a URL with a password"),
     "above": (("../1.jpg,tiles/a.jpg",), "query,tile", r"pairs\.csv:2: '\.\./1\.jpg'"),
-    "empty": ((), "query,tile", "no row"),
+    "empty": ((), "", r"pairs\.csv:1: no column query and tile"),
 }  # fmt: skip
 
 
@@ -193,6 +193,11 @@ def test_what_is_wrong_is_named_by_line(folder: Path, what: str) -> None:
     assert "\n" not in str(told.value) and "secret" not in str(told.value)
 
 
+def test_columns_that_are_not_used_are_named(folder: Path) -> None:
+    raw = read_places("table", table(folder, "photos/1.jpg, tiles/a.jpg, red", head="Query,TILE , Colour"))
+    assert "columns not used: colour" in raw.notes
+
+
 def test_what_is_no_table(folder: Path) -> None:
     with pytest.raises(MissingRaw, match=r"none\.csv"):
         read_places("table", folder / "none.csv")
@@ -202,6 +207,11 @@ def test_what_is_no_table(folder: Path) -> None:
         (folder / name).write_bytes(data)
         with pytest.raises(BadInput, match=name):
             read_places("table", folder / name)
+    line = {"type": "LineString", "coordinates": [[1, 2], [3, 4]]}
+    feature = {"geometry": line, "properties": {"query": "photos/1.jpg", "tile": "tiles/a.jpg"}}
+    (folder / "a.geojson").write_text(json.dumps({"features": [feature]}))
+    with pytest.raises(BadInput, match=r"a\.geojson:1: .*Point"):
+        read_places("table", folder / "a.geojson")
 
 
 def test_missing_images_are_named_by_line(folder: Path, tmp_path: Path) -> None:
