@@ -154,6 +154,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_killed_while_it_reads_from_a_bucket_and_started_again(tmp_path: Path, s3_store: Store) -> None:
     for city in ("NewYork", "Chicago"):
         write_city(tmp_path / "raw", city, 4, 4, tile_size=(300, 300), view_size=(256, 512))

@@ -235,7 +235,7 @@ def test_images_anywhere(folder: Path, tmp_path: Path, s3_store: Store) -> None:
         )
         file = table(folder, *map(",".join, places), head="query,tile,split")
         target = Store.open(tmp_path / "store")
-        report = shard(read_places("table", file), target, "own", options=SMALL, workers=2)
+        report = shard(read_places("table", file), target, "own", options=SMALL, workers=1)
         assert report.layout.info["pairs"] == {"train": 3, "test": 1} and not report.broken
         server.requests.clear()
         again = shard(read_places("table", file), target, "own", options=SMALL, workers=1)
