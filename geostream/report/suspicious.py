@@ -3,8 +3,9 @@
 A network learns the rule of most pairs, and the few that break it stay at the bottom: a photo with another photo's
 coordinates, a tile of another place, a picture of the inside of a car. The embeddings that mining has left in the run
 are enough to see that: nothing is embedded here. A pair's rank among all is taken in the embeddings of several epochs,
-and its best rank counts, so that a pair must be low in each of them. Of a sound data set the lowest pairs are only
-hard; the picture tells. To compare with: how similar queries are to tiles of other places, drawn from the whole set.
+and its best rank counts, so that a pair must be low in each of them. To compare with: how similar queries are to tiles
+of other places, drawn from the whole set. An epoch counts once most pairs are more similar than nearly all of these. Of
+a sound data set the lowest pairs are only hard; the picture tells.
 
 Each query and each tile is read once an epoch, block by block, and the tiles once more to find what the lowest queries
 resemble instead.
@@ -99,14 +100,15 @@ def find_suspicious(run: Run) -> Suspicion | None:
             break
     if not found:
         return None
-    measured = [own_similarities(embeddings) for _, embeddings in found]
-    own = np.stack([similarity for similarity, _ in measured])
-    strangers = np.array([stranger for _, stranger in measured])
+    measured = [(epoch, *own_similarities(embeddings)) for epoch, embeddings in found]
+    # Before the network can tell most pairs from strangers, what is low means nothing.
+    told = [one for one in measured if np.median(one[1]) > one[2]] or measured[:1]
+    own, strangers = np.stack([similarity for _, similarity, _ in told]), np.array([bound for _, _, bound in told])
     ranks = lowest_ranks(own)
     rows = np.lexsort((own[0], ranks))[:SHOWN]
-    newest = found[0][1]
+    newest = dict(found)[told[0][0]]
     return Suspicion(
-        epochs=tuple(epoch for epoch, _ in reversed(found)),
+        epochs=tuple(epoch for epoch, _, _ in reversed(told)),
         pairs=own.shape[1],
         typical=float(np.median(own[0])),
         stranger=float(strangers[0]),
