@@ -32,7 +32,7 @@ RENDERED = Path("runs", "raw")  # below the folder that the flow runs in
 @flow(name="shard", flow_run_name="shard {adapter} {layout}")
 def shard(
     adapter: Adapter = "vigor",
-    raw: Annotated[str | None, Field(description="raw folder, as the worker sees it; none: rendered cities")] = None,
+    raw: Annotated[str | None, Field(description="raw folder of the worker, or s3://…; none: rendered cities")] = None,
     store: StoreURL = None,
     dataset: Annotated[str | None, Field(description="name in the store; none: the adapter's")] = None,
     layout: str = "base",
@@ -49,7 +49,7 @@ def shard(
 
     Args:
         adapter: what the raw folder holds: "vigor", "cvusa", "cvact" or "university1652".
-        raw: the raw folder, as the worker sees it. None: cities rendered in that dataset's raw layout.
+        raw: the raw folder, as the worker sees it, or in a bucket. None: cities rendered in that dataset's raw layout.
         store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
         dataset: the dataset's name in the store. None: the adapter's; where rendered, "simcity…".
         layout: the layout's name in the dataset.
@@ -65,13 +65,14 @@ def shard(
             our own is written, and removed, to see what the server can do.
     """
     target, chosen = open_store(store), given(options)
+    folder: str | Path
     if raw is None:
         rendered_name = rendered.dataset_name(adapter)
         folder, name = RENDERED / f"{rendered_name}-{city}-{seed}", dataset or rendered_name
         chosen = rendered.shard_options(adapter) | chosen
         render(folder, adapter, city, seed)
     else:
-        folder, name = Path(raw), dataset or adapter
+        folder, name = raw, dataset or adapter
     title(f"shard {name} {layout}{' (dry run)' if dry_run else ''}")
     places = read_places(adapter, folder, given(adapter_options))
     rules = {"remove_missing": remove_missing, "extend_test": extend_test}
@@ -106,7 +107,7 @@ def render(raw: Path, adapter: str, size: str, seed: int) -> RenderSummary:
 
 
 @task(task_run_name="read {adapter}", cache_policy=NO_CACHE)
-def read_places(adapter: str, raw: Path, options: dict[str, Any]) -> RawDataset:
+def read_places(adapter: str, raw: str | Path, options: dict[str, Any]) -> RawDataset:
     """Read the raw folder with the adapter's options."""
     return sharding.read_places(adapter, raw, **options)
 

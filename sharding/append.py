@@ -42,6 +42,7 @@ from sharding.commit import ShardReport, clean, layout_folder, moved_bytes, plac
 from sharding.growth import Growth, Rules, find_growth
 from sharding.job import QUALITY, SAMPLE, Images, ShardJob, ShardOptions, cut_job
 from sharding.places import KeptImage, Place, RawDataset, Size
+from sharding.raw_reader import RawReader
 from sharding.sources import sources_file
 from sharding.writer import StoredPart, write_shards
 
@@ -177,7 +178,7 @@ def _as_stored(options: ShardOptions, raw: RawDataset, parent: Layout) -> tuple[
                 f"{there} stores images with {name} {has}, not {value}; leave it out, or choose another name"
             )
     tile_size, view_size = (_size(stored[name]) for name in ("tile_size", "view_size"))
-    images = Images(raw.root, tile_size, view_size, stored["quality"] or QUALITY, parent.shards_store)
+    images = Images(RawReader.of(raw.root), tile_size, view_size, stored["quality"] or QUALITY, parent.shards_store)
     return replace(options, original=original, tile_size=None, view_size=None, quality=stored["quality"]), images
 
 

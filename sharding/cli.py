@@ -7,7 +7,6 @@ refuses one that the adapter does not have. The work is imported when it begins,
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,24 +17,27 @@ if TYPE_CHECKING:
     from sharding import DryRun, ShardReport
     from sharding.places import Size
 
-NAMES = "vigor, cvusa, cvact, university1652"  # of sharding.ADAPTERS
+NAMES = "vigor, cvusa, cvact, university1652, cv-cities, gta-uav, table"  # of sharding.ADAPTERS
 REMOVE = "An append removes places and images that the raw folder no longer has; else they stay."
 EXTEND = "An append may change the test set; else it adds to training alone, and figures stay comparable."
 PREVIEW = "Only say what would be done, and what is missing. On S3 a small object of our own is written and removed."
 
 
 def shard(
-    adapter: Annotated[str, typer.Argument(help=f"What the raw folder holds: {NAMES}.")],
-    raw: Annotated[Path, typer.Argument(help="The raw folder, as it was downloaded.")],
+    adapter: Annotated[str, typer.Argument(help=f"What the raw folder holds: {NAMES} (geostream datasets).")],
+    raw: Annotated[
+        str, typer.Argument(help="The raw folder, as it was downloaded; also s3://bucket/folder. table: the file.")
+    ],
     store: Annotated[str, typer.Argument(help="s3://bucket/prefix or a local folder.")],
     dataset: Annotated[str | None, typer.Option(help="Name in the store; default: the adapter's.")] = None,
     layout: Annotated[str, typer.Option(help="Name of the layout.")] = "base",
     protocol: Annotated[
-        str | None, typer.Option(help="VIGOR: cross-area (default) or same-area. CVACT: val (default) or test.")
+        str | None,
+        typer.Option(help="VIGOR, GTA-UAV: cross-area (default) or same-area. CVACT: val (default) or test."),
     ] = None,
     views: Annotated[str | None, typer.Option(help="University-1652: drone (default) or street.")] = None,
-    train_cities: Annotated[str | None, typer.Option(help="VIGOR: other training cities, A,B.")] = None,
-    test_cities: Annotated[str | None, typer.Option(help="VIGOR: other test cities, A,B.")] = None,
+    train_cities: Annotated[str | None, typer.Option(help="VIGOR, CV-Cities: other training cities, A,B.")] = None,
+    test_cities: Annotated[str | None, typer.Option(help="VIGOR, CV-Cities: other test cities, A,B.")] = None,
     tile_size: Annotated[str | None, typer.Option(help="Stored tiles, as HEIGHTxWIDTH; default: as trained.")] = None,
     view_size: Annotated[str | None, typer.Option(help="Stored views, as HEIGHTxWIDTH; default: as trained.")] = None,
     original: Annotated[bool, typer.Option(help="Keep the raw files' bytes.")] = False,

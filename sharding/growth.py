@@ -1,9 +1,9 @@
 """Find what a raw folder has that a layout lacks: new places, changed ones, and those that are gone.
 
 A place is the same where its area and the path of its tile are, whatever its key. A raw file is the same where size and
-time are as noted in ``sources.parquet``; else it is read, and its checksum decides. For a layout without that table
-every file is read once, encoded, and compared with the stored bytes. A file that has changed and is broken now does not
-count: the stored image stays.
+time, or on a server its ETag, are as noted in ``sources.parquet``; else it is read, and its checksum decides. For a
+layout without that table every file is read once, encoded, and compared with the stored bytes. A file that has changed
+and is broken now does not count: the stored image stays.
 
 The test set is frozen unless it is to be extended. Its tiles and queries stay as they are, nothing joins it, and
 nothing of it is trained on. What is left out for that is counted.
@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import google_crc32c
@@ -36,7 +35,7 @@ from geostream.progress import Bar
 from sharding.encode import BrokenImage
 from sharding.job import Broken, Images, listed
 from sharding.places import LONGEST_KEY, SPLIT_ORDER, KeptImage, Place, RawDataset, RawImage, View
-from sharding.sources import Source, sources_of
+from sharding.sources import Source, Stamp, sources_of
 from sharding.workers import in_order
 
 UNIT = 32  # images that a worker compares before it answers
@@ -237,8 +236,9 @@ def _compare(raw: RawDataset, stored: Sequence[Stored], parent: Layout, images: 
                 wanted[image.path] = image, image is place.tile, (known or {}).get(image.path)
     if known is not None:
         with ThreadPoolExecutor(STATS) as threads:
-            facts = list(threads.map(partial(_stat, raw.root), wanted))
-        same = {path for path, fact in zip(wanted, facts, strict=True) if path in known and fact == known[path][1:3]}
+            found = list(threads.map(partial(_stamp, images), (image for image, _, _ in wanted.values())))
+        stamps = dict(zip(wanted, found, strict=True))
+        same = {path for path, stamp in stamps.items() if path in known and stamp and stamp.is_same(known[path].stamp)}
         wanted = {path: image for path, image in wanted.items() if path not in same}
     tasks = list(wanted.values())
     units = [(images, tasks[start : start + UNIT]) for start in range(0, len(tasks), UNIT)]
@@ -253,13 +253,9 @@ def _compare(raw: RawDataset, stored: Sequence[Stored], parent: Layout, images: 
     return _Seen(known or {}, read)
 
 
-def _stat(root: Path, path: str) -> tuple[int, int] | None:
-    """Return size and time of a file's last change; None where it is gone."""
-    try:
-        found = (root / path).stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
+def _stamp(images: Images, image: RawImage) -> Stamp | None:
+    """Return what tells a raw file's version without reading it; None where it is gone, or nothing tells it."""
+    return image.stamp or images.reader.stamp(image.path)
 
 
 def compare_images(unit: tuple[Images, list[tuple[RawImage, bool, Source | None]]]) -> list[Compared]:
@@ -268,9 +264,9 @@ def compare_images(unit: tuple[Images, list[tuple[RawImage, bool, Source | None]
     found = []
     for image, is_tile, known in some:
         with suppress(BrokenImage):
-            data, mtime_ns = images.read(image)
+            data, stamp = images.read(image)
             if known and (len(data), google_crc32c.value(data)) == (known.bytes, known.crc32c):
-                found.append(Compared(known._replace(mtime_ns=mtime_ns), None if known.broken else SAME))
+                found.append(Compared(known.stamped(stamp), None if known.broken else SAME))
                 continue
         stored, source = images.load(image, is_tile=is_tile)
         if source is not None:

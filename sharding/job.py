@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -32,9 +30,11 @@ from sharding.adapters import ADAPTERS
 from sharding.encode import ENCODER, BrokenImage, Encoded, encode
 from sharding.order import cut, storage_order
 from sharding.places import KeptImage, Place, RawDataset, RawImage, Size
-from sharding.sources import Source
+from sharding.raw_reader import RawReader
+from sharding.sources import Source, Stamp
 
 QUALITY = 90  # of JPEGs, where none is given
+READS = 8  # images that a process reads from a server at the same time
 SAMPLE = 32  # tiles, and as many views, encoded to estimate sizes
 HEADER_BYTES = 768  # tar header and half a block of padding
 JSON_BYTES = 400
@@ -96,14 +96,14 @@ class Images:
     """Read raw images and encode them as they are stored.
 
     Attributes:
-        root: the raw folder.
+        reader: of the raw files.
         tile_size: (height, width) in pixels of stored tiles; None: their bytes are kept.
         view_size: the same of views.
         quality: JPEG quality.
         layouts: the data set's ``layouts`` folder, where images are taken over from; None: none are.
     """
 
-    root: Path
+    reader: RawReader
     tile_size: Size | None
     view_size: Size | None
     quality: int
@@ -126,21 +126,36 @@ class Images:
             return self._take_over(image), None
         source = None
         try:
-            data, mtime_ns = self.read(image)
-            source = Source(image.path, len(data), mtime_ns, google_crc32c.value(data))
+            data, stamp = self.read(image)
+            source = Source(image.path, stamp.bytes, stamp.mtime_ns, google_crc32c.value(data), etag=stamp.etag)
             return encode(data, self.tile_size if is_tile else self.view_size, self.quality), source
         except BrokenImage as error:
             return Broken(image.path, image.named, str(error)), source and source._replace(broken=str(error))
 
-    def read(self, image: RawImage) -> tuple[bytes, int]:
-        """Read an image's file and the time of its last change; raise BrokenImage where it is missing or unreadable."""
+    def load_all(self, images: Sequence[tuple[RawImage, bool]]) -> Iterator[tuple[Encoded | Broken, Source | None]]:
+        """Yield what :meth:`load` returns of each image, of those on a server ``READS`` at a time.
+
+        Args:
+            images: each with whether it is a tile.
+        """
+        tasks = iter(images)
+        if not any(self.reader.is_remote(image.path) for image, _ in images):
+            for image, is_tile in tasks:
+                yield self.load(image, is_tile=is_tile)
+            return
+        with ThreadPoolExecutor(READS) as threads:
+            yield from threads.map(lambda task: self.load(task[0], is_tile=task[1]), tasks)
+
+    def read(self, image: RawImage) -> tuple[bytes, Stamp]:
+        """Read an image's file and its stamp.
+
+        Raises:
+            BrokenImage: it is missing or unreadable.
+            StoreError: the server that holds it does not answer, or refuses the credentials.
+        """
         if not image.present:
             raise BrokenImage("missing")
-        try:
-            with (self.root / image.path).open("rb") as file:
-                return file.read(), os.fstat(file.fileno()).st_mtime_ns
-        except OSError as error:
-            raise BrokenImage(f"cannot be read: {error.strerror}") from error
+        return self.reader.read(image.path)
 
     def _take_over(self, image: KeptImage) -> Encoded:
         assert self.layouts is not None, "an image can be taken over from a layout alone"
@@ -236,8 +251,9 @@ class ShardJob:
         """Raise BadInput where more images are broken than the options allow."""
         if len(broken) > self.options.max_broken * self.n_listed:
             get = ""
-            if self.raw.adapter in ADAPTERS and any(one.reason == "missing" for one in broken):
-                get = f". The data set is to be had at {ADAPTERS[self.raw.adapter].source}"
+            source = ADAPTERS[self.raw.adapter].source if self.raw.adapter in ADAPTERS else ""
+            if source and any(one.reason == "missing" for one in broken):
+                get = f". The data set is to be had at {source}"
             first = "; ".join(str(one) for one in broken[:5]) + ("; …" if len(broken) > 5 else "")
             raise BadInput(
                 f"{len(broken)} of {self.n_listed} images are broken, more than the share of "
@@ -260,7 +276,7 @@ def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJo
     _check_places(raw)
     original = options.original
     images = Images(
-        root=raw.root,
+        reader=RawReader.of(raw.root),
         tile_size=None if original else options.tile_size or raw.tile_size,
         view_size=None if original else options.view_size or raw.view_size,
         quality=options.quality or QUALITY,

@@ -1,21 +1,22 @@
 """Describe a raw data set as places: what every adapter returns, and all that the code behind it knows.
 
-An image is a path below the raw folder, with the line of the list that named it. One listing a folder tells whether it
-is there; whether it can be decoded shows when it is encoded. All places are held in memory: about 1 kB each.
+An image is a path below the raw folder, or a URL, with the line of the list that named it. One listing a folder tells
+whether it is there; whether it can be decoded shows when it is encoded. All places are held in memory: about 1 kB each.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import google_crc32c
 
 from geostream.errors import BadInput
 from geostream.layout import Coordinates, Protocol
+from sharding.raw_path import RawPath
+from sharding.sources import Stamp
 
 Size = tuple[int, int]  # height, width in pixels
 IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
@@ -28,14 +29,16 @@ class RawImage:
     """Name a raw image file.
 
     Attributes:
-        path: below the raw folder, with "/" between folders.
+        path: below the raw folder, with "/" between folders; or an absolute path, or a URL.
         named: the ``file:line`` that named it, for messages.
-        present: whether the file was found.
+        present: whether the file was found; a URL of a web server is taken to be there.
+        stamp: what the listing of a store has of it; None: it is to be looked at.
     """
 
     path: str
     named: str
     present: bool = True
+    stamp: Stamp | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,7 @@ class RawDataset:
 
     Attributes:
         adapter: the data set's name in the registry (:mod:`sharding.adapters`).
-        root: the raw folder.
+        root: the raw folder, on a local disk or a store.
         options: the adapter's, as they were used.
         coordinates: "latlon" (degrees), "utm" (metres) or "none".
         tile_size: (height, width) in pixels that tiles are usually trained with.
@@ -120,7 +123,7 @@ class RawDataset:
     """
 
     adapter: str
-    root: Path
+    root: RawPath
     options: dict[str, Any]
     coordinates: Coordinates
     tile_size: Size

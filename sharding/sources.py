@@ -1,7 +1,8 @@
 """Note what each stored image was made from, so that an append sees what has changed without reading every raw file.
 
-The table ``sources.parquet`` lies beside a layout's index and is named by its hash in ``layout.json``. It is no part of
-the layout's id, because times of change differ between machines.
+On a local disk a file is the same where size and time of change are; on a server where its ETag is, or size and time
+where it gives none. The table ``sources.parquet`` lies beside a layout's index and is named by its hash in
+``layout.json``. It is no part of the layout's id, because times of change differ between machines.
 """
 
 from __future__ import annotations
@@ -18,15 +19,38 @@ from geostream.layout.files import read_sources
 from geostream.store import table_bytes
 
 
+class Stamp(NamedTuple):
+    """Tell one version of a raw file from another without reading it.
+
+    Attributes:
+        bytes: its size.
+        mtime_ns: time of its last change, in nanoseconds; 0: a server does not say.
+        etag: a server's name for its content; "": it gives none.
+    """
+
+    bytes: int
+    mtime_ns: int
+    etag: str = ""
+
+    def is_same(self, other: Stamp) -> bool:
+        """Return whether two stamps are certainly of the same content."""
+        if self.bytes != other.bytes:
+            return False
+        if self.etag and other.etag:
+            return self.etag == other.etag
+        return self.mtime_ns == other.mtime_ns != 0
+
+
 class Source(NamedTuple):
     """Describe a raw file as it was read.
 
     Attributes:
-        path: below the raw folder.
+        path: below the raw folder, or a URL.
         bytes: its size.
         mtime_ns: time of its last change, in nanoseconds.
         crc32c: checksum of its bytes.
         broken: why it could not be stored; "": it was.
+        etag: a server's name for its content; "" in a local folder.
     """
 
     path: str
@@ -34,6 +58,16 @@ class Source(NamedTuple):
     mtime_ns: int
     crc32c: int
     broken: str = ""
+    etag: str = ""
+
+    @property
+    def stamp(self) -> Stamp:
+        """What tells this version of the file from another."""
+        return Stamp(self.bytes, self.mtime_ns, self.etag)
+
+    def stamped(self, stamp: Stamp) -> Source:
+        """Return the same with another stamp, of a file that was found to have the same bytes."""
+        return self._replace(**stamp._asdict())
 
 
 SCHEMA = pa.schema(
@@ -43,6 +77,7 @@ SCHEMA = pa.schema(
         ("mtime_ns", pa.int64()),
         ("crc32c", pa.uint32()),
         ("broken", pa.string()),
+        ("etag", pa.string()),  # not in layouts from before raw files could lie on a server
     ]
 )
 
@@ -58,5 +93,6 @@ def sources_of(layout: Layout) -> dict[str, Source] | None:
     data = read_sources(layout.store, layout.info)
     if data is None:
         return None
-    columns = [column.to_pylist() for column in pq.ParquetFile(io.BytesIO(data)).read(SCHEMA.names).columns]
-    return {source.path: source for source in map(Source, *columns)}
+    file = pq.ParquetFile(io.BytesIO(data))
+    columns = file.read([name for name in SCHEMA.names if name in file.schema_arrow.names]).columns
+    return {source.path: source for source in map(Source, *(column.to_pylist() for column in columns))}

@@ -29,9 +29,8 @@ from geostream.errors import AlreadyExists, BadInput
 from geostream.layout.files import JOB, object_names
 from geostream.progress import Bar
 from geostream.store import Store
-from sharding.encode import Encoded
 from sharding.job import Broken, Images, Part, ShardJob
-from sharding.places import Place, RawImage
+from sharding.places import Place
 from sharding.sources import Source
 from sharding.tar import Member, ShardTar
 from sharding.workers import in_order, leave_a_starting_worker
@@ -314,22 +313,19 @@ def encode_places(unit: Unit) -> EncodedUnit:
     broken: list[Broken] = []
     sources: list[Source] = []
     enlarged = 0
-
-    def load(image: RawImage, is_tile: bool) -> Encoded | Broken:
-        made, source = unit.images.load(image, is_tile=is_tile)
-        sources.extend([source] if source else [])
-        return made
-
+    wanted = [(image, image is place.tile) for place in unit.places for image in place.images()]
+    loaded = unit.images.load_all(wanted)
     for place in unit.places:
-        tile = load(place.tile, is_tile=True)
+        (tile, source), *views = islice(loaded, 1 + len(place.views))
+        sources.extend([source] if source else [])
         if isinstance(tile, Broken):
             broken.append(tile)
             continue
         members = [_member(f"tile.{tile.suffix}", tile.data)]
         enlarged += tile.enlarged
         kept: list[int] = []
-        for number, view in enumerate(place.views):
-            query = load(view.image, is_tile=False)
+        for number, (query, source) in enumerate(views):
+            sources.extend([source] if source else [])
             if isinstance(query, Broken):
                 broken.append(query)
                 continue

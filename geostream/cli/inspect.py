@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from geostream.cli.options import Dataset, LayoutName, StoreUrl, open_store, print_table
 from geostream.errors import BadInput, StoreError
@@ -11,7 +14,12 @@ if TYPE_CHECKING:
     from geostream.layout import Layout
 
 
-def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:
+def inspect(
+    store: StoreUrl,
+    dataset: Dataset = None,
+    layout: LayoutName = None,
+    page: Annotated[str | None, typer.Option(help="Write an HTML page here, with pairs and where each lies.")] = None,
+) -> None:
     """Show what is in a store: its datasets and layouts, or one layout in detail."""
     from rich.console import Console
 
@@ -23,6 +31,9 @@ def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None)
     if not names:
         raise BadInput(f"{root.url}: no committed layout; shard one first: geostream shard vigor RAW {root.url}")
     layouts = [open_layout(root, d, n) for d, n in names]
+    if page is not None:
+        _write_page(layouts[0] if len(layouts) == 1 else open_layout(root, dataset, layout), Path(page))
+        return
     print_table("layouts", [_layout_row(one) for one in layouts])
     if len(layouts) != 1:
         return
@@ -34,6 +45,23 @@ def inspect(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None)
     )
     for key in ("id", "gallery", "source", "images", "broken"):
         Console().print(f"{key}: {one.info.get(key)}", highlight=False, markup=False)
+
+
+def _write_page(layout: Layout, path: Path) -> None:
+    """Write the page of pairs; a file there is replaced, as a whole."""
+    from geostream.report.pairs_page import pairs_page
+
+    if not path.parent.is_dir():
+        raise BadInput(f"--page {path}: no such folder; make it first")
+    text = pairs_page(layout)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise BadInput(f"--page {path}: cannot write it ({error.strerror}); name another file") from error
+    print(f"{path}: pairs of {layout.dataset} {layout.name}")
 
 
 def verify(store: StoreUrl, dataset: Dataset = None, layout: LayoutName = None) -> None:

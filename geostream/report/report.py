@@ -1,7 +1,8 @@
 """Write the report of a run: one HTML file with its curves, its tables and pictures.
 
 The order is that of a reader's questions: the recall on unseen places, how training went, what the model retrieves,
-what the network was given, and what it cost. The file holds its pictures itself, so that it can be sent around.
+which training pairs may be wrong, what the network was given, and what it cost. The file holds its pictures itself, so
+that it can be sent around.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from geostream.report.curves import Rows, curves_svg
 from geostream.report.evaluation_page import COLUMNS
 from geostream.report.pages import render
 from geostream.report.retrievals import Retrieval, retrievals
+from geostream.report.suspicious import Suspicion, find_suspicious
 from geostream.report.timeline import timeline_svg
 from geostream.runs.log import RunResult
 from geostream.runs.run import Run
@@ -89,7 +91,7 @@ def publish(run: Run, result: RunResult, summary: Mapping[str, Any]) -> str:
     record = run.read_comparison()
     compared = None if record is None else comparison_section(layout, record)
     title = f"geostream: {layout.dataset} {layout.name}"
-    page = render_report(title, summary, result.training, pictures, preview, compared)
+    page = render_report(title, summary, result.training, pictures, preview, compared, find_suspicious(run))
     run.write_report(page)
     return page
 
@@ -101,6 +103,7 @@ def render_report(
     pictures: Sequence[Retrieval],
     preview: Sequence[PreviewPair],
     comparison: Mapping[str, Any] | None = None,
+    suspicious: Suspicion | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -111,6 +114,7 @@ def render_report(
         pictures: Queries with their best candidates. The section is left out if there are none.
         preview: Training pairs, plain and augmented. The section is left out if there are none.
         comparison: What :func:`~geostream.report.comparison.comparison_section` returns; None: no such section.
+        suspicious: Training pairs to look at; None: no such section.
     """
     evaluations, plans, moves = summary["evaluations"], summary["plans"], summary["reclusterings"]
     return render(
@@ -123,6 +127,7 @@ def render_report(
         comparison=comparison,
         percent={*COLUMNS.values(), "resident_share", "waiting"},
         retrievals=pictures,
+        suspicious=suspicious,
         preview=preview_rows(preview),
         timeline=timeline_svg(summary["timeline"]),
         stages=[

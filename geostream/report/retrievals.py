@@ -118,15 +118,16 @@ def _pictures(layout: Layout, embeddings: Embeddings, rows: Int64, *, tiles: boo
     return [thumbnail(read_image(layout, place, view)) for place, view in pairs]
 
 
-def thumbnail(data: bytes) -> bytes:
-    """Return an image as a JPEG of at most THUMBNAIL pixels a side.
+def thumbnail(data: bytes, pixels: int = THUMBNAIL) -> bytes:
+    """Return an image as a small JPEG.
 
     Args:
         data: The image, in a format that Pillow knows.
+        pixels: Most pixels a side.
     """
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    if max(image.size) > THUMBNAIL:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
+    if max(image.size) > pixels:
+        image.thumbnail((pixels, pixels))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

@@ -351,17 +351,21 @@ class Run:
         """
         return open_embeddings(self.folder, self.embeddings_name(split, epoch), self.layout)
 
+    def embedded_epochs(self) -> list[int]:
+        """Return the epochs after which the training set was embedded, in order."""
+        epochs = [name.removeprefix("epoch-").removesuffix(".zarr") for name in self.folder.folders("embeddings")]
+        return sorted(int(text) for text in epochs if text.isdigit())
+
     def newest_embeddings(self) -> int:
         """Return the last epoch whose training set was embedded.
 
         Raises:
             BadInput: It was never embedded.
         """
-        epochs = [name.removeprefix("epoch-").removesuffix(".zarr") for name in self.folder.folders("embeddings")]
-        numbers = [int(text) for text in epochs if text.isdigit()]
-        if not numbers:
+        epochs = self.embedded_epochs()
+        if not epochs:
             raise BadInput(f"{self.url}: the training set was not embedded yet; run: geostream embed")
-        return max(numbers)
+        return epochs[-1]
 
     @staticmethod
     def graph_name(epoch: int) -> str:

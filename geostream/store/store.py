@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import obstore
@@ -35,6 +35,9 @@ from geostream.store.forks import check_process
 from geostream.store.s3 import PATIENT_RETRIES, client_options, s3_client, s3_files
 from geostream.store.url import read_url
 from geostream.store.web import web_client, web_files
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 Names = list[str]  # spelled out here because Store.list hides the builtin inside the class
 RETRIES = 6
@@ -70,6 +73,7 @@ class ObjectInfo:
     path: str  # relative to the store that was listed
     size: int  # bytes
     modified: datetime  # when it was written, by the store's clock
+    etag: str = ""  # names its content on a server; "" where it gives none, or the store is a local folder
 
 
 def check_name(kind: str, name: str) -> str:
@@ -214,6 +218,20 @@ class Store:
         """
         with explained(self._at(path)):
             return bytes(obstore.get(self._obstore, path).bytes())
+
+    def read_with_info(self, path: str) -> tuple[bytes, ObjectInfo]:
+        """Read a whole object, and what the store says of it: size, time and tag of the very version that was read.
+
+        Args:
+            path: Path of the object within the store.
+
+        Raises:
+            NotFound: There is no such object.
+            StoreError: It cannot be read.
+        """
+        with explained(self._at(path)):
+            answer = obstore.get(self._obstore, path)
+            return bytes(answer.bytes()), self._info(answer.meta)
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Read a range of an object.
@@ -488,12 +506,12 @@ class Store:
             return []
         self._check_listable()
         with explained(self._at(prefix)):
-            found = [
-                ObjectInfo(str(meta["path"]), int(meta["size"]), meta["last_modified"])
-                for chunk in obstore.list(self._obstore, prefix=prefix or None)
-                for meta in chunk
-            ]
+            found = [self._info(meta) for chunk in obstore.list(self._obstore, prefix=prefix or None) for meta in chunk]
         return sorted(found, key=lambda info: info.path)
+
+    def _info(self, meta: ObjectMeta) -> ObjectInfo:
+        etag = "" if self.is_local else meta["e_tag"] or ""
+        return ObjectInfo(str(meta["path"]), int(meta["size"]), meta["last_modified"], etag)
 
     def folders(self, prefix: str = "") -> Names:
         """List the folders directly below a folder.

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ import numpy.typing as npt
 from geostream.errors import BadInput, MissingRaw
 from sharding.adapters.raw_files import FolderIndex, find_root, first_located, list_folder, located, readable_name
 from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats
+from sharding.raw_path import RawPath
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (140, 768)
@@ -45,7 +45,7 @@ Named = dict[str, str]  # ids, and where each was named
 Position = tuple[float, float]  # north, east
 
 
-def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
+def read_places(raw: RawPath, *, protocol: str = "val") -> RawDataset:
     """Read a CVACT folder.
 
     Args:
@@ -102,7 +102,7 @@ def read_places(raw: Path, *, protocol: str = "val") -> RawDataset:
     )
 
 
-def _found(folder: Path) -> Named:
+def _found(folder: RawPath) -> Named:
     """Return the ids of which a panorama or a tile lies in ``folder``."""
     found: Named = {}
     for kind, ending in ((PANORAMAS, PANORAMA), (TILES, TILE)):
@@ -117,7 +117,7 @@ def _found(folder: Path) -> Named:
 class _Mat:
     """Read the .mat; check what it says as it is asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: RawPath) -> None:
         from scipy.io import loadmat  # not above: every process that encodes would spend 0.4 s on it
 
         self.path = path

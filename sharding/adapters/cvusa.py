@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from geostream.errors import BadInput
 from sharding.adapters.raw_files import Folders, find_root, first_located, read_lines, read_position, split_cells
 from sharding.places import Place, RawDataset, RawImage, View, assign_keys, repeats
+from sharding.raw_path import RawPath
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (140, 768)
@@ -35,7 +36,7 @@ Position = tuple[float, float]  # north, east
 UNKNOWN: Position = (math.nan, math.nan)
 
 
-def read_places(raw: Path) -> RawDataset:
+def read_places(raw: RawPath) -> RawDataset:
     """Read a CVUSA folder.
 
     Args:
@@ -87,7 +88,7 @@ def read_places(raw: Path) -> RawDataset:
     )
 
 
-def _locate(raw: Path, tiles: Collection[str]) -> tuple[dict[str, tuple[Position, Position]], list[str]]:
+def _locate(raw: RawPath, tiles: Collection[str]) -> tuple[dict[str, tuple[Position, Position]], list[str]]:
     """Return where each tile and its panorama lie, and a note where that is not known of all."""
     there = first_located(raw, LOCATIONS)
     if there is None:

@@ -4,22 +4,27 @@ The same is tolerated in every data set: byte order marks, any line ends, blank 
 by case, by how an accent is encoded, or by ``.jpg`` where the file is ``.png``; folders in another case, and the whole
 data set one or two folders further down, as archives unpack. What is no number, and a path that leads out of the raw
 folder, are errors that name file and line. Each folder is listed once, and the listing held while its lists are read.
+The raw folder may lie on a local disk or on a store (:mod:`sharding.raw_path`).
 """
 
 from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from geostream.errors import BadInput, MissingRaw
 from sharding.places import IMAGE_SUFFIX, RawImage
+from sharding.raw_path import Entry, RawPath, StorePath, entries, read_text, stamps
+from sharding.sources import Stamp
+
+AnyPath = TypeVar("AnyPath", bound=RawPath)
 
 
 @dataclass
@@ -63,7 +68,7 @@ def split_cells(line: str, where: str) -> list[str]:
     return [cell.strip() for cell in cells]
 
 
-def read_lines(root: Path, path: Path) -> Lines:
+def read_lines(root: RawPath, path: RawPath) -> Lines:
     """Read a text list: UTF-8 with or without byte order mark, any line ends.
 
     Args:
@@ -77,7 +82,7 @@ def read_lines(root: Path, path: Path) -> Lines:
     path = located(root, path.relative_to(root).as_posix())
     name = path.relative_to(root).as_posix()
     try:
-        text = path.read_text(encoding="utf-8-sig")  # text mode makes \r\n and \r into \n
+        text = read_text(path)
     except OSError as error:
         raise MissingRaw(f"{path}: cannot read it ({error.strerror}); is the raw folder complete?") from error
     except UnicodeDecodeError as error:
@@ -123,7 +128,7 @@ def read_position(texts: Sequence[str], what: str, where: str) -> tuple[float, f
     return north, east
 
 
-def find_root(raw: Path, holds: str, marks: Sequence[str]) -> Path:
+def find_root(raw: AnyPath, holds: str, marks: Sequence[str]) -> AnyPath:
     """Return the folder in which the data set lies: ``raw``, or the only one in it, or in one of its folders.
 
     Args:
@@ -145,17 +150,17 @@ def find_root(raw: Path, holds: str, marks: Sequence[str]) -> Path:
             raise BadInput(f"{raw}: several folders in it hold {holds} ({names}); name one of them")
         if found:
             return found[0]
-        level = [Path(entry.path) for folder in level for entry in _folders_in(folder)]
-    if _has(raw.absolute().parent, marks):
+        level = [folder / entry.name for folder in level for entry in _folders_in(folder)]
+    if isinstance(raw, Path) and _has(raw.absolute().parent, marks):
         raise BadInput(f"{raw}: only a part of the data set; name the folder above it, which holds {holds}")
     return raw
 
 
-def _has(folder: Path, marks: Sequence[str]) -> bool:
+def _has(folder: RawPath, marks: Sequence[str]) -> bool:
     return any(located(folder, mark).exists() for mark in marks)
 
 
-def _folders_in(folder: Path) -> list[os.DirEntry[str]]:
+def _folders_in(folder: RawPath) -> list[Entry]:
     """Return its folders, without what archives of a Mac bring along; none where it cannot be listed."""
     try:
         return [entry for entry in list_folder(folder) if entry.is_dir() and entry.name != "__MACOSX"]
@@ -163,7 +168,7 @@ def _folders_in(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def located(root: Path, path: str) -> Path:
+def located(root: AnyPath, path: str) -> AnyPath:
     """Return where a path lies below a folder, upper and lower case alike.
 
     Args:
@@ -187,25 +192,29 @@ def located(root: Path, path: str) -> Path:
     return at
 
 
-def list_folder(folder: Path) -> list[os.DirEntry[str]]:
+def list_folder(folder: RawPath) -> list[Entry]:
     """Return the entries of a folder that are not hidden, by name; raise MissingRaw where it cannot be listed."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        return sorted((one for one in entries(folder) if not one.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise _unlisted(folder, error) from error
 
 
-def first_located(root: Path, paths: Iterable[str]) -> Path | None:
+def listed_stamp(entry: Entry) -> Stamp | None:
+    """Return what the listing of a store has of a file; None of a local one."""
+    return entry.stamp() if isinstance(entry, StorePath) else None
+
+
+def first_located(root: AnyPath, paths: Iterable[str]) -> AnyPath | None:
     """Return the first of the ``paths`` that lies below ``root`` (:func:`located`); None where none does."""
     return next((path for path in (located(root, one) for one in paths) if path.exists()), None)
 
 
-def _unlisted(folder: Path, error: OSError) -> BadInput:
+def _unlisted(folder: RawPath, error: OSError) -> BadInput:
     return MissingRaw(f"{folder}: cannot list it ({error.strerror}); is the raw folder complete?")
 
 
-def readable_name(entry: os.DirEntry[str]) -> str:
+def readable_name(entry: Entry) -> str:
     """Return the name of an entry, which becomes part of the layout; raise BadInput where it is not UTF-8."""
     try:
         entry.name.encode()
@@ -227,11 +236,11 @@ class FolderIndex:
         MissingRaw: it is there and cannot be listed.
     """
 
-    def __init__(self, root: Path, folder: Path) -> None:
+    def __init__(self, root: RawPath, folder: RawPath) -> None:
         inside = folder.relative_to(root).as_posix()
         self._before = "" if inside == "." else f"{inside}/"
         try:
-            self._names = frozenset(os.listdir(folder) if folder.exists() else ())  # noqa: PTH208, names alone
+            self._names = stamps(folder) if folder.exists() else {}
         except OSError as error:
             raise _unlisted(folder, error) from error
 
@@ -261,7 +270,7 @@ class FolderIndex:
             BadInput: several files fit equally well.
         """
         if name in self._names:
-            return RawImage(f"{self._before}{name}", named)
+            return RawImage(f"{self._before}{name}", named, stamp=self._names[name])
         alike = self._stems.get(_folded(IMAGE_SUFFIX.sub("", name)), [])
         fitting = [one for one in alike if _folded(one) == _folded(name)] or alike
         if len(fitting) > 1:
@@ -269,7 +278,9 @@ class FolderIndex:
                 f"{named}: {name} could be any of {', '.join(self._before + one for one in fitting)}; "
                 "write the name as the file's, upper and lower case alike"
             )
-        return RawImage(self._before + (fitting[0] if fitting else name), named, present=bool(fitting))
+        if not fitting:
+            return RawImage(self._before + name, named, present=False)
+        return RawImage(self._before + fitting[0], named, stamp=self._names[fitting[0]])
 
 
 class Folders:
@@ -279,7 +290,7 @@ class Folders:
         root: the raw folder.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: RawPath) -> None:
         self.root = root
         self._folders: dict[str, FolderIndex] = {}
 

@@ -20,18 +20,18 @@ belongs to it. Training and test are areas of their own, so that a number may be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from geostream.errors import BadInput
-from sharding.adapters.raw_files import find_root, list_folder, located, readable_name
+from sharding.adapters.raw_files import find_root, list_folder, listed_stamp, located, readable_name
 from sharding.places import IMAGE_SUFFIX, Place, RawDataset, RawImage, View, assign_keys
+from sharding.raw_path import RawPath
 
 SIZE = (384, 384)
 VIEWS = ("drone", "street")
 Buildings = dict[str, list[RawImage]]  # each building's images, sorted by name
 
 
-def read_places(raw: Path, *, views: str = "drone") -> RawDataset:
+def read_places(raw: RawPath, *, views: str = "drone") -> RawDataset:
     """Read a University-1652 folder.
 
     Args:
@@ -85,7 +85,7 @@ def read_places(raw: Path, *, views: str = "drone") -> RawDataset:
     )
 
 
-def _buildings(raw: Path, folder: str, strays: list[str]) -> Buildings:
+def _buildings(raw: RawPath, folder: str, strays: list[str]) -> Buildings:
     """Return all buildings in ``folder``; add what is neither building nor image to ``strays``."""
     found: Buildings = {}
     base = located(raw, folder)
@@ -98,7 +98,7 @@ def _buildings(raw: Path, folder: str, strays: list[str]) -> Buildings:
         for entry in list_folder(raw / inside):
             path = f"{inside}/{readable_name(entry)}"
             if IMAGE_SUFFIX.search(entry.name) and entry.is_file():
-                found[building.name].append(RawImage(path, inside))
+                found[building.name].append(RawImage(path, inside, stamp=listed_stamp(entry)))
             else:
                 strays.append(path)
     return found

@@ -21,7 +21,6 @@ checked but not kept: retrieval does not use them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from geostream.errors import BadInput, MissingRaw
 from sharding.adapters.raw_files import (
@@ -34,6 +33,7 @@ from sharding.adapters.raw_files import (
     read_position,
 )
 from sharding.places import IMAGE_SUFFIX, Place, RawDataset, View, assign_keys, repeats
+from sharding.raw_path import RawPath
 
 TILE_SIZE = (384, 384)
 VIEW_SIZE = (384, 768)
@@ -57,7 +57,7 @@ LABELS = (
 
 
 def read_places(
-    raw: Path,
+    raw: RawPath,
     *,
     protocol: str = "cross-area",
     train_cities: Sequence[str] | None = None,
@@ -112,7 +112,7 @@ def _city(name: str) -> str:
     return next((city for city in CITIES if city.casefold() == name.casefold()), name)
 
 
-def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place], int]:
+def _read_city(raw: RawPath, city: str, splits: dict[str, str]) -> tuple[list[Place], int]:
     """Return the places of one city and the number of repeated lines; ``splits``: label file of each split."""
     panoramas = FolderIndex(raw, _first(raw, city, PANORAMA_FOLDERS, "panoramas"))
     tiles = FolderIndex(raw, _first(raw, city, TILE_FOLDERS, "tiles"))
@@ -153,7 +153,7 @@ def _read_city(raw: Path, city: str, splits: dict[str, str]) -> tuple[list[Place
     return places, repeated
 
 
-def _first(raw: Path, city: str, candidates: tuple[str, ...], what: str) -> Path:
+def _first(raw: RawPath, city: str, candidates: tuple[str, ...], what: str) -> RawPath:
     """Return the first of the candidates that exists; raise MissingRaw where none does."""
     paths = [candidate.format(city=city) for candidate in candidates]
     if found := first_located(raw, paths):

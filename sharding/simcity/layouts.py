@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from geostream.errors import BadInput
-from sharding.simcity.pairs import plan_cvact, plan_cvusa
+from sharding.simcity.gta_uav import plan_gta_uav
+from sharding.simcity.pairs import plan_cv_cities, plan_cvact, plan_cvusa
 from sharding.simcity.plan import CitySpec, RawPlan
 from sharding.simcity.university import plan_university
 from sharding.simcity.vigor import plan_vigor
@@ -41,8 +42,10 @@ def _square(names: tuple[str, ...], side: int, **options: Any) -> tuple[list[Cit
     return [CitySpec(name, side, side) for name in names], options
 
 
+AROUND_THE_WORLD = ("barcelona", "paris", "london", "rio")  # as CV-Cities calls them: two for training, two for testing
 AMERICAN = ("Austin", "Denver", "Phoenix", "Portland")
 CAMPUSES = ("Kyoto", "Leiden", "Sydney", "Toronto")
+COUNTIES = ("Blaine", "Paleto", "Senora", "Tataviam")
 LAYOUTS = {
     "vigor": RawLayout(plan_vigor, (48, 192), {"small": _vigor(6, 8, 6, 6), "demo": _vigor(60, 60, 22, 22)}),
     "cvusa": RawLayout(plan_cvusa, (32, 176), {"small": _square(AMERICAN, 6), "demo": _square(AMERICAN, 40)}),
@@ -53,6 +56,14 @@ LAYOUTS = {
         plan_university,
         (64, 64),
         {"small": _square(CAMPUSES, 10, drone_views=3), "demo": _square(CAMPUSES, 22, drone_views=12)},
+    ),
+    "cv-cities": RawLayout(
+        plan_cv_cities,
+        (64, 128),
+        {"small": _square(AROUND_THE_WORLD, 6), "demo": _square(AROUND_THE_WORLD, 40)},
+    ),
+    "gta-uav": RawLayout(
+        plan_gta_uav, (48, 64), {"small": _square(COUNTIES, 12), "demo": _square(COUNTIES, 40, views_a_tile=4.0)}
     ),
 }
 

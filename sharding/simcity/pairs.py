@@ -1,4 +1,4 @@
-"""Plan a rendered city as the raw folders of CVUSA and CVACT: a panorama, and a tile around it, a place.
+"""Plan a rendered city as the raw folders of CVUSA, CVACT and CV-Cities: a panorama, and a tile around it, a place.
 
 CVUSA, with images numbered from 1 over all cities:
 
@@ -12,9 +12,14 @@ CVACT, with images called by 22 characters:
     ANU_data_small/streetview/<id>_grdView.jpg    ANU_data_small/satview_polish/<id>_satView_polish.jpg
     ANU_data_test/streetview/…                    ANU_data_test/satview_polish/…
 
-Indexes count from 1. The test set is `valSetAll`, the validation set a part of it, so its images lie in both folders.
-As in every copy, some training images are missing; and some test panoramas stand within 5 metres of another.
-(Read from the code that others published to load the two.)
+CV-Cities, with a folder a city, whose name says what it is for:
+
+    <city>/img_info.csv         name, longitude, latitude, city, tile, panorama: no header
+    <city>/sat_images/<name>.jpg                  <city>/pano_images/<name>.jpg
+
+CVACT's indexes count from 1. Its test set is `valSetAll`, the validation set a part of it, so its images lie in both
+folders. As in every copy, some training images are missing; and some test panoramas stand within 5 metres of another.
+(Read from the code that others published to load the three.)
 """
 
 from __future__ import annotations
@@ -142,6 +147,31 @@ def plan_cvact(
         index = 1 + np.flatnonzero(chosen[order]).astype(np.int32)[:, None]
         content[name] = {f"{field}Num": len(index), f"{field}Ind": index}  # the indexes are the second field
     return RawPlan(scenes, {"ACT_data.mat": _mat(content)}, len(spots), 0, len(spots) - len(no_view))
+
+
+def plan_cv_cities(towns: list[Town], rng: np.random.Generator) -> RawPlan:
+    """Plan each town as a city of CV-Cities.
+
+    Args:
+        towns: the cities.
+        rng: draws the order of the lists.
+    """
+    scenes: list[list[Scene]] = []
+    files: dict[str, bytes] = {}
+    for town in towns:
+        city, spots, rows = town.spec.name, _spots(town), []
+        of_town = []
+        for spot in spots:
+            name = panorama_id(town.rng)
+            tile, view = f"{city}/sat_images/{name}.jpg", f"{city}/pano_images/{name}.jpg"
+            of_town.append(spot.scene((tile,), (view,)))
+            latitude, longitude = town.spec.degrees(spot.x, spot.y)
+            rows.append(f"{name},{longitude:.8f},{latitude:.8f},{city},{tile},{view}")
+        scenes.append(of_town)
+        lines = [rows[n] for n in rng.permutation(len(rows))]
+        files[f"{city}/img_info.csv"] = "".join(f"{line}\n" for line in lines).encode()
+    places = sum(map(len, scenes))
+    return RawPlan(scenes, files, places, 0, places)
 
 
 def _check_share(name: str, share: float) -> None:

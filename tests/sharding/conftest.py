@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sharding import read_places
+from sharding import raw_reader, read_places
 from sharding.places import RawDataset
 from tests.vigor_raw import TWO, write_city
 
@@ -21,3 +22,13 @@ def raw_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def raw(raw_folder: Path) -> RawDataset:
     return read_places("vigor", raw_folder, **TWO)
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Requests to web servers are repeated three times, without pauses."""
+    quick = raw_reader.RETRIES.new(total=3, backoff_factor=0.0, backoff_jitter=0.0)
+    monkeypatch.setattr(raw_reader, "RETRIES", quick)
+    raw_reader._connections.cache_clear()
+    yield
+    raw_reader._connections.cache_clear()
