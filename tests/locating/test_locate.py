@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geostream.locating.locate import Answer, Candidate, Locator, as_geojson
+from geostream.locating.locate import Locator
 from geostream.store import Store
 from tests.locating.indexes import photos_of, small_index
 
