@@ -7,12 +7,12 @@ Zarr shard. There is no augmentation and no dropout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from geostream.arrays import Int32, distinct
+from geostream.arrays import Int32, Pairs, distinct
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
@@ -74,6 +74,44 @@ def embed(
             reference_place=references,
             dim=encoder.dim,
         )
+    for numbers, vectors in embed_images(layout, references, pairs, encoder, settings, group, f"embed {split}"):
+        if writer is not None and numbers is not None and vectors is not None:
+            tiles, views = (numbers >= 0) & (numbers < len(references)), numbers >= len(references)
+            writer.write_reference(numbers[tiles].numpy(), vectors[tiles].numpy())
+            writer.write_query(numbers[views].numpy() - len(references), vectors[views].numpy())
+    if writer is not None:
+        writer.commit()
+    group.barrier()
+    return open_embeddings(run, name, layout)
+
+
+def embed_images(
+    layout: Layout,
+    references: Int32,
+    pairs: Pairs,
+    encoder: Encoder,
+    settings: TrainSettings,
+    group: ProcessGroup,
+    title: str,
+) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """Encode tiles and views once each, in the order in which they lie on disk, and yield the vectors batch by batch.
+
+    Args:
+        layout: Where images are read from.
+        references: (R,) places whose tiles are encoded.
+        pairs: The views that are encoded.
+        encoder: The network, on the device to use. It is left in eval mode.
+        settings: Image sizes, batch size, precision and how to read.
+        group: Ranks that call this together.
+        title: What the progress bar says.
+
+    Yields:
+        Row numbers and vectors (n, D) of what all ranks have encoded; None on other ranks than the first. A tile's
+        number is its row among the references, a view's is R plus its row among the pairs; -1 is no image.
+
+    Raises:
+        BadInput: The layout lacks one of the images. What the loader raises passes through.
+    """
     sizes, options = ImageSizes.of(settings), ReadOptions.of(settings)
     dataset = scan_dataset(
         layout, references, pairs, sizes, settings.optim.batch_size, options=options, rank=group.rank, ranks=group.ranks
@@ -82,21 +120,14 @@ def embed(
     encoder.eval()
     rounds: Iterable[int] = range(-(-len(dataset.steps) // group.ranks))  # as many as the largest part has batches
     if group.is_main:
-        rounds = track(rounds, f"embed {split}")
+        rounds = track(rounds, title)
     with Loader(dataset, settings.read.workers, settings.read.decode_threads, pin, group.local_ranks) as loader:
         batches = iter(loader)
         for _ in rounds:
             batch = next(batches, None)
             tensors = {} if batch is None else batch.tensors
             numbers, vectors = map(group.collect, _embedded(encoder, tensors, settings, len(references)))
-            if writer is not None and numbers is not None and vectors is not None:
-                tiles, views = (numbers >= 0) & (numbers < len(references)), numbers >= len(references)
-                writer.write_reference(numbers[tiles].numpy(), vectors[tiles].numpy())
-                writer.write_query(numbers[views].numpy() - len(references), vectors[views].numpy())
-    if writer is not None:
-        writer.commit()
-    group.barrier()
-    return open_embeddings(run, name, layout)
+            yield numbers, vectors
 
 
 @torch.inference_mode()

@@ -109,14 +109,24 @@ def _to_views(own: Pairs, pairs: Pairs, row: Int64) -> Search:
     return Search(TO_VIEW, row[places], Csr(indptr, views.astype(np.int32)), _none(len(places)), len(pairs))
 
 
+def view_positions(layout: Layout, split: str) -> Float64:
+    """Return (P, 2) north and east of where each query of a split was taken; NaN where unknown.
+
+    Args:
+        layout: The layout.
+        split: "train" or "test"; rows are those of ``layout.pairs(split)``.
+    """
+    views = layout.places["views"].combine_chunks().flatten()
+    views = views.filter(pc.equal(views.field("split"), pa.scalar(split)))
+    return np.stack([views.field(axis).to_numpy(zero_copy_only=False) for axis in ("north", "east")], axis=1)
+
+
 def _points(layout: Layout, split: str, reference_place: Int32) -> tuple[Float64, Float64]:
     """Return the queries of a split and the tiles of its gallery as points in metres; NaN for unknown ones."""
     if layout.coordinates == "none":
         raise BadInput(f"layout {layout.name}: protocol {NEAR} needs coordinates, and the layout has none")
-    views = layout.places["views"].combine_chunks().flatten()
-    views = views.filter(pc.equal(views.field("split"), pa.scalar(split)))
-    at = np.stack([views.field(axis).to_numpy(zero_copy_only=False) for axis in ("north", "east")], axis=1)
-    return tuple(points_in_metres(p, layout.coordinates) for p in (at, layout.position[reference_place]))  # type: ignore[return-value]
+    at = view_positions(layout, split), layout.position[reference_place]
+    return tuple(points_in_metres(p, layout.coordinates) for p in at)  # type: ignore[return-value]
 
 
 def _with_near(tile: Int64, view_point: Float64, tile_point: Float64) -> Csr:
