@@ -10,7 +10,7 @@ PACKAGES = ("geostream", "sharding", "flows", "infra")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 # Each may import those before it.
 ROOMS = "errors images progress arrays settings store layout dask mining planning streaming reclustering training"
-ROOMS += " evaluation runs locating report cli __main__"
+ROOMS += " evaluation runs locating serving report cli __main__"
 SHARDING_MAY_USE = {"errors", "images", "progress", "arrays", "store", "layout"}
 # The demo and the week start what runs around the flows; nobody else does.
 MAY_USE_INFRA = {"flows/demo.py", "flows/prefect_plugin.py", "flows/week.py"}

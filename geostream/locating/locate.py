@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import faiss
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from geostream.arrays import Float32, Int64
+from geostream.arrays import Float32, Float64, Int64
 from geostream.layout import Layout
 from geostream.locating.index import Index, open_index, tile_points
 from geostream.locating.search import TileSearch
@@ -104,6 +105,16 @@ class Locator:
         opened = open_index(store, dataset, index)
         return cls(opened, opened.load_model(), opened.load_search())
 
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Bring a photo to the form that the model is given, so that :meth:`embed` has only the network to run.
+
+        Other than the methods that use the model or the vectors, this may be called in several threads.
+
+        Args:
+            image: A photo.
+        """
+        return Image.fromarray(as_view(image, self._trained.settings))
+
     def embed(self, images: Sequence[Image.Image]) -> Float32:
         """Embed photos.
 
@@ -155,16 +166,39 @@ class Locator:
         if not images:
             return []
         places, scores = self.search(self.embed(images), max(k, SEEN))
-        points = tile_points(self.layout)
-        gaps = confidence(scores, elsewhere(points, places))
+        return self.explain(places, scores, photos, k, truths)
+
+    def explain(
+        self,
+        places: Int64,
+        scores: Float32,
+        photos: Sequence[str],
+        k: int = 5,
+        truths: Sequence[tuple[float, float] | None] | None = None,
+    ) -> list[Answer]:
+        """Say what the finds of :meth:`search` mean. The best ``SEEN`` of each photo decide whether it is sure.
+
+        Args:
+            places: (n, m) places, best first.
+            scores: (n, m) their similarities.
+            photos: What each photo is called.
+            k: How many candidates an answer has.
+            truths: Latitude and longitude of each, where known.
+        """
+        places, scores = places[:, : max(k, SEEN)], scores[:, : max(k, SEEN)]
+        gaps = confidence(scores, elsewhere(self._points, places))
         threshold = self.info["calibration"]["threshold"]
-        known = truths or [None] * len(images)
+        known = truths or [None] * len(photos)
         answers = []
         for row, (photo, truth) in enumerate(zip(photos, known, strict=True)):
             candidates = tuple(self._candidate(*one) for one in zip(places[row, :k], scores[row, :k], strict=True))
             sure = threshold is not None and bool(gaps[row] >= threshold)
             answers.append(Answer(photo, candidates, sure, truth, self._error(candidates[0], truth)))
         return answers
+
+    @cached_property
+    def _points(self) -> Float64 | None:
+        return tile_points(self.layout)
 
     def _candidate(self, place: np.int64, score: np.float32) -> Candidate:
         latitude, longitude = self.layout.position[place].tolist()

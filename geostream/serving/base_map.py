@@ -1,8 +1,8 @@
 """Draw the map from the layout's own tiles: where each one lies, and which of them a view of the map needs.
 
-Pure functions on arrays, so a million places cost some milliseconds. A layout with degrees lies where it is on Earth. One
-with metres ("utm") does not say in which zone, so its plane is laid around longitude and latitude 0, where a degree is
-equally long in both directions: distances on the map are right, and nothing else is claimed.
+Pure functions on arrays, so a million places cost some milliseconds. A layout with degrees lies where it is on Earth.
+One with metres ("utm") does not say in which zone, so its plane is laid around longitude and latitude 0, where a degree
+is equally long in both directions: distances on the map are right, and nothing else is claimed.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def thin(centre: Float64, metres: float) -> Int64:
     """
     if not len(centre):
         return np.zeros(0, dtype=np.int64)
-    # A grid of tiles has its own origin: squares begin at its corner, half a step outside, so that rounding is harmless.
+    # A grid of tiles has its own origin: squares begin outside of its corner, so that rounding is harmless.
     side = np.array([metres / DEGREE / np.cos(np.radians(centre[:, 1].mean())), metres / DEGREE])
     begin = centre.min(axis=0) - side / 4
     square = _squares(centre - begin, (side[0], side[1]))
