@@ -47,15 +47,13 @@ def listen(host: str, port: int) -> socket.socket:
         raise BadInput(f"--host {host} --port {port}: cannot listen there ({reason}); choose another") from error
 
 
-def serve(app: FastAPI, listening: socket.socket, started: Callable[[], None]) -> None:
-    """Serve the application until a signal comes.
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """Make the server of an application.
 
     Args:
         app: The application.
-        listening: The socket; it is closed at the end.
-        started: Called when requests are answered.
     """
-    server = uvicorn.Server(
+    return uvicorn.Server(
         uvicorn.Config(
             app,
             http=_Impatient,
@@ -69,6 +67,17 @@ def serve(app: FastAPI, listening: socket.socket, started: Callable[[], None]) -
             limit_concurrency=CONNECTIONS,
         )
     )
+
+
+def serve(app: FastAPI, listening: socket.socket, started: Callable[[], None]) -> None:
+    """Serve the application until a signal comes.
+
+    Args:
+        app: The application.
+        listening: The socket; it is closed at the end.
+        started: Called when requests are answered.
+    """
+    server = make_server(app)
 
     async def run() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listening]))

@@ -81,6 +81,7 @@ class Service:
         base_map: Where places lie on the map.
         tiles: Where their tiles lie on the store.
         limits: As given.
+        under_way: Requests that are being answered.
     """
 
     def __init__(self, locator: Locator, limits: Limits) -> None:
@@ -90,7 +91,7 @@ class Service:
         self.tiles = Tiles.of(locator.layout)
         self._batcher: Batcher[Question, Found] = Batcher(self._find, BATCH)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        self._requests = 0
+        self.under_way = 0
         self._asked_store = float("-inf")
 
     @asynccontextmanager
@@ -107,13 +108,13 @@ class Service:
         Raises:
             BadUpload: There are as many requests as are answered at the same time.
         """
-        if self._requests >= self.limits.requests:
+        if self.under_way >= self.limits.requests:
             raise BadUpload("many photos are being answered just now; try again in a second", 429)
-        self._requests += 1
+        self.under_way += 1
         try:
             yield
         finally:
-            self._requests -= 1
+            self.under_way -= 1
 
     async def locate(self, uploads: Sequence[UploadFile]) -> Answers:
         """Answer the photos of a request.
