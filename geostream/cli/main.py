@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import cost, evaluate, inspect, layouts, locate, models, runs, settings, train
+from geostream.cli import cost, evaluate, export, inspect, layouts, locate, models, runs, settings, train
 from geostream.errors import GeostreamError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ for command in (
     train.plan,
     evaluate.evaluate,
     locate.locate,
+    export.export,
     layouts.recluster,
     settings.settings,
     cost.cost,
