@@ -42,7 +42,8 @@ from geostream.mining.topk import References, merge, most_similar, no_finds
 from geostream.progress import Bar
 from geostream.store import Store
 
-Task, Found = TypeVar("Task"), TypeVar("Found")
+Task = TypeVar("Task")
+Found = TypeVar("Found")
 POSITIVES = 8192  # of a piece, at most; a query with more is a piece by itself
 THREADS = min(4, cpu_count())  # of this process; the matrix products within them share the other cores
 

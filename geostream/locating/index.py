@@ -90,7 +90,7 @@ class Index:
             raise StaleArtefact(f"{self.folder.url}: its vectors are gone ({error}); {AGAIN}") from error
         if crc32c_of(data) != self.info["search"]["crc32c"]:
             raise StaleArtefact(f"{self.folder.url}/{LISTS}: damaged; {AGAIN}")
-        lists = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+        lists: Any = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
         lists.nprobe = self.info["search"]["nprobe"]
         return TileSearch(place, fill_lists(lists, _blocks(vectors, numbers)))
 

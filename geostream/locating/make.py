@@ -262,4 +262,5 @@ class _Photos:
         """Return whether each photo's best place is its own, or a semi-positive."""
         own = self.layout.pairs("test").place[self.rows]
         semi = take(self.layout.semi_positives("test"), self.rows)
-        return (own == best) | listed(semi, np.arange(len(best)), best)
+        is_own: Bools = (own == best) | listed(semi, np.arange(len(best)), best)
+        return is_own

@@ -142,8 +142,8 @@ class Augmentation:
         panorama = settings.augment.view_kind == "panorama"
         tile, view = turn(tile, view, bool(self.flip[row]), int(self.turns[row]), panorama)
         if settings.augment.narrows:
-            random = _generator(settings, self.epoch, pair, stream=4)
-            view = narrow(view, random.uniform(*settings.augment.fov), random.random())
+            drawn = _generator(settings, self.epoch, pair, stream=4)
+            view = narrow(view, drawn.uniform(*settings.augment.fov), drawn.random())
         changed = sample | {"tile": tile, "view": view}
         for k, kind in enumerate(KINDS):
             random = None

@@ -81,10 +81,8 @@ def export_encoder(
                     f"{TOLERANCE:g}; nothing was written"
                 )
             differences[kind] = difference
-        safetensors.torch.save_file(
-            {name: tensor.contiguous() for name, tensor in encoder.network.state_dict().items()},
-            made / "model.safetensors",
-        )
+        weights = {name: tensor.contiguous() for name, tensor in encoder.network.state_dict().items()}
+        (made / "model.safetensors").write_bytes(safetensors.torch.save(weights))
         config = _config(encoder, sizes) | {"source": dict(source), "onnx_difference": differences}
         (made / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         folder.mkdir(exist_ok=True)
@@ -148,7 +146,7 @@ def _config(encoder: Encoder, sizes: Mapping[str, tuple[int, int]]) -> dict[str,
             "std": encoder.std.flatten().tolist(),
         },
         "output": "vectors: float32 (batch, dim), of length 1; similarity is their dot product",
-        "temperature": float((-encoder.logit_scale).exp()),
+        "temperature": float((-encoder.logit_scale.detach()).exp()),
     }
 
 
