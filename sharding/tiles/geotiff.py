@@ -10,6 +10,7 @@ A tile may lie across files; the first one that has a pixel gives it.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from geostream.errors import BadInput, Unanswered
 from geostream.images import Pixels
 from sharding.places import Box, Uncovered
-from sharding.tiles.source import Window, facts_of, mercator_box, without_secrets
+from sharding.tiles.source import TileWindow, facts_of, mercator_box, without_secrets
 
 if TYPE_CHECKING:
     from shapely import Geometry
@@ -34,6 +35,7 @@ CACHE_BYTES = 2**28  # of warped and decoded blocks, a process
 OPEN_FILES = 32  # that a process keeps open
 OPENERS = 8  # files that are looked at at the same time
 EDGE_POINTS = 21  # a side: edges of a raster are curves in degrees
+RIM = 64  # empty pixels that are added around a raster, so that a tile's pixels on its edge are read, too
 COVERED = 0.99  # share of a tile that must have imagery; its edges are blended where files meet
 LOCK = threading.Lock()  # a raster is read by one thread at a time
 GDAL = {
@@ -100,24 +102,48 @@ def _read(path: str, box: Box, height: int, width: int) -> tuple[npt.NDArray[np.
     """Return (3, height, width) colours of a window, and which pixels the raster has."""
     from rasterio.enums import Resampling
     from rasterio.errors import RasterioError
-    from rasterio.windows import from_bounds
+    from rasterio.windows import Window, from_bounds
 
     try:
         with LOCK:
             opened = _opened(path)
             wanted = [*_colours(opened.count - 1), opened.count]  # the last band is what the VRT says is there
-            bands = opened.read(
-                indexes=wanted,
-                window=from_bounds(*mercator_box(box), transform=opened.transform),
-                out_shape=(len(wanted), height, width),
-                resampling=Resampling.bilinear,
-            )
+            bands = np.zeros((len(wanted), height, width), dtype=np.uint8)
+            window = from_bounds(*mercator_box(box), transform=opened.transform)
+            rows, row_off, row_count = inside(window.row_off, window.height, height, opened.height)
+            columns, col_off, col_count = inside(window.col_off, window.width, width, opened.width)
+            if rows.start < rows.stop and columns.start < columns.stop:
+                bands[:, rows, columns] = opened.read(
+                    indexes=wanted,
+                    window=Window(col_off, row_off, col_count, row_count),
+                    out_shape=(len(wanted), rows.stop - rows.start, columns.stop - columns.start),
+                    resampling=Resampling.bilinear,
+                )
     except RasterioError as error:
         raise Unanswered(
             f"{without_secrets(path)}: cannot be read any more ({_one_line(error)}); what is finished is kept, run "
             "again to go on"
         ) from error
     return np.broadcast_to(bands[:-1], (3, height, width)).copy(), bands[-1] >= 128
+
+
+def inside(offset: float, length: float, pixels: int, there: int) -> tuple[slice, float, float]:
+    """Cut a window along one axis to where a raster is, at whole pixels of the picture that is made of it.
+
+    Args:
+        offset: where the window begins, in the raster's pixels.
+        length: of the window, likewise.
+        pixels: of the picture.
+        there: pixels of the raster.
+
+    Returns:
+        The picture's pixels that lie wholly in the raster, and where the window over these begins and how long it is.
+    """
+    each = length / pixels
+    slack = 1e-6 * each  # a window that ends where the raster does is not cut
+    first = max(0, math.ceil((-offset - slack) / each))
+    last = min(pixels, math.floor((there - offset + slack) / each))
+    return slice(first, max(first, last)), max(0.0, offset + first * each), (last - first) * each
 
 
 @lru_cache(OPEN_FILES)
@@ -128,8 +154,17 @@ def _opened(path: str) -> Any:
     from rasterio.vrt import WarpedVRT
 
     raster = rasterio.open(path)
-    has_alpha = ColorInterp.alpha in raster.colorinterp
-    return WarpedVRT(raster, crs="EPSG:3857", resampling=Resampling.bilinear, add_alpha=not has_alpha)
+    with WarpedVRT(raster, crs="EPSG:3857") as bare:
+        transform, width, height = bare.transform, bare.width, bare.height
+    return WarpedVRT(
+        raster,
+        crs="EPSG:3857",
+        transform=transform @ transform.translation(-RIM, -RIM),
+        width=width + 2 * RIM,
+        height=height + 2 * RIM,
+        resampling=Resampling.bilinear,
+        add_alpha=ColorInterp.alpha not in raster.colorinterp,
+    )
 
 
 def _colours(bands: int) -> list[int]:
@@ -155,7 +190,7 @@ class Rasters:
 
         return union_all(self._shapes())
 
-    def window(self, box: Box) -> Window:
+    def window(self, box: Box) -> TileWindow:
         """Return how to read a tile: by those files alone that lie under it."""
         from shapely import box as rectangle
 
@@ -165,9 +200,9 @@ class Rasters:
         west, _, east, _ = mercator_box(box)
         pixels = max(1, round((east - west) / min(file.pixel for file in files)))
         if len(files) == 1:
-            return Window(imagery, pixels, files[0].stamp)
+            return TileWindow(imagery, pixels, files[0].stamp)
         stamps = repr([file.stamp for file in files]).encode()
-        return Window(imagery, pixels, (sum(file.stamp[0] for file in files), google_crc32c.value(stamps)))
+        return TileWindow(imagery, pixels, (sum(file.stamp[0] for file in files), google_crc32c.value(stamps)))
 
     def _shapes(self) -> npt.NDArray[Any]:
         return _polygons(self.files)

@@ -24,7 +24,7 @@ SUFFIXES = (".tif", ".tiff", ".gtiff", ".vrt")
 
 
 @dataclass(frozen=True)
-class Window:
+class TileWindow:
     """Say how a tile is to be read.
 
     Attributes:
@@ -54,7 +54,7 @@ class TileSource(Protocol):
         """Return where there is imagery, in degrees; None: everywhere, as far as is known."""
         ...
 
-    def window(self, box: Box) -> Window:
+    def window(self, box: Box) -> TileWindow:
         """Return how to read the tile that shows ``box``, which lies within the footprint."""
         ...
 

@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from geostream.errors import BadInput, Refused, Unanswered
 from geostream.images import Pixels
 from sharding.places import Box, Uncovered
-from sharding.tiles.source import Window, facts_of, mercator_box, without_secrets
+from sharding.tiles.source import TileWindow, facts_of, mercator_box, without_secrets
 
 if TYPE_CHECKING:
     from shapely import Geometry
@@ -168,12 +168,12 @@ class Xyz:
         """Return None: a service does not say where it has imagery."""
         return None
 
-    def window(self, box: Box) -> Window:
+    def window(self, box: Box) -> TileWindow:
         """Return how to read a tile."""
         west, _, east, _ = mercator_box(box)
         pixels = max(1, round((east - west) / (CIRCUMFERENCE / 2**self.imagery.zoom / SIDE)))
         stamp = google_crc32c.value(f"{without_secrets(self.imagery.template)} {self.imagery.zoom} {box}".encode())
-        return Window(self.imagery, pixels, (0, stamp))
+        return TileWindow(self.imagery, pixels, (0, stamp))
 
 
 def open_xyz(template: str, box: Box, metres: float, work: Path) -> Xyz:
