@@ -46,7 +46,7 @@ def shard(
     overlap: Annotated[float | None, typer.Option(help="Photos, tiles: of neighbouring tiles; default: 0.5.")] = None,
     table: Annotated[str | None, typer.Option(help="Photos: .csv, .geojson, .parquet; default: EXIF.")] = None,
     test_share: Annotated[float | None, typer.Option(help="Photos: of blocks for testing; default: 0.2.")] = None,
-    block_metres: Annotated[float | None, typer.Option(help="Photos: side of a block; default: 10 tiles.")] = None,
+    block_metres: Annotated[float | None, typer.Option(help="Photos: side of a block; default: 5 tiles.")] = None,
     licence: Annotated[str | None, typer.Option(help=f"Photos, tiles: licence {TERMS}")] = None,
     attribution: Annotated[str | None, typer.Option(help=f"Photos, tiles: attribution {TERMS}")] = None,
     tile_size: Annotated[str | None, typer.Option(help="Stored tiles, as HEIGHTxWIDTH; default: as trained.")] = None,

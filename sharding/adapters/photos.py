@@ -30,7 +30,7 @@ from sharding.tiles.region import TILE_SIZE, Tiles, lay_tiles, work_folder
 from sharding.tiles.source import describe
 
 PHOTO_SIZE, PANORAMA_SIZE = (384, 384), (384, 768)
-BLOCK_SIDES = 10  # sides of a tile that a block of land has, where nobody says
+BLOCK_SIDES = 5  # sides of a tile that a block of land has, where nobody says
 IMAGERY, REGION = ("imagery", "imagery.tif"), "region.geojson"  # looked for in the folder where nobody names others
 
 
@@ -55,7 +55,7 @@ def read_places(
         overlap: share of its side that a tile has in common with the next one.
         table: CSV, GeoJSON or GeoParquet that says where photos were taken; None: their EXIF does.
         test_share: share of the blocks of land that are for testing, where no table has a split.
-        block_metres: side of these blocks; None: ten times a tile's.
+        block_metres: side of these blocks; None: five times a tile's.
 
     Returns:
         The places. Photos without coordinates are left out, and count as broken.

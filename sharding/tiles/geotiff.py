@@ -258,7 +258,7 @@ def _look_at(path: str) -> RasterFile:
             side = np.linspace(0, 1, EDGE_POINTS)[:-1]
             along = np.concatenate([side, np.ones_like(side), 1 - side, np.zeros_like(side)])
             across = np.concatenate([np.zeros_like(side), side, np.ones_like(side), 1 - side])
-            xs, ys = raster.transform * np.stack([along * raster.width, across * raster.height])
+            xs, ys = raster.transform @ (along * raster.width, across * raster.height)
             longitudes, latitudes = transform(raster.crs, "EPSG:4326", list(xs), list(ys))
             edge = np.array([longitudes, latitudes]).T
             if not (np.isfinite(edge).all() and (np.abs(edge) <= (180.0, 90.0)).all()):
