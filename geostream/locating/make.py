@@ -121,7 +121,7 @@ def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: 
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "tiles": len(place),
         "dim": trained.encoder.dim,
-        "source": layout.info.get("source"),
+        "source": layout.source,
         "search": facts,
         "calibration": calibration.as_json()
         | {"layout": source.layout.name, "gallery": "index" if same else "test", "metres": SAME_METRES},
