@@ -34,8 +34,18 @@ from geostream.layout import Layout
 from geostream.layout.layout import FACTS, view_numbers
 from geostream.progress import Bar
 from sharding.encode import BrokenImage
-from sharding.job import Broken, Images, listed
-from sharding.places import LONGEST_KEY, SPLIT_ORDER, KeptImage, Place, RawDataset, RawImage, View
+from sharding.job import Images, listed
+from sharding.places import (
+    LONGEST_KEY,
+    SPLIT_ORDER,
+    Broken,
+    KeptImage,
+    Place,
+    RawDataset,
+    RawImage,
+    TileImage,
+    View,
+)
 from sharding.sources import Source, sources_of
 from sharding.workers import in_order
 
@@ -237,7 +247,7 @@ def _compare(raw: RawDataset, stored: Sequence[Stored], parent: Layout, images: 
                 wanted[image.path] = image, image is place.tile, (known or {}).get(image.path)
     if known is not None:
         with ThreadPoolExecutor(STATS) as threads:
-            facts = list(threads.map(partial(_stat, raw.root), wanted))
+            facts = list(threads.map(partial(_stat, raw.root), (image for image, _, _ in wanted.values())))
         same = {path for path, fact in zip(wanted, facts, strict=True) if path in known and fact == known[path][1:3]}
         wanted = {path: image for path, image in wanted.items() if path not in same}
     tasks = list(wanted.values())
@@ -253,10 +263,12 @@ def _compare(raw: RawDataset, stored: Sequence[Stored], parent: Layout, images: 
     return _Seen(known or {}, read)
 
 
-def _stat(root: Path, path: str) -> tuple[int, int] | None:
-    """Return size and time of a file's last change; None where it is gone."""
+def _stat(root: Path, image: RawImage) -> tuple[int, int] | None:
+    """Return size and time of a file's last change, or what imagery has in their place; None where it is gone."""
+    if isinstance(image, TileImage):
+        return image.stamp
     try:
-        found = (root / path).stat()
+        found = (root / image.path).stat()
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
@@ -268,7 +280,7 @@ def compare_images(unit: tuple[Images, list[tuple[RawImage, bool, Source | None]
     found = []
     for image, is_tile, known in some:
         with suppress(BrokenImage):
-            data, mtime_ns = images.read(image)
+            data, mtime_ns = (b"", 0) if isinstance(image, TileImage) else images.read(image)
             if known and (len(data), google_crc32c.value(data)) == (known.bytes, known.crc32c):
                 found.append(Compared(known._replace(mtime_ns=mtime_ns), None if known.broken else SAME))
                 continue
@@ -297,7 +309,7 @@ class _Comparison:
         self.tested = {view.image.path for one in stored for view in one.place.views if view.split != "train"}
         self.ids = {_identity(one.place): number for number, one in enumerate(stored)}
         self.counts: Counter[str] = Counter()
-        self.broken: list[Broken] = []
+        self.broken: list[Broken] = [*raw.left_out]
         self.changed: dict[str, int] = {}  # checksums of the raw files that have changed, by path
 
     def result(self) -> Growth:

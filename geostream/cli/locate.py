@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,8 +74,13 @@ def _answered(locator: Locator, photos: list[tuple[str, Image]], best: int) -> l
     return locator.answer(images, [name for name, _ in photos], best, [taken_at(image) for image in images])
 
 
-def _print_answers(locator: Locator, answers: list[Answer]) -> None:
-    rows = [
+def answer_rows(answers: Sequence[Answer]) -> list[dict[str, object]]:
+    """Return the rows of a table of answers: a photo's best places, one after the other.
+
+    Args:
+        answers: The answers, in order.
+    """
+    return [
         {
             "photo": Path(answer.photo).name if rank == 1 else "",
             "sure": ("sure" if answer.sure else "not sure") if rank == 1 else "",
@@ -88,13 +94,16 @@ def _print_answers(locator: Locator, answers: list[Answer]) -> None:
         for answer in answers
         for rank, one in enumerate(answer.candidates, 1)
     ]
-    if rows:
-        print_table(f"index {locator.info['name']} of {locator.info['tiles']:,} tiles", rows)
+
+
+def _print_answers(locator: Locator, answers: list[Answer]) -> None:
+    if answers:
+        print_table(f"index {locator.info['name']} of {locator.info['tiles']:,} tiles", answer_rows(answers))
     calibration = locator.info["calibration"]
     if calibration["threshold"] is None:
         print(
             f"No answer is called sure: the {calibration['queries']} test photos do not show "
             f"a precision of {calibration['precision']:.0%} at any threshold"
         )
-    if source := locator.info.get("source", {}).get("attribution"):
-        print(f"Tiles: {source}")
+    if attribution := (locator.info["source"] or {}).get("attribution"):
+        print(f"Tiles: {attribution}")

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import cost, evaluate, inspect, layouts, locate, models, runs, serve, settings, train
+from geostream.cli import cost, evaluate, export, inspect, layouts, locate, models, runs, serve, settings, train
 from geostream.errors import GeostreamError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for command in (
     evaluate.evaluate,
     locate.locate,
     serve.serve,
+    export.export,
     layouts.recluster,
     settings.settings,
     cost.cost,

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from geostream.arrays import Csr, Float64, Int32, Int64, Pairs, distinct, pair_codes
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
+from geostream.layout.layout import PLACES_FILE
 from geostream.mining.gps import points_in_metres
 
 PAIRED, NEAR, BOTH_WAYS = "paired", "within-5m", "both-ways"
@@ -116,9 +117,13 @@ def view_positions(layout: Layout, split: str) -> Float64:
         layout: The layout.
         split: "train" or "test"; rows are those of ``layout.pairs(split)``.
     """
-    views = layout.places["views"].combine_chunks().flatten()
-    views = views.filter(pc.equal(views.field("split"), pa.scalar(split)))
-    return np.stack([views.field(axis).to_numpy(zero_copy_only=False) for axis in ("north", "east")], axis=1)
+    columns = [f"views.list.element.{name}" for name in ("split", "north", "east")]
+    parts = [np.zeros((0, 2))]
+    for table in layout.index.parts(PLACES_FILE, columns):
+        views = table["views"].combine_chunks().flatten()
+        views = views.filter(pc.equal(views.field("split"), pa.scalar(split)))
+        parts.append(np.stack([views.field(axis).to_numpy(zero_copy_only=False) for axis in ("north", "east")], axis=1))
+    return np.concatenate(parts)
 
 
 def _points(layout: Layout, split: str, reference_place: Int32) -> tuple[Float64, Float64]:

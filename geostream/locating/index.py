@@ -23,6 +23,7 @@ import zarr
 
 from geostream.arrays import Float32, Float64, Int32
 from geostream.errors import BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
+from geostream.evaluation.embed import Trained
 from geostream.layout import Layout, open_layout
 from geostream.layout.listing import the_dataset
 from geostream.layout.zarr_groups import array_of, open_committed
@@ -31,7 +32,7 @@ from geostream.mining.embeddings import SHARD_ROWS, read_rows
 from geostream.mining.gps import points_in_metres
 from geostream.runs.inventory import INDEX_FILE, indexes_folder
 from geostream.runs.run import Run
-from geostream.runs.stages import Trained, load_trained
+from geostream.runs.stages import load_trained
 from geostream.store import Store, check_name
 from geostream.training.checkpoint_files import Damaged, crc32c_of, weights_checksum
 
@@ -89,7 +90,7 @@ class Index:
             raise StaleArtefact(f"{self.folder.url}: its vectors are gone ({error}); {AGAIN}") from error
         if crc32c_of(data) != self.info["search"]["crc32c"]:
             raise StaleArtefact(f"{self.folder.url}/{LISTS}: damaged; {AGAIN}")
-        lists = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+        lists: Any = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
         lists.nprobe = self.info["search"]["nprobe"]
         return TileSearch(place, fill_lists(lists, _blocks(vectors, numbers)))
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from geostream.arrays import Float32, Float64, Int64
+from geostream.evaluation.embed import Trained
 from geostream.layout import Layout
 from geostream.locating.index import Index, open_index, tile_points
 from geostream.locating.search import TileSearch
 from geostream.locating.threshold import confidence, elsewhere
 from geostream.locating.view import as_view
 from geostream.mining.gps import points_in_metres
-from geostream.runs.stages import Trained
 from geostream.store import Store
 from geostream.training.model import autocast, device_of
 

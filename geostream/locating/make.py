@@ -19,7 +19,7 @@ import zarr
 
 from geostream.arrays import Bools, Float32, Int32, Int64, Pairs, listed, take
 from geostream.errors import NotFound
-from geostream.evaluation.embed import embed_images
+from geostream.evaluation.embed import Trained, embed_images
 from geostream.evaluation.protocols import searches, view_positions
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import commit, new_group, remove_group
@@ -42,7 +42,7 @@ from geostream.mining.topk import References, merge, most_similar, no_finds
 from geostream.runs.inventory import INDEX_FILE
 from geostream.runs.lease import Lease, RunHeld
 from geostream.runs.run import SETTINGS, Run
-from geostream.runs.stages import Trained, embedded, load_trained
+from geostream.runs.stages import embedded, load_trained
 from geostream.store import Store
 from geostream.training.checkpoint_files import FOLDER, MODEL, STATE, copy_weights, crc32c_of, weights_checksum
 from geostream.training.distributed import ProcessGroup
@@ -121,7 +121,7 @@ def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: 
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "tiles": len(place),
         "dim": trained.encoder.dim,
-        "source": layout.info.get("source"),
+        "source": layout.source,
         "search": facts,
         "calibration": calibration.as_json()
         | {"layout": source.layout.name, "gallery": "index" if same else "test", "metres": SAME_METRES},
@@ -152,7 +152,7 @@ def _embed_tiles(folder: Store, layout: Layout, trained: Trained) -> tuple[zarr.
     group.create_array("place", data=place)
     writer = RowWriter(group, "vectors", len(place), trained.encoder.dim)
     none = Pairs(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int16))
-    batches = embed_images(layout, place, none, trained.encoder, trained.settings, ProcessGroup(), "embed tiles")
+    batches = embed_images(layout, place, none, trained, ProcessGroup(), "embed tiles")
     for numbers, vectors in batches:
         if numbers is not None and vectors is not None:
             writer.write(numbers[numbers >= 0].numpy(), vectors[numbers >= 0].numpy())
@@ -262,4 +262,5 @@ class _Photos:
         """Return whether each photo's best place is its own, or a semi-positive."""
         own = self.layout.pairs("test").place[self.rows]
         semi = take(self.layout.semi_positives("test"), self.rows)
-        return (own == best) | listed(semi, np.arange(len(best)), best)
+        is_own: Bools = (own == best) | listed(semi, np.arange(len(best)), best)
+        return is_own

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,10 @@ def read_photo(data: bytes | Path, name: str | None = None) -> Image.Image:
         content = data.read_bytes() if isinstance(data, Path) else data
         if not content:
             raise BadInput(f"{name}: empty file; choose a JPEG or PNG")
-        with Image.open(io.BytesIO(content)) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from half of our own limit on
+            opened = Image.open(io.BytesIO(content))
+        with opened as image:
             check_size(image.height, image.width)
             if getattr(image, "is_animated", False) and image.format != "MPO":  # phones write two pictures into one MPO
                 raise BadInput(f"{name}: animated; save one of its frames as a picture of its own")

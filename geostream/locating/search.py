@@ -11,6 +11,7 @@ tile, once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class TileSearch:
 
 def n_lists(tiles: int) -> int:
     """Return how many lists to make of so many tiles: four times their square root, as FAISS's authors advise."""
-    return max(1, round(4 * tiles**0.5))
+    return max(1, round(4 * math.sqrt(tiles)))
 
 
 def train_lists(sample: Float32, lists: int) -> Any:

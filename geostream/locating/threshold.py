@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import betaincinv
 
 from geostream.arrays import Bools, Float32, Float64, Int64
 
@@ -102,9 +103,7 @@ def lower_bound(right: int, of: int, failure: float) -> float:
         of: Out of how many.
         failure: Probability that the true proportion is lower.
     """
-    from scipy.stats import beta
-
-    return float(beta.ppf(failure, right, of - right + 1)) if right else 0.0
+    return float(betaincinv(right, of - right + 1, failure)) if right else 0.0
 
 
 def calibrate(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geostream.errors import BadInput
+from sharding.simcity.geotiff import plan_photos
 from sharding.simcity.pairs import plan_cvact, plan_cvusa
 from sharding.simcity.plan import CitySpec, RawPlan
 from sharding.simcity.university import plan_university
@@ -49,6 +50,7 @@ LAYOUTS = {
     "cvact": RawLayout(
         plan_cvact, (64, 128), {"small": _square(("Canberra",), 12), "demo": _square(("Canberra",), 80)}
     ),
+    "photos": RawLayout(plan_photos, (64, 128), {"small": _square(("Graz",), 20), "demo": _square(("Graz",), 60)}),
     "university1652": RawLayout(
         plan_university,
         (64, 64),
