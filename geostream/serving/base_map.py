@@ -61,7 +61,7 @@ class BaseMap:
     @classmethod
     def of(cls, layout: Layout) -> BaseMap:
         """Read the positions of a layout's places, 16 bytes each; the tiles' size is estimated where it is unknown."""
-        metres = layout.info.get("tile_metres")
+        metres = layout.tile_metres
         centre = on_map(layout.position, layout.coordinates)
         centre[layout.shard_of_place < 0] = np.nan
         known = np.isfinite(centre).all(axis=1)

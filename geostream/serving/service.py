@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 from starlette.datastructures import UploadFile
@@ -202,7 +203,7 @@ class Service:
             layout=self.layout.name,
             places=int(index["tiles"]),
             model=model_name(index["model"]),
-            attribution=attribution(index.get("source") or self.layout.info.get("source")),
+            attribution=attribution(self.layout.source),
             map=MapInfo(
                 kind=self.base_map.kind,
                 bounds=Bounds(**bounds._asdict()) if bounds else None,
@@ -228,15 +229,13 @@ def model_name(model: dict[str, object]) -> str:
     return f"{model['run']} {model['checkpoint']}" if model["number"] is None else str(model["number"])
 
 
-def attribution(source: object) -> str | None:
+def attribution(source: dict[str, Any] | None) -> str | None:
     """Return the line that has to be shown with the imagery; None where the layout names no source of it.
 
     Args:
-        source: The entry "source" of ``layout.json``.
+        source: Where the tiles come from (:attr:`geostream.layout.Layout.source`).
     """
-    if not isinstance(source, dict):
-        return None
-    parts = [source.get("attribution") or source.get("name"), source.get("licence")]
+    parts = [source["attribution"] or source["name"], source["licence"]] if source else []
     return ", ".join(str(part) for part in parts if part) or None
 
 
