@@ -39,7 +39,7 @@ class Cells(NamedTuple):
     """The places of a wide view, counted in the squares of a grid."""
 
     centre: Float64  # (C, 2) mean longitude and latitude of each square's places
-    count: Int64  # (C,)
+    places: Int64  # (C,) how many
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class Service:
         chosen = self.base_map.tiles(view)
         if chosen is None:
             cells = self.base_map.cells(view)
-            rows = zip(cells.centre.tolist(), cells.count.tolist(), strict=True)
+            rows = zip(cells.centre.tolist(), cells.places.tolist(), strict=True)
             return MapPart(tiles=[], cells=[(longitude, latitude, count) for (longitude, latitude), count in rows])
         edges = self.base_map.corners(chosen).tolist()
         tiles = [

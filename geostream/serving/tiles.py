@@ -52,9 +52,10 @@ class Tiles:
         crc32c = np.zeros(n, np.uint32)
         for part in layout.index.parts(MEMBERS_FILE, ["member", *COLUMNS]):
             tile = view_numbers(part["member"]) == TILE
-            place, *columns = (part[name].to_numpy()[tile] for name in COLUMNS)
-            for array, column in zip((shard, offset, size, crc32c), columns, strict=True):
-                array[place] = column
+            columns = {name: part[name].to_numpy()[tile] for name in COLUMNS}
+            place = columns["place"]
+            shard[place], offset[place] = columns["shard"], columns["offset"]
+            size[place], crc32c[place] = columns["size"], columns["crc32c"]
         return cls(layout, shard, offset, size, crc32c, asyncio.Semaphore(AT_ONCE))
 
     async def read(self, place: int) -> bytes:

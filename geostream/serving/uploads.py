@@ -11,7 +11,7 @@ import asyncio
 import io
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from PIL import Image
 from starlette.datastructures import UploadFile
@@ -68,7 +68,7 @@ class Upload(Protocol):
     size: int | None
 
     @property
-    def file(self) -> io.BufferedIOBase:
+    def file(self) -> BinaryIO:
         """The content."""
 
 
