@@ -1,8 +1,8 @@
 """Run the whole loop on this machine with real servers, in a few minutes: the command ``geostream demo``.
 
 Starts an S3 server and a Prefect server, renders VIGOR-like cities, shards them by the flow that deployments run,
-trains by the flow that schedules run, and prints the results. Each demo begins anew: what an earlier one made in
-its folder is removed, so that the figures are those of one run.
+trains by the flow that schedules run, locates photos of cities that were not trained on, and prints the results. Each
+demo begins anew: what an earlier one made in its folder is removed, so that the figures are those of one run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LAYOUT = "base"
 RUN = "demo"
 MARK = ".geostream-demo"  # in a demo's folder: the names in it that are the demo's, which the next one may remove
-OWN = ("raw", "s3", "prefect", "report.html", "summary.json")
+OWN = ("raw", "s3", "prefect", "photos", "store", "report.html", "summary.json")
 
 
 def demo(
@@ -56,6 +56,9 @@ def _demo(out: Path, seed: int, city: str, overrides: list[str]) -> None:
         store_url = _start(servers, out, city, seed, seconds, console)
         run, flow_runs = _run_flows(store_url, out / "raw", seed, overrides, seconds, console)
         # Only now: the flow has imported it while its ranks started, which takes seconds.
+        from flows.located import index_and_locate
+        from geostream.cli.locate import answer_rows
+        from geostream.locating.locate import as_geojson
         from geostream.report import report
         from geostream.runs.log import RunResult
 
@@ -65,12 +68,20 @@ def _demo(out: Path, seed: int, city: str, overrides: list[str]) -> None:
         summary["seconds"] |= {name: round(value, 1) for name, value in seconds.items()}
         summary["seconds"]["total"] = round(time.monotonic() - started, 1)
         page = report.publish(run, result, summary)
+        began = time.monotonic()
+        answers = index_and_locate(run, out / "raw", out)
+        summary["seconds"]["locate"] = round(time.monotonic() - began, 1)
+        summary["seconds"]["total"] = round(time.monotonic() - started, 1)
+        summary["located"] = as_geojson(answers)
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print_table("recall on unseen cities", summary["evaluations"])
     print_table("epoch plans", summary["plans"])
     print_table("generations of the layout", summary["reclusterings"])
     print_table("seconds", [summary["seconds"]])
+    print_table("where three photos of these cities were taken", answer_rows(answers))
+    console.print(f"again:   geostream locate {out / 'photos'}/*.jpg --store {out / 'store'}")
+    console.print(f"a page:  geostream serve {out / 'store'}")
     console.print(f"summary: {out / 'summary.json'}")
     console.print(f"report:  {out / 'report.html'}")
 

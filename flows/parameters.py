@@ -36,6 +36,10 @@ CHOICES: dict[str, Any] = {  # of the adapters' options, whose own annotations a
     "vigor.protocol": Literal["cross-area", "same-area"],
     "cvact.protocol": Literal["val", "test"],
     "university1652.views": Literal["drone", "street"],
+    "photos.metres": float,
+    "photos.overlap": float,
+    "photos.test_share": float,
+    "photos.block_metres": float,
     "vigor.train_cities": list[str],
     "vigor.test_cities": list[str],
 }

@@ -48,14 +48,15 @@ def shard(
     """Write the raw dataset as a layout, or append to it what is new, and return its id; of a dry run, its URL.
 
     Args:
-        adapter: what the raw folder holds: "vigor", "cvusa", "cvact" or "university1652".
+        adapter: what the raw folder holds: "vigor", "cvusa", "cvact", "university1652" or "photos".
         raw: the raw folder, as the worker sees it, or in a bucket. None: cities rendered in that dataset's raw layout.
         store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
         dataset: the dataset's name in the store. None: the adapter's; where rendered, "simcity…".
         layout: the layout's name in the dataset.
         options: of sharding: tile_size, view_size, original, quality, shard_bytes, max_broken.
         adapter_options: of the adapter: vigor has protocol, train_cities, test_cities; cvact protocol ("val" or
-            "test"); university1652 views ("drone" or "street").
+            "test"); university1652 views ("drone" or "street"); photos those of
+            its own page (docs/how-to/own-imagery.md).
         city: size of the rendered cities.
         seed: of the rendered cities.
         workers: processes that encode. None: one a core.
@@ -152,7 +153,7 @@ def write_layout(
     return report
 
 
-def note_layout(report: ShardReport, raw: Path) -> None:
+def note_layout(report: ShardReport, raw: str | Path) -> None:
     """Note the layout as an asset, made of the raw folder and of the layouts whose shards it borrows."""
     layout = report.layout
     folder = layout.store.url.removesuffix(layout.name)

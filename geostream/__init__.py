@@ -26,6 +26,8 @@ Streaming, from a plan to batches of tensors:
     Loader, Batch, ImageSizes, ReadOptions, plan_dataset, scan_dataset
 Training and evaluation:
     train, Run, RunResult, evaluate_embeddings, Evaluation
+Locating photos:
+    Locator, Answer, as_geojson
 Errors:
     GeostreamError, of which every error that is meant for a person is a kind
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, __getattr__ imp
     from geostream.errors import GeostreamError
     from geostream.evaluation.evaluate import Evaluation, evaluate_embeddings
     from geostream.layout import Layout, list_datasets, list_layouts, open_layout
+    from geostream.locating.locate import Answer, Locator, as_geojson
     from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
     from geostream.mining.gps import build_gps_graph
     from geostream.mining.graph import NeighbourGraph, open_graph
@@ -63,6 +66,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, __getattr__ imp
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Batch",
     "Embeddings",
     "EpochPlan",
@@ -71,12 +75,14 @@ __all__ = [
     "ImageSizes",
     "Layout",
     "Loader",
+    "Locator",
     "NeighbourGraph",
     "ReadOptions",
     "Run",
     "RunResult",
     "Store",
     "TrainSettings",
+    "as_geojson",
     "build_gps_graph",
     "build_visual_graph",
     "create_embeddings",
@@ -100,6 +106,7 @@ _NAMES = {
     "errors": ("GeostreamError",),
     "evaluation.evaluate": ("Evaluation", "evaluate_embeddings"),
     "layout": ("Layout", "list_datasets", "list_layouts", "open_layout"),
+    "locating.locate": ("Answer", "Locator", "as_geojson"),
     "mining.embeddings": ("Embeddings", "create_embeddings", "open_embeddings"),
     "mining.gps": ("build_gps_graph",),
     "mining.graph": ("NeighbourGraph", "open_graph"),

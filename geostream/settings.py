@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from geostream.errors import BadInput
 
@@ -89,12 +89,36 @@ class AugmentSettings(BaseModel):
     view_kind: Literal["panorama", "picture"] = Field(
         "panorama", description="a panorama is rolled as its tile turns; a picture (drone, street) stays as it is"
     )
+    fov: tuple[float, float] = Field(
+        (360.0, 360.0),
+        description="least and most degrees that a panorama is narrowed to in training, with a random heading, so that "
+        "the model answers ordinary photos, too; one number for both; 360: whole, north in the middle",
+    )
     color_probability: float = Field(0.5, ge=0, le=1, description="share of images whose colors change")
     color_jitter: float = Field(0.15, ge=0, description="largest change of brightness, contrast, saturation; 0: none")
     hue_jitter: float = Field(0.15, ge=0, le=0.5, description="largest change of hue, in turns; 0: none, far cheaper")
     jpeg_probability: float = Field(0.5, ge=0, le=1, description="share of images compressed again, quality 90 to 100")
     blur_probability: float = Field(0.3, ge=0, le=1, description="share of images blurred or sharpened")
     dropout_probability: float = Field(0.3, ge=0, le=1, description="share of images with a grid or rectangles blacked")
+
+    @field_validator("fov", mode="before")
+    @classmethod
+    def _one_for_both(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int | float) else value
+
+    @model_validator(mode="after")
+    def _check_fov(self) -> AugmentSettings:
+        least, most = self.fov
+        if not 0 < least <= most <= 360:
+            raise ValueError(f"fov {least:g} to {most:g}: choose degrees above 0 and up to 360, the smaller first")
+        if self.narrows and self.view_kind != "panorama":
+            raise ValueError("fov: only panoramas can be narrowed, and view_kind is picture; leave it at 360")
+        return self
+
+    @property
+    def narrows(self) -> bool:
+        """Whether panoramas are narrowed."""
+        return self.fov != (360.0, 360.0)
 
 
 class PlanSettings(BaseModel):

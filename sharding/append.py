@@ -140,8 +140,8 @@ def plan_append(
     growth = find_growth(raw, parent, images, rules, workers or cpu_count())
     written = tuple(growth.places[number] for number in sorted(growth.written))
     sampled = min(SAMPLE, max(1, len(written) // 16))  # so that little is read twice
-    n_listed = sum(len(place.images()) for place in raw.places)
-    job = cut_job(replace(raw, places=written), options, images, growth.fingerprint, n_listed, sampled)
+    written_raw = replace(raw, places=written, left_out=())
+    job = cut_job(written_raw, options, images, growth.fingerprint, raw.n_listed, sampled)
     return replace(job, parent=parent.id), growth
 
 
@@ -292,7 +292,7 @@ def _commit(
             members=pa.concat_tables([old, pa.Table.from_pylist(new, schema=MEMBERS)]).combine_chunks(),
             shards=[*((paths[n], sizes[n]) for n in borrowed.tolist()), *((part.name, part.size) for part in parts)],
             source={
-                **job.source,
+                **joined_source(parent.source, job.source),
                 "made_from": parent.name,
                 "ancestors": ancestors(parent.info),
                 "counts": {name: count for name, count in growth.counts.items() if count},
@@ -302,6 +302,7 @@ def _commit(
             broken=[str(one) for one in broken],
             parent=parent.id,
             sources_file=sources_file(sources),
+            tile_metres=parent.tile_metres,
         ),
     )
     notes = (*raw.notes, *growth.notes, *_advance(store, layout))
@@ -309,6 +310,20 @@ def _commit(
     read, wrote = moved_bytes(job, parts)
     said = tuple(map(str, broken)), notes, dict(growth.counts)
     return ShardReport(layout, False, len(parts) - resumed, resumed, *said, growth.compared_bytes + read, wrote)
+
+
+def joined_source(before: dict[str, Any] | None, source: dict[str, Any]) -> dict[str, Any]:
+    """Return what an appended layout is made from, with the licences and attributions of the tiles that it borrows.
+
+    Args:
+        before: where the tiles of the layout before come from, of :attr:`Layout.source`.
+        source: what the append is made from.
+    """
+    joined = dict(source)
+    for name, had in (before or {}).items():
+        now = source.get(name)
+        joined[name] = now if not had or (now and had in now) else had if not now or now in had else f"{had}; {now}"
+    return joined
 
 
 def _discard(job: ShardJob, folder: Store) -> None:

@@ -70,13 +70,15 @@ def commit_shards(
     Raises:
         BadInput: too many images are broken, or nothing is left to train on or to search in.
     """
-    broken = [one for part in parts for one in part.broken]
+    broken = [*job.raw.left_out, *(one for part in parts for one in part.broken)]
     job.check_broken(broken)
     stored = {place.key: place for part in parts for place in part.places}
     kept = [place for place in job.raw.places if place.key in stored]
     ids = {place.key: number for number, place in enumerate(kept)}
     rows = [place_row(place, stored[place.key].views, ids) for place in kept]
-    if not any(place.views[row].split == "train" for place in kept for row in stored[place.key].views):
+    if not job.raw.is_gallery and not any(
+        place.views[row].split == "train" for place in kept for row in stored[place.key].views
+    ):
         raise BadInput(f"{job.raw.root}: every training pair has a broken image, the first: {broken[0]}; mend them")
     if not any("test" in place.splits for place in kept):
         raise BadInput(f"{job.raw.root}: every tile of the test gallery is broken, the first: {broken[0]}; mend them")
@@ -107,6 +109,7 @@ def commit_shards(
             },
             broken=[str(one) for one in broken],
             sources_file=sources_file(source for part in parts for source in part.sources),
+            tile_metres=job.raw.tile_metres,
         ),
     )
     advance(store, dataset, layout, None)

@@ -4,6 +4,9 @@ By default an image is decoded whole, resized by Lanczos to the size that traini
 90 with 4:2:0 colour: a VIGOR panorama of 1 MB becomes about 100 kB. The sides are set one by one: an image of another
 aspect is squeezed, a smaller one enlarged (and counted). A JPEG that has the size already keeps its bytes.
 
+A photo that a camera marked as turned is stored upright, and a panorama that looks somewhere with north in its middle.
+Both are encoded anew, at whatever size. A tile that is cut from imagery comes as pixels.
+
 Every image is decoded once, also where its bytes are kept, by the rule that training decodes by
 (:mod:`geostream.images`). So truncated images, those too large for memory, and those that training could not read are
 never stored. The result depends on the bytes and the library versions alone: the resizer computes in whole numbers, the
@@ -13,6 +16,7 @@ same on every processor.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
@@ -27,7 +31,7 @@ from cykooz_resizer import (
     ResizeOptions,
     Resizer,
 )
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from geostream.images import Pixels, decode_jpeg, decode_png, is_jpeg
 from sharding.places import Size
@@ -35,6 +39,16 @@ from sharding.places import Size
 # Resized bytes may differ between these: part of what a finished shard is recognised by.
 ENCODER = " ".join(f"{package} {version(package)}" for package in ("pillow", "simplejpeg", "cykooz-resizer"))
 LANCZOS = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.lanczos3))
+# What sets a picture upright, by its EXIF orientation (Exif 2.32, tag 0x0112: where row 0 and column 0 are).
+UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: p[::-1].swapaxes(0, 1),
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+    8: lambda p: p[:, ::-1].swapaxes(0, 1),
+}
 PNG_END = b"IEND\xaeB`\x82"
 # Formats of files that were seen under the names .jpg and .png: offset, the bytes there, name.
 OTHERS = (
@@ -75,13 +89,58 @@ def encode(raw: bytes, size: Size | None, quality: int) -> Encoded:
     """
     jpeg = is_jpeg(raw)
     pixels = _decode_jpeg(raw) if jpeg else _decode_png(raw)
-    height, width = pixels.shape[:2]
-    if size is None or (jpeg and (height, width) == size):
+    if size is None or (jpeg and pixels.shape[:2] == size):
         return Encoded(raw, "jpg" if jpeg else "png")
+    return encode_pixels(pixels, size, quality)
+
+
+def encode_photo(raw: bytes, size: Size | None, quality: int, heading: float | None) -> Encoded:
+    """Return the stored form of a photo: upright, and with north in the middle where it is a panorama.
+
+    Args:
+        raw: the file's bytes.
+        size: (height, width) in pixels; None: as large as it is.
+        quality: JPEG quality, 1 to 100.
+        heading: degrees clockwise from north that a panorama's middle looks to; None: it is not turned.
+
+    Raises:
+        BrokenImage: it cannot be decoded.
+    """
+    upright = UPRIGHT.get(_orientation(raw))
+    if upright is None and not heading:
+        return encode(raw, size, quality)
+    pixels = _decode_jpeg(raw) if is_jpeg(raw) else _decode_png(raw)
+    if upright is not None:
+        pixels = upright(pixels)
+    if heading:
+        pixels = np.roll(pixels, round(heading / 360 * pixels.shape[1]), axis=1)
+    return encode_pixels(pixels, size, quality)
+
+
+def encode_pixels(pixels: Pixels, size: Size | None, quality: int) -> Encoded:
+    """Return the stored form of a decoded image, a JPEG.
+
+    Args:
+        pixels: (h, w, 3) RGB.
+        size: (height, width) in pixels; None: as large as it is.
+        quality: JPEG quality, 1 to 100.
+    """
+    height, width = pixels.shape[:2]
+    size = size or (height, width)
     if (height, width) != size:
         pixels = _resize(pixels, size)
+    pixels = np.ascontiguousarray(pixels)
     data = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False)
     return Encoded(data, "jpg", enlarged=height < size[0] or width < size[1])
+
+
+def _orientation(raw: bytes) -> int:
+    """Return how a camera says it was held, by EXIF's numbers; 1: upright, or it says nothing that can be read."""
+    try:
+        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
+        return 1  # whether the picture itself is whole shows when it is decoded
 
 
 def _resize(pixels: Pixels, size: Size) -> Pixels:

@@ -33,8 +33,18 @@ from geostream.layout import Layout
 from geostream.layout.layout import FACTS, view_numbers
 from geostream.progress import Bar
 from sharding.encode import BrokenImage
-from sharding.job import Broken, Images, listed
-from sharding.places import LONGEST_KEY, SPLIT_ORDER, KeptImage, Place, RawDataset, RawImage, View
+from sharding.job import Images, listed
+from sharding.places import (
+    LONGEST_KEY,
+    SPLIT_ORDER,
+    Broken,
+    KeptImage,
+    Place,
+    RawDataset,
+    RawImage,
+    TileImage,
+    View,
+)
 from sharding.sources import Source, Stamp, sources_of
 from sharding.workers import in_order
 
@@ -264,10 +274,11 @@ def compare_images(unit: tuple[Images, list[tuple[RawImage, bool, Source | None]
     found = []
     for image, is_tile, known in some:
         with suppress(BrokenImage):
-            data, stamp = images.read(image)
-            if known and (len(data), google_crc32c.value(data)) == (known.bytes, known.crc32c):
-                found.append(Compared(known.stamped(stamp), None if known.broken else SAME))
-                continue
+            if not isinstance(image, TileImage):  # a tile of imagery is compared as it is stored
+                data, stamp = images.read(image)
+                if known and (len(data), google_crc32c.value(data)) == (known.bytes, known.crc32c):
+                    found.append(Compared(known.stamped(stamp), None if known.broken else SAME))
+                    continue
         stored, source = images.load(image, is_tile=is_tile)
         if source is not None:
             crc32c = None if isinstance(stored, Broken) else google_crc32c.value(stored.data)
@@ -293,7 +304,7 @@ class _Comparison:
         self.tested = {view.image.path for one in stored for view in one.place.views if view.split != "train"}
         self.ids = {_identity(one.place): number for number, one in enumerate(stored)}
         self.counts: Counter[str] = Counter()
-        self.broken: list[Broken] = []
+        self.broken: list[Broken] = [*raw.left_out]
         self.changed: dict[str, int] = {}  # checksums of the raw files that have changed, by path
 
     def result(self) -> Growth:

@@ -27,9 +27,9 @@ from geostream.errors import BadInput, StoreError
 from geostream.layout.files import shard_name, sidecar_name
 from geostream.store import Store
 from sharding.adapters import ADAPTERS
-from sharding.encode import ENCODER, BrokenImage, Encoded, encode
+from sharding.encode import ENCODER, BrokenImage, Encoded, encode, encode_photo, encode_pixels
 from sharding.order import cut, storage_order
-from sharding.places import KeptImage, Place, RawDataset, RawImage, Size
+from sharding.places import Broken, KeptImage, Photo, Place, RawDataset, RawImage, Size, TileImage, Uncovered
 from sharding.raw_reader import RawReader
 from sharding.sources import Source, Stamp
 
@@ -74,24 +74,6 @@ class ShardOptions:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """Name an image that is left out, and why.
-
-    Attributes:
-        path: below the raw folder.
-        named: the ``file:line`` that named it.
-        reason: why.
-    """
-
-    path: str
-    named: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.named}: {self.path}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class Images:
     """Read raw images and encode them as they are stored.
 
@@ -124,11 +106,15 @@ class Images:
         """
         if isinstance(image, KeptImage):
             return self._take_over(image), None
-        source = None
+        source, size = None, self.tile_size if is_tile else self.view_size
         try:
+            if isinstance(image, TileImage):
+                return self._cut(image, size)
             data, stamp = self.read(image)
             source = Source(image.path, stamp.bytes, stamp.mtime_ns, google_crc32c.value(data), etag=stamp.etag)
-            return encode(data, self.tile_size if is_tile else self.view_size, self.quality), source
+            if isinstance(image, Photo):
+                return encode_photo(data, size, self.quality, image.heading), source
+            return encode(data, size, self.quality), source
         except BrokenImage as error:
             return Broken(image.path, image.named, str(error)), source and source._replace(broken=str(error))
 
@@ -156,6 +142,16 @@ class Images:
         if not image.present:
             raise BrokenImage("missing")
         return self.reader.read(image.path)
+
+    def _cut(self, image: TileImage, size: Size | None) -> tuple[Encoded | Broken, Source]:
+        try:
+            pixels = image.imagery.read(image.box, *image.size(size))
+        except Uncovered as error:
+            source = Source(image.path, image.stamp.bytes, image.stamp.mtime_ns, 0, str(error))
+            return Broken(image.path, image.named, str(error)), source
+        checksum = google_crc32c.value(np.ascontiguousarray(pixels).tobytes())
+        source = Source(image.path, image.stamp.bytes, image.stamp.mtime_ns, checksum)
+        return encode_pixels(pixels, size, self.quality), source
 
     def _take_over(self, image: KeptImage) -> Encoded:
         assert self.layouts is not None, "an image can be taken over from a layout alone"
@@ -228,9 +224,11 @@ class ShardJob:
 
     @property
     def missing(self) -> list[Broken]:
-        """The images that the raw folder lacks, as its listing showed."""
+        """The images that the raw folder lacks, as its listing showed, and those that no place can be made of."""
         images = (image for place in self.raw.places for image in place.images())
-        return [Broken(image.path, image.named, "missing") for image in images if not image.present]
+        return [*self.raw.left_out] + [
+            Broken(image.path, image.named, "missing") for image in images if not image.present
+        ]
 
     @property
     def source(self) -> dict[str, Any]:
@@ -240,6 +238,7 @@ class ShardJob:
             "options": {**self.raw.options, "shard_bytes": self.options.shard_bytes},
             "fingerprint": self.fingerprint,
             "sample": self.sample,
+            **(self.raw.source or {}),
         }
 
     @property
@@ -281,8 +280,7 @@ def plan_shards(raw: RawDataset, options: ShardOptions | None = None) -> ShardJo
         view_size=None if original else options.view_size or raw.view_size,
         quality=options.quality or QUALITY,
     )
-    n_listed = sum(len(place.images()) for place in raw.places)
-    return cut_job(raw, options, images, _fingerprint(raw, options, images), n_listed)
+    return cut_job(raw, options, images, _fingerprint(raw, options, images), raw.n_listed)
 
 
 def cut_job(
@@ -329,7 +327,7 @@ def _check_places(raw: RawDataset) -> None:
     for key, count in Counter(place.key for place in raw.places).items():
         if count > 1 or not re.fullmatch(r"[A-Za-z0-9_-]+", key):
             raise BadInput(f"{raw.adapter}: key {key!r} is there {count} times, or is not all letters, digits, - and _")
-    if not raw.count("train"):
+    if not raw.count("train") and not raw.is_gallery:
         raise BadInput(f"{raw.root}: no training pair under {raw.options}; name what to train on")
     if not any("test" in place.splits for place in raw.places):
         raise BadInput(f"{raw.root}: no tile in the test gallery under {raw.options}; name what to test on")

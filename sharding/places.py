@@ -1,7 +1,8 @@
 """Describe a raw data set as places: what every adapter returns, and all that the code behind it knows.
 
 An image is a path below the raw folder, or a URL, with the line of the list that named it. One listing a folder tells
-whether it is there; whether it can be decoded shows when it is encoded. All places are held in memory: about 1 kB each.
+whether it is there; whether it can be decoded shows when it is encoded. A tile may also be a window of imagery, and no
+file of its own. All places are held in memory: about 1 kB each.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import google_crc32c
 
 from geostream.errors import BadInput
-from geostream.layout import Coordinates, Protocol
+from geostream.images import Pixels
+from geostream.layout import Coordinates
+from geostream.layout import Protocol as Evaluated
 from sharding.raw_path import RawPath
 from sharding.sources import Stamp
 
 Size = tuple[int, int]  # height, width in pixels
+Box = tuple[float, float, float, float]  # west, south, east, north in degrees
 IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 LONGEST_KEY = 80  # so that "<key>.view-00.jpg" fits the 100 bytes of a plain tar header
 SPLIT_ORDER = {"train": 0, "test": 1, "gallery": 2}
@@ -60,6 +64,76 @@ class KeptImage(RawImage):
     suffix: Literal["jpg", "png"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Photo(RawImage):
+    """Name a picture that a person took; it is stored upright, as its EXIF orientation says.
+
+    Attributes:
+        heading: degrees clockwise from north that the middle of a panorama looks to. It is stored with north in the
+            middle, as panoramas of all data sets are. None: unknown, or no panorama; it is not turned.
+    """
+
+    heading: float | None = None
+
+
+class Imagery(Protocol):
+    """Read windows of imagery, such as GeoTIFFs. It is sent to the processes that encode, so it holds no open file."""
+
+    def read(self, box: Box, height: int, width: int) -> Pixels:
+        """Return what lies in a box, north up, as (height, width, 3) RGB pixels.
+
+        Raises:
+            Uncovered: there is no imagery in a part of the box.
+            GeostreamError: it cannot be read now.
+        """
+        ...
+
+
+class Uncovered(Exception):
+    """Say why there is no imagery in a part of a tile; the tile is left out, and counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileImage(RawImage):
+    """Name a tile that is cut from imagery when it is encoded; ``path`` is a name for it and no file.
+
+    Attributes:
+        box: what it shows.
+        imagery: where its pixels come from.
+        pixels: its side in the imagery's own pixels; more are not read.
+        stamp: the same as before where the imagery under the tile has not changed.
+    """
+
+    box: Box
+    imagery: Imagery
+    pixels: int
+    stamp: Stamp
+
+    def size(self, stored: Size | None) -> Size:
+        """Return the (height, width) to read, to be stored at a size; None: at the imagery's own."""
+        return (
+            (self.pixels, self.pixels) if stored is None else (min(stored[0], self.pixels), min(stored[1], self.pixels))
+        )
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Name an image that is left out, and why.
+
+    Attributes:
+        path: below the raw folder.
+        named: the ``file:line`` that named it.
+        reason: why.
+    """
+
+    path: str
+    named: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.named}: {self.path}: {self.reason}"
+
+
 @dataclass(frozen=True)
 class View:
     """Describe a query image of a place.
@@ -70,6 +144,7 @@ class View:
         north: degrees or metres, as the data set's ``coordinates`` say; NaN: unknown.
         east: likewise.
         semi_positives: keys of other places whose tile shows it, too.
+        heading: degrees clockwise from north that the middle of the stored picture looks to; None: unknown.
     """
 
     image: RawImage
@@ -77,6 +152,7 @@ class View:
     north: float = float("nan")
     east: float = float("nan")
     semi_positives: tuple[str, ...] = ()
+    heading: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +196,10 @@ class RawDataset:
         places: all of them.
         notes: what a person should know, such as repeated lines.
         protocols: the evaluation protocols, the default one first.
+        left_out: images that cannot become part of any place, such as photos without coordinates; they count as broken.
+        source: where the tiles come from: their name, licence, attribution and url; None: it is not known.
+        tile_metres: side of a tile on the ground; None: it is not known, or differs.
+        is_gallery: there are tiles alone, to search in; else there must be pairs to train on.
     """
 
     adapter: str
@@ -130,7 +210,16 @@ class RawDataset:
     view_size: Size
     places: tuple[Place, ...]
     notes: tuple[str, ...] = ()
-    protocols: tuple[Protocol, ...] = ("paired",)
+    protocols: tuple[Evaluated, ...] = ("paired",)
+    left_out: tuple[Broken, ...] = ()
+    source: dict[str, Any] | None = None
+    tile_metres: float | None = None
+    is_gallery: bool = False
+
+    @property
+    def n_listed(self) -> int:
+        """Number of images, whole or not, those that no place can be made of included."""
+        return sum(len(place.images()) for place in self.places) + len(self.left_out)
 
     def count(self, split: str) -> int:
         """Return the number of pairs of a split."""

@@ -19,8 +19,8 @@ from geostream.store.conditional import probe
 from sharding.append import newest_layout, plan_append, read_again
 from sharding.commit import layout_folder
 from sharding.growth import Growth, Rules
-from sharding.job import Broken, ShardJob, ShardOptions, plan_shards
-from sharding.places import RawDataset, Size
+from sharding.job import ShardJob, ShardOptions, plan_shards
+from sharding.places import Broken, RawDataset, Size
 from sharding.writer import check_foreign, foreign_objects
 
 SHOWN = 10  # missing images that are named

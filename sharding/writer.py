@@ -29,8 +29,8 @@ from geostream.errors import AlreadyExists, BadInput
 from geostream.layout.files import JOB, object_names
 from geostream.progress import Bar
 from geostream.store import Store
-from sharding.job import Broken, Images, Part, ShardJob
-from sharding.places import Place
+from sharding.job import Images, Part, ShardJob
+from sharding.places import Broken, Place
 from sharding.sources import Source
 from sharding.tar import Member, ShardTar
 from sharding.workers import in_order, leave_a_starting_worker
@@ -171,7 +171,7 @@ def write_shards(job: ShardJob, folder: Store, workers: int | None = None) -> tu
     stored = _whole_parts(job, folder)
     todo = [part for part in job.parts if part.name not in stored]
     whole = len(stored)
-    broken = [one for part in stored.values() for one in part.broken]
+    broken = [*job.raw.left_out, *(one for part in stored.values() for one in part.broken)]
     started, done = time.monotonic(), 0
     total = sum(part.n_images for part in todo)
     with (
@@ -360,6 +360,7 @@ def _facts(place: Place, kept: Sequence[int]) -> bytes:
         **_where(place.north, place.east),
         "views": [
             {"name": view_name(n), "split": v.split, "source": v.image.path, **_where(v.north, v.east)}
+            | ({} if v.heading is None else {"heading": v.heading})
             for n, v in enumerate(views)
         ],
     }

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import simplejpeg
 
-from geostream.layout import MEMBERS, PLACES, Layout, NewLayout, commit_layout
+from geostream.layout import MEMBERS, PLACES, Coordinates, Layout, NewLayout, commit_layout
 from geostream.reclustering.rewrite import rewrite
 from geostream.store import Store
 
@@ -89,6 +89,7 @@ def write_layout(
     dataset: str = "tiny",
     name: str = "g0",
     order: list[int] | None = None,
+    coordinates: Coordinates = "latlon",
 ) -> Layout:
     """Write ``places`` (their ids are their positions) as real tar shards and commit them.
 
@@ -116,7 +117,7 @@ def write_layout(
             dataset=dataset,
             name=name,
             generation=0,
-            coordinates="latlon",
+            coordinates=coordinates,
             places=_places_table(places),
             members=pa.table([pa.array(column) for column in zip(*rows, strict=True)], names=MEMBERS.names).cast(
                 MEMBERS

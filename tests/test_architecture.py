@@ -10,7 +10,7 @@ PACKAGES = ("geostream", "sharding", "flows", "infra")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 # Each may import those before it.
 ROOMS = "errors images progress arrays settings store layout dask mining planning streaming reclustering training"
-ROOMS += " evaluation runs report cli __main__"
+ROOMS += " evaluation runs locating serving report cli __main__"
 SHARDING_MAY_USE = {"errors", "images", "progress", "arrays", "store", "layout"}
 # The demo and the week start what runs around the flows; nobody else does.
 MAY_USE_INFRA = {"flows/demo.py", "flows/prefect_plugin.py", "flows/week.py"}
@@ -38,7 +38,7 @@ def may_import(name: str) -> set[str]:
     if package == "geostream":
         return set(rooms[: rooms.index(room) + 1])
     if package == "sharding":
-        return {"sharding", *(SHARDING_MAY_USE if room != "cli" else rooms)}
+        return {"sharding", *(SHARDING_MAY_USE if room not in ("cli", "index_cli") else rooms)}
     if package == "infra":
         return {"infra", *rooms}
     return {"flows", "sharding", *rooms, *({"infra"} if name in MAY_USE_INFRA else ())}

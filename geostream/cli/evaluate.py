@@ -33,19 +33,27 @@ def evaluate(
     split: Split = "test",
     checkpoint: Checkpoint = None,
     model: ModelName = None,
+    fov: Annotated[
+        float,
+        typer.Option(help="Narrow panoramas to so many degrees, as ordinary photos look, with random headings."),
+    ] = 360.0,
     cluster: Cluster = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this local file, too.")] = None,
 ) -> None:
     """Evaluate a checkpoint or model by its dataset's protocols: print a table, write JSON and a page with pictures."""
-    from geostream.report.evaluation_page import evaluate_checkpoint, results_table
+    from geostream.report.evaluation_page import evaluate_checkpoint, metres_table, results_table
 
     if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
         raise BadInput(f"--json {json_path}: {'a folder' if json_path.is_dir() else 'no such folder'}; name a file")
     split = check_split(split)
+    if not 0 < fov <= 360:
+        raise BadInput(f"--fov {fov:g}: degrees above 0 and up to 360")
     opened, checkpoint = open_trained(store, (dataset, layout, run), checkpoint, model, cluster)
-    record = evaluate_checkpoint(opened, split, checkpoint)
+    record = evaluate_checkpoint(opened, split, checkpoint, fov)
     if json_path is not None:
         json_path.write_text(json.dumps(record, indent=1) + "\n")
     title = f"{opened.layout.dataset} {opened.layout.name}, {split} after epoch {record['epoch']}, in percent"
     print_table(title, results_table(opened.layout, record))
-    print(f"{opened.url}/{opened.evaluation_name(split, record['epoch'])}.html and .json")
+    if metres := metres_table(record):
+        print_table("on the ground, in percent", metres)
+    print(f"{opened.url}/{opened.evaluation_name(split, record['epoch'], fov)}.html and .json")

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import cost, evaluate, inspect, layouts, models, runs, settings, train
+from geostream.cli import cost, evaluate, export, inspect, layouts, locate, models, runs, serve, settings, train
 from geostream.errors import GeostreamError
 from geostream.progress import LOG_VARIABLE, log_to_stderr
 
@@ -34,6 +34,9 @@ for command in (
     train.mine,
     train.plan,
     evaluate.evaluate,
+    locate.locate,
+    serve.serve,
+    export.export,
     layouts.recluster,
     settings.settings,
     cost.cost,

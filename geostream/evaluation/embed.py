@@ -7,12 +7,13 @@ Zarr shard. There is no augmentation and no dropout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from geostream.arrays import Int32, distinct
+from geostream.arrays import Int32, Pairs, distinct
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
@@ -22,9 +23,26 @@ from geostream.store import Store
 from geostream.streaming.dataset import scan_dataset
 from geostream.streaming.loader import Loader
 from geostream.streaming.options import ReadOptions
-from geostream.streaming.pipeline import ImageSizes
+from geostream.streaming.pipeline import Change, ImageSizes
 from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder, autocast, device_of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An encoder with the weights of a checkpoint.
+
+    Attributes:
+        encoder: The encoder.
+        settings: The settings that it was trained with.
+        checkpoint: The checkpoint's name.
+        epoch: The epoch that the checkpoint belongs to.
+    """
+
+    encoder: Encoder
+    settings: TrainSettings
+    checkpoint: str
+    epoch: int
 
 
 def split_references(layout: Layout, split: str) -> Int32:
@@ -40,22 +58,20 @@ def embed(
     name: str,
     layout: Layout,
     split: str,
-    encoder: Encoder,
-    checkpoint: str,
-    settings: TrainSettings,
+    trained: Trained,
     group: ProcessGroup | None = None,
+    change: Change | None = None,
 ) -> Embeddings:
-    """Embed a split of the layout with ``encoder``, write it to the run, and open what was written.
+    """Embed a split of the layout, write the vectors to the run, and open what was written.
 
     Args:
         run: The run's folder.
         name: Path of the embeddings within the run; embeddings that are there are replaced.
         layout: Where images are read from.
         split: "train" or "test".
-        encoder: The network, on the device to use. It is left in eval mode.
-        checkpoint: Name of the checkpoint that the weights are from, stored with the embeddings.
-        settings: Image sizes, batch size, precision and how to read.
+        trained: The network, on the device to use; the name of its checkpoint is stored with the embeddings.
         group: Ranks that call this together; None: this process alone.
+        change: Applied to each decoded image.
 
     Raises:
         BadInput: The split has no pairs. What the loader raises passes through.
@@ -68,35 +84,68 @@ def embed(
             run,
             name,
             layout=layout,
-            checkpoint=checkpoint,
+            checkpoint=trained.checkpoint,
             split=split,
             pairs=pairs,
             reference_place=references,
-            dim=encoder.dim,
+            dim=trained.encoder.dim,
         )
+    for numbers, vectors in embed_images(layout, references, pairs, trained, group, f"embed {split}", change):
+        if writer is not None and numbers is not None and vectors is not None:
+            tiles, views = (numbers >= 0) & (numbers < len(references)), numbers >= len(references)
+            writer.write_reference(numbers[tiles].numpy(), vectors[tiles].numpy())
+            writer.write_query(numbers[views].numpy() - len(references), vectors[views].numpy())
+    if writer is not None:
+        writer.commit()
+    group.barrier()
+    return open_embeddings(run, name, layout)
+
+
+def embed_images(
+    layout: Layout,
+    references: Int32,
+    pairs: Pairs,
+    trained: Trained,
+    group: ProcessGroup,
+    title: str,
+    change: Change | None = None,
+) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """Encode tiles and views once each, in the order in which they lie on disk, and yield the vectors batch by batch.
+
+    Args:
+        layout: Where images are read from.
+        references: (R,) places whose tiles are encoded.
+        pairs: The views that are encoded.
+        trained: The network, on the device to use. It is left in eval mode.
+        group: Ranks that call this together.
+        title: What the progress bar says.
+        change: Applied to each decoded image, a sample with a "tile" and its "reference" or a "view" and its "query".
+
+    Yields:
+        Row numbers and vectors (n, D) of what all ranks have encoded; None on other ranks than the first. A tile's
+        number is its row among the references, a view's is R plus its row among the pairs; -1 is no image.
+
+    Raises:
+        BadInput: The layout lacks one of the images. What the loader raises passes through.
+    """
+    encoder, settings = trained.encoder, trained.settings
     sizes, options = ImageSizes.of(settings), ReadOptions.of(settings)
     dataset = scan_dataset(
         layout, references, pairs, sizes, settings.optim.batch_size, options=options, rank=group.rank, ranks=group.ranks
     )
+    dataset.change = change
     pin = device_of(encoder).type == "cuda"
     encoder.eval()
     rounds: Iterable[int] = range(-(-len(dataset.steps) // group.ranks))  # as many as the largest part has batches
     if group.is_main:
-        rounds = track(rounds, f"embed {split}")
+        rounds = track(rounds, title)
     with Loader(dataset, settings.read.workers, settings.read.decode_threads, pin, group.local_ranks) as loader:
         batches = iter(loader)
         for _ in rounds:
             batch = next(batches, None)
             tensors = {} if batch is None else batch.tensors
             numbers, vectors = map(group.collect, _embedded(encoder, tensors, settings, len(references)))
-            if writer is not None and numbers is not None and vectors is not None:
-                tiles, views = (numbers >= 0) & (numbers < len(references)), numbers >= len(references)
-                writer.write_reference(numbers[tiles].numpy(), vectors[tiles].numpy())
-                writer.write_query(numbers[views].numpy() - len(references), vectors[views].numpy())
-    if writer is not None:
-        writer.commit()
-    group.barrier()
-    return open_embeddings(run, name, layout)
+            yield numbers, vectors
 
 
 @torch.inference_mode()

@@ -8,7 +8,8 @@ queries and as many positives, three blocks of SHARD_ROWS vectors while one is r
 :func:`~geostream.evaluation.ranks.rank_positives` holds beside its arguments. With 1024 dimensions these are 200 MB a
 thread. What grows are a few numbers for each embedded view and tile: 200 bytes at most, the layout's index not counted.
 
-100,000 queries read the gallery 14 times. That is a few percent of the time that comparing takes.
+100,000 queries read the gallery 14 times. That is a few percent of the time that comparing takes. Where the layout has
+coordinates, the gallery is searched once more for the figures in metres.
 
 :mod:`geostream.evaluation.protocols` says which candidates are positives, :mod:`geostream.evaluation.ranks` ranks them,
 and :mod:`geostream.evaluation.metrics` makes metrics of the ranks.
@@ -18,26 +19,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import zarr
 from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
-from geostream.arrays import Csr, Float32, Int64, take
+from geostream.arrays import Csr, Float32, Int32, Int64, take
 from geostream.dask import give_back, run_tasks
+from geostream.evaluation.metres import DEPTHS, distances, metre_figures
 from geostream.evaluation.metrics import hit_rate, measures
-from geostream.evaluation.protocols import TO_TILE, Search, searches
+from geostream.evaluation.protocols import TO_TILE, Search, searches, view_positions
 from geostream.evaluation.ranks import Ranks, rank_positives
 from geostream.layout import Layout
 from geostream.mining.embeddings import SHARD_ROWS, Embeddings, open_embeddings, read_rows
+from geostream.mining.gps import points_in_metres
+from geostream.mining.topk import References, merge, most_similar, no_finds
 from geostream.progress import Bar
 from geostream.store import Store
 
+Task = TypeVar("Task")
+Found = TypeVar("Found")
 POSITIVES = 8192  # of a piece, at most; a query with more is a piece by itself
 THREADS = min(4, cpu_count())  # of this process; the matrix products within them share the other cores
 
@@ -54,6 +60,7 @@ class Evaluation:
         queries: Number of queries.
         protocol: Name of the headline protocol.
         others: Rows of the other protocols, as :func:`~geostream.evaluation.metrics.measures` returns them.
+        metres: Figures on the ground (:mod:`geostream.evaluation.metres`); empty where no query's position is known.
     """
 
     r1: float
@@ -65,6 +72,7 @@ class Evaluation:
     queries: int
     protocol: str
     others: list[dict[str, Any]]  # not a tuple: a record is the same before and after JSON
+    metres: dict[str, float] = field(default_factory=dict)
 
 
 class QueryPiece(NamedTuple):
@@ -102,7 +110,8 @@ def evaluate_embeddings(layout: Layout, embeddings: Embeddings, cluster: str | N
         BadInput: There are no queries, or a protocol cannot be applied to the layout.
         GeostreamError: The scheduler cannot be reached.
     """
-    return summed_up(rank_embeddings(layout, embeddings, cluster))
+    ranked = rank_embeddings(layout, embeddings, cluster)
+    return replace(summed_up(ranked), metres=measure_metres(layout, embeddings, ranked[0].search, cluster))
 
 
 def rank_embeddings(layout: Layout, embeddings: Embeddings, cluster: str | None = None) -> list[Ranked]:
@@ -127,6 +136,41 @@ def summed_up(ranked: Sequence[Ranked]) -> Evaluation:
     names = ("r1", "r5", "r10", "r1pct", "gallery", "queries", "protocol")
     headline = {name: head[name] for name in names}
     return Evaluation(**headline, hit_rate=hit_rate(ranked[0].search, ranked[0].ranks), others=others)
+
+
+def measure_metres(
+    layout: Layout, embeddings: Embeddings, search: Search, cluster: str | None = None
+) -> dict[str, float]:
+    """Measure on the ground how far the first tiles are from where the queries were taken. Reads the gallery again.
+
+    Args:
+        layout: The layout that the embeddings are of.
+        embeddings: Committed embeddings of the split.
+        search: The search of the views for their tiles.
+        cluster: URL of a Dask scheduler whose workers reach the store; None: threads of this process.
+
+    Returns:
+        The figures; none where the layout has no coordinates, or no query has.
+
+    Raises:
+        GeostreamError: The scheduler cannot be reached.
+    """
+    if layout.coordinates == "none":
+        return {}
+    taken = points_in_metres(view_positions(layout, embeddings.split), layout.coordinates)
+    known = np.flatnonzero(np.isfinite(taken).all(axis=1))
+    if not len(known):
+        return {}
+    tiles = points_in_metres(layout.position[embeddings.reference_place], layout.coordinates)
+    metres = np.empty((len(known), min(max(DEPTHS), len(tiles))))
+    todo = [(start, search.queries[known[start : start + POSITIVES]]) for start in range(0, len(known), POSITIVES)]
+    work = partial(_find_piece, embeddings.run, embeddings.name, metres.shape[1])
+    with Bar(f"metres {embeddings.split}", len(todo)) as bar:
+        for start, rows in _done(work, todo, cluster):
+            queries = slice(start, start + len(rows))
+            metres[queries] = distances(taken[known[queries]], tiles[rows])
+            bar.advance()
+    return metre_figures(metres)
 
 
 def rank_search(embeddings: Embeddings, search: Search, cluster: str | None = None) -> Ranks:
@@ -169,8 +213,8 @@ def query_pieces(search: Search) -> list[QueryPiece]:
 
 
 def _done(
-    work: Callable[[QueryPiece], tuple[int, Ranks]], todo: Sequence[QueryPiece], cluster: str | None
-) -> Iterator[tuple[int, Ranks]]:
+    work: Callable[[Task], tuple[int, Found]], todo: Sequence[Task], cluster: str | None
+) -> Iterator[tuple[int, Found]]:
     if cluster is not None:
         yield from run_tasks(cluster, work, todo, "evaluate-queries")
         return
@@ -195,6 +239,18 @@ def _rank_piece(run: Store, name: str, direction: str, piece: QueryPiece) -> tup
     )
     query = _vectors(asking, piece.queries)
     return piece.first, rank_positives(query, positive, piece.positives, piece.ignored, blocks)
+
+
+def _find_piece(run: Store, name: str, k: int, piece: tuple[int, Int64]) -> tuple[int, Int32]:
+    """Run as a task: return the number of the piece's first query, and the (n, k) rows of the most similar tiles."""
+    give_back()
+    embeddings, (first, queries) = open_embeddings(run, name, None), piece
+    query, best = _vectors(embeddings.query, queries), no_finds(len(queries), k)
+    for start in range(0, embeddings.reference.shape[0], SHARD_ROWS):
+        block = read_rows(embeddings.reference, start, start + SHARD_ROWS)
+        rows = np.arange(start, start + len(block), dtype=np.int32)
+        best = merge(best, most_similar(query, References(rows, block), k))
+    return first, best.other
 
 
 def _vectors(array: zarr.Array[Any], rows: Int64) -> Float32:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from geostream.arrays import Csr, Float64, Int32, Int64, Pairs, distinct, pair_codes
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
+from geostream.layout.layout import PLACES_FILE
 from geostream.mining.gps import points_in_metres
 
 PAIRED, NEAR, BOTH_WAYS = "paired", "within-5m", "both-ways"
@@ -109,14 +110,28 @@ def _to_views(own: Pairs, pairs: Pairs, row: Int64) -> Search:
     return Search(TO_VIEW, row[places], Csr(indptr, views.astype(np.int32)), _none(len(places)), len(pairs))
 
 
+def view_positions(layout: Layout, split: str) -> Float64:
+    """Return (P, 2) north and east of where each query of a split was taken; NaN where unknown.
+
+    Args:
+        layout: The layout.
+        split: "train" or "test"; rows are those of ``layout.pairs(split)``.
+    """
+    columns = [f"views.list.element.{name}" for name in ("split", "north", "east")]
+    parts = [np.zeros((0, 2))]
+    for table in layout.index.parts(PLACES_FILE, columns):
+        views = table["views"].combine_chunks().flatten()
+        views = views.filter(pc.equal(views.field("split"), pa.scalar(split)))
+        parts.append(np.stack([views.field(axis).to_numpy(zero_copy_only=False) for axis in ("north", "east")], axis=1))
+    return np.concatenate(parts)
+
+
 def _points(layout: Layout, split: str, reference_place: Int32) -> tuple[Float64, Float64]:
     """Return the queries of a split and the tiles of its gallery as points in metres; NaN for unknown ones."""
     if layout.coordinates == "none":
         raise BadInput(f"layout {layout.name}: protocol {NEAR} needs coordinates, and the layout has none")
-    views = layout.places["views"].combine_chunks().flatten()
-    views = views.filter(pc.equal(views.field("split"), pa.scalar(split)))
-    at = np.stack([views.field(axis).to_numpy(zero_copy_only=False) for axis in ("north", "east")], axis=1)
-    return tuple(points_in_metres(p, layout.coordinates) for p in (at, layout.position[reference_place]))  # type: ignore[return-value]
+    at = view_positions(layout, split), layout.position[reference_place]
+    return tuple(points_in_metres(p, layout.coordinates) for p in at)  # type: ignore[return-value]
 
 
 def _with_near(tile: Int64, view_point: Float64, tile_point: Float64) -> Csr:

@@ -68,6 +68,7 @@ class _Info(BaseModel):
     bytes: Count
     shards: Annotated[list[_Shard], Field(min_length=1)]
     images: dict[str, Any]
+    tile_metres: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # None: unknown, or they differ
     source: dict[str, Any]
     broken: list[str]
     gallery: str | None = None

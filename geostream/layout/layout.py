@@ -126,6 +126,21 @@ class Layout:
         return gallery
 
     @property
+    def source(self) -> dict[str, Any] | None:
+        """Where the tiles come from: their name, licence, attribution and url, each None if unknown; None: not noted.
+
+        Whoever shows tiles shows the attribution beside them.
+        """
+        facts = {name: self.info["source"].get(name) for name in ("name", "licence", "attribution", "url")}
+        return facts if any(facts.values()) else None
+
+    @property
+    def tile_metres(self) -> float | None:
+        """Side of a tile on the ground in metres; None where it is not known, or differs from tile to tile."""
+        metres: float | None = self.info.get("tile_metres")
+        return metres
+
+    @property
     def shard_names(self) -> list[str]:
         """Names of the S shards, in order of their number, each in the folder of the layout that wrote it."""
         return [shard["name"] for shard in self.info["shards"]]
@@ -376,6 +391,7 @@ class NewLayout:
         places_file: Content of that generation's ``places.parquet``, which is kept byte for byte. Another version of
             pyarrow could write the same table with another hash.
         sources_file: Content of ``sources.parquet``; None: the layout has none.
+        tile_metres: Side of a tile on the ground in metres; None: it is not known, or differs.
     """
 
     dataset: str
@@ -392,6 +408,7 @@ class NewLayout:
     parent: str | None = None
     places_file: bytes | None = None
     sources_file: bytes | None = None
+    tile_metres: float | None = None
 
 
 def commit_layout(folder: Store, new: NewLayout) -> Layout:
@@ -427,6 +444,7 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
             "protocols": list(new.protocols),
             **summary(places, members, new.shards),
             "images": new.images,
+            **({} if new.tile_metres is None else {"tile_metres": new.tile_metres}),
             "source": new.source,
             "broken": new.broken,
             "gallery": gallery_id(places, members, new.protocols),

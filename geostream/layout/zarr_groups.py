@@ -32,8 +32,6 @@ MADE = f"{SCRATCH}/made.json"  # how many objects of each kind are in it
 def new_group(run: Store, name: str, layout: Layout, arrays: Sequence[str]) -> zarr.Group:
     """Make an empty group, and remove an older one with the same name.
 
-    The older group's mark is removed first, so that a half-removed group does not count as committed.
-
     Args:
         run: The run's folder.
         name: The group's path in it.
@@ -43,15 +41,31 @@ def new_group(run: Store, name: str, layout: Layout, arrays: Sequence[str]) -> z
     Raises:
         StoreError: The metadata of an old array is damaged.
     """
-    run.delete(f"{name}/zarr.json")
+    remove_group(run, name, arrays)
+    group = zarr.create_group(run.zarr(name), zarr_format=3)
+    group.attrs.update({"layout": layout.id, "places": layout.places_id})
+    return group
+
+
+def remove_group(run: Store, name: str, arrays: Sequence[str]) -> None:
+    """Remove a group, if there is one.
+
+    The group's mark is removed first, so that a half-removed group does not count as committed.
+
+    Args:
+        run: The run's folder.
+        name: The group's path in it.
+        arrays: Names of the arrays that it may have.
+
+    Raises:
+        StoreError: The metadata of an array is damaged.
+    """
+    run.delete_all([f"{name}/zarr.json"])
     for array in arrays:
         if run.exists(f"{name}/{array}/zarr.json"):
             run.delete_all(f"{name}/{key}" for key in _chunk_keys(run, name, array))
             run.delete_all([f"{name}/{array}/zarr.json"])  # last, because the chunks' names follow from it
     drop_scratch(run, name)
-    group = zarr.create_group(run.zarr(name), zarr_format=3)
-    group.attrs.update({"layout": layout.id, "places": layout.places_id})
-    return group
 
 
 def _chunk_keys(run: Store, name: str, array: str) -> Iterator[str]:

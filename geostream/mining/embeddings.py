@@ -84,8 +84,8 @@ class EmbeddingWriter:
 
     def __init__(self, group: zarr.Group, n_pairs: int, n_references: int, dim: int) -> None:
         self._group = group
-        self._query = _Rows(group, "query", n_pairs, dim)
-        self._reference = _Rows(group, "reference", n_references, dim)
+        self._query = RowWriter(group, "query", n_pairs, dim)
+        self._reference = RowWriter(group, "reference", n_references, dim)
 
     def write_query(self, rows: npt.NDArray[np.integer], vectors: Float32) -> None:
         """Write the vectors of some queries. Each row is written once.
@@ -122,8 +122,15 @@ class EmbeddingWriter:
         commit(self._group)
 
 
-class _Rows:
-    """Writer of one array, shard by shard."""
+class RowWriter:
+    """Writer of one array of vectors, Zarr shard by Zarr shard, whose rows may come in any order.
+
+    Args:
+        group: The Zarr group that the array is made in.
+        name: Name of the array.
+        n_rows: Its rows.
+        dim: Number of dimensions, D.
+    """
 
     def __init__(self, group: zarr.Group, name: str, n_rows: int, dim: int) -> None:
         self.name, self.n_rows, self.dim = name, n_rows, dim
@@ -140,7 +147,15 @@ class _Rows:
         self.left = np.bincount(np.arange(n_rows) // SHARD_ROWS)  # rows that each shard lacks
 
     def write(self, rows: npt.NDArray[np.integer], vectors: Float32) -> None:
-        """Keep the vectors, and write every shard that is complete."""
+        """Keep the vectors, and write every shard that is complete.
+
+        Args:
+            rows: (n,) rows of the array. Each row is written once.
+            vectors: (n, D) vectors.
+
+        Raises:
+            GeostreamError: A vector is not finite or of another length, or a row was written before.
+        """
         vectors = np.asarray(vectors, dtype=np.float32)
         if vectors.shape != (len(rows), self.dim) or not np.isfinite(vectors).all():
             raise GeostreamError(

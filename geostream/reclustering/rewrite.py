@@ -121,10 +121,11 @@ def rewrite(
                 sources_file=read_sources(parent.store, parent.info),
                 members=index_of(parent, shards),
                 shards=list(zip(names, sizes.tolist(), strict=True)),
-                source={**source, "order": order, "ancestors": ancestors(parent.info)},
+                source={**source, **(parent.source or {}), "order": order, "ancestors": ancestors(parent.info)},
                 images=parent.info["images"],
                 broken=parent.info["broken"],
                 parent=parent.id,
+                tile_metres=parent.tile_metres,
             ),
         )
     except AlreadyExists:  # another process was faster, in the same folder and therefore with the same order

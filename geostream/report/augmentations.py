@@ -33,7 +33,7 @@ class Mark(NamedTuple):
 
     Attributes:
         tile: x and y of the middle of an edge of the tile.
-        view: x in the panorama, 0 ≤ x < 1. None if the view is no panorama.
+        view: x in the panorama, 0 ≤ x < 1. None if the view is no panorama, or a narrowed one, which looks anywhere.
     """
 
     tile: tuple[float, float]
@@ -103,11 +103,12 @@ def preview_pair(name: str, tile: Pixels, view: Pixels, pair: int, drawn: Augmen
     tensors = {column: torch.from_numpy(np.array(value))[None] for column, value in sample.items()}
     tensors |= {kind: tensors[kind].permute(0, 3, 1, 2) for kind in KINDS}
     views, tiles = augment_on_device(tensors, drawn.settings)
+    panorama = drawn.settings.augment.view_kind == "panorama"
     return PreviewPair(
         name=name,
         plain={"tile": tile, "view": view},
         changed={"tile": _pixels(tiles), "view": _pixels(views)},
-        marks=compass(bool(drawn.flip[pair]), int(drawn.turns[pair]), drawn.settings.augment.view_kind == "panorama"),
+        marks=compass(bool(drawn.flip[pair]), int(drawn.turns[pair]), panorama and not drawn.settings.augment.narrows),
         changes={"pair": _moves(drawn, pair)} | {kind: _changes(drawn, pair, k) for k, kind in enumerate(KINDS)},
     )
 

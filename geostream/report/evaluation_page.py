@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from geostream.evaluation.embed import Trained
 from geostream.evaluation.evaluate import evaluate_embeddings
+from geostream.evaluation.metres import DEPTHS, MEDIAN, WITHIN, recall_name
 from geostream.evaluation.metrics import named_rows
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings
@@ -19,18 +21,24 @@ from geostream.report.pages import render
 from geostream.report.retrievals import retrievals
 from geostream.runs import stages
 from geostream.runs.run import Run
+from geostream.training.field_of_view import WHOLE
 
 COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r1pct": "R@1%", "hit_rate": "hit rate", "ap": "AP"}
 
 
-def evaluate_checkpoint(run: Run, split: str = "test", checkpoint: str | None = None) -> dict[str, Any]:
+def evaluate_checkpoint(
+    run: Run, split: str = "test", checkpoint: str | None = None, fov: float = WHOLE
+) -> dict[str, Any]:
     """Evaluate a checkpoint on a split and write ``evaluation-<split>-epoch-NNNN.json`` and ``.html`` into the run.
+
+    With a field of view below 360 degrees the split is called ``<split>_fov90`` there.
 
     Args:
         run: The run.
         split: Name of the split.
         checkpoint: Name of the checkpoint, or "best" for that of the best evaluation. None: the newest at the end of an
             epoch.
+        fov: Degrees that each view is narrowed to, with a random heading; 360 leaves it whole.
 
     Returns:
         The record that was written: epoch, checkpoint, split, layout and the metrics.
@@ -40,30 +48,54 @@ def evaluate_checkpoint(run: Run, split: str = "test", checkpoint: str | None = 
         RunHeld: The split must be embedded first, and a training of this run is at work.
     """
     trained = stages.load_trained(run, checkpoint)
-    return write_evaluation(run, trained, stages.embedded(run, trained, split))
+    return write_evaluation(run, trained, stages.embedded(run, trained, split, fov), fov)
 
 
-def write_evaluation(run: Run, trained: stages.Trained, embeddings: Embeddings) -> dict[str, Any]:
+def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: float = WHOLE) -> dict[str, Any]:
     """Evaluate embeddings and write the JSON and the page.
 
     Args:
         run: The run.
         trained: Checkpoint that the embeddings were made with.
         embeddings: Embeddings of the split.
+        fov: Degrees that the views were narrowed to.
 
     Returns:
         The record that was written to the JSON file.
     """
     layout, split = run.layout, embeddings.split
     record = {"epoch": trained.epoch, "checkpoint": trained.checkpoint, "split": split, "layout": layout.name}
+    record |= {"fov": fov} if fov < WHOLE else {}
     record |= asdict(evaluate_embeddings(layout, embeddings, run.cluster))
-    name = run.evaluation_name(split, trained.epoch)
+    name = run.evaluation_name(split, trained.epoch, fov)
     run.folder.write_json(f"{name}.json", record)
-    title = f"{layout.dataset} {layout.name}: {split} after epoch {trained.epoch}"
-    rows = results_table(layout, record)
-    page = render("evaluation.html", title=title, rows=rows, retrievals=retrievals(layout, embeddings))
+    narrowed = f", narrowed to {fov:g}°" if fov < WHOLE else ""
+    title = f"{layout.dataset} {layout.name}: {split} after epoch {trained.epoch}{narrowed}"
+    rows, metres = results_table(layout, record), metres_table(record)
+    page = render("evaluation.html", title=title, rows=rows, metres=metres, retrievals=retrievals(layout, embeddings))
     run.folder.write(f"{name}.html", page.encode())
     return record
+
+
+def metres_table(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Format the figures on the ground as a table: a row for each k of R@k, in percent, and one for the median error.
+
+    Args:
+        record: Record of :func:`write_evaluation` or of the run log.
+
+    Returns:
+        The rows; none where nothing was measured on the ground.
+    """
+    measured = record.get("metres") or {}
+    if not measured:
+        return []
+    rows = [
+        {"": f"R@{depth}"}
+        | {f"within {limit} m": f"{measured[recall_name(depth, limit)]:.2%}".removesuffix("%") for limit in WITHIN}
+        | {"median error (m)": f"{measured[MEDIAN]:,.1f}" if depth == 1 else ""}
+        for depth in DEPTHS
+    ]
+    return rows
 
 
 def results_by_epoch(layout: Layout, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from geostream.evaluation.metres import MEDIAN, WITHIN, recall_name
 from geostream.evaluation.metrics import named_rows
 from geostream.evaluation.protocols import BOTH_WAYS, NEAR, PAIRED
 from geostream.layout import Layout
@@ -59,6 +60,7 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
             "broken": len(layout.info["broken"]),
         },
         "evaluations": [{name: row[name] for name in recalls} for row in result.evaluations],
+        "metres": [{"epoch": row["epoch"]} | row["metres"] for row in result.evaluations if row.get("metres")],
         "protocols": [{"epoch": row["epoch"]} | one for row in result.evaluations for one in named_rows(row)],
         "plans": [{name: row.get(name) for name in ("epoch", "source", *facts)} for row in result.plans],
         "reclusterings": list(result.reclusterings),
@@ -124,8 +126,9 @@ def render_report(
         last=evaluations[-1] if evaluations else None,
         curves=curves_svg(epochs, evaluations, plans, moves),
         recall=_recall(summary["protocols"]),
+        metres=_metres(summary["metres"]),
         comparison=comparison,
-        percent={*COLUMNS.values(), "resident_share", "waiting"},
+        percent={*COLUMNS.values(), *(f"R@1 within {limit} m" for limit in WITHIN), "resident_share", "waiting"},
         retrievals=pictures,
         suspicious=suspicious,
         preview=preview_rows(preview),
@@ -148,6 +151,16 @@ def _recall(rows: Rows) -> list[dict[str, Any]]:
     return [
         {"protocol": protocol, "direction": direction, "rule": PROTOCOLS.get(protocol, ""), "rows": shown}
         for (protocol, direction), shown in grouped.items()
+    ]
+
+
+def _metres(rows: Rows) -> list[dict[str, Any]]:
+    """Return the figures on the ground by epoch: R@1 within some metres, and the median error."""
+    return [
+        {"epoch": row["epoch"]}
+        | {f"R@1 within {limit} m": row[recall_name(1, limit)] for limit in WITHIN}
+        | {"median error (m)": round(row[MEDIAN], 1)}
+        for row in rows
     ]
 
 

@@ -1,9 +1,9 @@
 """List the layouts of a data set, find out who needs them, and remove those that nobody needs.
 
-A layout is needed if it is the current one, has a tag, is needed by a run or by a model in use, or if another one is
-being made from it (:mod:`geostream.runs.retention` has the rules). A run needs the layouts of all its checkpoints, the
-layout of its newest plan, and the one that its ``layout.json`` names. A run whose files do not say this legibly is
-taken to need every layout: keeping one costs disk space, removing it could cost the run.
+A layout is needed if it is the current one, has a tag, is needed by a run, by a model in use or by an index, or if
+another one is being made from it (:mod:`geostream.runs.retention` has the rules). A run needs the layouts of all its
+checkpoints, the layout of its newest plan, and the one that its ``layout.json`` names. A run whose files do not say
+this legibly is taken to need every layout: keeping one costs disk space, removing it could cost the run.
 
 A layout that an append made reads shards of the layouts before it. Those stay as long as it does. A folder that was
 never committed is removed if it belongs to a reclustering that has shown no sign of life for a day. An unfinished
@@ -24,7 +24,7 @@ from geostream.layout.files import JOB, TABLES, layouts_folder, object_names, re
 from geostream.layout.lineage import ancestors
 from geostream.layout.tags import find_layout, read_tags
 from geostream.reclustering.rewrite import GOING
-from geostream.runs.inventory import models_in_use
+from geostream.runs.inventory import index_layouts, models_in_use
 from geostream.runs.retention import LayoutFacts, LayoutNeeds, layouts_to_keep, why_not_removed
 from geostream.runs.run import needed_layouts
 from geostream.store import Store, check_name
@@ -140,6 +140,7 @@ def _find(store: Store, dataset: str) -> _Found:
         tags={tag: one.id for tag, one in read_tags(store, dataset).items()},
         runs={run: needed_layouts(runs.child(run)) for run in runs.folders()},
         models={model.called: model.layout_id for model in models_in_use(store, dataset)},
+        indexes=index_layouts(store, dataset),
         # The layout that a new one is made from stays until that one is committed or given up.
         under_way={one.name: parent for one, parent in begun if one.keep},
     )

@@ -44,6 +44,7 @@ OWN = re.compile(
     )
 )
 CHECKPOINT = re.compile(r"checkpoints/(step-\d{8,})/((model|optimizer)\.safetensors|state\.json)")
+INDEX_FILE = "index.json"  # of an index: present means committed
 LAST = (SETTINGS, WRITTEN, LOG)  # removed last, so that a removal that was cut off is finished by the next
 
 
@@ -109,6 +110,34 @@ def models_in_use(store: Store, dataset: str) -> list[ModelUse]:
 def _use(folder: Store, number: int) -> ModelUse:
     entry = folder.read_json(f"{number:04d}.json")
     return ModelUse(f"model {number}", str(entry["run"]), str(entry["layout"]["id"]))
+
+
+def indexes_folder(store: Store, dataset: str) -> Store:
+    """Return the folder of the data set's indexes (:mod:`geostream.locating.index`)."""
+    return store.child(check_name("dataset", dataset), "indexes")
+
+
+def index_layouts(store: Store, dataset: str) -> dict[str, str]:
+    """Return the id of the layout whose tiles each index holds, by the index's name.
+
+    Args:
+        store: The store that holds the data set.
+        dataset: The data set's name.
+
+    Raises:
+        StoreError: An index cannot be read, or is damaged.
+    """
+    folder, found = indexes_folder(store, dataset), {}
+    for name in folder.folders():
+        try:
+            found[name] = str(folder.read_json(f"{name}/{INDEX_FILE}")["layout"]["id"])
+        except NotFound:  # it is being made, or its making was killed
+            continue
+        except (KeyError, TypeError) as error:
+            raise StoreError(
+                f"{folder.url}/{name}/{INDEX_FILE}: damaged; it does not say which layout it needs"
+            ) from error
+    return found
 
 
 def list_runs(store: Store, dataset: str) -> list[RunSummary]:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from geostream.errors import Interrupted
+from geostream.evaluation.embed import Trained
 from geostream.evaluation.evaluate import evaluate_embeddings
 from geostream.layout import Layout, open_layout
 from geostream.mining.embeddings import Embeddings
@@ -302,7 +303,7 @@ class Trainer:
         return due and len(self.run.layout.pairs("test")) > 0
 
     def _embed(self, split: str) -> Embeddings:
-        trained = stages.Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, self.epoch)
+        trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, self.epoch)
         return stages.embed_split(self.run, trained, split, self.group)
 
     def _save(self, position: Position) -> None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from geostream.evaluation.compare import PROMOTE_Z, Comparison, check_same_gallery, check_z, compare
+from geostream.evaluation.embed import Trained
 from geostream.evaluation.evaluate import rank_embeddings, summed_up
 from geostream.runs import stages
 from geostream.runs.metrics.export import push
@@ -146,7 +147,7 @@ def promote_if_no_worse(
     return decision, model
 
 
-def _decide(run: Run, trained: stages.Trained, z: float, force: bool) -> Decision:
+def _decide(run: Run, trained: Trained, z: float, force: bool) -> Decision:
     layout, gallery = run.layout, run.layout.info.get("gallery")
     where = {"name": layout.name, "id": layout.id, "places": layout.places_id}
     embeddings = stages.embedded(run, trained, "test")

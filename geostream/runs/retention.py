@@ -37,6 +37,7 @@ class LayoutNeeds:
         tags: Id of the layout of each tag.
         runs: Ids of the layouts that each run needs; None for a run that does not say.
         models: Id of the layout of each model in use, by what the model is called.
+        indexes: Id of the layout of each index, by the index's name.
         under_way: Id of the layout that each uncommitted one is made from, by the new one's name.
     """
 
@@ -44,6 +45,7 @@ class LayoutNeeds:
     tags: Mapping[str, str] = field(default_factory=dict)
     runs: Mapping[str, Collection[str] | None] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
+    indexes: Mapping[str, str] = field(default_factory=dict)
     under_way: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -64,6 +66,8 @@ def need_of(layout: LayoutFacts, needs: LayoutNeeds) -> str:
         return f"run {run} does not say which layout it needs; delete it if it is none"
     if model := next((model for model, one in needs.models.items() if one == layout.id), None):
         return f"needed by {model}"
+    if index := next((index for index, one in needs.indexes.items() if one == layout.id), None):
+        return f"needed by index {index}"
     if new := next((new for new, parent in needs.under_way.items() if parent == layout.id), None):
         return f"{new} is being made from it"
     return ""

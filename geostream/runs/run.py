@@ -23,6 +23,7 @@ from geostream.runs.log import Record, RunLog
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store, check_name
 from geostream.training.checkpoint_files import checkpoint_name, list_checkpoints
+from geostream.training.field_of_view import WHOLE
 
 SETTINGS = "settings.json"
 LAYOUT = "layout.json"  # names the layout that the run reads
@@ -83,6 +84,11 @@ def _open_own(store: Store, dataset: str, own: Current) -> Layout:
             f"{layout.store.url}: another layout than when the run was begun; start another run, or restore it"
         )
     return layout
+
+
+def named_by_fov(split: str, fov: float) -> str:
+    """Return how what is made of a split is called: by its name, and by the field of view if that is not the whole."""
+    return split if fov == WHOLE else f"{split}_fov{fov:g}".replace(".", "_")
 
 
 class Run:
@@ -334,22 +340,29 @@ class Run:
         return self.folder.child("plans")
 
     @staticmethod
-    def embeddings_name(split: str, epoch: int) -> str:
-        """Return the path, within the run's folder, of a split's embeddings after an epoch."""
-        return f"embeddings/{'' if split == 'train' else f'{split}-'}epoch-{epoch:04d}.zarr"
+    def embeddings_name(split: str, epoch: int, fov: float = WHOLE) -> str:
+        """Return the path, within the run's folder, of a split's embeddings after an epoch.
 
-    def embeddings(self, split: str, epoch: int) -> Embeddings:
+        Args:
+            split: "train" or "test".
+            epoch: Number of the epoch.
+            fov: Degrees that the views were narrowed to.
+        """
+        return f"embeddings/{'' if split == 'train' else f'{named_by_fov(split, fov)}-'}epoch-{epoch:04d}.zarr"
+
+    def embeddings(self, split: str, epoch: int, fov: float = WHOLE) -> Embeddings:
         """Open a split's embeddings after an epoch.
 
         Args:
             split: "train" or "test".
             epoch: Number of the epoch.
+            fov: Degrees that the views were narrowed to.
 
         Raises:
             NotFound: There are none, or they were never finished.
             StaleArtefact: They are of other places than those of the run's layout.
         """
-        return open_embeddings(self.folder, self.embeddings_name(split, epoch), self.layout)
+        return open_embeddings(self.folder, self.embeddings_name(split, epoch, fov), self.layout)
 
     def embedded_epochs(self) -> list[int]:
         """Return the epochs after which the training set was embedded, in order."""
@@ -385,9 +398,9 @@ class Run:
         return open_graph(self.folder, self.graph_name(epoch), self.layout)
 
     @staticmethod
-    def evaluation_name(split: str, epoch: int) -> str:
+    def evaluation_name(split: str, epoch: int, fov: float = WHOLE) -> str:
         """Return the path, within the run's folder, of an evaluation's files, without the file extension."""
-        return f"evaluation-{split}-epoch-{epoch:04d}"
+        return f"evaluation-{named_by_fov(split, fov)}-epoch-{epoch:04d}"
 
     # who may write
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from geostream.arrays import pair_codes
 from geostream.dask import run_tasks
 from geostream.errors import BadInput, NotFound, StaleArtefact
-from geostream.evaluation.embed import embed, split_references
+from geostream.evaluation.embed import Trained, embed, split_references
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings
@@ -34,27 +33,11 @@ from geostream.settings import TrainSettings
 from geostream.training.checkpoint import load_weights
 from geostream.training.checkpoint_files import read_position
 from geostream.training.distributed import ProcessGroup
+from geostream.training.field_of_view import WHOLE, Narrowing
 from geostream.training.model import Encoder
 
 BEST = "best"  # stands for the checkpoint of the best evaluation
 PLANS_BEFORE = 2  # number of earlier plans whose batches a new plan avoids
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An encoder with the weights of a checkpoint.
-
-    Attributes:
-        encoder: The encoder.
-        settings: The settings that it was trained with.
-        checkpoint: The checkpoint's name.
-        epoch: The epoch that the checkpoint belongs to.
-    """
-
-    encoder: Encoder
-    settings: TrainSettings
-    checkpoint: str
-    epoch: int
 
 
 def new_encoder(settings: TrainSettings, device: torch.device | None = None) -> Encoder:
@@ -119,7 +102,9 @@ def load_trained(run: Run, checkpoint: str | None = None) -> Trained:
     return Trained(encoder, settings, checkpoint, position.epoch)
 
 
-def embed_split(run: Run, trained: Trained, split: str, group: ProcessGroup | None = None) -> Embeddings:
+def embed_split(
+    run: Run, trained: Trained, split: str, group: ProcessGroup | None = None, fov: float = WHOLE
+) -> Embeddings:
     """Embed the images of a split and store the embeddings in the run.
 
     Args:
@@ -127,6 +112,7 @@ def embed_split(run: Run, trained: Trained, split: str, group: ProcessGroup | No
         trained: The encoder to embed with.
         split: "train" or "test".
         group: The ranks that call this together; None for this process alone.
+        fov: Degrees that each view is narrowed to; 360 leaves it whole.
 
     Returns:
         The stored embeddings.
@@ -134,24 +120,25 @@ def embed_split(run: Run, trained: Trained, split: str, group: ProcessGroup | No
     Raises:
         BadInput: The split has no pairs.
     """
-    name = run.embeddings_name(split, trained.epoch)
-    return embed(run.folder, name, run.layout, split, trained.encoder, trained.checkpoint, trained.settings, group)
+    name = run.embeddings_name(split, trained.epoch, fov)
+    return embed(run.folder, name, run.layout, split, trained, group, Narrowing(fov) if fov < WHOLE else None)
 
 
-def embedded(run: Run, trained: Trained, split: str) -> Embeddings:
+def embedded(run: Run, trained: Trained, split: str, fov: float = WHOLE) -> Embeddings:
     """Return the embeddings of a split by a checkpoint: those in the run if they are complete, else new ones.
 
     Args:
         run: The run.
         trained: Checkpoint to embed with.
         split: Name of the split.
+        fov: Degrees that each view is narrowed to; 360 leaves it whole.
 
     Raises:
         RunHeld: New embeddings are needed, and a training of this run is at work, which may write the same.
     """
     layout = run.layout
     with suppress(NotFound, StaleArtefact):
-        found = run.embeddings(split, trained.epoch)
+        found = run.embeddings(split, trained.epoch, fov)
         whole = (
             (found.checkpoint, found.split) == (trained.checkpoint, split)
             and np.array_equal(pair_codes(*found.pairs), pair_codes(*split_pairs(layout, split)))
@@ -160,7 +147,7 @@ def embedded(run: Run, trained: Trained, split: str) -> Embeddings:
         if whole:
             return found
     with nullcontext() if run.lease else run.hold():
-        return embed_split(run, trained, split)
+        return embed_split(run, trained, split, fov=fov)
 
 
 def mine(run: Run, epoch: int) -> NeighbourGraph:

@@ -101,6 +101,8 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
             for row in named_rows(record):
                 for name in MEASURES:
                     add(f"test {row['protocol']} {row['direction']}/{name}", epoch, ended, row.get(name))
+            for name, value in (record.get("metres") or {}).items():
+                add(f"test on the ground/{name}", epoch, ended, value)
     return {tag: [points[step] for step in sorted(points)] for tag, points in sorted(found.items())}
 
 

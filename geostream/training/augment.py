@@ -1,9 +1,12 @@
 """Augment the two images of a pair together: turns, flips, JPEG, colour, blur and holes.
 
 Turns and flips change both images, so that a direction in a panorama stays the same direction on the tile. A view that
-is not a panorama is flipped with its tile, but not turned. All randomness of a pair comes from (seed, epoch, pair id),
-so a batch is the same whichever worker makes it. The choices for each pair are drawn for the whole epoch at once (47
-bytes a pair); the details of a blur or of holes are drawn when they are needed.
+is not a panorama is flipped with its tile, but not turned. With the setting ``fov``, a panorama is then narrowed to
+what an ordinary photo shows of it, in a direction that the network is not told.
+
+All randomness of a pair comes from (seed, epoch, pair id), so a batch is the same whichever worker makes it. The
+choices for each pair are drawn for the whole epoch at once (47 bytes a pair); the details of a blur or of holes, and
+what part of a panorama is shown, are drawn when they are needed.
 
 JPEG, turns and flips run in the decoding threads, image by image, without the GIL. Colour, blur and holes run on the
 device, on those images of the batch that get them.
@@ -40,6 +43,7 @@ from geostream.training.augment_ops import (
     rectangles,
     sharpen_kernel,
 )
+from geostream.training.field_of_view import narrow
 from geostream.training.model import as_float
 
 Pixels = npt.NDArray[np.uint8]
@@ -122,7 +126,7 @@ class Augmentation:
         )
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Compress, flip and turn the images of a sample, and add columns for the changes made on the device.
+        """Compress, flip, turn and narrow the images of a sample, and add columns for the changes made on the device.
 
         Args:
             sample: "pair" (id), "tile" (s, s, 3) and "view" (h, w, 3) as uint8, and other columns, which are kept.
@@ -137,6 +141,9 @@ class Augmentation:
         tile, view = (_compressed(sample[kind], int(self.quality[row, k])) for k, kind in enumerate(KINDS))
         panorama = settings.augment.view_kind == "panorama"
         tile, view = turn(tile, view, bool(self.flip[row]), int(self.turns[row]), panorama)
+        if settings.augment.narrows:
+            drawn = _generator(settings, self.epoch, pair, stream=4)
+            view = narrow(view, drawn.uniform(*settings.augment.fov), drawn.random())
         changed = sample | {"tile": tile, "view": view}
         for k, kind in enumerate(KINDS):
             random = None

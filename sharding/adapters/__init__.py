@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from geostream.errors import BadInput, MissingRaw
-from sharding.adapters import cv_cities, cvact, cvusa, gta_uav, table, university1652, vigor
+from sharding.adapters import cv_cities, cvact, cvusa, gta_uav, photos, table, university1652, vigor
 from sharding.places import RawDataset, sorted_places
 from sharding.raw_path import open_raw
 
@@ -93,6 +93,13 @@ ADAPTERS = {
         terms="Your own.",
         holds="Pairs that a table names by path or URL",
         files="A .csv, .tsv, .parquet or .geojson file with the columns query and tile",
+    ),
+    "photos": Adapter(
+        photos.read_places,
+        "",
+        terms="Your own, and those of the imagery, which the layout keeps.",
+        holds="Photos with coordinates, and imagery that tiles are cut from",
+        files="A folder of photos (EXIF or a table), a GeoTIFF, XYZ template or STAC search, a region as GeoJSON",
     ),
 }
 

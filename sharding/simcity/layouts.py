@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geostream.errors import BadInput
+from sharding.simcity.geotiff import plan_photos
 from sharding.simcity.gta_uav import plan_gta_uav
 from sharding.simcity.pairs import plan_cv_cities, plan_cvact, plan_cvusa
 from sharding.simcity.plan import CitySpec, RawPlan
@@ -52,6 +53,7 @@ LAYOUTS = {
     "cvact": RawLayout(
         plan_cvact, (64, 128), {"small": _square(("Canberra",), 12), "demo": _square(("Canberra",), 80)}
     ),
+    "photos": RawLayout(plan_photos, (64, 128), {"small": _square(("Graz",), 20), "demo": _square(("Graz",), 60)}),
     "university1652": RawLayout(
         plan_university,
         (64, 64),

@@ -74,6 +74,14 @@ class Camera(Protocol):
         ...
 
 
+class Writer(Protocol):
+    """Make a file of a picture that also says where it was taken."""
+
+    def encode(self, picture: Bytes, quality: int) -> bytes:
+        """Return the file's bytes."""
+        ...
+
+
 @dataclass(frozen=True)
 class TileCamera:
     """Take the tile around (x, y), in metres, from straight above, north up."""
@@ -137,10 +145,12 @@ class Shot:
     Attributes:
         camera: that takes it.
         files: below the raw folder, that hold it; PNG or JPEG by their suffix.
+        writer: makes the file's bytes; None: they hold the picture and nothing else.
     """
 
     camera: Camera
     files: tuple[str, ...]
+    writer: Writer | None = None
 
 
 @dataclass(frozen=True)
@@ -204,7 +214,10 @@ def render_block(block: Block) -> int:
         for file in shot.files:
             suffix = file[file.rindex(".") :]
             if suffix not in encoded:
-                encoded[suffix] = _encode(picture, suffix, block.look.jpeg_quality)
+                quality = block.look.jpeg_quality
+                encoded[suffix] = (
+                    shot.writer.encode(picture, quality) if shot.writer else _encode(picture, suffix, quality)
+                )
             (block.raw / file).write_bytes(encoded[suffix])
     return len(shots)
 

@@ -56,6 +56,14 @@ def test_demo_leaves_summary_and_report_and_nothing_running(tmp_path: Path) -> N
         ("shard", "Completed"),
         ("retrain", "Completed"),
     ]
+    assert "where three photos of these cities were taken" in done.stdout
+    points = [one for one in summary["located"]["features"] if one["properties"]["kind"] == "candidate"]
+    assert len(points) == 15 and all(one["geometry"] for one in points)
+    assert all(one["properties"]["error_metres"] >= 0 for one in points)
+    assert len(list((out / "photos").glob("*.jpg"))) == 3
+    again = [command[0], "locate", *map(str, (out / "photos").glob("*.jpg")), "--store", str(out / "store")]
+    located = subprocess.run(again, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert located.returncode == 0 and "sure" in located.stdout, "the servers are gone, the copy is not"
     assert (out / "notes.txt").read_text() == "mine"
     page = (out / "report.html").read_text()
     assert page.count('<figure class="query">') == 12

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from geostream.arrays import Float32
+from geostream.evaluation.embed import Trained
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import PLACES, Layout, NewLayout, commit_layout
 from geostream.layout.index import Index
@@ -18,7 +19,7 @@ from geostream.report.evaluation_page import results_table, write_evaluation
 from geostream.report.pages import render
 from geostream.report.retrievals import retrievals
 from geostream.runs.run import Run
-from geostream.runs.stages import Trained, embedded, new_encoder
+from geostream.runs.stages import embedded, new_encoder
 from geostream.store import Store
 from tests.evaluation.galleries import embedded_as
 from tests.helpers import member_of, tiny_layout

@@ -1,0 +1,266 @@
+"""Make the index of a gallery: embed its tiles, sort them into lists if they are many, and calibrate the threshold.
+
+``making.json`` in the index's folder says what is being made. An index whose making was killed is made again from the
+beginning by the same command, and what was left there is removed by name. A lease keeps two processes from making the
+same index. Making holds at most a few Zarr shards of vectors, and the vectors themselves once to try the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import faiss
+import numpy as np
+import zarr
+
+from geostream.arrays import Bools, Float32, Int32, Int64, Pairs, listed, take
+from geostream.errors import NotFound
+from geostream.evaluation.embed import Trained, embed_images
+from geostream.evaluation.protocols import searches, view_positions
+from geostream.layout import Layout
+from geostream.layout.zarr_groups import commit, new_group, remove_group
+from geostream.locating.index import FORMAT, LISTS, TILES, Index, index_folder, tile_points
+from geostream.locating.search import (
+    EXACT_ROWS,
+    RECALL_AT,
+    TRAINED_ON,
+    TileSearch,
+    choose_nprobe,
+    fill_lists,
+    flat,
+    n_lists,
+    train_lists,
+)
+from geostream.locating.threshold import SAME_METRES, Calibration, calibrate, confidence, elsewhere
+from geostream.mining.embeddings import SHARD_ROWS, Embeddings, RowWriter, read_rows
+from geostream.mining.gps import points_in_metres
+from geostream.mining.topk import References, merge, most_similar, no_finds
+from geostream.runs.inventory import INDEX_FILE
+from geostream.runs.lease import Lease, RunHeld
+from geostream.runs.run import SETTINGS, Run
+from geostream.runs.stages import embedded, load_trained
+from geostream.store import Store
+from geostream.training.checkpoint_files import FOLDER, MODEL, STATE, copy_weights, crc32c_of, weights_checksum
+from geostream.training.distributed import ProcessGroup
+
+MAKING = "making.json"
+ARRAYS = ("vectors", "place", "list")
+SEEN = 50  # candidates that are looked at to find the best one elsewhere
+MOST_QUERIES = 5_000  # of the test split that a threshold is calibrated on
+MEASURED_ON = 1_000  # of these that the recall of an approximate search is measured on
+
+
+def make_index(
+    source: Run, checkpoint: str | None, layout: Layout, name: str, model: int | None = None
+) -> tuple[Index, bool]:
+    """Make an index of all tiles of a layout, and commit it. An index of the same name is replaced.
+
+    Args:
+        source: The run of the model, or a model's folder opened as a run, on the layout whose test split calibrates.
+        checkpoint: Name of the checkpoint; None for the newest at an epoch's end.
+        layout: The layout whose tiles are embedded.
+        name: Name of the index.
+        model: Number of the model; None: a run's checkpoint.
+
+    Returns:
+        The index, and whether it was there already, of the same tiles by the same weights.
+
+    Raises:
+        RunHeld: Another process makes the same index.
+        BadInput: There is no such checkpoint.
+        StoreError: The store cannot be read or written.
+    """
+    trained = load_trained(source, checkpoint)
+    folder = index_folder(source.store, layout.dataset, name)
+    wanted = {
+        "format": FORMAT,
+        "name": name,
+        "model": {
+            "number": model,
+            "run": source.name,
+            "checkpoint": trained.checkpoint,
+            "epoch": trained.epoch,
+            "crc32c": weights_checksum(source.folder, trained.checkpoint),
+        },
+        "layout": {"name": layout.name, "id": layout.id, "places": layout.places_id},
+    }
+    try:
+        with Lease(folder) as lease:
+            with suppress(NotFound):
+                info = folder.read_json(INDEX_FILE)
+                if isinstance(info, dict) and wanted.items() <= info.items():
+                    return Index(source.store, folder, info, layout), True
+            info = _made(source, trained, layout, folder, wanted)
+            lease.check()
+            folder.write_json(INDEX_FILE, info, if_absent=True)
+            folder.delete(MAKING)
+    except RunHeld as error:
+        raise RunHeld(
+            f"{folder.url}: another process makes this index; wait for it, or choose another --name"
+        ) from error
+    return Index(source.store, folder, info, layout), False
+
+
+def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Write all of an index but ``index.json``, whose content is returned."""
+    clear(folder)
+    folder.write_json(MAKING, wanted)
+    folder.write_json(SETTINGS, source.settings.model_dump())
+    copy_weights(source.folder, trained.checkpoint, folder)
+    group, place = _embed_tiles(folder, layout, trained)
+    photos = _Photos.of(source, trained)
+    search, facts = _make_search(folder, group, place, photos.vectors)
+    commit(group)
+    same = source.layout.places_id == layout.places_id
+    calibration = photos.calibrate(search if same else photos.gallery())
+    return wanted | {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tiles": len(place),
+        "dim": trained.encoder.dim,
+        "source": layout.source,
+        "search": facts,
+        "calibration": calibration.as_json()
+        | {"layout": source.layout.name, "gallery": "index" if same else "test", "metres": SAME_METRES},
+    }
+
+
+def clear(folder: Store) -> None:
+    """Remove an index, or what is left of one, by the names of its objects. ``index.json`` goes first.
+
+    Args:
+        folder: The index's folder.
+    """
+    checkpoints = []
+    for file in (INDEX_FILE, MAKING):
+        with suppress(NotFound, KeyError, TypeError):
+            checkpoints.append(str(folder.read_json(file)["model"]["checkpoint"]))
+    folder.delete(INDEX_FILE)
+    weights = [f"{FOLDER}/{checkpoint}/{file}" for checkpoint in checkpoints for file in (MODEL, STATE)]
+    folder.delete_all([*weights, SETTINGS, LISTS])
+    remove_group(folder, TILES, ARRAYS)
+    folder.delete_all([MAKING])
+
+
+def _embed_tiles(folder: Store, layout: Layout, trained: Trained) -> tuple[zarr.Group, Int32]:
+    """Embed all tiles of a layout; return the group of their vectors, not yet committed, and their places."""
+    place = np.flatnonzero(layout.shard_of_place >= 0).astype(np.int32)  # not those that were removed
+    group = new_group(folder, TILES, layout, ARRAYS)
+    group.create_array("place", data=place)
+    writer = RowWriter(group, "vectors", len(place), trained.encoder.dim)
+    none = Pairs(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int16))
+    batches = embed_images(layout, place, none, trained, ProcessGroup(), "embed tiles")
+    for numbers, vectors in batches:
+        if numbers is not None and vectors is not None:
+            writer.write(numbers[numbers >= 0].numpy(), vectors[numbers >= 0].numpy())
+    writer.check_complete()
+    return group, place
+
+
+def _make_search(folder: Store, group: zarr.Group, place: Int32, photos: Float32) -> tuple[TileSearch, dict[str, Any]]:
+    """Sort the vectors into lists if they are many; return the search, and what ``index.json`` says of it.
+
+    Args:
+        folder: The index's folder.
+        group: The group of the vectors; the number of each one's list is added.
+        place: (N,) places of the vectors.
+        photos: Vectors of photos, to measure the recall with; without any, tiles are searched for.
+    """
+    vectors = cast("zarr.Array[Any]", group["vectors"])
+    if len(place) <= EXACT_ROWS:
+        return TileSearch(place, flat(read_rows(vectors))), {"kind": "exact"}
+    lists, rng = n_lists(len(place)), np.random.default_rng(1)
+    some = np.sort(rng.choice(len(place), min(len(place), TRAINED_ON * lists), replace=False))
+    index = train_lists(_picked(vectors, some), lists)
+    data = faiss.serialize_index(index).tobytes()
+    numbers = np.concatenate([index.quantizer.search(block, 1)[1][:, 0] for _, block in _blocks(vectors)])
+    group.create_array("list", data=numbers.astype(np.int32))
+    folder.write(LISTS, data)
+    fill_lists(index, ((block, numbers[start : start + len(block)]) for start, block in _blocks(vectors)))
+    if not len(photos):
+        photos = _picked(vectors, some[:: max(1, len(some) // MEASURED_ON)])
+    photos = photos[:: max(1, len(photos) // MEASURED_ON)]
+    nprobe, recall = choose_nprobe(index, photos, _truly_nearest(vectors, photos, RECALL_AT))
+    facts = {"kind": "lists", "lists": lists, "nprobe": nprobe, "recall": recall, "crc32c": crc32c_of(data)}
+    return TileSearch(place, index), facts
+
+
+def _truly_nearest(vectors: zarr.Array[Any], query: Float32, k: int) -> Int64:
+    """Return the (n, k) rows of the vectors that are most similar to each query, by comparing with all."""
+    best = no_finds(len(query), k)
+    for start, block in _blocks(vectors):
+        rows = np.arange(start, start + len(block), dtype=np.int32)
+        best = merge(best, most_similar(query, References(rows, block), k))
+    return best.other.astype(np.int64)
+
+
+def _blocks(vectors: zarr.Array[Any]) -> Iterator[tuple[int, Float32]]:
+    for start in range(0, vectors.shape[0], SHARD_ROWS):
+        yield start, read_rows(vectors, start, start + SHARD_ROWS)
+
+
+def _picked(vectors: zarr.Array[Any], rows: Int64) -> Float32:
+    """Return some rows, sorted, from one Zarr shard at a time."""
+    parts = []
+    for start, block in _blocks(vectors):
+        first, last = np.searchsorted(rows, [start, start + len(block)])
+        parts.append(block[rows[first:last] - start])
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """Photos whose place is known: views of the test split.
+
+    Attributes:
+        layout: The layout that they are from.
+        embeddings: Their vectors and those of the test gallery; None where there is no test split.
+        rows: (n,) the pair of each among those of the split.
+        vectors: (n, D) their vectors.
+    """
+
+    layout: Layout
+    embeddings: Embeddings | None
+    rows: Int64
+    vectors: Float32
+
+    @classmethod
+    def of(cls, source: Run, trained: Trained) -> _Photos:
+        """Return views of the test split, at most ``MOST_QUERIES``, embedded first if they were not before."""
+        layout = source.layout
+        if not len(layout.pairs("test")):
+            nothing = np.zeros((0, trained.encoder.dim), dtype=np.float32)
+            return cls(layout, None, np.zeros(0, dtype=np.int64), nothing)
+        found = embedded(source, trained, "test")
+        _, search = searches(layout, "test", found.pairs, found.reference_place)[0]
+        n = len(search.queries)
+        rows = np.sort(np.random.default_rng(1).choice(n, min(n, MOST_QUERIES), replace=False))
+        return cls(layout, found, rows, _picked(found.query, search.queries[rows]))
+
+    def gallery(self) -> TileSearch:
+        """Return the search among the tiles of the test gallery."""
+        if self.embeddings is None:
+            return TileSearch(np.zeros(0, dtype=np.int32), flat(self.vectors))
+        return TileSearch(self.embeddings.reference_place, flat(read_rows(self.embeddings.reference)))
+
+    def calibrate(self, search: TileSearch) -> Calibration:
+        """Find the threshold of answers from a search among tiles of the same layout."""
+        if not len(self.rows):
+            return calibrate(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=bool))
+        places, scores = search.nearest(self.vectors, SEEN)
+        points = tile_points(self.layout)
+        right = self._is_own(places[:, 0])
+        if points is not None:
+            taken = points_in_metres(view_positions(self.layout, "test")[self.rows], self.layout.coordinates)
+            right |= np.linalg.norm(points[places[:, 0]] - taken, axis=1) <= SAME_METRES
+        return calibrate(confidence(scores, elsewhere(points, places)), right)
+
+    def _is_own(self, best: Int64) -> Bools:
+        """Return whether each photo's best place is its own, or a semi-positive."""
+        own = self.layout.pairs("test").place[self.rows]
+        semi = take(self.layout.semi_positives("test"), self.rows)
+        is_own: Bools = (own == best) | listed(semi, np.arange(len(best)), best)
+        return is_own

@@ -1,0 +1,223 @@
+"""Read tiles from an XYZ service: a template of URLs with {z}, {x} and {y}, http(s) or file://.
+
+The zoom is the first whose pixels are no coarser than those of the tiles that are stored. Each image that is fetched
+is kept in the work folder, so a second run asks for nothing twice. We are a polite guest: one connection a process,
+retries with growing pauses and as long as the server says, a User-Agent. An image that the service does not have makes
+the tiles over it broken; a service that refuses us or does not answer ends the run, and what is finished is kept.
+
+The stored images count as unchanged as long as the template and the zoom are the same: asking a service for all of them
+again, to see what is new, would not be polite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import google_crc32c
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from geostream.errors import BadInput, Refused, Unanswered
+from geostream.images import Pixels
+from sharding.places import Box, Uncovered
+from sharding.sources import Stamp
+from sharding.tiles.source import TileWindow, facts_of, mercator_box, without_secrets
+
+if TYPE_CHECKING:
+    from shapely import Geometry
+
+SIDE = 256  # pixels of a service's image, as far as is known before one is read
+DEEPEST = 22  # zoom
+WANTED_PIXELS = 384  # of a tile's side: what layouts are usually stored with
+RETRIES = 5
+TIMEOUT = 20.0  # seconds, to connect and for each answer
+AGENT = "geostream (cross-view geo-localisation; one connection a process)"
+CIRCUMFERENCE = 2 * np.pi * 6_378_137.0  # metres of EPSG:3857, either way
+
+
+@dataclass(frozen=True)
+class XyzImagery:
+    """Read windows from an XYZ service.
+
+    Attributes:
+        template: of its URLs.
+        zoom: of the images that are read.
+        cache: folder that keeps them.
+    """
+
+    template: str
+    zoom: int
+    cache: str
+
+    def read(self, box: Box, height: int, width: int) -> Pixels:
+        """Return what lies in a box; see :class:`~sharding.places.Imagery`."""
+        west, south, east, north = mercator_box(box)
+        cell = CIRCUMFERENCE / 2**self.zoom
+        left, right = (west / cell + 2**self.zoom / 2, east / cell + 2**self.zoom / 2)
+        top, bottom = (2**self.zoom / 2 - north / cell, 2**self.zoom / 2 - south / cell)
+        columns, rows = range(int(left), int(np.ceil(right))), range(int(top), int(np.ceil(bottom)))
+        images = [[self.image(x, y) for x in columns] for y in rows]
+        side = images[0][0].shape[0]
+        mosaic = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in images]))
+        cut = [
+            (left - columns[0]) * side,
+            (top - rows[0]) * side,
+            (right - columns[0]) * side,
+            (bottom - rows[0]) * side,
+        ]
+        resized = mosaic.resize((width, height), Image.Resampling.LANCZOS, box=tuple(cut))
+        return np.asarray(resized)
+
+    def image(self, x: int, y: int) -> Pixels:
+        """Return one of the service's images, (side, side, 3) pixels, from the cache or the service.
+
+        Raises:
+            Uncovered: the service has no such image, or what it sends is none.
+            Refused: it refuses us.
+            Unanswered: it does not answer, after retries.
+        """
+        kept = Path(self.cache, str(self.zoom), str(x), str(y))
+        if kept.is_file():
+            return _decoded(kept.read_bytes(), str(kept))
+        url = self.template.replace("{z}", str(self.zoom)).replace("{x}", str(x)).replace("{y}", str(y))
+        data = _fetched(url)
+        pixels = _decoded(data, without_secrets(url))  # so that only images are kept
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}")
+        partial.write_bytes(data)
+        partial.replace(kept)
+        return pixels
+
+
+def _decoded(data: bytes, shown: str) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width != image.height:
+                raise Uncovered(f"{shown}: an image of {image.width} × {image.height} pixels, which is no XYZ tile")
+            if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] == 0:
+                raise Uncovered(f"{shown}: transparent, so there is no imagery")
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Uncovered(f"{shown}: no image ({' '.join(str(error).split())[:100]})") from error
+
+
+def _fetched(url: str) -> bytes:
+    """Return what a URL holds."""
+    import urllib3
+
+    shown = without_secrets(url)
+    if url.startswith("file:"):
+        path = Path(unquote(urlsplit(url).path))
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise Uncovered(f"{path}: cannot be read: {error.strerror}") from error
+    again = "what is finished is kept, run again to go on"
+    try:
+        answer = _connections().request("GET", url)
+    except urllib3.exceptions.HTTPError as error:
+        reason = getattr(error, "reason", None) or error
+        raise Unanswered(f"{shown}: no answer after {RETRIES} retries ({type(reason).__name__}); {again}") from error
+    if answer.status in (401, 402, 403):
+        raise Refused(f"{shown}: HTTP {answer.status}; the service refuses it: is a key missing in the template?")
+    if answer.status == 429 or answer.status >= 500:
+        raise Unanswered(f"{shown}: HTTP {answer.status} after {RETRIES} retries; {again}", "busy")
+    if answer.status != 200:
+        raise Uncovered(f"{shown}: HTTP {answer.status}")
+    return bytes(answer.data)
+
+
+@lru_cache(1)
+def _connections() -> Any:
+    """Return this process's connections: one to each server."""
+    import urllib3
+
+    retries = urllib3.Retry(
+        total=RETRIES,
+        backoff_factor=0.5,
+        backoff_jitter=0.25,
+        status_forcelist=(429, 500, 502, 503, 504),
+        respect_retry_after_header=True,
+        raise_on_status=False,
+    )
+    return urllib3.PoolManager(
+        maxsize=1, block=True, retries=retries, timeout=TIMEOUT, headers={"User-Agent": AGENT, "Accept": "image/*"}
+    )
+
+
+@dataclass(frozen=True)
+class Xyz:
+    """Describe an XYZ service as a source of tiles.
+
+    Attributes:
+        imagery: what reads it.
+        facts: name, licence, attribution and url.
+    """
+
+    imagery: XyzImagery
+    facts: dict[str, str | None] = field(default_factory=dict)
+
+    def footprint(self) -> Geometry | None:
+        """Return None: a service does not say where it has imagery."""
+        return None
+
+    def window(self, box: Box) -> TileWindow:
+        """Return how to read a tile."""
+        west, _, east, _ = mercator_box(box)
+        pixels = max(1, round((east - west) / (CIRCUMFERENCE / 2**self.imagery.zoom / SIDE)))
+        stamp = google_crc32c.value(f"{without_secrets(self.imagery.template)} {self.imagery.zoom} {box}".encode())
+        return TileWindow(self.imagery, pixels, Stamp(0, stamp))
+
+
+def open_xyz(template: str, box: Box, metres: float, work: Path) -> Xyz:
+    """Open an XYZ service, and fetch one image of the middle of a region, to see whether it answers.
+
+    Args:
+        template: http(s):// or file://, with {z}, {x} and {y}.
+        box: the region.
+        metres: side of a tile on the ground.
+        work: folder for what is fetched.
+
+    Raises:
+        BadInput: the template makes no sense, or there is no image in the middle of the region.
+        StoreError: the service refuses, or does not answer.
+    """
+    shown = without_secrets(template)
+    if not re.match(r"(https?|file)://", template) or re.search(r"\{(?![zxy]\})", template):
+        raise BadInput(
+            f"{shown}: a template begins with http://, https:// or file://, and has {{z}}, {{x}}, {{y}} alone"
+        )
+    middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    zoom = zoom_for(metres / WANTED_PIXELS, middle[1])
+    known = hashlib.sha256(shown.encode()).hexdigest()[:16]
+    imagery = XyzImagery(template, zoom, str(work.absolute() / f"xyz-{known}"))
+    cell = CIRCUMFERENCE / 2**zoom
+    west, _, _, north = mercator_box((*middle, *middle))
+    at = int(west / cell + 2**zoom / 2), int(2**zoom / 2 - north / cell)
+    try:
+        imagery.image(*at)
+    except Uncovered as error:
+        raise BadInput(f"{error}; there is no imagery in the middle of the region at zoom {zoom}") from error
+    return Xyz(imagery, facts_of(urlsplit(shown).hostname or Path(shown).parts[-4], url=shown))
+
+
+def zoom_for(metres: float, latitude: float) -> int:
+    """Return the zoom whose pixels are just finer than asked, or as fine.
+
+    Args:
+        metres: side of a pixel on the ground.
+        latitude: degrees.
+    """
+    import morecantile
+
+    grid = morecantile.tms.get("WebMercatorQuad")
+    mercator_metres = metres / np.cos(np.deg2rad(latitude))
+    return min(int(grid.zoom_for_res(mercator_metres, zoom_level_strategy="upper", max_z=DEEPEST)), DEEPEST)

@@ -1,0 +1,166 @@
+"""Tiles from an XYZ service: a real HTTP server and its faults, a folder of files, the cache on disk."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from geostream.errors import BadInput, Refused, Unanswered
+from sharding.places import Uncovered
+from sharding.tiles import xyz
+from sharding.tiles.grid import Grid
+from sharding.tiles.source import open_source
+from sharding.tiles.xyz import CIRCUMFERENCE, XyzImagery, zoom_for
+from tests.sharding.tiles.pictures import LAND, SIDE, SOUTH, WEST, colours, expected, png_of
+
+BOX = tuple(Grid(60.0).boxes(np.array([[SOUTH + SIDE / 2, WEST + SIDE / 2]]))[0].tolist())
+
+
+def degrees(x: np.ndarray, y: np.ndarray, zoom: int) -> tuple[np.ndarray, np.ndarray]:
+    longitude = x / 2**zoom * 360 - 180
+    return longitude, np.degrees(np.arctan(np.sinh(math.pi * (1 - 2 * y / 2**zoom))))
+
+
+def image(zoom: int, x: int, y: int) -> bytes:
+    at = (np.arange(256) + 0.5) / 256
+    return png_of(np.moveaxis(colours(*degrees(*np.meshgrid(x + at, y + at), zoom)), 0, -1))
+
+
+@dataclass
+class Service:
+    """An XYZ service; ``answers`` are given first, then images."""
+
+    url: str = ""
+    answers: list[int] = field(default_factory=list)
+    always: int = 200
+    asked: Counter[str] = field(default_factory=Counter)
+    agents: set[str] = field(default_factory=set)
+    open: int = 0
+    most_open: int = 0
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    state = Service()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            state.open += 1
+            state.most_open = max(state.most_open, state.open)
+
+        def finish(self) -> None:
+            super().finish()
+            state.open -= 1
+
+        def do_GET(self) -> None:
+            state.asked[self.path] += 1
+            state.agents.add(self.headers["User-Agent"])
+            status = state.answers.pop(0) if state.answers else state.always
+            zoom, x, y = (int(part) for part in self.path.partition("?")[0].removesuffix(".png").split("/")[1:])
+            body = image(zoom, x, y) if status == 200 else b"no"
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        state.url = f"http://127.0.0.1:{server.server_port}/{{z}}/{{x}}/{{y}}.png?key=secret"
+        xyz._connections.cache_clear()
+        yield state
+        server.shutdown()
+
+
+def test_a_tile_shows_what_lies_there_and_each_image_is_fetched_once(service: Service, tmp_path: Path) -> None:
+    source = open_source(service.url, LAND, 60.0, tmp_path)
+    window = source.window(BOX)
+    off = np.abs(window.imagery.read(BOX, 64, 64).astype(int) - expected(BOX, 64))
+    assert off.mean() < 1.5 and off[..., :2].max() <= 3
+    window.imagery.read(BOX, 64, 64)
+    assert set(service.asked.values()) == {1} and service.most_open == 1
+    assert service.agents == {xyz.AGENT}
+    again = open_source(service.url, LAND, 60.0, tmp_path)
+    assert again.window(BOX).stamp == window.stamp and set(service.asked.values()) == {1}
+    said = f"{source.facts}"
+    assert "secret" not in said and "127.0.0.1" in said
+
+
+def test_pixels_are_just_finer_than_asked() -> None:
+    for metres in (0.1, 0.16, 0.3, 1.0, 7.0):
+        zoom = zoom_for(metres, 47.0)
+        each = CIRCUMFERENCE / 2**zoom / 256 * math.cos(math.radians(47.0))
+        assert each <= metres < 2 * each * 1.0001
+
+
+def test_what_may_pass_is_tried_again(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda *_: None)
+    service.answers = [503, 429, 500]
+    imagery = XyzImagery(service.url, 18, str(tmp_path))
+    x, y = 142_307, 91_960
+    assert imagery.image(x, y).shape == (256, 256, 3)
+    assert sum(service.asked.values()) == 4
+    service.always = 503
+    with pytest.raises(Unanswered, match="503.*run again") as error:
+        imagery.image(x + 1, y)
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.rglob(f"{x + 1}/*")), "nothing half-fetched is kept"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(403, Refused), (401, Refused), (404, BadInput)])
+def test_a_service_that_has_nothing_for_us_is_told_at_once(
+    service: Service, tmp_path: Path, status: int, kind: type[Exception]
+) -> None:
+    service.always = status
+    with pytest.raises(kind, match=f"HTTP {status}") as error:
+        open_source(service.url, LAND, 60.0, tmp_path)
+    assert "secret" not in str(error.value) and sum(service.asked.values()) == 1
+
+
+def test_a_missing_image_makes_its_tiles_broken_and_no_answer_ends_the_run(service: Service, tmp_path: Path) -> None:
+    imagery = XyzImagery(service.url, 18, str(tmp_path))
+    service.always = 404
+    with pytest.raises(Uncovered, match="404"):
+        imagery.read(BOX, 8, 8)
+    nobody = XyzImagery("http://127.0.0.1:9/{z}/{x}/{y}", 18, str(tmp_path / "n"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("urllib3.util.retry.Retry.sleep", lambda *_: None)
+        with pytest.raises(Unanswered, match="127.0.0.1:9"):
+            nobody.read(BOX, 8, 8)
+
+
+def test_a_folder_of_files_is_a_service_too(tmp_path: Path) -> None:
+    zoom = zoom_for(60 / xyz.WANTED_PIXELS, SOUTH + SIDE / 2)
+    middle = ((WEST + SIDE / 2 + 180) / 360 * 2**zoom, 0.0)
+    north = math.log(math.tan(math.pi / 4 + math.radians(SOUTH + SIDE / 2) / 2))
+    at = int(middle[0]), int((1 - north / math.pi) / 2 * 2**zoom)
+    for x in range(at[0] - 2, at[0] + 3):
+        for y in range(at[1] - 2, at[1] + 3):
+            path = tmp_path / "tiles" / str(zoom) / str(x) / f"{y}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image(zoom, x, y))
+    source = open_source(f"file://{tmp_path}/tiles/{{z}}/{{x}}/{{y}}.png", LAND, 60.0, tmp_path / "work")
+    off = np.abs(source.window(BOX).imagery.read(BOX, 64, 64).astype(int) - expected(BOX, 64))
+    assert off.mean() < 1.5
+    path.write_bytes(b"<html>")
+    with pytest.raises(Uncovered, match="no image"):
+        XyzImagery(source.window(BOX).imagery.template, zoom, str(tmp_path / "n")).image(x, y)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("template", ["ftp://host/{z}/{x}/{y}", "https://host/{z}/{x}/{y}?k={key}", "{z}/{x}/{y}.png"])
+def test_templates_that_make_no_sense_are_refused(template: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="template"):
+        open_source(template, LAND, 60.0, tmp_path)
