@@ -37,7 +37,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def options(adapter: str) -> dict[str, list[str]]:
-    return {"train_cities": ["NewYork"], "test_cities": ["Chicago"]} if adapter == "vigor" else {}
+    cities = {"vigor": ("NewYork", "Chicago"), "cv-cities": ("paris", "rio")}.get(adapter)
+    return {} if cities is None else {"train_cities": [cities[0]], "test_cities": [cities[1]]}
 
 
 def copy_of(raw: Path, to: Path) -> Path:
