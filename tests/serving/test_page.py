@@ -31,7 +31,7 @@ from tests.helpers import TinyPlace
 from tests.locating.indexes import small_index
 from tests.serving.pages import HERE, Here, ask, page_here, picture, running_page, wait_until
 
-SMALL = Limits(file_bytes=200_000, request_bytes=MIB, files=3, pixels=40_000, requests=2, silence=1.0, seconds=3.0)
+SMALL = Limits(file_bytes=200_000, request_bytes=MIB, files=3, pixels=40_000, requests=2, silence=0.5, seconds=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_a_store_that_is_away_is_said_in_one_line_until_it_is_back(
     store = Store.open(f"{s3.url}/{uuid.uuid4().hex}")
     _, places = small_index(store)
     monkeypatch.setattr(service, "STORE_ASKED", 0.0)
-    monkeypatch.setattr(tiles, "TIMEOUT", 2.0)
+    monkeypatch.setattr(tiles, "TIMEOUT", 1.0)
     with fault_proxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         with page_here(store) as (url, *_):
