@@ -105,6 +105,27 @@ def index_folder(store: Store, dataset: str, name: str) -> Store:
     return indexes_folder(store, dataset).child(check_name("index", name))
 
 
+def list_indexes(store: Store, dataset: str) -> list[dict[str, Any]]:
+    """Return ``index.json`` of each committed index of a data set, by name.
+
+    Args:
+        store: The root of the store.
+        dataset: The data set's name.
+
+    Raises:
+        StoreError: One is damaged or of another version, or the store cannot be read.
+    """
+    folder = indexes_folder(store, dataset)
+    return [_read(folder.child(name)) for name in folder.folders() if folder.exists(f"{name}/{INDEX_FILE}")]
+
+
+def _read(folder: Store) -> dict[str, Any]:
+    info = folder.read_json(INDEX_FILE)
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise StoreError(f"{folder.url}/{INDEX_FILE}: written by another version of geostream, or damaged; {AGAIN}")
+    return info
+
+
 def open_index(store: Store, dataset: str | None = None, name: str | None = None) -> Index:
     """Open a committed index.
 
@@ -128,11 +149,9 @@ def open_index(store: Store, dataset: str | None = None, name: str | None = None
         [name] = found
     folder = index_folder(store, dataset, name)
     try:
-        info = folder.read_json(INDEX_FILE)
+        info = _read(folder)
     except NotFound as error:
         raise BadInput(f"{folder.url}: no such index, or it was never finished; {AGAIN} STORE --name {name}") from error
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise StoreError(f"{folder.url}/{INDEX_FILE}: written by another version of geostream, or damaged; {AGAIN}")
     return Index(store, folder, info, _own_layout(store, dataset, folder, info))
 
 

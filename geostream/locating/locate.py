@@ -16,13 +16,11 @@ from geostream.evaluation.embed import Trained
 from geostream.layout import Layout
 from geostream.locating.index import Index, open_index, tile_points
 from geostream.locating.search import TileSearch
-from geostream.locating.threshold import confidence, elsewhere
+from geostream.locating.threshold import SEEN, confidence, elsewhere
 from geostream.locating.view import as_view
 from geostream.mining.gps import points_in_metres
 from geostream.store import Store
 from geostream.training.model import autocast, device_of
-
-SEEN = 50  # candidates of each photo that are looked at to find the best one elsewhere
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,7 @@ class Locator:
         self.layout: Layout = index.layout
         self.info: dict[str, Any] = index.info
         self._trained, self._search = trained, search
+        self._points = tile_points(self.layout)
 
     @classmethod
     def open(
@@ -155,8 +154,7 @@ class Locator:
         if not images:
             return []
         places, scores = self.search(self.embed(images), max(k, SEEN))
-        points = tile_points(self.layout)
-        gaps = confidence(scores, elsewhere(points, places))
+        gaps = confidence(scores, elsewhere(self._points, places))
         threshold = self.info["calibration"]["threshold"]
         known = truths or [None] * len(images)
         answers = []

@@ -8,7 +8,7 @@ same index. Making holds at most a few Zarr shards of vectors, and the vectors t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 
 from geostream.arrays import Bools, Float32, Int32, Int64, Pairs, listed, take
-from geostream.errors import NotFound
+from geostream.errors import BadInput, NotFound
 from geostream.evaluation.embed import Trained, embed_images
 from geostream.evaluation.protocols import searches, view_positions
 from geostream.layout import Layout
@@ -35,11 +35,11 @@ from geostream.locating.search import (
     n_lists,
     train_lists,
 )
-from geostream.locating.threshold import SAME_METRES, Calibration, calibrate, confidence, elsewhere
+from geostream.locating.threshold import SAME_METRES, SEEN, Calibration, calibrate, confidence, elsewhere
 from geostream.mining.embeddings import SHARD_ROWS, Embeddings, RowWriter, read_rows
 from geostream.mining.gps import points_in_metres
 from geostream.mining.topk import References, merge, most_similar, no_finds
-from geostream.runs.inventory import INDEX_FILE
+from geostream.runs.inventory import INDEX_FILE, indexes_folder
 from geostream.runs.lease import Lease, RunHeld
 from geostream.runs.run import SETTINGS, Run
 from geostream.runs.stages import embedded, load_trained
@@ -49,7 +49,6 @@ from geostream.training.distributed import ProcessGroup
 
 MAKING = "making.json"
 ARRAYS = ("vectors", "place", "list")
-SEEN = 50  # candidates that are looked at to find the best one elsewhere
 MOST_QUERIES = 5_000  # of the test split that a threshold is calibrated on
 MEASURED_ON = 1_000  # of these that the recall of an approximate search is measured on
 
@@ -88,21 +87,26 @@ def make_index(
         },
         "layout": {"name": layout.name, "id": layout.id, "places": layout.places_id},
     }
+    with _held(folder) as lease:
+        with suppress(NotFound):
+            info = folder.read_json(INDEX_FILE)
+            if isinstance(info, dict) and wanted.items() <= info.items():
+                return Index(source.store, folder, info, layout), True
+        info = _made(source, trained, layout, folder, wanted)
+        lease.check()
+        folder.write_json(INDEX_FILE, info, if_absent=True)
+        folder.delete(MAKING)
+    return Index(source.store, folder, info, layout), False
+
+
+@contextmanager
+def _held(folder: Store) -> Iterator[Lease]:
+    """Hold the lease of an index's folder; raise RunHeld in the words of an index where another process has it."""
     try:
         with Lease(folder) as lease:
-            with suppress(NotFound):
-                info = folder.read_json(INDEX_FILE)
-                if isinstance(info, dict) and wanted.items() <= info.items():
-                    return Index(source.store, folder, info, layout), True
-            info = _made(source, trained, layout, folder, wanted)
-            lease.check()
-            folder.write_json(INDEX_FILE, info, if_absent=True)
-            folder.delete(MAKING)
+            yield lease
     except RunHeld as error:
-        raise RunHeld(
-            f"{folder.url}: another process makes this index; wait for it, or choose another --name"
-        ) from error
-    return Index(source.store, folder, info, layout), False
+        raise RunHeld(f"{folder.url}: another process makes this index; wait, or choose another name") from error
 
 
 def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +130,26 @@ def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: 
         "calibration": calibration.as_json()
         | {"layout": source.layout.name, "gallery": "index" if same else "test", "metres": SAME_METRES},
     }
+
+
+def remove_index(store: Store, dataset: str, name: str) -> None:
+    """Remove an index, so that nothing needs its layout for it any more.
+
+    Args:
+        store: The root of the store.
+        dataset: The data set's name.
+        name: Name of the index.
+
+    Raises:
+        BadInput: There is no such index.
+        RunHeld: A process makes it just now.
+    """
+    folder = index_folder(store, dataset, name)
+    if not any(map(folder.exists, (INDEX_FILE, MAKING))):
+        there = ", ".join(indexes_folder(store, dataset).folders()) or "none"
+        raise BadInput(f"{folder.url}: no such index (there: {there})")
+    with _held(folder):
+        clear(folder)
 
 
 def clear(folder: Store) -> None:

@@ -22,6 +22,7 @@ from geostream.runs.lease import Lease, RunHeld
 from geostream.runs.models import open_model, promote
 from geostream.runs.run import Run
 from geostream.store import Store
+from tests.command import said
 from tests.locating.indexes import other_layout, photos_of, small_index
 
 
@@ -115,6 +116,7 @@ def test_two_at_once_are_one(store: Store) -> None:
 def test_a_large_gallery_is_searched_in_lists(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "EXACT_ROWS", 10)
     monkeypatch.setattr(stored, "SHARD_ROWS", 8)
+    monkeypatch.setattr(stored, "CHUNK_ROWS", 4)
     monkeypatch.setattr(make, "SHARD_ROWS", 8)
     monkeypatch.setattr(opening, "SHARD_ROWS", 8)
     index, places = small_index(store)
@@ -172,7 +174,7 @@ def test_which_index_is_meant(store: Store) -> None:
         Locator.open(store, index="nowhere")
 
 
-def test_the_layout_of_an_index_stays(store: Store) -> None:
+def test_the_layout_of_an_index_stays(store: Store, tmp_path: Path) -> None:
     small_index(store)
     layout = other_layout(store, "other")
     make_index(Run.find(store, None, None, "run"), None, layout, "region")
@@ -180,7 +182,11 @@ def test_the_layout_of_an_index_stays(store: Store) -> None:
     assert kept["other"] == "needed by index region"
     with pytest.raises(BadInput, match="needed by index region"):
         remove(store, "tiny", "other")
-    make.clear(store.child("tiny", "indexes", "region"))
+    assert "region" in said("indexes", "list", str(tmp_path))
+    assert "removed" in said("indexes", "remove", str(tmp_path), "region")
+    assert store.child("tiny", "indexes", "region").list() == []
+    with pytest.raises(BadInput, match=r"indexes/region: no such index .*base"):
+        make.remove_index(store, "tiny", "region")
     assert remove(store, "tiny", "other").name == "other"
 
 
