@@ -54,9 +54,14 @@ MEASURED_ON = 1_000  # of these that the recall of an approximate search is meas
 
 
 def make_index(
-    source: Run, checkpoint: str | None, layout: Layout, name: str, model: int | None = None
+    source: Run,
+    checkpoint: str | None,
+    layout: Layout,
+    name: str,
+    model: int | None = None,
+    split: str | None = None,
 ) -> tuple[Index, bool]:
-    """Make an index of all tiles of a layout, and commit it. An index of the same name is replaced.
+    """Make an index of the tiles of a layout, and commit it. An index of the same name is replaced.
 
     Args:
         source: The run of the model, or a model's folder opened as a run, on the layout whose test split calibrates.
@@ -64,6 +69,8 @@ def make_index(
         layout: The layout whose tiles are embedded.
         name: Name of the index.
         model: Number of the model; None: a run's checkpoint.
+        split: "train" or "test" for the tiles of its gallery; None for all. A model knows its training tiles too well:
+            they are in the way of photos from elsewhere.
 
     Returns:
         The index, and whether it was there already, of the same tiles by the same weights.
@@ -86,6 +93,7 @@ def make_index(
             "crc32c": weights_checksum(source.folder, trained.checkpoint),
         },
         "layout": {"name": layout.name, "id": layout.id, "places": layout.places_id},
+        "split": split,
     }
     with _held(folder) as lease:
         with suppress(NotFound):
@@ -115,7 +123,12 @@ def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: 
     folder.write_json(MAKING, wanted)
     folder.write_json(SETTINGS, source.settings.model_dump())
     copy_weights(source.folder, trained.checkpoint, folder)
-    group, place = _embed_tiles(folder, layout, trained)
+    place = np.flatnonzero(layout.shard_of_place >= 0).astype(np.int32)  # not those that were removed
+    if wanted["split"] is not None:
+        place = layout.references(wanted["split"])
+    if not len(place):
+        raise BadInput(f"layout {layout.name}: no tiles of split {wanted['split']}; index another, or all")
+    group = _embed_tiles(folder, layout, place, trained)
     photos = _Photos.of(source, trained)
     search, facts = _make_search(folder, group, place, photos.vectors)
     commit(group)
@@ -169,9 +182,8 @@ def clear(folder: Store) -> None:
     folder.delete_all([MAKING])
 
 
-def _embed_tiles(folder: Store, layout: Layout, trained: Trained) -> tuple[zarr.Group, Int32]:
-    """Embed all tiles of a layout; return the group of their vectors, not yet committed, and their places."""
-    place = np.flatnonzero(layout.shard_of_place >= 0).astype(np.int32)  # not those that were removed
+def _embed_tiles(folder: Store, layout: Layout, place: Int32, trained: Trained) -> zarr.Group:
+    """Embed the tiles of some places; return the group of their vectors, which is not yet committed."""
     group = new_group(folder, TILES, layout, ARRAYS)
     group.create_array("place", data=place)
     writer = RowWriter(group, "vectors", len(place), trained.encoder.dim)
@@ -181,7 +193,7 @@ def _embed_tiles(folder: Store, layout: Layout, trained: Trained) -> tuple[zarr.
         if numbers is not None and vectors is not None:
             writer.write(numbers[numbers >= 0].numpy(), vectors[numbers >= 0].numpy())
     writer.check_complete()
-    return group, place
+    return group
 
 
 def _make_search(folder: Store, group: zarr.Group, place: Int32, photos: Float32) -> tuple[TileSearch, dict[str, Any]]:

@@ -23,7 +23,7 @@ from geostream.runs.models import open_model, promote
 from geostream.runs.run import Run
 from geostream.store import Store
 from tests.command import said
-from tests.locating.indexes import other_layout, photos_of, small_index
+from tests.locating.indexes import no_training_tiles, other_layout, photos_of, small_index
 
 
 @pytest.fixture
@@ -50,6 +50,15 @@ def test_an_index_names_its_model_and_layout(store: Store) -> None:
     run = Run.find(store, None, None, "run")
     again, already = make_index(run, None, index.layout, "base")
     assert already and again.info == info
+
+
+def test_an_index_of_one_split_holds_its_gallery_alone(store: Store) -> None:
+    index, _ = small_index(store)
+    made, already = make_index(Run.find(store, None, None, "run"), None, index.layout, "test", split="test")
+    assert not already and (made.info["split"], made.info["tiles"]) == ("test", 6)
+    assert made.load_search().place.tolist() == index.layout.references("test").tolist()
+    with pytest.raises(BadInput, match="no tiles of split train"):
+        make_index(Run.find(store, None, None, "run"), None, no_training_tiles(store), "train", split="train")
 
 
 def test_a_promoted_model_is_named_by_its_number(store: Store) -> None:
