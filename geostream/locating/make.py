@@ -8,7 +8,7 @@ same index. Making holds at most a few Zarr shards of vectors, and the vectors t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -76,8 +76,8 @@ def make_index(
         The index, and whether it was there already, of the same tiles by the same weights.
 
     Raises:
-        RunHeld: Another process makes the same index.
-        BadInput: There is no such checkpoint.
+        RunHeld: Another process makes the same index; or the test split must be embedded first, and the run trains.
+        BadInput: There is no such checkpoint, or there are no tiles of the split.
         StoreError: The store cannot be read or written.
     """
     trained = load_trained(source, checkpoint)
@@ -110,26 +110,23 @@ def make_index(
 @contextmanager
 def _held(folder: Store) -> Iterator[Lease]:
     """Hold the lease of an index's folder; raise RunHeld in the words of an index where another process has it."""
-    try:
-        with Lease(folder) as lease:
-            yield lease
-    except RunHeld as error:
-        raise RunHeld(f"{folder.url}: another process makes this index; wait, or choose another name") from error
+    with ExitStack() as stack:
+        try:
+            lease = stack.enter_context(Lease(folder))
+        except RunHeld as error:
+            raise RunHeld(f"{folder.url}: another process makes this index; wait, or choose another name") from error
+        yield lease
 
 
 def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: dict[str, Any]) -> dict[str, Any]:
     """Write all of an index but ``index.json``, whose content is returned."""
-    clear(folder)
+    place = _places(layout, wanted["split"])
+    photos = _Photos.of(source, trained)
+    clear(folder)  # only now: what was wrong until here has cost no index
     folder.write_json(MAKING, wanted)
     folder.write_json(SETTINGS, source.settings.model_dump())
     copy_weights(source.folder, trained.checkpoint, folder)
-    place = np.flatnonzero(layout.shard_of_place >= 0).astype(np.int32)  # not those that were removed
-    if wanted["split"] is not None:
-        place = layout.references(wanted["split"])
-    if not len(place):
-        raise BadInput(f"layout {layout.name}: no tiles of split {wanted['split']}; index another, or all")
     group = _embed_tiles(folder, layout, place, trained)
-    photos = _Photos.of(source, trained)
     search, facts = _make_search(folder, group, place, photos.vectors)
     commit(group)
     same = source.layout.places_id == layout.places_id
@@ -143,6 +140,16 @@ def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: 
         "calibration": calibration.as_json()
         | {"layout": source.layout.name, "gallery": "index" if same else "test", "metres": SAME_METRES},
     }
+
+
+def _places(layout: Layout, split: str | None) -> Int32:
+    """Return the places whose tiles are indexed: those of a split's gallery, or all that were not removed."""
+    if split is None:
+        return np.flatnonzero(layout.shard_of_place >= 0).astype(np.int32)
+    place = layout.references(split)
+    if not len(place):
+        raise BadInput(f"layout {layout.name}: no tiles of split {split}; index another, or all")
+    return place
 
 
 def remove_index(store: Store, dataset: str, name: str) -> None:
