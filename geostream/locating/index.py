@@ -13,7 +13,6 @@ A reader opens ``index.json`` first, so it never sees half an index. :mod:`geost
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,14 +20,15 @@ import faiss
 import numpy as np
 import zarr
 
-from geostream.arrays import Float32, Float64, Int32
+from geostream.arrays import Float64
 from geostream.errors import BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
 from geostream.evaluation.embed import Trained
 from geostream.layout import Layout, open_layout
 from geostream.layout.listing import the_dataset
 from geostream.layout.zarr_groups import array_of, open_committed
 from geostream.locating.search import TileSearch, fill_lists, flat
-from geostream.mining.embeddings import SHARD_ROWS, read_rows
+from geostream.locating.vectors import blocks
+from geostream.mining.embeddings import read_rows
 from geostream.mining.gps import points_in_metres
 from geostream.runs.inventory import INDEX_FILE, indexes_folder
 from geostream.runs.run import Run
@@ -92,12 +92,9 @@ class Index:
             raise StaleArtefact(f"{self.folder.url}/{LISTS}: damaged; {AGAIN}")
         lists: Any = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
         lists.nprobe = self.info["search"]["nprobe"]
-        return TileSearch(place, fill_lists(lists, _blocks(vectors, numbers)))
-
-
-def _blocks(vectors: zarr.Array[Any], numbers: Int32) -> Iterator[tuple[Float32, Int32]]:
-    for start in range(0, len(numbers), SHARD_ROWS):
-        yield read_rows(vectors, start, start + SHARD_ROWS), numbers[start : start + SHARD_ROWS]
+        return TileSearch(
+            place, fill_lists(lists, ((block, numbers[at : at + len(block)]) for at, block in blocks(vectors)))
+        )
 
 
 def index_folder(store: Store, dataset: str, name: str) -> Store:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -17,13 +16,13 @@ import faiss
 import numpy as np
 import zarr
 
-from geostream.arrays import Bools, Float32, Int32, Int64, Pairs, listed, take
+from geostream.arrays import Float32, Int32, Int64, Pairs
 from geostream.errors import BadInput, NotFound
 from geostream.evaluation.embed import Trained, embed_images
-from geostream.evaluation.protocols import searches, view_positions
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import commit, new_group, remove_group
-from geostream.locating.index import FORMAT, LISTS, TILES, Index, index_folder, tile_points
+from geostream.locating.calibration import KnownPhotos
+from geostream.locating.index import FORMAT, LISTS, TILES, Index, index_folder
 from geostream.locating.search import (
     EXACT_ROWS,
     RECALL_AT,
@@ -35,22 +34,21 @@ from geostream.locating.search import (
     n_lists,
     train_lists,
 )
-from geostream.locating.threshold import SAME_METRES, SEEN, Calibration, calibrate, confidence, elsewhere
-from geostream.mining.embeddings import SHARD_ROWS, Embeddings, RowWriter, read_rows
-from geostream.mining.gps import points_in_metres
+from geostream.locating.threshold import SAME_METRES
+from geostream.locating.vectors import blocks, picked
+from geostream.mining.embeddings import RowWriter, read_rows
 from geostream.mining.topk import References, merge, most_similar, no_finds
 from geostream.runs.inventory import INDEX_FILE, indexes_folder
 from geostream.runs.lease import Lease, RunHeld
 from geostream.runs.run import SETTINGS, Run
-from geostream.runs.stages import embedded, load_trained
+from geostream.runs.stages import load_trained
 from geostream.store import Store
 from geostream.training.checkpoint_files import FOLDER, MODEL, STATE, copy_weights, crc32c_of, weights_checksum
 from geostream.training.distributed import ProcessGroup
 
 MAKING = "making.json"
 ARRAYS = ("vectors", "place", "list")
-MOST_QUERIES = 5_000  # of the test split that a threshold is calibrated on
-MEASURED_ON = 1_000  # of these that the recall of an approximate search is measured on
+MEASURED_ON = 1_000  # test photos that the recall of an approximate search is measured on
 
 
 def make_index(
@@ -121,7 +119,7 @@ def _held(folder: Store) -> Iterator[Lease]:
 def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: dict[str, Any]) -> dict[str, Any]:
     """Write all of an index but ``index.json``, whose content is returned."""
     place = _places(layout, wanted["split"])
-    photos = _Photos.of(source, trained)
+    photos = KnownPhotos.of(source, trained)
     clear(folder)  # only now: what was wrong until here has cost no index
     folder.write_json(MAKING, wanted)
     folder.write_json(SETTINGS, source.settings.model_dump())
@@ -217,14 +215,14 @@ def _make_search(folder: Store, group: zarr.Group, place: Int32, photos: Float32
         return TileSearch(place, flat(read_rows(vectors))), {"kind": "exact"}
     lists, rng = n_lists(len(place)), np.random.default_rng(1)
     some = np.sort(rng.choice(len(place), min(len(place), TRAINED_ON * lists), replace=False))
-    index = train_lists(_picked(vectors, some), lists)
+    index = train_lists(picked(vectors, some), lists)
     data = faiss.serialize_index(index).tobytes()
-    numbers = np.concatenate([index.quantizer.search(block, 1)[1][:, 0] for _, block in _blocks(vectors)])
+    numbers = np.concatenate([index.quantizer.search(block, 1)[1][:, 0] for _, block in blocks(vectors)])
     group.create_array("list", data=numbers.astype(np.int32))
     folder.write(LISTS, data)
-    fill_lists(index, ((block, numbers[start : start + len(block)]) for start, block in _blocks(vectors)))
+    fill_lists(index, ((block, numbers[start : start + len(block)]) for start, block in blocks(vectors)))
     if not len(photos):
-        photos = _picked(vectors, some[:: max(1, len(some) // MEASURED_ON)])
+        photos = picked(vectors, some[:: max(1, len(some) // MEASURED_ON)])
     photos = photos[:: max(1, len(photos) // MEASURED_ON)]
     nprobe, recall = choose_nprobe(index, photos, _truly_nearest(vectors, photos, RECALL_AT))
     facts = {"kind": "lists", "lists": lists, "nprobe": nprobe, "recall": recall, "crc32c": crc32c_of(data)}
@@ -234,76 +232,7 @@ def _make_search(folder: Store, group: zarr.Group, place: Int32, photos: Float32
 def _truly_nearest(vectors: zarr.Array[Any], query: Float32, k: int) -> Int64:
     """Return the (n, k) rows of the vectors that are most similar to each query, by comparing with all."""
     best = no_finds(len(query), k)
-    for start, block in _blocks(vectors):
+    for start, block in blocks(vectors):
         rows = np.arange(start, start + len(block), dtype=np.int32)
         best = merge(best, most_similar(query, References(rows, block), k))
     return best.other.astype(np.int64)
-
-
-def _blocks(vectors: zarr.Array[Any]) -> Iterator[tuple[int, Float32]]:
-    for start in range(0, vectors.shape[0], SHARD_ROWS):
-        yield start, read_rows(vectors, start, start + SHARD_ROWS)
-
-
-def _picked(vectors: zarr.Array[Any], rows: Int64) -> Float32:
-    """Return some rows, sorted, from one Zarr shard at a time."""
-    parts = []
-    for start, block in _blocks(vectors):
-        first, last = np.searchsorted(rows, [start, start + len(block)])
-        parts.append(block[rows[first:last] - start])
-    return np.concatenate(parts)
-
-
-@dataclass(frozen=True)
-class _Photos:
-    """Photos whose place is known: views of the test split.
-
-    Attributes:
-        layout: The layout that they are from.
-        embeddings: Their vectors and those of the test gallery; None where there is no test split.
-        rows: (n,) the pair of each among those of the split.
-        vectors: (n, D) their vectors.
-    """
-
-    layout: Layout
-    embeddings: Embeddings | None
-    rows: Int64
-    vectors: Float32
-
-    @classmethod
-    def of(cls, source: Run, trained: Trained) -> _Photos:
-        """Return views of the test split, at most ``MOST_QUERIES``, embedded first if they were not before."""
-        layout = source.layout
-        if not len(layout.pairs("test")):
-            nothing = np.zeros((0, trained.encoder.dim), dtype=np.float32)
-            return cls(layout, None, np.zeros(0, dtype=np.int64), nothing)
-        found = embedded(source, trained, "test")
-        _, search = searches(layout, "test", found.pairs, found.reference_place)[0]
-        n = len(search.queries)
-        rows = np.sort(np.random.default_rng(1).choice(n, min(n, MOST_QUERIES), replace=False))
-        return cls(layout, found, rows, _picked(found.query, search.queries[rows]))
-
-    def gallery(self) -> TileSearch:
-        """Return the search among the tiles of the test gallery."""
-        if self.embeddings is None:
-            return TileSearch(np.zeros(0, dtype=np.int32), flat(self.vectors))
-        return TileSearch(self.embeddings.reference_place, flat(read_rows(self.embeddings.reference)))
-
-    def calibrate(self, search: TileSearch) -> Calibration:
-        """Find the threshold of answers from a search among tiles of the same layout."""
-        if not len(self.rows):
-            return calibrate(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=bool))
-        places, scores = search.nearest(self.vectors, SEEN)
-        points = tile_points(self.layout)
-        right = self._is_own(places[:, 0])
-        if points is not None:
-            taken = points_in_metres(view_positions(self.layout, "test")[self.rows], self.layout.coordinates)
-            right |= np.linalg.norm(points[places[:, 0]] - taken, axis=1) <= SAME_METRES
-        return calibrate(confidence(scores, elsewhere(points, places)), right)
-
-    def _is_own(self, best: Int64) -> Bools:
-        """Return whether each photo's best place is its own, or a semi-positive."""
-        own = self.layout.pairs("test").place[self.rows]
-        semi = take(self.layout.semi_positives("test"), self.rows)
-        is_own: Bools = (own == best) | listed(semi, np.arange(len(best)), best)
-        return is_own

@@ -11,8 +11,8 @@ import zarr
 
 from geostream.errors import BadInput, StaleArtefact, StoreError
 from geostream.layout import open_layout
-from geostream.locating import index as opening
 from geostream.locating import make
+from geostream.locating import vectors as reading
 from geostream.locating.index import open_index
 from geostream.locating.locate import Locator
 from geostream.locating.make import make_index
@@ -82,7 +82,7 @@ def test_the_vectors_are_those_that_evaluation_compares(store: Store) -> None:
     assert (np.einsum("nd,nd->n", asked, np.asarray(tested.query[:])) > 0.99).all()
 
 
-@pytest.mark.parametrize("where", ["copy_weights", "embed_images", "_make_search", "calibrate", "commit"])
+@pytest.mark.parametrize("where", ["copy_weights", "embed_images", "_make_search", "commit"])
 def test_killed_anywhere_it_is_absent_and_then_made_whole(
     store: Store, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -126,8 +126,7 @@ def test_a_large_gallery_is_searched_in_lists(store: Store, monkeypatch: pytest.
     monkeypatch.setattr(make, "EXACT_ROWS", 10)
     monkeypatch.setattr(stored, "SHARD_ROWS", 8)
     monkeypatch.setattr(stored, "CHUNK_ROWS", 4)
-    monkeypatch.setattr(make, "SHARD_ROWS", 8)
-    monkeypatch.setattr(opening, "SHARD_ROWS", 8)
+    monkeypatch.setattr(reading, "SHARD_ROWS", 8)
     index, places = small_index(store)
     facts = index.info["search"]
     assert facts["kind"] == "lists" and facts["recall"] >= 0.99 and 1 <= facts["nprobe"] <= facts["lists"]
