@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import cost, evaluate, export, inspect, layouts, locate, models, runs, serve, settings, train
+from geostream.cli import cost, evaluate, export, indexes, inspect, layouts, locate, models, runs, serve, settings, train
 from geostream.errors import GeostreamError
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(layouts.layouts, name="layouts")
+app.add_typer(indexes.indexes, name="indexes")
 app.add_typer(models.models, name="models")
 app.add_typer(runs.runs, name="runs")
 

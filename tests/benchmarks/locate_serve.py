@@ -229,12 +229,12 @@ def figures(work: Path, *, quick: bool = False) -> dict[str, Any]:
     """The page's throughput and latency against its bare network.
 
     Args:
-        work: An empty or absent folder for the gallery's index.
+        work: A folder, for the gallery's index.
         quick: A small gallery and one turn: does it run, not what does it give.
     """
     from tests.cities import city
 
-    store = Store.open(work)
+    store = Store.open(work / "page")
     city(store, side=20 if quick else SIDE, areas=1, coordinates="latlon")
     found: dict[str, list[float]] = {name: [] for name in ("page", "bare", "p95", "random", "one")}
     with helper("--serve", store.url) as (url, _), helper("--bare") as (_, alone), helper("--clients") as (_, ask):
@@ -268,7 +268,7 @@ def main() -> None:
     if options.clients:
         return clients()
     with tempfile.TemporaryDirectory() as folder:
-        found = figures(Path(folder) / "gallery", quick=options.quick)
+        found = figures(Path(folder), quick=options.quick)
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "figures": found}, indent=1) + "\n")
     from rich.console import Console
