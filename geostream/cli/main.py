@@ -17,7 +17,20 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import cost, evaluate, export, indexes, inspect, layouts, locate, models, runs, serve, settings, train
+from geostream.cli import (
+    cost,
+    evaluate,
+    export,
+    indexes,
+    inspect,
+    layouts,
+    locate,
+    models,
+    runs,
+    serve,
+    settings,
+    train,
+)
 from geostream.errors import GeostreamError
 
 app = typer.Typer(
