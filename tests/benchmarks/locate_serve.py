@@ -138,7 +138,7 @@ def bare() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         size = BATCH if line.strip() == "batch" else 1
-        times, begun = [], time.perf_counter()
+        times, begun = list[float](), time.perf_counter()
         while time.perf_counter() - begun < SECONDS / 2:
             one = time.perf_counter()
             start = len(times) * size % PHOTOS
