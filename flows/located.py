@@ -73,7 +73,7 @@ def write_photos(raw: Path, folder: Path) -> list[Path]:
     """
     found = [path for city in CITIES for path in sorted((raw / city / "panorama").glob("*.jpg"))]
     folder.mkdir()
-    written = []
+    written: list[Path] = []
     for path in found[len(found) // (2 * PHOTOS) :: len(found) // PHOTOS][:PHOTOS]:
         _, latitude, longitude, _ = path.name.split(",")
         exif = Image.Exif()

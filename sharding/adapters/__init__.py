@@ -38,8 +38,8 @@ ADAPTERS = {
     "vigor": Adapter(vigor.read_places, "https://github.com/Jeff-Zilence/VIGOR", ("train_cities", "test_cities")),
     "cvusa": Adapter(cvusa.read_places, "https://mvrl.cse.wustl.edu/datasets/cvusa"),
     "cvact": Adapter(cvact.read_places, "https://github.com/Liumouliu/OriCNN"),
-    "photos": Adapter(photos.read_places, "docs/how-to/own-imagery.md: the photos and the imagery are your own"),
     "university1652": Adapter(university1652.read_places, "https://github.com/layumi/University1652-Baseline"),
+    "photos": Adapter(photos.read_places, "docs/how-to/own-imagery.md: the photos and the imagery are your own"),
 }
 
 

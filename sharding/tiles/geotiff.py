@@ -125,8 +125,8 @@ def _read(
                 )
     except RasterioError as error:
         raise Unanswered(
-            f"{without_secrets(version[0])}: cannot be read any more ({_one_line(error)}); what is finished is kept, run "
-            "again to go on"
+            f"{without_secrets(version[0])}: cannot be read any more ({_one_line(error)}); what is finished is kept, "
+            "run again to go on"
         ) from error
     return np.broadcast_to(bands[:-1], (3, height, width)).copy(), bands[-1] >= 128
 

@@ -23,7 +23,7 @@ def clustered(n: int, queries: int, dim: int = 32) -> tuple[Float32, Float32]:
     centres = rng.normal(size=(n // 100, dim))
     vectors = centres[rng.integers(0, len(centres), n)] + 0.3 * rng.normal(size=(n, dim))
     asked = vectors[rng.integers(0, n, queries)] + 0.2 * rng.normal(size=(queries, dim))
-    return tuple((some / np.linalg.norm(some, axis=1, keepdims=True)).astype(np.float32) for some in (vectors, asked))  # type: ignore[return-value]
+    return tuple((some / np.linalg.norm(some, axis=1, keepdims=True)).astype(np.float32) for some in (vectors, asked))
 
 
 def lists_of(vectors: Float32) -> TileSearch:

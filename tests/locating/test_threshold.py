@@ -37,7 +37,7 @@ def test_the_bound_of_a_sample_without_errors_is_the_textbook_one() -> None:
     assert lower_bound(0, 9, 0.05) == 0
 
 
-def photos(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def photos(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Confidences, and whether each is right: the more confident, the more often."""
     gap = rng.exponential(0.1, n).astype(np.float32)
     return gap, rng.random(n) < 1 - 0.6 * np.exp(-gap / 0.06)

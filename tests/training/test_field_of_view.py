@@ -16,7 +16,7 @@ from geostream.training.augment import Augmentation
 from geostream.training.field_of_view import Narrowing, narrow
 
 
-def numbered(height: int = 90, width: int = 360) -> np.ndarray:  # type: ignore[type-arg]
+def numbered(height: int = 90, width: int = 360) -> np.ndarray:
     """Each column has its own number, from 1, in two digits to the base 200; each row in the third."""
     rows, columns = np.mgrid[1 : height + 1, 1 : width + 1]
     return np.stack([columns // 200, columns % 200, rows], axis=2).astype(np.uint8)
@@ -36,7 +36,7 @@ def test_the_part_is_in_the_middle_and_looks_where_it_should(degrees: float, hea
     assert (shown[rows[0], columns, 2] == rows[0] + 1).all()
 
 
-def sample(settings: TrainSettings, pair: int, epoch: int = 1) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def sample(settings: TrainSettings, pair: int, epoch: int = 1) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(pair)
     images = {"tile": rng.integers(1, 256, (32, 32, 3), np.uint8), "view": rng.integers(1, 256, (32, 128, 3), np.uint8)}
     return Augmentation.of(settings, epoch, 8)({**images, "pair": pair})
