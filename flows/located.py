@@ -26,7 +26,7 @@ CITIES = ("Chicago", "SanFrancisco")  # that the demo does not train on
 
 
 def index_and_locate(run: Run, raw: Path, out: Path) -> list[Answer]:
-    """Index the tiles of the run's layout, copy what answering needs to ``out/store``, and locate photos from there.
+    """Index the tiles of the unseen cities, copy what answering needs to ``out/store``, and locate photos from there.
 
     Args:
         run: The trained run.
@@ -37,7 +37,7 @@ def index_and_locate(run: Run, raw: Path, out: Path) -> list[Answer]:
     from geostream.locating.make import make_index
     from geostream.locating.photos import read_photo, taken_at
 
-    index, _ = make_index(run, None, run.layout, NAME)
+    index, _ = make_index(run, None, run.layout, NAME, split="test")
     kept = Store.open(out / "store")
     keep_index(index, kept)
     paths = write_photos(raw, out / "photos")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from geostream.cli.options import Checkpoint, Dataset, LayoutName, StoreUrl, open_store
+from geostream.cli.options import Checkpoint, Dataset, LayoutName, StoreUrl, check_split, open_store
 from geostream.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def index(
     model: Annotated[str, typer.Option(help="A promoted model: current, or its number.")] = "current",
     dataset: Dataset = None,
     layout: LayoutName = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only the tiles of this split's gallery, train or test; default: all tiles.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the index, and of the layout of a region's tiles.")] = NAME,
     tiles: Annotated[str | None, typer.Option(help=TILES)] = None,
     region: Annotated[Path | None, typer.Option(help="A GeoJSON file of the region's polygons.")] = None,
@@ -53,6 +56,7 @@ def index(
         raise BadInput("--tiles and --region: name both, the imagery and what part of it, or neither")
     if tiles is not None and layout is not None:
         raise BadInput(f"--layout {layout}: name either a layout, or --tiles and --region")
+    split = split if split is None else check_split(split)
     root = open_store(store)
     dataset, number = the_dataset(root, dataset), None
     if run is None:
@@ -65,7 +69,7 @@ def index(
         gallery = _shard_region(source, name, (tiles, region), metres, overlap, terms)
     else:
         gallery = open_layout(root, dataset, layout)
-    _show(*make_index(source, checkpoint, gallery, name, number))
+    _show(*make_index(source, checkpoint, gallery, name, number, split))
 
 
 def _shard_region(

@@ -17,7 +17,20 @@ from typing import Annotated
 import typer
 
 from geostream import __version__
-from geostream.cli import cost, evaluate, export, inspect, layouts, locate, models, runs, serve, settings, train
+from geostream.cli import (
+    cost,
+    evaluate,
+    export,
+    indexes,
+    inspect,
+    layouts,
+    locate,
+    models,
+    runs,
+    serve,
+    settings,
+    train,
+)
 from geostream.errors import GeostreamError
 from geostream.progress import LOG_VARIABLE, log_to_stderr
 
@@ -43,6 +56,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(layouts.layouts, name="layouts")
+app.add_typer(indexes.indexes, name="indexes")
 app.add_typer(models.models, name="models")
 app.add_typer(runs.runs, name="runs")
 

@@ -13,7 +13,6 @@ A reader opens ``index.json`` first, so it never sees half an index. :mod:`geost
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,14 +20,15 @@ import faiss
 import numpy as np
 import zarr
 
-from geostream.arrays import Float32, Float64, Int32
+from geostream.arrays import Float64
 from geostream.errors import BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
 from geostream.evaluation.embed import Trained
 from geostream.layout import Layout, open_layout
 from geostream.layout.listing import the_dataset
 from geostream.layout.zarr_groups import array_of, open_committed
 from geostream.locating.search import TileSearch, fill_lists, flat
-from geostream.mining.embeddings import SHARD_ROWS, read_rows
+from geostream.locating.vectors import blocks
+from geostream.mining.embeddings import read_rows
 from geostream.mining.gps import points_in_metres
 from geostream.runs.inventory import INDEX_FILE, indexes_folder
 from geostream.runs.run import Run
@@ -92,17 +92,35 @@ class Index:
             raise StaleArtefact(f"{self.folder.url}/{LISTS}: damaged; {AGAIN}")
         lists: Any = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
         lists.nprobe = self.info["search"]["nprobe"]
-        return TileSearch(place, fill_lists(lists, _blocks(vectors, numbers)))
-
-
-def _blocks(vectors: zarr.Array[Any], numbers: Int32) -> Iterator[tuple[Float32, Int32]]:
-    for start in range(0, len(numbers), SHARD_ROWS):
-        yield read_rows(vectors, start, start + SHARD_ROWS), numbers[start : start + SHARD_ROWS]
+        return TileSearch(
+            place, fill_lists(lists, ((block, numbers[at : at + len(block)]) for at, block in blocks(vectors)))
+        )
 
 
 def index_folder(store: Store, dataset: str, name: str) -> Store:
     """Return the folder of an index in the store that holds the data set."""
     return indexes_folder(store, dataset).child(check_name("index", name))
+
+
+def list_indexes(store: Store, dataset: str) -> list[dict[str, Any]]:
+    """Return ``index.json`` of each committed index of a data set, by name.
+
+    Args:
+        store: The root of the store.
+        dataset: The data set's name.
+
+    Raises:
+        StoreError: One is damaged or of another version, or the store cannot be read.
+    """
+    folder = indexes_folder(store, dataset)
+    return [_read(folder.child(name)) for name in folder.folders() if folder.exists(f"{name}/{INDEX_FILE}")]
+
+
+def _read(folder: Store) -> dict[str, Any]:
+    info = folder.read_json(INDEX_FILE)
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise StoreError(f"{folder.url}/{INDEX_FILE}: written by another version of geostream, or damaged; {AGAIN}")
+    return info
 
 
 def open_index(store: Store, dataset: str | None = None, name: str | None = None) -> Index:
@@ -128,11 +146,9 @@ def open_index(store: Store, dataset: str | None = None, name: str | None = None
         [name] = found
     folder = index_folder(store, dataset, name)
     try:
-        info = folder.read_json(INDEX_FILE)
+        info = _read(folder)
     except NotFound as error:
         raise BadInput(f"{folder.url}: no such index, or it was never finished; {AGAIN} STORE --name {name}") from error
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise StoreError(f"{folder.url}/{INDEX_FILE}: written by another version of geostream, or damaged; {AGAIN}")
     return Index(store, folder, info, _own_layout(store, dataset, folder, info))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import faiss
@@ -12,18 +11,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from geostream.arrays import Float32, Float64, Int64
+from geostream.arrays import Float32, Int64
 from geostream.evaluation.embed import Trained
 from geostream.layout import Layout
 from geostream.locating.index import Index, open_index, tile_points
 from geostream.locating.search import TileSearch
-from geostream.locating.threshold import confidence, elsewhere
+from geostream.locating.threshold import SEEN, confidence, elsewhere
 from geostream.locating.view import as_view
 from geostream.mining.gps import points_in_metres
 from geostream.store import Store
 from geostream.training.model import autocast, device_of
-
-SEEN = 50  # candidates of each photo that are looked at to find the best one elsewhere
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,7 @@ class Locator:
         self.layout: Layout = index.layout
         self.info: dict[str, Any] = index.info
         self._trained, self._search = trained, search
+        self._points = tile_points(self.layout)
 
     @classmethod
     def open(
@@ -195,10 +193,6 @@ class Locator:
             sure = threshold is not None and bool(gaps[row] >= threshold)
             answers.append(Answer(photo, candidates, sure, truth, self._error(candidates[0], truth)))
         return answers
-
-    @cached_property
-    def _points(self) -> Float64 | None:
-        return tile_points(self.layout)
 
     def _candidate(self, place: np.int64, score: np.float32) -> Candidate:
         latitude, longitude = self.layout.position[place].tolist()

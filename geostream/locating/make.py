@@ -8,8 +8,7 @@ same index. Making holds at most a few Zarr shards of vectors, and the vectors t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -17,13 +16,13 @@ import faiss
 import numpy as np
 import zarr
 
-from geostream.arrays import Bools, Float32, Int32, Int64, Pairs, listed, take
-from geostream.errors import NotFound
+from geostream.arrays import Float32, Int32, Int64, Pairs
+from geostream.errors import BadInput, NotFound
 from geostream.evaluation.embed import Trained, embed_images
-from geostream.evaluation.protocols import searches, view_positions
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import commit, new_group, remove_group
-from geostream.locating.index import FORMAT, LISTS, TILES, Index, index_folder, tile_points
+from geostream.locating.calibration import KnownPhotos
+from geostream.locating.index import FORMAT, LISTS, TILES, Index, index_folder
 from geostream.locating.search import (
     EXACT_ROWS,
     RECALL_AT,
@@ -35,29 +34,32 @@ from geostream.locating.search import (
     n_lists,
     train_lists,
 )
-from geostream.locating.threshold import SAME_METRES, Calibration, calibrate, confidence, elsewhere
-from geostream.mining.embeddings import SHARD_ROWS, Embeddings, RowWriter, read_rows
-from geostream.mining.gps import points_in_metres
+from geostream.locating.threshold import SAME_METRES
+from geostream.locating.vectors import blocks, picked
+from geostream.mining.embeddings import RowWriter, read_rows
 from geostream.mining.topk import References, merge, most_similar, no_finds
-from geostream.runs.inventory import INDEX_FILE
+from geostream.runs.inventory import INDEX_FILE, indexes_folder
 from geostream.runs.lease import Lease, RunHeld
 from geostream.runs.run import SETTINGS, Run
-from geostream.runs.stages import embedded, load_trained
+from geostream.runs.stages import load_trained
 from geostream.store import Store
 from geostream.training.checkpoint_files import FOLDER, MODEL, STATE, copy_weights, crc32c_of, weights_checksum
 from geostream.training.distributed import ProcessGroup
 
 MAKING = "making.json"
 ARRAYS = ("vectors", "place", "list")
-SEEN = 50  # candidates that are looked at to find the best one elsewhere
-MOST_QUERIES = 5_000  # of the test split that a threshold is calibrated on
-MEASURED_ON = 1_000  # of these that the recall of an approximate search is measured on
+MEASURED_ON = 1_000  # test photos that the recall of an approximate search is measured on
 
 
 def make_index(
-    source: Run, checkpoint: str | None, layout: Layout, name: str, model: int | None = None
+    source: Run,
+    checkpoint: str | None,
+    layout: Layout,
+    name: str,
+    model: int | None = None,
+    split: str | None = None,
 ) -> tuple[Index, bool]:
-    """Make an index of all tiles of a layout, and commit it. An index of the same name is replaced.
+    """Make an index of the tiles of a layout, and commit it. An index of the same name is replaced.
 
     Args:
         source: The run of the model, or a model's folder opened as a run, on the layout whose test split calibrates.
@@ -65,13 +67,15 @@ def make_index(
         layout: The layout whose tiles are embedded.
         name: Name of the index.
         model: Number of the model; None: a run's checkpoint.
+        split: "train" or "test" for the tiles of its gallery; None for all. A model knows its training tiles too well:
+            they are in the way of photos from elsewhere.
 
     Returns:
         The index, and whether it was there already, of the same tiles by the same weights.
 
     Raises:
-        RunHeld: Another process makes the same index.
-        BadInput: There is no such checkpoint.
+        RunHeld: Another process makes the same index; or the test split must be embedded first, and the run trains.
+        BadInput: There is no such checkpoint, or there are no tiles of the split.
         StoreError: The store cannot be read or written.
     """
     trained = load_trained(source, checkpoint)
@@ -87,32 +91,40 @@ def make_index(
             "crc32c": weights_checksum(source.folder, trained.checkpoint),
         },
         "layout": {"name": layout.name, "id": layout.id, "places": layout.places_id},
+        "split": split,
     }
-    try:
-        with Lease(folder) as lease:
-            with suppress(NotFound):
-                info = folder.read_json(INDEX_FILE)
-                if isinstance(info, dict) and wanted.items() <= info.items():
-                    return Index(source.store, folder, info, layout), True
-            info = _made(source, trained, layout, folder, wanted)
-            lease.check()
-            folder.write_json(INDEX_FILE, info, if_absent=True)
-            folder.delete(MAKING)
-    except RunHeld as error:
-        raise RunHeld(
-            f"{folder.url}: another process makes this index; wait for it, or choose another --name"
-        ) from error
+    with _held(folder) as lease:
+        with suppress(NotFound):
+            info = folder.read_json(INDEX_FILE)
+            if isinstance(info, dict) and wanted.items() <= info.items():
+                return Index(source.store, folder, info, layout), True
+        info = _made(source, trained, layout, folder, wanted)
+        lease.check()
+        folder.write_json(INDEX_FILE, info, if_absent=True)
+        folder.delete(MAKING)
     return Index(source.store, folder, info, layout), False
+
+
+@contextmanager
+def _held(folder: Store) -> Iterator[Lease]:
+    """Hold the lease of an index's folder; raise RunHeld in the words of an index where another process has it."""
+    with ExitStack() as stack:
+        try:
+            lease = stack.enter_context(Lease(folder))
+        except RunHeld as error:
+            raise RunHeld(f"{folder.url}: another process makes this index; wait, or choose another name") from error
+        yield lease
 
 
 def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: dict[str, Any]) -> dict[str, Any]:
     """Write all of an index but ``index.json``, whose content is returned."""
-    clear(folder)
+    place = _places(layout, wanted["split"])
+    photos = KnownPhotos.of(source, trained)
+    clear(folder)  # only now: what was wrong until here has cost no index
     folder.write_json(MAKING, wanted)
     folder.write_json(SETTINGS, source.settings.model_dump())
     copy_weights(source.folder, trained.checkpoint, folder)
-    group, place = _embed_tiles(folder, layout, trained)
-    photos = _Photos.of(source, trained)
+    group = _embed_tiles(folder, layout, place, trained)
     search, facts = _make_search(folder, group, place, photos.vectors)
     commit(group)
     same = source.layout.places_id == layout.places_id
@@ -126,6 +138,36 @@ def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: 
         "calibration": calibration.as_json()
         | {"layout": source.layout.name, "gallery": "index" if same else "test", "metres": SAME_METRES},
     }
+
+
+def _places(layout: Layout, split: str | None) -> Int32:
+    """Return the places whose tiles are indexed: those of a split's gallery, or all that were not removed."""
+    if split is None:
+        return np.flatnonzero(layout.shard_of_place >= 0).astype(np.int32)
+    place = layout.references(split)
+    if not len(place):
+        raise BadInput(f"layout {layout.name}: no tiles of split {split}; index another, or all")
+    return place
+
+
+def remove_index(store: Store, dataset: str, name: str) -> None:
+    """Remove an index, so that nothing needs its layout for it any more.
+
+    Args:
+        store: The root of the store.
+        dataset: The data set's name.
+        name: Name of the index.
+
+    Raises:
+        BadInput: There is no such index.
+        RunHeld: A process makes it just now.
+    """
+    folder = index_folder(store, dataset, name)
+    if not any(map(folder.exists, (INDEX_FILE, MAKING))):
+        there = ", ".join(indexes_folder(store, dataset).folders()) or "none"
+        raise BadInput(f"{folder.url}: no such index (there: {there})")
+    with _held(folder):
+        clear(folder)
 
 
 def clear(folder: Store) -> None:
@@ -145,9 +187,8 @@ def clear(folder: Store) -> None:
     folder.delete_all([MAKING])
 
 
-def _embed_tiles(folder: Store, layout: Layout, trained: Trained) -> tuple[zarr.Group, Int32]:
-    """Embed all tiles of a layout; return the group of their vectors, not yet committed, and their places."""
-    place = np.flatnonzero(layout.shard_of_place >= 0).astype(np.int32)  # not those that were removed
+def _embed_tiles(folder: Store, layout: Layout, place: Int32, trained: Trained) -> zarr.Group:
+    """Embed the tiles of some places; return the group of their vectors, which is not yet committed."""
     group = new_group(folder, TILES, layout, ARRAYS)
     group.create_array("place", data=place)
     writer = RowWriter(group, "vectors", len(place), trained.encoder.dim)
@@ -157,7 +198,7 @@ def _embed_tiles(folder: Store, layout: Layout, trained: Trained) -> tuple[zarr.
         if numbers is not None and vectors is not None:
             writer.write(numbers[numbers >= 0].numpy(), vectors[numbers >= 0].numpy())
     writer.check_complete()
-    return group, place
+    return group
 
 
 def _make_search(folder: Store, group: zarr.Group, place: Int32, photos: Float32) -> tuple[TileSearch, dict[str, Any]]:
@@ -174,14 +215,14 @@ def _make_search(folder: Store, group: zarr.Group, place: Int32, photos: Float32
         return TileSearch(place, flat(read_rows(vectors))), {"kind": "exact"}
     lists, rng = n_lists(len(place)), np.random.default_rng(1)
     some = np.sort(rng.choice(len(place), min(len(place), TRAINED_ON * lists), replace=False))
-    index = train_lists(_picked(vectors, some), lists)
+    index = train_lists(picked(vectors, some), lists)
     data = faiss.serialize_index(index).tobytes()
-    numbers = np.concatenate([index.quantizer.search(block, 1)[1][:, 0] for _, block in _blocks(vectors)])
+    numbers = np.concatenate([index.quantizer.search(block, 1)[1][:, 0] for _, block in blocks(vectors)])
     group.create_array("list", data=numbers.astype(np.int32))
     folder.write(LISTS, data)
-    fill_lists(index, ((block, numbers[start : start + len(block)]) for start, block in _blocks(vectors)))
+    fill_lists(index, ((block, numbers[start : start + len(block)]) for start, block in blocks(vectors)))
     if not len(photos):
-        photos = _picked(vectors, some[:: max(1, len(some) // MEASURED_ON)])
+        photos = picked(vectors, some[:: max(1, len(some) // MEASURED_ON)])
     photos = photos[:: max(1, len(photos) // MEASURED_ON)]
     nprobe, recall = choose_nprobe(index, photos, _truly_nearest(vectors, photos, RECALL_AT))
     facts = {"kind": "lists", "lists": lists, "nprobe": nprobe, "recall": recall, "crc32c": crc32c_of(data)}
@@ -191,76 +232,7 @@ def _make_search(folder: Store, group: zarr.Group, place: Int32, photos: Float32
 def _truly_nearest(vectors: zarr.Array[Any], query: Float32, k: int) -> Int64:
     """Return the (n, k) rows of the vectors that are most similar to each query, by comparing with all."""
     best = no_finds(len(query), k)
-    for start, block in _blocks(vectors):
+    for start, block in blocks(vectors):
         rows = np.arange(start, start + len(block), dtype=np.int32)
         best = merge(best, most_similar(query, References(rows, block), k))
     return best.other.astype(np.int64)
-
-
-def _blocks(vectors: zarr.Array[Any]) -> Iterator[tuple[int, Float32]]:
-    for start in range(0, vectors.shape[0], SHARD_ROWS):
-        yield start, read_rows(vectors, start, start + SHARD_ROWS)
-
-
-def _picked(vectors: zarr.Array[Any], rows: Int64) -> Float32:
-    """Return some rows, sorted, from one Zarr shard at a time."""
-    parts = []
-    for start, block in _blocks(vectors):
-        first, last = np.searchsorted(rows, [start, start + len(block)])
-        parts.append(block[rows[first:last] - start])
-    return np.concatenate(parts)
-
-
-@dataclass(frozen=True)
-class _Photos:
-    """Photos whose place is known: views of the test split.
-
-    Attributes:
-        layout: The layout that they are from.
-        embeddings: Their vectors and those of the test gallery; None where there is no test split.
-        rows: (n,) the pair of each among those of the split.
-        vectors: (n, D) their vectors.
-    """
-
-    layout: Layout
-    embeddings: Embeddings | None
-    rows: Int64
-    vectors: Float32
-
-    @classmethod
-    def of(cls, source: Run, trained: Trained) -> _Photos:
-        """Return views of the test split, at most ``MOST_QUERIES``, embedded first if they were not before."""
-        layout = source.layout
-        if not len(layout.pairs("test")):
-            nothing = np.zeros((0, trained.encoder.dim), dtype=np.float32)
-            return cls(layout, None, np.zeros(0, dtype=np.int64), nothing)
-        found = embedded(source, trained, "test")
-        _, search = searches(layout, "test", found.pairs, found.reference_place)[0]
-        n = len(search.queries)
-        rows = np.sort(np.random.default_rng(1).choice(n, min(n, MOST_QUERIES), replace=False))
-        return cls(layout, found, rows, _picked(found.query, search.queries[rows]))
-
-    def gallery(self) -> TileSearch:
-        """Return the search among the tiles of the test gallery."""
-        if self.embeddings is None:
-            return TileSearch(np.zeros(0, dtype=np.int32), flat(self.vectors))
-        return TileSearch(self.embeddings.reference_place, flat(read_rows(self.embeddings.reference)))
-
-    def calibrate(self, search: TileSearch) -> Calibration:
-        """Find the threshold of answers from a search among tiles of the same layout."""
-        if not len(self.rows):
-            return calibrate(np.zeros(0, dtype=np.float32), np.zeros(0, dtype=bool))
-        places, scores = search.nearest(self.vectors, SEEN)
-        points = tile_points(self.layout)
-        right = self._is_own(places[:, 0])
-        if points is not None:
-            taken = points_in_metres(view_positions(self.layout, "test")[self.rows], self.layout.coordinates)
-            right |= np.linalg.norm(points[places[:, 0]] - taken, axis=1) <= SAME_METRES
-        return calibrate(confidence(scores, elsewhere(points, places)), right)
-
-    def _is_own(self, best: Int64) -> Bools:
-        """Return whether each photo's best place is its own, or a semi-positive."""
-        own = self.layout.pairs("test").place[self.rows]
-        semi = take(self.layout.semi_positives("test"), self.rows)
-        is_own: Bools = (own == best) | listed(semi, np.arange(len(best)), best)
-        return is_own

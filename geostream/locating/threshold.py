@@ -26,6 +26,7 @@ from scipy.special import betaincinv
 from geostream.arrays import Bools, Float32, Float64, Int64
 
 SAME_METRES = 50.0  # an answer within so many metres is right, and a candidate within them no other place
+SEEN = 50  # candidates that are looked at to find the best one elsewhere
 PRECISION = 0.9  # of the answers that are called sure, the wanted fraction that is right
 FAILURE = 0.05  # largest probability, over the choice of queries, that the true precision is lower
 SHARES = tuple(number / 20 for number in range(1, 21))

@@ -159,7 +159,7 @@ def _metres(rows: Rows) -> list[dict[str, Any]]:
     return [
         {"epoch": row["epoch"]}
         | {f"R@1 within {limit} m": row[recall_name(1, limit)] for limit in WITHIN}
-        | {"median error (m)": round(row[MEDIAN], 1)}
+        | {"median error (m)": f"{row[MEDIAN]:,.1f}"}
         for row in rows
     ]
 

@@ -73,9 +73,11 @@ class RasterImagery:
 
     Attributes:
         paths: of the rasters.
+        stamps: of each, so that a process that opened an earlier state of a file opens it again.
     """
 
     paths: tuple[str, ...]
+    stamps: tuple[tuple[int, int], ...]
 
     def read(self, box: Box, height: int, width: int) -> Pixels:
         """Return what lies in a box; see :class:`~sharding.places.Imagery`."""
@@ -83,8 +85,8 @@ class RasterImagery:
 
         picture: npt.NDArray[np.uint8] | None = None
         with rasterio.Env(**GDAL):
-            for path in self.paths:
-                bands, there = _read(path, box, height, width)
+            for path, stamp in zip(self.paths, self.stamps, strict=True):
+                bands, there = _read((path, stamp), box, height, width)
                 if picture is None:
                     picture, filled = bands, there
                 else:
@@ -99,7 +101,9 @@ class RasterImagery:
         return np.ascontiguousarray(np.moveaxis(picture, 0, -1))
 
 
-def _read(path: str, box: Box, height: int, width: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+def _read(
+    version: tuple[str, tuple[int, int]], box: Box, height: int, width: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Return (3, height, width) colours of a window, and which pixels the raster has."""
     from rasterio.enums import Resampling
     from rasterio.errors import RasterioError
@@ -107,7 +111,7 @@ def _read(path: str, box: Box, height: int, width: int) -> tuple[npt.NDArray[np.
 
     try:
         with LOCK:
-            opened = _opened(path)
+            opened = _opened(*version)
             wanted = [*_colours(opened.count - 1), opened.count]  # the last band is what the VRT says is there
             bands = np.zeros((len(wanted), height, width), dtype=np.uint8)
             window = from_bounds(*mercator_box(box), transform=opened.transform)
@@ -122,8 +126,8 @@ def _read(path: str, box: Box, height: int, width: int) -> tuple[npt.NDArray[np.
                 )
     except RasterioError as error:
         raise Unanswered(
-            f"{without_secrets(path)}: cannot be read any more ({_one_line(error)}); what is finished is kept, run "
-            "again to go on"
+            f"{without_secrets(version[0])}: cannot be read any more ({_one_line(error)}); what is finished is kept, "
+            "run again to go on"
         ) from error
     return np.broadcast_to(bands[:-1], (3, height, width)).copy(), bands[-1] >= 128
 
@@ -148,8 +152,13 @@ def inside(offset: float, length: float, pixels: int, there: int) -> tuple[slice
 
 
 @lru_cache(OPEN_FILES)
-def _opened(path: str) -> Any:
-    """Return a raster as it looks in Web Mercator, with an alpha band behind its colours; opened once a process."""
+def _opened(path: str, stamp: tuple[int, int]) -> Any:
+    """Return a raster as it looks in Web Mercator, with an alpha band behind its colours; opened once a process.
+
+    Args:
+        path: of the raster.
+        stamp: of the state that is wanted; each state is opened anew.
+    """
     import rasterio
     from rasterio.enums import ColorInterp, Resampling
     from rasterio.vrt import WarpedVRT
@@ -197,7 +206,9 @@ class Rasters:
 
         under = tuple(sorted(self._tree().query(rectangle(*box), predicate="intersects").tolist()))
         files = [self.files[number] for number in under]
-        imagery = self._made.setdefault(under, RasterImagery(tuple(file.path for file in files)))
+        imagery = self._made.setdefault(
+            under, RasterImagery(tuple(file.path for file in files), tuple(file.stamp for file in files))
+        )
         west, _, east, _ = mercator_box(box)
         pixels = max(1, round((east - west) / min(file.pixel for file in files)))
         if len(files) == 1:

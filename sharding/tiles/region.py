@@ -253,12 +253,12 @@ def _shape(geometry: Any, where: str) -> Geometry:
         made = shape(geometry)
     except (GEOSException, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise BadInput(f"{where}: no geometry ({' '.join(str(error).split())[:100]}); mend it") from error
+    if not made.is_valid:
+        raise BadInput(f"{where}: {is_valid_reason(made)}; mend the polygon")
     if made.geom_type not in ("Polygon", "MultiPolygon") or made.is_empty or made.area == 0:
         raise BadInput(f"{where}: {made.geom_type}{' without area' if not made.area else ''}; draw polygons")
     if (np.abs(get_coordinates(made)) > (180.0, 90.0)).any():
         raise BadInput(f"{where}: its coordinates are no degrees, or latitude stands first; save it in EPSG:4326")
-    if not made.is_valid:
-        raise BadInput(f"{where}: {is_valid_reason(made)}; mend the polygon")
     return made
 
 

@@ -6,6 +6,8 @@
 2. The model of the demo on photos of a city that it was neither trained nor calibrated on. The demo's cities are
    rendered and trained on as ``geostream demo`` does; another city is rendered from another seed, and its tiles become
    an index, whose threshold comes from the test split. Its panoramas are answered from their raw files.
+3. Own photos becoming a layout (:mod:`tests.benchmarks.locate_photos`), and the page
+   (:mod:`tests.benchmarks.locate_serve`), where these are there.
 
 Takes 9 GB of memory and about half an hour on two cores, most of it the training. ``--work`` keeps what was made, so
 that it is not made again. ``--quick`` takes a few minutes: does it run, not what does it give.
@@ -19,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ TURNS = 3
 BLOCK = 2**16
 CITY, CITY_SEED, SIDE = "Boston", 1, 22
 WITHIN = 50.0  # metres
+OTHERS = ("photos", "serve")  # modules of their own, with a function ``figures(work, *, quick)``
 
 
 def clustered(n: int, queries: int, dim: int) -> tuple[Vectors, Vectors]:
@@ -181,27 +186,28 @@ def demo_figures(work: Path, size: str = "demo") -> dict[str, Any]:
     }
 
 
-def figures(work: Path, *, quick: bool = False) -> dict[str, Any]:
-    """All figures of this module; those of photos and of the page are added by :func:`main`."""
-    found = search_figures(60_000 if quick else 1_000_000)
-    return found | demo_figures(work, "small" if quick else "demo")
+def figures(work: Path, *, only: str | None = None, quick: bool = False) -> dict[str, Any]:
+    """The figures of one part, or of all that are there."""
+    found: dict[str, Any] = {}
+    if only in (None, "search"):
+        found |= search_figures(60_000 if quick else 1_000_000)
+    if only in (None, "demo"):
+        found |= demo_figures(work, "small" if quick else "demo")
+    for part in OTHERS:
+        if only in (None, part) and find_spec(f"tests.benchmarks.locate_{part}"):
+            found |= import_module(f"tests.benchmarks.locate_{part}").figures(work, quick=quick)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Search in a large index, and photos of an unseen city")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="folder for what is rendered and trained; default: a temporary one")
-    parser.add_argument("--only", choices=["search", "demo"], help="one part alone")
+    parser.add_argument("--only", choices=["search", "demo", *OTHERS], help="one part alone")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run, not what does it give")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        work = options.work or Path(folder)
-        if options.only == "search":
-            found = search_figures(60_000 if options.quick else 1_000_000)
-        elif options.only == "demo":
-            found = demo_figures(work, "small" if options.quick else "demo")
-        else:
-            found = figures(work, quick=options.quick)
+        found = figures(options.work or Path(folder), only=options.only, quick=options.quick)
     options.json.write_text(json.dumps({"machine": machine(), "figures": found}, indent=1) + "\n")
     from rich.console import Console
 

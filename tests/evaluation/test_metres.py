@@ -45,7 +45,7 @@ def test_on_a_store_as_a_plain_loop_says(tmp_path: Path, monkeypatch: pytest.Mon
     layout = gallery_of(Store.open(tmp_path), spots, (PAIRED,), coordinates)
     reference = unit(rng.normal(size=(70, 8)))
     own = [number for number, spot in enumerate(spots) if spot.views]
-    query = unit(reference[own] + 0.5 * rng.normal(size=(len(own), 8)))
+    query = unit(reference[own] + 0.2 * rng.normal(size=(len(own), 8)))
     found = evaluate_embeddings(layout, embedded_as(Store.open(tmp_path), layout, query, reference)).metres
     taken = view_positions(layout, "test")
     errors = []

@@ -26,5 +26,9 @@ def photos_of(places: list[TinyPlace]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(place.images["view-00.jpg"])) for place in places if "view-00.jpg" in place.images]
 
 
+def no_training_tiles(store: Store) -> Layout:
+    return write_layout(store, tiny_places(places=0, test_places=3, seed=8), name="untrained")
+
+
 def other_layout(store: Store, name: str, seed: int = 7) -> Layout:
     return write_layout(store, tiny_places(places=6, test_places=0, distractors=5, seed=seed), name=name)

@@ -11,13 +11,15 @@ import pytest
 
 from geostream.arrays import Float32
 from geostream.evaluation.embed import Trained
+from geostream.evaluation.metres import DEPTHS, MEDIAN, WITHIN, recall_name
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import PLACES, Layout, NewLayout, commit_layout
 from geostream.layout.index import Index
 from geostream.layout.schema import Protocol
-from geostream.report.evaluation_page import results_table, write_evaluation
+from geostream.report.evaluation_page import metres_table, results_table, write_evaluation
 from geostream.report.pages import render
 from geostream.report.retrievals import retrievals
+from geostream.runs.inventory import OWN
 from geostream.runs.run import Run
 from geostream.runs.stages import embedded, new_encoder
 from geostream.store import Store
@@ -94,6 +96,28 @@ def test_an_evaluation_leaves_json_and_a_page(tmp_path: Path, layout: Layout, tr
     assert page.count("<td>within-5m</td>") == 1 and page.count("<td>tile→view</td>") == 1
     assert page.count("data:image/jpeg;base64,") == (12 + 8) * (1 + 5)
     needs_nothing_else(page)
+
+
+def test_an_evaluation_of_narrowed_views_is_one_of_its_own(tmp_path: Path, layout: Layout, trained: Trained) -> None:
+    run = Run(Store.open(tmp_path), layout, "one")
+    whole, narrow = embedded(run, trained, "test"), embedded(run, trained, "test", 90.0)
+    assert narrow.name == "embeddings/test_fov90-epoch-0003.zarr" and OWN.fullmatch(f"{narrow.name}/zarr.json")
+    assert np.array_equal(whole.reference[:], narrow.reference[:]), "tiles stay as they are"
+    assert not np.isclose(whole.query[:], narrow.query[:], atol=1e-3).all(axis=1).any(), "no view does"
+    record = write_evaluation(run, trained, narrow, 90.0)
+    assert record["fov"] == 90 and run.folder.exists("evaluation-test_fov90-epoch-0003.html")
+    assert not run.folder.exists("evaluation-test-epoch-0003.html")
+    assert OWN.fullmatch("evaluation-test_fov90-epoch-0003.json")
+
+
+def test_figures_on_the_ground_have_a_table_of_their_own() -> None:
+    names = [recall_name(depth, limit) for depth in DEPTHS for limit in WITHIN]
+    record = {"metres": {name: number / 10 for number, name in enumerate(names)} | {MEDIAN: 1234.56}}
+    first, *_, last = metres_table(record)
+    assert first == {"": "R@1", "within 25 m": "0.00", "within 50 m": "10.00", "within 100 m": "20.00",
+                     "median error (m)": "1,234.6"}  # fmt: skip
+    assert last["within 100 m"] == "80.00" and last["median error (m)"] == ""
+    assert metres_table({"metres": {}}) == [] == metres_table({})  # no coordinates; an evaluation from before
 
 
 def test_the_table_is_the_fields(layout: Layout) -> None:

@@ -69,6 +69,16 @@ def test_further_rows_stand_under_the_names_of_their_protocols(layout: Layout, t
     assert html.unescape(page).count(report.PROTOCOLS[protocols.NEAR]) == 1
 
 
+def test_figures_on_the_ground_have_a_table_where_there_are_any(layout: Layout, tmp_path: Path) -> None:
+    metres = {f"r{k}_within_{limit}m": limit / 200 for k in (1, 5, 10) for limit in (25, 50, 100)}
+    page = page_of(
+        layout, result_of(Store.open(tmp_path), PAIRED, PAIRED | {"metres": metres | {"median_metres": 37.26}})
+    )
+    recall = page[page.index("On the ground") : page.index("Epoch plans")]
+    assert "<td>12.5%</td>" in recall and "<td>25.0%</td>" in recall and "<td>50.0%</td>" in recall
+    assert "<td>37.3</td>" in recall and recall.count("<tr>") == 2, "the evaluation that measured it"
+
+
 def test_both_ways_have_average_precision_and_no_hit_rate(layout: Layout, tmp_path: Path) -> None:
     page = page_of(layout, result_of(Store.open(tmp_path), PAIRED | {"protocol": "both-ways", "others": BOTH}))
     assert re.findall("<h3>(.*?)</h3>", page) == ["both-ways, view→tile", "both-ways, tile→view"]

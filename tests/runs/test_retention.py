@@ -30,6 +30,7 @@ REASONS = [
     (LayoutNeeds(runs={"one": {"0"}, "two": {"1", "3"}}), "run two"),
     (LayoutNeeds(runs={"one": set(), "dark": None}), "run dark"),
     (LayoutNeeds(models={"the current model": "1"}), "the current model"),
+    (LayoutNeeds(indexes={"graz": "1"}), "index graz"),
     (LayoutNeeds(under_way={"base-g2-2": "1"}), "base-g2-2"),
 ]
 

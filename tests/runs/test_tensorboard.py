@@ -54,6 +54,12 @@ def read_back(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags}
 
 
+def test_figures_on_the_ground_are_curves() -> None:
+    found = curves([record("evaluate", 2, r1=0.5, metres={"r1_within_25m": 0.25, "median_metres": 31.5})])
+    assert [point.value for point in found["test on the ground/r1_within_25m"]] == [0.25]
+    assert [(point.step, point.value) for point in found["test on the ground/median_metres"]] == [(2, 31.5)]
+
+
 def test_tensorboard_reads_what_the_log_says(tmp_path: Path) -> None:
     write_events(Store.open(tmp_path), RECORDS)
     found = read_back(tmp_path / "tensorboard")

@@ -135,4 +135,4 @@ def picture(width: int = 64, height: int = 16, seed: int = 0, kind: str = "JPEG"
 def ask(url: str, *photos: bytes, name: str = "photo.jpg") -> httpx.Response:
     """Ask where photos were taken."""
     files = [("photos", (name, photo, "image/jpeg")) for photo in photos]
-    return httpx.post(f"{url}/api/locate", files=files, timeout=60)
+    return httpx.post(f"{url}/api/locate", files=files, timeout=200)

@@ -31,7 +31,7 @@ from tests.helpers import TinyPlace
 from tests.locating.indexes import small_index
 from tests.serving.pages import HERE, Here, ask, page_here, picture, running_page, wait_until
 
-SMALL = Limits(file_bytes=200_000, request_bytes=MIB, files=3, pixels=40_000, requests=2, silence=1.0, seconds=3.0)
+SMALL = Limits(file_bytes=200_000, request_bytes=MIB, files=3, pixels=40_000, requests=2, silence=0.5, seconds=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_a_store_that_is_away_is_said_in_one_line_until_it_is_back(
     store = Store.open(f"{s3.url}/{uuid.uuid4().hex}")
     _, places = small_index(store)
     monkeypatch.setattr(service, "STORE_ASKED", 0.0)
-    monkeypatch.setattr(tiles, "TIMEOUT", 2.0)
+    monkeypatch.setattr(tiles, "TIMEOUT", 1.0)
     with fault_proxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         with page_here(store) as (url, *_):
@@ -303,7 +303,7 @@ def test_a_store_that_is_away_is_said_in_one_line_until_it_is_back(
             for fault in ({"kind": "drop"}, {"kind": "status"}, {"kind": "cut"}, {"kind": "stall"}):
                 proxy.clear()
                 proxy.inject(**fault, path="/")  # type: ignore[arg-type]
-                response = get(f"{url}/tiles/1.jpg", timeout=30)
+                response = get(f"{url}/tiles/1.jpg")
                 assert response.status_code == 503, fault
                 assert proxy.url not in line(response) and int(response.headers["retry-after"]) >= 1
             proxy.clear()
@@ -373,7 +373,7 @@ def test_memory_stays_bounded_under_a_flood_of_bad_uploads(store: Store, places:
         assert page.memory - before < 300 * MIB
         statuses = [_asked(page.url, [largest.getvalue()]).status_code for _ in range(2)]
         assert statuses == [200, 200]
-        list(clients.map(lambda _: _asked(page.url, [largest.getvalue()]), range(24)))
+        list(clients.map(lambda _: _asked(page.url, [largest.getvalue()]), range(12)))
         assert page.memory - before < 900 * MIB
         wait_until(lambda: page.open_files <= files + 30)
         assert ask(page.url, good).status_code == 200

@@ -56,7 +56,10 @@ class Catalogue(SimpleHTTPRequestHandler):
         if path.rstrip("/") == "/stac":
             search = {"rel": "search", "href": f"{self.host}/stac/search", "type": "application/geo+json"}
             links = [search | {"method": "GET"}, search | {"method": "POST"}]
-            links.append({"rel": "self", "href": f"{self.host}/stac"})
+            links += [
+                {"rel": "self", "href": f"{self.host}/stac"},
+                {"rel": "data", "href": f"{self.host}/stac/collections"},
+            ]
             conforms = ["core", "item-search", "collections", "ogcapi-features"]
             said = [f"https://api.stacspec.org/v1.0.0/{one}" for one in conforms]
             about = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "c", "links": links}
@@ -67,7 +70,28 @@ class Catalogue(SimpleHTTPRequestHandler):
             provider = {"name": "Office of Maps", "roles": ["licensor"]}
             self._json({**about, "license": "CC-BY-4.0", "extent": extent, "providers": [provider]})
         else:
-            super().do_GET()
+            self._file(Path(self.translate_path(path)))
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _file(self, path: Path) -> None:
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, asked = path.read_bytes(), self.headers.get("Range", "")
+        first, last = 0, len(data) - 1
+        if asked:
+            start, _, end = asked.removeprefix("bytes=").partition("-")
+            first, last = int(start), min(int(end or last), last)
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(last - first + 1))
+        self.send_header("Accept-Ranges", "bytes")
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[first : last + 1])
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -79,10 +103,8 @@ class Catalogue(SimpleHTTPRequestHandler):
             one
             for one in self.items
             if one["collection"] in asked.get("collections", ["ortho"])
-            and one["bbox"][0] <= east
-            and one["bbox"][2] >= west
-            and one["bbox"][1] <= north
-            and one["bbox"][3] >= south
+            and (one["bbox"][0] <= east and one["bbox"][2] >= west)
+            and (one["bbox"][1] <= north and one["bbox"][3] >= south)
         ]
         self._json({"type": "FeatureCollection", "features": found, "links": []})
 

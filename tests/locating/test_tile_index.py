@@ -11,8 +11,8 @@ import zarr
 
 from geostream.errors import BadInput, StaleArtefact, StoreError
 from geostream.layout import open_layout
-from geostream.locating import index as opening
 from geostream.locating import make
+from geostream.locating import vectors as reading
 from geostream.locating.index import open_index
 from geostream.locating.locate import Locator
 from geostream.locating.make import make_index
@@ -22,7 +22,8 @@ from geostream.runs.lease import Lease, RunHeld
 from geostream.runs.models import open_model, promote
 from geostream.runs.run import Run
 from geostream.store import Store
-from tests.locating.indexes import other_layout, photos_of, small_index
+from tests.command import said
+from tests.locating.indexes import no_training_tiles, other_layout, photos_of, small_index
 
 
 @pytest.fixture
@@ -51,6 +52,15 @@ def test_an_index_names_its_model_and_layout(store: Store) -> None:
     assert already and again.info == info
 
 
+def test_an_index_of_one_split_holds_its_gallery_alone(store: Store) -> None:
+    index, _ = small_index(store)
+    made, already = make_index(Run.find(store, None, None, "run"), None, index.layout, "test", split="test")
+    assert not already and (made.info["split"], made.info["tiles"]) == ("test", 6)
+    assert made.load_search().place.tolist() == index.layout.references("test").tolist()
+    with pytest.raises(BadInput, match="no tiles of split train"):
+        make_index(Run.find(store, None, None, "run"), None, no_training_tiles(store), "train", split="train")
+
+
 def test_a_promoted_model_is_named_by_its_number(store: Store) -> None:
     index, _ = small_index(store)
     run = Run.find(store, None, None, "run")
@@ -72,7 +82,7 @@ def test_the_vectors_are_those_that_evaluation_compares(store: Store) -> None:
     assert (np.einsum("nd,nd->n", asked, np.asarray(tested.query[:])) > 0.99).all()
 
 
-@pytest.mark.parametrize("where", ["copy_weights", "embed_images", "_make_search", "calibrate", "commit"])
+@pytest.mark.parametrize("where", ["copy_weights", "embed_images", "_make_search", "commit"])
 def test_killed_anywhere_it_is_absent_and_then_made_whole(
     store: Store, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -115,8 +125,8 @@ def test_two_at_once_are_one(store: Store) -> None:
 def test_a_large_gallery_is_searched_in_lists(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "EXACT_ROWS", 10)
     monkeypatch.setattr(stored, "SHARD_ROWS", 8)
-    monkeypatch.setattr(make, "SHARD_ROWS", 8)
-    monkeypatch.setattr(opening, "SHARD_ROWS", 8)
+    monkeypatch.setattr(stored, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(reading, "SHARD_ROWS", 8)
     index, places = small_index(store)
     facts = index.info["search"]
     assert facts["kind"] == "lists" and facts["recall"] >= 0.99 and 1 <= facts["nprobe"] <= facts["lists"]
@@ -172,7 +182,7 @@ def test_which_index_is_meant(store: Store) -> None:
         Locator.open(store, index="nowhere")
 
 
-def test_the_layout_of_an_index_stays(store: Store) -> None:
+def test_the_layout_of_an_index_stays(store: Store, tmp_path: Path) -> None:
     small_index(store)
     layout = other_layout(store, "other")
     make_index(Run.find(store, None, None, "run"), None, layout, "region")
@@ -180,7 +190,11 @@ def test_the_layout_of_an_index_stays(store: Store) -> None:
     assert kept["other"] == "needed by index region"
     with pytest.raises(BadInput, match="needed by index region"):
         remove(store, "tiny", "other")
-    make.clear(store.child("tiny", "indexes", "region"))
+    assert "region" in said("indexes", "list", str(tmp_path))
+    assert "removed" in said("indexes", "remove", str(tmp_path), "region")
+    assert store.child("tiny", "indexes", "region").list() == []
+    with pytest.raises(BadInput, match=r"indexes/region: no such index .*base"):
+        make.remove_index(store, "tiny", "region")
     assert remove(store, "tiny", "other").name == "other"
 
 
