@@ -61,7 +61,9 @@ def write_evaluation(run: Run, trained: stages.Trained, embeddings: Embeddings) 
     run.folder.write_json(f"{name}.json", record)
     title = f"{layout.dataset} {layout.name}: {split} after epoch {trained.epoch}"
     rows = results_table(layout, record)
-    page = render("evaluation.html", title=title, rows=rows, retrievals=retrievals(layout, embeddings))
+    page = render(
+        "evaluation.html", title=title, rows=rows, retrievals=retrievals(layout, embeddings), imagery=layout.source
+    )
     run.folder.write(f"{name}.html", page.encode())
     return record
 

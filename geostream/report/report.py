@@ -89,7 +89,7 @@ def publish(run: Run, result: RunResult, summary: Mapping[str, Any]) -> str:
     record = run.read_comparison()
     compared = None if record is None else comparison_section(layout, record)
     title = f"geostream: {layout.dataset} {layout.name}"
-    page = render_report(title, summary, result.training, pictures, preview, compared)
+    page = render_report(title, summary, result.training, pictures, preview, compared, layout.source)
     run.write_report(page)
     return page
 
@@ -101,6 +101,7 @@ def render_report(
     pictures: Sequence[Retrieval],
     preview: Sequence[PreviewPair],
     comparison: Mapping[str, Any] | None = None,
+    imagery: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -111,6 +112,7 @@ def render_report(
         pictures: Queries with their best candidates. The section is left out if there are none.
         preview: Training pairs, plain and augmented. The section is left out if there are none.
         comparison: What :func:`~geostream.report.comparison.comparison_section` returns; None: no such section.
+        imagery: Where the tiles come from, of :attr:`Layout.source`; None: it is not known.
     """
     evaluations, plans, moves = summary["evaluations"], summary["plans"], summary["reclusterings"]
     return render(
@@ -123,6 +125,7 @@ def render_report(
         comparison=comparison,
         percent={*COLUMNS.values(), "resident_share", "waiting"},
         retrievals=pictures,
+        imagery=imagery,
         preview=preview_rows(preview),
         timeline=timeline_svg(summary["timeline"]),
         stages=[
