@@ -71,8 +71,14 @@ def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: fl
     run.folder.write_json(f"{name}.json", record)
     narrowed = f", narrowed to {fov:g}°" if fov < WHOLE else ""
     title = f"{layout.dataset} {layout.name}: {split} after epoch {trained.epoch}{narrowed}"
-    rows, metres = results_table(layout, record), metres_table(record)
-    page = render("evaluation.html", title=title, rows=rows, metres=metres, retrievals=retrievals(layout, embeddings))
+    page = render(
+        "evaluation.html",
+        title=title,
+        rows=results_table(layout, record),
+        metres=metres_table(record),
+        retrievals=retrievals(layout, embeddings),
+        imagery=layout.source,
+    )
     run.folder.write(f"{name}.html", page.encode())
     return record
 

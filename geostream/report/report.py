@@ -93,7 +93,10 @@ def publish(run: Run, result: RunResult, summary: Mapping[str, Any]) -> str:
     record = run.read_comparison()
     compared = None if record is None else comparison_section(layout, record)
     title = f"geostream: {layout.dataset} {layout.name}"
-    page = render_report(title, summary, result.training, pictures, preview, compared, find_suspicious(run))
+    suspicious = find_suspicious(run)
+    page = render_report(
+        title, summary, result.training, pictures, preview, compared, suspicious, imagery=layout.source
+    )
     run.write_report(page)
     return page
 
@@ -106,6 +109,7 @@ def render_report(
     preview: Sequence[PreviewPair],
     comparison: Mapping[str, Any] | None = None,
     suspicious: Suspicion | None = None,
+    imagery: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -117,6 +121,7 @@ def render_report(
         preview: Training pairs, plain and augmented. The section is left out if there are none.
         comparison: What :func:`~geostream.report.comparison.comparison_section` returns; None: no such section.
         suspicious: Training pairs to look at; None: no such section.
+        imagery: Where the tiles come from, of :attr:`Layout.source`; None: it is not known.
     """
     evaluations, plans, moves = summary["evaluations"], summary["plans"], summary["reclusterings"]
     return render(
@@ -131,6 +136,7 @@ def render_report(
         percent={*COLUMNS.values(), *(f"R@1 within {limit} m" for limit in WITHIN), "resident_share", "waiting"},
         retrievals=pictures,
         suspicious=suspicious,
+        imagery=imagery,
         preview=preview_rows(preview),
         timeline=timeline_svg(summary["timeline"]),
         stages=[

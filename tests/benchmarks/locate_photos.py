@@ -1,10 +1,11 @@
 """Own photos and a GeoTIFF to a committed layout, against a plain loop of rasterio and Pillow on as many processes.
 
 Both cut the same tiles of 384 pixels from one GeoTIFF in UTM, turn and resize the same photos to 384 × 768, and store
-JPEGs of quality 90. The loop does what one writes first: for each tile a warped window of the opened raster, for each
-photo ``ImageOps.exif_transpose`` and ``resize`` by Lanczos, each result a file. geostream does more in its time: it lays
-the grid, reads EXIF, finds positives, checks every photo, orders, writes tars, an index and checksums. Photos are of
-1024 × 2048 pixels with the detail of real ones; repeats run in fresh processes, one after the other, in rotating order.
+JPEGs of quality 90. The loop does what one writes first: for each tile a window of the raster, opened once a process as
+a warped VRT; for each photo ``ImageOps.exif_transpose`` and ``resize`` by Lanczos; each result a file. geostream does
+more in its time: it lays the grid, reads EXIF, finds positives, checks every photo, orders, writes tars, an index and
+checksums. Photos are of 1024 × 2048 pixels with the detail of real ones. Repeats run in fresh processes, one after the
+other, in changing order.
 """
 
 from __future__ import annotations

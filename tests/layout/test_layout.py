@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,28 @@ def test_a_generation_keeps_the_protocols_of_the_one_before(tmp_path: Path) -> N
     rewrite(store, parent, [np.arange(parent.n_places, dtype=np.int32)], {})
     after = open_layout(store)
     assert after.generation == 1 and after.protocols == parent.protocols == ("paired", "within-5m")
+
+
+def test_where_tiles_come_from_and_how_large_they_are_is_there_where_it_is_known(tmp_path: Path, world: World) -> None:
+    root = Store.open(tmp_path)
+    bare = commit(root, world)
+    assert bare.source is None and bare.tile_metres is None and "tile_metres" not in bare.info
+    facts = {"name": "ortho", "licence": "CC0-1.0", "attribution": None, "url": None}
+    made = commit(root, world, "b", source={"adapter": "photos", **facts}, tile_metres=60.0)
+    opened = open_layout(root, "vigor", "b")
+    assert opened.id == made.id and opened.source == facts and opened.tile_metres == 60.0
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(BadInput, match="tile_metres"):
+            commit(root, world, "c", tile_metres=wrong)
+
+
+def test_a_generation_keeps_where_its_tiles_come_from(tmp_path: Path) -> None:
+    root = Store.open(tmp_path)
+    layout = tiny_layout(root)
+    facts = {"name": "ortho", "licence": None, "attribution": "A", "url": None}
+    known = replace(layout, info=layout.info | {"source": facts, "tile_metres": 50.0})
+    after = rewrite(root, known, [np.arange(layout.n_places, dtype=np.int32)], {})
+    assert after.source == facts and after.tile_metres == 50.0
 
 
 def test_uncommitted_is_refused_and_not_listed(s3_store: Store, world: World) -> None:

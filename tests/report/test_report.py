@@ -54,6 +54,14 @@ def page_of(layout: Layout, result: RunResult) -> str:
     return report.render_report("title", report.summarise("store", layout, result), result.training, [], [])
 
 
+def test_the_imagerys_attribution_stands_below_its_tiles(layout: Layout, tmp_path: Path) -> None:
+    summary = report.summarise("store", layout, result_of(Store.open(tmp_path), PAIRED))
+    facts = {"name": "ortho", "licence": "CC-BY-4.0", "attribution": "Maps <b>", "url": None}
+    page = report.render_report("title", summary, [], [], [], None, facts)
+    assert "ortho · CC-BY-4.0 · Maps &lt;b&gt;</p>" in page and "None</p>" not in page
+    assert "Imagery:" not in report.render_report("title", summary, [], [], [])
+
+
 def test_one_protocol_has_its_table_by_epoch_and_no_heading(layout: Layout, tmp_path: Path) -> None:
     page = page_of(layout, result_of(Store.open(tmp_path), PAIRED, PAIRED | {"r1": 0.5625}))
     recall = page[page.index("Recall on the test gallery") : page.index("Epoch plans")]

@@ -17,6 +17,7 @@ from geostream.errors import BadInput, MissingRaw
 from geostream.layout import Layout
 from geostream.store import Store
 from sharding import RawDataset, ShardOptions, read_places, shard
+from sharding.append import joined_source
 from sharding.places import TileImage
 from tests.sharding.tiles.pictures import LAND, SIDE, SOUTH, WEST, photo, write_geotiff, write_region
 
@@ -221,3 +222,12 @@ def test_photos_elsewhere_and_what_is_missing_are_told(folder: Path, imagery: st
     with pytest.raises(BadInput, match="block-metres"):
         read(folder, imagery, block_metres=5000.0, test_share=0.01)
     assert LAND[0] < INNER[0]
+
+
+def test_an_append_from_other_imagery_names_both() -> None:
+    before = {"name": "2020", "licence": "CC0-1.0", "attribution": "A", "url": None}
+    now = {"adapter": "photos", "name": "2024", "licence": None, "attribution": "A and B", "url": "u"}
+    assert joined_source(before, now) == {
+        "adapter": "photos", "name": "2020; 2024", "licence": "CC0-1.0", "attribution": "A and B", "url": "u"
+    }  # fmt: skip
+    assert joined_source(None, now) == now and joined_source(before, before) == before

@@ -18,6 +18,7 @@ from sharding.cli import shard
 from sharding.simcity import CitySpec, render_cities
 from sharding.simcity.geotiff import SQUARE, sexagesimal
 from sharding.simcity.shots import TILE_METRES
+from tests.vigor_raw import write_city
 
 CITY = CitySpec("Graz", 6, 6)
 
@@ -72,8 +73,10 @@ def test_from_a_folder_to_a_layout_by_the_command(city: Path, tmp_path: Path) ->
     }  # fmt: skip
     assert len(layout.pairs("train").place) > 3 and len(layout.pairs("test").place) > 1
     assert "Nothing has changed" in run(*how[:-6], *terms)  # sizes as stored
+    for name in ("NewYork", "Chicago", "SanFrancisco"):
+        write_city(tmp_path / "vigor", name)
     with pytest.raises(BadInput, match="--licence"):
-        run("vigor", city, tmp_path / "store", "--licence", "X")
+        run("vigor", tmp_path / "vigor", tmp_path / "store", "--licence", "X", "--train-cities", "NewYork")
     gallery = ["tiles", city / "imagery", tmp_path / "store", "--region", city / "region.geojson", "--metres", "35"]
     assert "Committed" in run(*gallery, "--dataset", "graz", *sizes[:2], *sizes[4:])
     assert open_layout(Store.open(tmp_path / "store"), "graz").info["pairs"] == {}
