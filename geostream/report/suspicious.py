@@ -1,11 +1,12 @@
-"""Find training pairs that may be wrong: their query never comes to resemble their own tile.
+"""Find training pairs that may be wrong: their query does not come to resemble their own tile.
 
-A network learns the rule of most pairs, and the few that break it stay at the bottom: a photo with another photo's
-coordinates, a tile of another place, a picture of the inside of a car. The embeddings that mining has left in the run
-are enough to see that: nothing is embedded here. A pair's rank among all is taken in the embeddings of several epochs,
-and its best rank counts, so that a pair must be low in each of them. To compare with: how similar queries are to tiles
-of other places, drawn from the whole set. An epoch counts once most pairs are more similar than nearly all of these. Of
-a sound data set the lowest pairs are only hard; the picture tells.
+A network learns the rule of most pairs first, and the few that break it last: a photo with another photo's coordinates,
+a tile of another place, a picture of the inside of a car. So a pair counts by its similarity over several epochs, each
+compared with that of all pairs in the same epoch; late epochs alone may have learnt wrong pairs by heart (the idea of
+Pleiss et al., Identifying Mislabeled Data using the Area Under the Margin Ranking, 2020). The embeddings that mining
+has left in the run are enough: nothing is embedded here. To compare with: how similar queries are to tiles of other
+places, drawn from the whole set. An epoch counts once most pairs are more similar than nearly all of these. Of a sound
+data set the lowest pairs are only hard; the picture tells.
 
 Each query and each tile is read once an epoch, block by block, and the tiles once more to find what the lowest queries
 resemble instead.
@@ -28,7 +29,7 @@ from geostream.report.retrievals import thumbnail
 from geostream.runs.run import Run
 
 EPOCHS = 3  # the newest embeddings that are looked at
-SHOWN = 12
+SHOWN = 24
 SAMPLE = 512  # queries, and as many tiles, that are compared as strangers
 STRANGERS = 0.95  # share of strangers' similarities below which a pair counts as one that resembles a stranger
 
@@ -41,7 +42,7 @@ class SuspiciousPair:
         key: of its place.
         view: number of the view.
         similarity: of the query to its own tile, cosine, in the newest embeddings.
-        rank: its best rank from below in any of the epochs, from 1.
+        standing: how it stands to the median of all pairs, see :func:`standings`.
         query: JPEG.
         tile: JPEG, of its own place.
         other: JPEG, of the most similar tile of another place, semi-positives left out.
@@ -52,7 +53,7 @@ class SuspiciousPair:
     key: str
     view: int
     similarity: float
-    rank: int
+    standing: float
     query: bytes
     tile: bytes
     other: bytes
@@ -104,8 +105,8 @@ def find_suspicious(run: Run) -> Suspicion | None:
     # Before the network can tell most pairs from strangers, what is low means nothing.
     told = [one for one in measured if np.median(one[1]) > one[2]] or measured[:1]
     own, strangers = np.stack([similarity for _, similarity, _ in told]), np.array([bound for _, _, bound in told])
-    ranks = lowest_ranks(own)
-    rows = np.lexsort((own[0], ranks))[:SHOWN]
+    standing = standings(own)
+    rows = np.argsort(standing, kind="stable")[:SHOWN]
     newest = dict(found)[told[0][0]]
     return Suspicion(
         epochs=tuple(epoch for epoch, _, _ in reversed(told)),
@@ -113,23 +114,23 @@ def find_suspicious(run: Run) -> Suspicion | None:
         typical=float(np.median(own[0])),
         stranger=float(strangers[0]),
         as_strangers=int((own < strangers[:, None]).all(axis=0).sum()),
-        shown=tuple(_shown(run.layout, newest, rows, own[0], ranks)),
+        shown=tuple(_shown(run.layout, newest, rows, own[0], standing)),
     )
 
 
-def lowest_ranks(own: Float64) -> Int64:
-    """Return each pair's best rank from below over several epochs: it is low only if it is low in all of them.
+def standings(own: Float64) -> Float64:
+    """Return how each pair's similarity stands to that of all pairs, averaged over the epochs.
 
     Args:
         own: (E, P) similarity of each pair's query to its own tile, an epoch a row.
 
     Returns:
-        (P,) ranks from 1; equal similarities have the rank of the first.
+        (P,) distances from the median, in median distances of all pairs: 0 is the median, -3 lies far below it.
     """
-    ordered = np.sort(own, axis=1)
-    ranks = np.stack([np.searchsorted(row, values) for row, values in zip(ordered, own, strict=True)])
-    lowest: Int64 = ranks.max(axis=0).astype(np.int64) + 1
-    return lowest
+    apart = own - np.median(own, axis=1, keepdims=True)
+    spread = np.median(np.abs(apart), axis=1, keepdims=True)
+    standing: Float64 = (apart / np.maximum(spread, 1e-12)).mean(axis=0)
+    return standing
 
 
 def own_similarities(embeddings: Embeddings) -> tuple[Float64, float]:
@@ -158,7 +159,9 @@ def own_similarities(embeddings: Embeddings) -> tuple[Float64, float]:
     return own, float(np.quantile(strange, STRANGERS)) if len(strange) else -1.0
 
 
-def _shown(layout: Layout, embeddings: Embeddings, rows: Int64, own: Float64, ranks: Int64) -> Sequence[SuspiciousPair]:
+def _shown(
+    layout: Layout, embeddings: Embeddings, rows: Int64, own: Float64, standing: Float64
+) -> Sequence[SuspiciousPair]:
     """Return the pairs in some rows, with their pictures; those with a damaged image are left out."""
     order = np.argsort(rows)
     query = np.empty((len(rows), embeddings.dim), dtype=np.float32)
@@ -178,7 +181,7 @@ def _shown(layout: Layout, embeddings: Embeddings, rows: Int64, own: Float64, ra
                 key=layout.key(place),
                 view=view,
                 similarity=float(own[row]),
-                rank=int(ranks[row]),
+                standing=float(standing[row]),
                 query=pictures[0],
                 tile=pictures[1],
                 other=pictures[2],
