@@ -55,15 +55,17 @@ def _ask(state: Stack, path: str, body: dict[str, Any] | None = None) -> Any:
     return answer.json()
 
 
-def task_runs(state: Stack, flow_run: str) -> list[dict[str, Any]]:
-    """The task runs of a flow run, once the server has recorded its last events."""
-    body = {"flow_runs": {"id": {"any_": [flow_run]}}, "limit": 200}
-    found: list[dict[str, Any]] = _ask(state, "task_runs/filter", body)
-    until = time.monotonic() + 30
-    while any(one["state_type"] == "RUNNING" for one in found) and time.monotonic() < until:
+def task_runs(state: Stack, flow_run: str, last: str) -> dict[str, dict[str, Any]]:
+    """The task runs of a flow run by name, once the server has recorded the last one; it does so seconds later."""
+    until = time.monotonic() + 60
+    while True:
+        found = _ask(state, "task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}, "limit": 200})
+        names = [one["name"] for one in found]
+        assert len(names) == len(set(names))
+        if last in names and not any(one["state_type"] == "RUNNING" for one in found):
+            return dict(zip(names, found, strict=True))
+        assert time.monotonic() < until
         time.sleep(0.5)
-        found = _ask(state, "task_runs/filter", body)
-    return found
 
 
 def _asset(state: Stack, url: str) -> tuple[dict[str, Any], list[str]]:
@@ -173,7 +175,7 @@ def test_the_stages_of_a_training_are_task_runs_with_its_own_times(
 ) -> None:
     [name] = store.child("simcity", "runs").folders()
     [flow_run] = _ask(state, "flow_runs/filter", {"flow_runs": {"name": {"like_": name}}})
-    runs = {one["name"]: one for one in task_runs(state, flow_run["id"])}
+    runs = task_runs(state, flow_run["id"], "asset simcity model 1")
     records = [json.loads(line) for line in store.child("simcity", "runs", name).read("metrics.jsonl").splitlines()]
     staged = [record for record in records if record["stage"] != "compare"]
     assert {found for found in runs if found.startswith("epoch ")} == {f"epoch 1: {r['stage']}" for r in staged}
