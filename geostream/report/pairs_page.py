@@ -7,7 +7,6 @@ tile's middle, and some that are spread evenly over the layout; each pair costs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +83,7 @@ def pairs_page(layout: Layout) -> str:
         with_spots=bool((~np.isnan(spots.distance)).any()),
         far=shown[: min(far, len(number))],
         spread=shown[min(far, len(number)) :],
-        credit=credit(layout),
+        imagery=layout.source,
     )
 
 
@@ -122,13 +121,6 @@ def area_table(layout: Layout, spots: Spots) -> list[dict[str, Any]]:
 
 def _metres(value: float | None) -> str | None:
     return None if value is None else f"{value:,.1f}"
-
-
-def credit(layout: Layout) -> str:
-    """Return who is to be named beside the imagery, as ``layout.json`` has it; "": it says nothing."""
-    source = layout.info.get("source", {})
-    parts: Sequence[str] = [str(source[name]) for name in ("attribution", "licence") if source.get(name)]
-    return ", ".join(parts)
 
 
 def _shown(layout: Layout, spots: Spots, row: int) -> ShownPair | None:

@@ -102,9 +102,8 @@ def tile_sides(layout: Layout, north: Float64, areas: list[str]) -> Float64:
         north: (n,) of each tile's centre.
         areas: of the tiles.
     """
-    known = layout.info.get("tile_metres")
-    if isinstance(known, int | float):
-        return np.full(len(north), float(known))
+    if layout.tile_metres is not None:
+        return np.full(len(north), layout.tile_metres)
     source = layout.info["source"]
     adapter = source.get("first", source).get("adapter")  # a reclustered layout has its first one's there
     if adapter == "vigor":

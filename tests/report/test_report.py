@@ -57,7 +57,7 @@ def page_of(layout: Layout, result: RunResult) -> str:
 def test_the_imagerys_attribution_stands_below_its_tiles(layout: Layout, tmp_path: Path) -> None:
     summary = report.summarise("store", layout, result_of(Store.open(tmp_path), PAIRED))
     facts = {"name": "ortho", "licence": "CC-BY-4.0", "attribution": "Maps <b>", "url": None}
-    page = report.render_report("title", summary, [], [], [], None, facts)
+    page = report.render_report("title", summary, [], [], [], imagery=facts)
     assert "ortho · CC-BY-4.0 · Maps &lt;b&gt;</p>" in page and "None</p>" not in page
     assert "Imagery:" not in report.render_report("title", summary, [], [], [])
 

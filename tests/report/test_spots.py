@@ -126,4 +126,4 @@ def test_without_coordinates_or_scale_pairs_are_shown_alone(tmp_path: Path) -> N
 def test_who_took_the_imagery_is_named(tmp_path: Path) -> None:
     layout = tiny_layout(Store.open(tmp_path))
     layout.info["source"] |= {"attribution": "Survey <of> Styria", "licence": "CC BY 4.0"}
-    assert "Imagery: Survey &lt;of&gt; Styria, CC BY 4.0" in pairs_page(layout)
+    assert "Imagery: CC BY 4.0 · Survey &lt;of&gt; Styria" in pairs_page(layout)

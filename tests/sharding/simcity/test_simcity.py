@@ -296,7 +296,7 @@ def test_a_render_that_breaks_off_is_never_taken_for_whole(tmp_path: Path, monke
         (TINY, {"empty_share": 1.0}, "empty_share"),
         (TINY, {"arrangement": "mine"}, "published, arranged"),
         (TINY, {"drone_views": 3}, "vigor .*drone_views; .*max_offset"),
-        (TINY, {"adapter": "kitti"}, "'kitti'.* vigor, cvusa, cvact, university1652"),
+        (TINY, {"adapter": "kitti"}, "'kitti'.* vigor, cvusa, cvact"),
         (TINY, {"adapter": "cvusa", "val_share": 0.0}, "val_share"),
         (TINY, {"adapter": "cvact", "val_share": 0.6, "test_share": 0.6}, "together"),
         (TINY, {"adapter": "cvact", "missing": 99}, "missing"),
@@ -317,7 +317,7 @@ def test_settings_that_make_no_sense_are_refused(
 def test_every_layout_has_a_small_and_a_large_size() -> None:
     for adapter, layout in LAYOUTS.items():
         small, demo = (sum(city.rows * city.columns for city in layout.sizes[size][0]) for size in ("small", "demo"))
-        assert list(layout.sizes) == ["small", "demo"] and small <= 400 < demo, adapter
+        assert list(layout.sizes) == ["small", "demo"] and small <= 600 < demo, adapter
     cities, _ = cities_of("vigor", "demo")
     assert [city.name for city in cities] == ["NewYork", "Seattle", "Chicago", "SanFrancisco"]
     assert sum(city.rows * city.columns for city in cities[2:]) >= 800
