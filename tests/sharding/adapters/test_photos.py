@@ -151,7 +151,7 @@ def test_photos_without_coordinates_are_named_counted_and_above_the_share_refuse
 def test_a_table_says_where_photos_were_taken_and_what_is_test(
     folder: Path, imagery: str, tmp_path: Path, kind: str
 ) -> None:
-    spots = [
+    spots: list[dict[str, Any]] = [
         {"file": path.relative_to(folder).as_posix(), "heading": 45.0, "area": "Graz", "split": split, "at": at}
         for path in sorted((folder / "photos").rglob("*.jpg"))[:30]
         for at in [np.random.default_rng(len(path.name) + int(path.stem)).uniform(0.15, 0.85, 2)]
