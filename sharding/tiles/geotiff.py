@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -126,8 +126,8 @@ def _read(
                 )
     except RasterioError as error:
         raise Unanswered(
-            f"{without_secrets(version[0])}: cannot be read any more ({_one_line(error)}); what is finished is kept, "
-            "run again to go on"
+            f"{without_secrets(version[0])}: a part of it cannot be read ({_one_line(error)}); mend it or wait for its "
+            "server, then run again: what is finished is kept"
         ) from error
     return np.broadcast_to(bands[:-1], (3, height, width)).copy(), bands[-1] >= 128
 
@@ -198,13 +198,13 @@ class Rasters:
         """Return where there is imagery, in degrees."""
         from shapely import union_all
 
-        return union_all(self._shapes())
+        return union_all(self._shapes)
 
     def window(self, box: Box) -> TileWindow:
         """Return how to read a tile: by those files alone that lie under it."""
         from shapely import box as rectangle
 
-        under = tuple(sorted(self._tree().query(rectangle(*box), predicate="intersects").tolist()))
+        under = tuple(sorted(self._tree.query(rectangle(*box), predicate="intersects").tolist()))
         files = [self.files[number] for number in under]
         imagery = self._made.setdefault(
             under, RasterImagery(tuple(file.path for file in files), tuple(file.stamp for file in files))
@@ -216,25 +216,17 @@ class Rasters:
         stamps = repr([file.stamp for file in files]).encode()
         return TileWindow(imagery, pixels, Stamp(sum(file.stamp.bytes for file in files), google_crc32c.value(stamps)))
 
+    @cached_property
     def _shapes(self) -> npt.NDArray[Any]:
-        return _polygons(self.files)
+        from shapely import polygons
 
+        return np.array([polygons(file.edge) for file in self.files], dtype=object)
+
+    @cached_property
     def _tree(self) -> Any:
-        return _index(self.files)
+        from shapely import STRtree
 
-
-@lru_cache(4)
-def _polygons(files: tuple[RasterFile, ...]) -> npt.NDArray[Any]:
-    from shapely import polygons
-
-    return np.array([polygons(file.edge) for file in files], dtype=object)
-
-
-@lru_cache(4)
-def _index(files: tuple[RasterFile, ...]) -> Any:
-    from shapely import STRtree
-
-    return STRtree(_polygons(files))
+        return STRtree(self._shapes)
 
 
 def open_rasters(paths: Sequence[str], facts: dict[str, str | None], stamps: Sequence[Stamp] | None = None) -> Rasters:

@@ -31,9 +31,9 @@ from tests.benchmarks.measure import Result, ratio, run
 SOUTH, WEST = 47.07, 15.43
 METRES, PIXEL = 60.0, 0.15  # side of a tile, and of the raster's pixels
 SIDE = 4096  # pixels of the raster
-PHOTOS, REPEATS, SEED = 300, 5, 0
+PHOTOS, REPEATS, SEED = 1000, 5, 0
 TILE, VIEW = (384, 384), (384, 768)  # height, width
-HOW = {"metres": METRES, "block_metres": 180.0, "test_share": 0.34}
+HOW = {"metres": METRES, "block_metres": 300.0, "test_share": 0.34}
 
 
 def make_raw(folder: Path, photos: int) -> None:
