@@ -33,6 +33,9 @@ CHOICES: dict[str, Any] = {  # of the adapters' options, whose own annotations a
     "vigor.protocol": Literal["cross-area", "same-area"],
     "cvact.protocol": Literal["val", "test"],
     "university1652.views": Literal["drone", "street"],
+    "gta-uav.protocol": Literal["cross-area", "same-area"],
+    "cv-cities.train_cities": list[str],
+    "cv-cities.test_cities": list[str],
     "vigor.train_cities": list[str],
     "vigor.test_cities": list[str],
 }
@@ -89,7 +92,7 @@ def _adapter_options(adapter: str) -> type[Options]:
         if name != "raw":
             kind = CHOICES.get(f"{adapter}.{name}", str) | None
             found[name] = (kind, Field(parameter.default, description=_described(read, name)))
-    named = f"{adapter.capitalize()}Options"
+    named = f"{adapter.title().replace('-', '')}Options"
     return create_model(named, __base__=Options, __doc__=f"Options of the adapter {adapter}.", **found)
 
 
