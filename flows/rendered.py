@@ -35,6 +35,8 @@ KINDS = {
     # Some training images are missing, as in every copy of CVACT: in a small city that is more than one in a thousand.
     "cvact": _Rendered((64, 128), (32, 128), {}, {"max_broken": 0.03}),
     "university1652": _Rendered((48, 48), (48, 48), {}, {}),
+    "cv-cities": _Rendered((64, 128), (32, 128), {}, {}),
+    "gta-uav": _Rendered((48, 64), (48, 48), {}, {}),
     "photos": _Rendered((64, 128), (32, 128), {}, {}),
 }
 

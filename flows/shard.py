@@ -48,7 +48,7 @@ def shard(
     """Write the raw dataset as a layout, or append to it what is new, and return its id; of a dry run, its URL.
 
     Args:
-        adapter: what the raw folder holds: "vigor", "cvusa", "cvact", "university1652" or "photos".
+        adapter: what the raw folder holds: a name of `geostream datasets`, such as "vigor".
         raw: the raw folder, as the worker sees it, or in a bucket. None: cities rendered in that dataset's raw layout.
         store: s3://bucket/prefix or a folder. None: $GEOSTREAM_STORE, which `make up` sets for its worker.
         dataset: the dataset's name in the store. None: the adapter's; where rendered, "simcity…".

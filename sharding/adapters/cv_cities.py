@@ -39,8 +39,9 @@ def read_places(
 
     Args:
         raw: the folder.
-        train_cities: names of the training cities, as their folders are called; None: the authors' ten.
-        test_cities: names of the test cities; None: the authors' six.
+        train_cities: names of the training cities, as their folders are called; None: those of the authors' ten that
+            are there, since each city is a download of its own.
+        test_cities: names of the test cities; None: those of the authors' six that are there.
 
     Returns:
         Its places. Missing images are marked, not refused.
@@ -50,16 +51,23 @@ def read_places(
         MissingRaw: a city's list is missing.
     """
     raw = find_root(raw, "CV-Cities' folders of cities", tuple(f"{city}/{LIST}" for city in (*TRAIN, *TEST)))
+    lists = {
+        city: located(raw, f"{city}/{LIST}") for city in (*TRAIN, *TEST, *(train_cities or ()), *(test_cities or ()))
+    }
+    absent = [city for city in (*TRAIN, *TEST) if not lists[city].exists()]
     train, test = (
-        sorted(set(usual if given is None else given)) for usual, given in ((TRAIN, train_cities), (TEST, test_cities))
+        sorted(set(usual) - set(absent) if given is None else set(given))
+        for usual, given in ((TRAIN, train_cities), (TEST, test_cities))
     )
+    if not train or not test:
+        raise MissingRaw(f"{raw}: no {TRAIN[0]}/{LIST} or that of another city, to train and to test on.")
     if both := sorted(set(train) & set(test)):
         raise BadInput(f"{', '.join(both)}: for training and test at once; CV-Cities wants different cities")
     folders = Folders(raw)
     places: list[Place] = []
     repeated = 0
     for city in (*train, *test):
-        of_city, again = _read_city(raw, folders, city, "train" if city in train else "test")
+        of_city, again = _read_city(raw, lists[city], folders, city, "train" if city in train else "test")
         places += of_city
         repeated += again
     return RawDataset(
@@ -70,13 +78,17 @@ def read_places(
         tile_size=TILE_SIZE,
         view_size=VIEW_SIZE,
         places=tuple(places),
-        notes=repeats(repeated),
+        notes=(*repeats(repeated), *_left_out(absent, train_cities is None or test_cities is None)),
     )
 
 
-def _read_city(raw: RawPath, folders: Folders, city: str, split: str) -> tuple[list[Place], int]:
-    """Return the places of one city and the number of repeated lines."""
-    path = located(raw, f"{city}/{LIST}")
+def _left_out(absent: Sequence[str], matters: bool) -> tuple[str, ...]:
+    """Return the note on cities of the authors that are not there."""
+    return (f"not there, and left out: {', '.join(absent)}",) if absent and matters else ()
+
+
+def _read_city(raw: RawPath, path: RawPath, folders: Folders, city: str, split: str) -> tuple[list[Place], int]:
+    """Return the places of one city and the number of repeated lines; ``path``: of its list."""
     if not path.exists():
         raise MissingRaw(f"{raw}: no {city}/{LIST}; complete the folder, or name other cities.")
     tiles: dict[str, tuple[RawImage, tuple[float, float]]] = {}

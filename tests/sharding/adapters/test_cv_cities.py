@@ -49,11 +49,18 @@ def test_each_line_is_a_place_at_its_longitude_and_latitude(raw: Path, tmp_path:
     assert layout.info["pairs"] == {"train": 2, "test": 3} and layout.coordinates == "latlon"
 
 
-def test_the_authors_cities_are_the_default(raw: Path) -> None:
-    with pytest.raises(MissingRaw, match=r"barcelona/img_info\.csv.*huggingface.co"):
-        read_places("cv-cities", raw)
+def test_those_of_the_authors_cities_that_are_there_are_the_default(raw: Path) -> None:
+    dataset = read_places("cv-cities", raw)
+    assert dataset.options == {"train_cities": ["paris"], "test_cities": ["rio"]}
+    assert dataset.notes[0].startswith("not there, and left out: barcelona, ") and "paris" not in dataset.notes[0]
+    assert read_places("cv-cities", raw, **TWO).notes == ()
     with pytest.raises(BadInput, match="paris: for training and test"):
         read_places("cv-cities", raw, train_cities=["paris"], test_cities=["rio", "paris"])
+    with pytest.raises(MissingRaw, match=r"no oslo/img_info\.csv.*huggingface.co"):
+        read_places("cv-cities", raw, train_cities=["oslo"])
+    (raw / "rio" / "img_info.csv").unlink()
+    with pytest.raises(MissingRaw, match=r"to train and to test on.*huggingface.co"):
+        read_places("cv-cities", raw)
 
 
 def test_paths_as_windows_writes_them_and_lines_that_are_there_twice(raw: Path) -> None:
