@@ -50,12 +50,12 @@ LAYOUTS = {
     "cvact": RawLayout(
         plan_cvact, (64, 128), {"small": _square(("Canberra",), 12), "demo": _square(("Canberra",), 80)}
     ),
-    "photos": RawLayout(plan_photos, (64, 128), {"small": _square(("Graz",), 20), "demo": _square(("Graz",), 60)}),
     "university1652": RawLayout(
         plan_university,
         (64, 64),
         {"small": _square(CAMPUSES, 10, drone_views=3), "demo": _square(CAMPUSES, 22, drone_views=12)},
     ),
+    "photos": RawLayout(plan_photos, (64, 128), {"small": _square(("Graz",), 20), "demo": _square(("Graz",), 60)}),
 }
 
 
