@@ -93,7 +93,7 @@ def narrowed(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[s
 
 def _options_name(adapter: str) -> str:
     """Return the name of the model of an adapter's options."""
-    return f"{adapter.capitalize()}Options"
+    return f"{adapter.title().replace('-', '')}Options"
 
 
 def _settings() -> type[Options]:

@@ -53,7 +53,6 @@ LAYOUTS = {
     "cvact": RawLayout(
         plan_cvact, (64, 128), {"small": _square(("Canberra",), 12), "demo": _square(("Canberra",), 80)}
     ),
-    "photos": RawLayout(plan_photos, (64, 128), {"small": _square(("Graz",), 20), "demo": _square(("Graz",), 60)}),
     "university1652": RawLayout(
         plan_university,
         (64, 64),
@@ -67,6 +66,7 @@ LAYOUTS = {
     "gta-uav": RawLayout(
         plan_gta_uav, (48, 64), {"small": _square(COUNTIES, 12), "demo": _square(COUNTIES, 40, views_a_tile=4.0)}
     ),
+    "photos": RawLayout(plan_photos, (64, 128), {"small": _square(("Graz",), 20), "demo": _square(("Graz",), 60)}),
 }
 
 
