@@ -206,8 +206,8 @@ class TrainSettings(BaseModel):
         return found
 
     def flat(self) -> dict[str, Any]:
-        """Return the value of each setting by its own name, without groups."""
-        values = self.model_dump()
+        """Return the value of each setting by its own name, without groups, as JSON has it."""
+        values = self.model_dump(mode="json")
         return {name: values[group][field] if group else values[field] for name, (group, field) in SETTINGS.items()}
 
     def changed(self, **values: Any) -> TrainSettings:

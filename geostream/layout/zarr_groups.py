@@ -60,12 +60,13 @@ def remove_group(run: Store, name: str, arrays: Sequence[str]) -> None:
     Raises:
         StoreError: The metadata of an array is damaged.
     """
-    run.delete_all([f"{name}/zarr.json"])
+    run.delete(f"{name}/zarr.json")
     for array in arrays:
         if run.exists(f"{name}/{array}/zarr.json"):
             run.delete_all(f"{name}/{key}" for key in _chunk_keys(run, name, array))
             run.delete_all([f"{name}/{array}/zarr.json"])  # last, because the chunks' names follow from it
     drop_scratch(run, name)
+    run.delete_all([f"{name}/zarr.json"])  # in a local store the empty folder goes, too
 
 
 def _chunk_keys(run: Store, name: str, array: str) -> Iterator[str]:

@@ -7,7 +7,7 @@
    rendered and trained on as ``geostream demo`` does; another city is rendered from another seed, and its tiles become
    an index, whose threshold comes from the test split. Its panoramas are answered from their raw files.
 3. Own photos becoming a layout (:mod:`tests.benchmarks.locate_photos`), and the page
-   (:mod:`tests.benchmarks.locate_serve`), where these are there.
+   (:mod:`tests.benchmarks.locate_serve`), where that is there.
 
 Takes 9 GB of memory and about half an hour on two cores, most of it the training. ``--work`` keeps what was made, so
 that it is not made again. ``--quick`` takes a few minutes: does it run, not what does it give.
@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from joblib import cpu_count
 
+from tests.benchmarks import locate_photos
 from tests.benchmarks.measure import figure, figures_table, machine, ratio
 
 Vectors = npt.NDArray[np.float32]
@@ -38,7 +39,7 @@ TURNS = 3
 BLOCK = 2**16
 CITY, CITY_SEED, SIDE = "Boston", 1, 22
 WITHIN = 50.0  # metres
-OTHERS = ("photos", "serve")  # modules of their own, with a function ``figures(work, *, quick)``
+SERVE = "tests.benchmarks.locate_serve"  # a module of its own, with a function figures(work, *, quick)
 
 
 def clustered(n: int, queries: int, dim: int) -> tuple[Vectors, Vectors]:
@@ -193,9 +194,10 @@ def figures(work: Path, *, only: str | None = None, quick: bool = False) -> dict
         found |= search_figures(60_000 if quick else 1_000_000)
     if only in (None, "demo"):
         found |= demo_figures(work, "small" if quick else "demo")
-    for part in OTHERS:
-        if only in (None, part) and find_spec(f"tests.benchmarks.locate_{part}"):
-            found |= import_module(f"tests.benchmarks.locate_{part}").figures(work, quick=quick)
+    if only in (None, "photos"):
+        found |= locate_photos.figures(photos=100, repeats=1) if quick else locate_photos.figures()
+    if only in (None, "serve") and find_spec(SERVE):
+        found |= import_module(SERVE).figures(work, quick=quick)
     return found
 
 
@@ -203,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Search in a large index, and photos of an unseen city")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="folder for what is rendered and trained; default: a temporary one")
-    parser.add_argument("--only", choices=["search", "demo", *OTHERS], help="one part alone")
+    parser.add_argument("--only", choices=["search", "demo", "photos", "serve"], help="one part alone")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run, not what does it give")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
