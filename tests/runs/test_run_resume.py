@@ -121,7 +121,9 @@ def test_killed_within_an_epoch(
         newest = f"{FOLDER}/step-{first:08d}/state.json"
         problem = wait_until(lambda: run.folder.exists(newest), child, "the run", timeout=120)
         assert problem is None, f"{problem}: {child.log_tail(40)}"
-        psutil.Process(child.pid).kill()
+        killed = psutil.Process(child.pid)
+        killed.kill()
+        killed.wait(30)  # a process that is ending still counts as the run's holder
     finally:
         end(child)
 

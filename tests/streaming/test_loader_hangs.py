@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from concurrent.futures import Future
 from multiprocessing import forkserver
 from pathlib import Path
@@ -87,7 +88,8 @@ def batches_of(loader: Loader | DataLoader[Batch]) -> list[Batch]:
         return list(batches)
     finally:
         if loader.num_workers and not loader.persistent_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+            with suppress(RuntimeError):  # that a worker has failed is raised once more while it is waited for
+                batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def within(seconds: float, work: Callable[[], Any]) -> None:
