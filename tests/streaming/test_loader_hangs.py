@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from concurrent.futures import Future
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
