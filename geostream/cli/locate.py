@@ -26,18 +26,25 @@ def locate(
     store: Annotated[str, typer.Option(help="s3://bucket/prefix or a local folder.")],
     dataset: Dataset = None,
     index: Annotated[str | None, typer.Option(help="Name of the index; default: the only one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The index that this promoted model has made: current, or its number.")
+    ] = None,
     best: Annotated[int, typer.Option(min=1, max=50, help="Places that an answer has.")] = 5,
     geojson: Annotated[
         Path | None, typer.Option(help="Write the answers to this file as GeoJSON; - prints them instead of the table.")
     ] = None,
 ) -> None:
     """Answer where photos were taken: the best places with scores, and whether the first is sure."""
+    from geostream.locating.choice import index_of_model
     from geostream.locating.locate import Locator, as_geojson
 
     to_stdout = geojson is not None and str(geojson) == "-"
     if geojson is not None and not to_stdout and (geojson.is_dir() or not geojson.parent.is_dir()):
         raise BadInput(f"--geojson {geojson}: {'a folder' if geojson.is_dir() else 'no such folder'}; name a file")
-    locator = Locator.open(open_store(store, write=False, listed=not (dataset and index)), dataset=dataset, index=index)
+    opened = open_store(store, write=False, listed=not (dataset and index))
+    if model is not None:
+        index = index_of_model(opened, dataset, model, index)
+    locator = Locator.open(opened, dataset=dataset, index=index)
     answers, refused = [], 0
     for start in range(0, len(photos), BATCH):
         some, unread = _read(photos[start : start + BATCH])

@@ -24,9 +24,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8080,
 ) -> None:
     """Serve a page that shows on a map where photos were taken. It needs an index: geostream index."""
+    from geostream.locating.choice import index_of_model
     from geostream.locating.locate import Locator
     from geostream.serving.app import make_app
-    from geostream.serving.choice import index_of_model
     from geostream.serving.server import listen
     from geostream.serving.server import serve as run
     from geostream.serving.service import Service

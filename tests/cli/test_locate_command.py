@@ -65,6 +65,7 @@ def test_index_and_locate(s3_store: Store, tmp_path: Path) -> None:
     )
     assert found["features"][-1]["properties"]["error_metres"] is None
     assert json.loads(said("locate", other, "--store", s3_store.url, "--geojson", "-", "--best", "2"))["features"][1]
+    assert "no model was promoted" in refused("locate", other, "--store", s3_store.url, "--model", "current")
 
 
 def test_bad_photos_are_told_and_the_others_answered(s3_store: Store, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which index a promoted model is served from."""
+"""Which index a promoted model answers from."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from geostream.errors import BadInput
+from geostream.locating.choice import index_of_model
 from geostream.locating.make import make_index
 from geostream.runs.models import promote
-from geostream.serving.choice import index_of_model
 from geostream.store import Store
 from tests.helpers import tiny_layout
 from tests.runs.small_runs import run_with_checkpoint
