@@ -13,7 +13,7 @@ import pytest
 from obstore.store import S3Store
 
 from geostream.errors import AlreadyExists, Changed, NotFound, Refused, StoreError, Unanswered, Unsupported
-from geostream.store import Store
+from geostream.store import Store, conditional
 from geostream.store.conditional import PROBE, probe
 from geostream.store.errors import explained
 from tests.scripted_server import Answer, Bucket, Request, ScriptedServer, s3_error, scripted_server
@@ -64,6 +64,8 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
     with scripted_server(lambda _: Answer(404)) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        monkeypatch.setattr(conditional, "_sound", set())  # an earlier server may have had the same port
+        monkeypatch.setattr(conditional, "_weak", {})
         yield running
 
 
