@@ -39,6 +39,7 @@ def no_link(self):
     return readlink(self)
 
 pathlib.Path.read_text, pathlib.Path.readlink = no_proc, no_link
+sys.modules["trio"] = None  # comes with selenium, and takes sys.platform's word for what glibc has
 import flows, geostream, infra, sharding
 for package in (geostream, sharding, infra):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
