@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from geostream.errors import BadInput
 from geostream.layout.listing import the_dataset
-from geostream.runs.inventory import INDEX_FILE, indexes_folder
+from geostream.runs.inventory import INDEX_FILE, index_names, indexes_folder
 from geostream.runs.models import find_model
 from geostream.store import Store
 
@@ -25,7 +25,7 @@ def index_of_model(store: Store, dataset: str | None, model: str, index: str | N
     """
     dataset = the_dataset(store, dataset)
     wanted, folder = find_model(store, dataset, model), indexes_folder(store, dataset)
-    names = [name for name in folder.folders() if folder.exists(f"{name}/{INDEX_FILE}")]
+    names = index_names(folder)
     made = [name for name in names if folder.read_json(f"{name}/{INDEX_FILE}")["model"]["crc32c"] == wanted.crc32c]
     if index is not None:
         made = [name for name in made if name == index]

@@ -30,7 +30,7 @@ from geostream.locating.search import TileSearch, fill_lists, flat
 from geostream.locating.vectors import blocks
 from geostream.mining.embeddings import read_rows
 from geostream.mining.gps import points_in_metres
-from geostream.runs.inventory import INDEX_FILE, indexes_folder
+from geostream.runs.inventory import INDEX_FILE, index_names, indexes_folder
 from geostream.runs.run import Run
 from geostream.runs.stages import load_trained
 from geostream.store import Store, check_name
@@ -113,7 +113,7 @@ def list_indexes(store: Store, dataset: str) -> list[dict[str, Any]]:
         StoreError: One is damaged or of another version, or the store cannot be read.
     """
     folder = indexes_folder(store, dataset)
-    return [_read(folder.child(name)) for name in folder.folders() if folder.exists(f"{name}/{INDEX_FILE}")]
+    return [_read(folder.child(name)) for name in index_names(folder)]
 
 
 def _read(folder: Store) -> dict[str, Any]:
@@ -138,8 +138,7 @@ def open_index(store: Store, dataset: str | None = None, name: str | None = None
     """
     dataset = the_dataset(store, dataset)
     if name is None:
-        folder = indexes_folder(store, dataset)
-        found = [one for one in folder.folders() if folder.exists(f"{one}/{INDEX_FILE}")]
+        found = index_names(indexes_folder(store, dataset))
         if len(found) != 1:
             what = f"say which index with --index (there: {', '.join(found)})" if found else "no index yet"
             raise BadInput(f"{store.url}/{dataset}: {what}{'' if found else '; make one: geostream index STORE'}")

@@ -117,6 +117,11 @@ def indexes_folder(store: Store, dataset: str) -> Store:
     return store.child(check_name("dataset", dataset), "indexes")
 
 
+def index_names(folder: Store) -> list[str]:
+    """Return the names of the committed indexes in a data set's folder of indexes."""
+    return [name for name in folder.folders() if folder.exists(f"{name}/{INDEX_FILE}")]
+
+
 def index_layouts(store: Store, dataset: str) -> dict[str, str]:
     """Return the id of the layout whose tiles each index holds, by the index's name.
 
