@@ -278,6 +278,13 @@ def test_too_many_requests_are_asked_to_come_again(store: Store, places: list[Ti
         wait_until(lambda: ask(url, photo).status_code == 200)
 
 
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    with server.listen(HERE, 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_many_clients_get_their_own_answers(store: Store, places: list[TinyPlace]) -> None:
     with page_here(store) as (url, *_), ThreadPoolExecutor(8) as clients:
         numbers = [number for number in range(16) for _ in range(3)]
