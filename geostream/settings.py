@@ -34,7 +34,9 @@ class ModelSettings(BaseModel):
         "run:NAME (its best checkpoint) or run:NAME/CHECKPOINT, or a .safetensors, .pth, .pt or .bin file, local or "
         "at a store's URL",
     )
-    options: dict[str, bool | int | float | str] = Field({}, description="keyword arguments for timm's model")
+    options: dict[str, bool | int | float | str | list[int | float | str]] = Field(
+        {}, description="keyword arguments for timm's model"
+    )
     tile_size: int = Field(384, ge=8, description="pixels; side of the tiles given to the model")
     view_height: int = Field(384, ge=8, description="pixels; height of the views given to the model")
     view_width: int = Field(768, ge=8, description="pixels; width of the views given to the model")

@@ -16,6 +16,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from copy import copy
@@ -168,14 +169,21 @@ class Loader:
 
 
 def _ahead(batches: Batches, stop: threading.Event) -> Batches:
-    """Yield ``batches``, which a thread makes up to PREFETCHED ahead; set ``stop`` when no more are wanted."""
+    """Yield ``batches``, which a thread makes up to PREFETCHED ahead; set ``stop`` when no more are wanted.
+
+    The thread also frees them, one batch late. The consumer would lose the GIL to it while freeing a tensor, and wait
+    for milliseconds to get it back.
+    """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCHED)
+    taken: deque[Batch] = deque()
 
     def work() -> None:
         try:
             with closing(batches):
                 for batch in batches:
                     ready.put(batch)
+                    while len(taken) > 1:
+                        taken.popleft()
                     if stop.is_set():
                         return
             ready.put(None)
@@ -188,6 +196,7 @@ def _ahead(batches: Batches, stop: threading.Event) -> Batches:
         while (item := _next(ready, thread)) is not None:
             if isinstance(item, BaseException):
                 raise item
+            taken.append(item)
             yield item
     finally:
         stop.set()
