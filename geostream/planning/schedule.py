@@ -177,11 +177,15 @@ def interleaved(lanes: Sequence[Schedule]) -> Schedule:
         )
     )
     order = np.lexsort((come, first))
-    counts = np.concatenate([np.diff(one.bring) for one in lanes])
-    starts = np.cumsum(counts) - counts
-    bring = np.concatenate([[0], np.cumsum(counts[order])]).astype(np.int64)
-    member = np.arange(bring[-1]) + np.repeat(starts[order] - bring[:-1], counts[order])
-    last = [one.last * np.int32(turn) + np.int32(lane) for lane, one in enumerate(lanes)]
+    counts = np.concatenate([np.diff(one.bring) for one in lanes])[order]
+    bring = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    starts = np.empty(len(order), dtype=np.int64)  # of each read's members, the reads as the lanes have them
+    starts[order] = bring[:-1]
+    row, last = np.empty((2, bring[-1]), dtype=np.int32)
+    for lane, one in enumerate(lanes):  # lane by lane, because 64-bit indices of all members are the larger part
+        own, starts = starts[: one.requests], starts[one.requests :]
+        at = np.arange(len(one.row)) + np.repeat(own - one.bring[:-1], np.diff(one.bring))
+        row[at], last[at] = one.row, one.last * np.int32(turn) + np.int32(lane)
     return Schedule(
         shard=np.concatenate([one.shard for one in lanes])[order],
         offset=np.concatenate([one.offset for one in lanes])[order],
@@ -189,8 +193,8 @@ def interleaved(lanes: Sequence[Schedule]) -> Schedule:
         come=come[order],
         first=first[order],
         bring=bring,
-        row=np.concatenate([one.row for one in lanes])[member],
-        last=np.concatenate(last)[member],
+        row=row,
+        last=last,
         held=held,
         layout_bytes=sum(one.layout_bytes for one in lanes),
         bytes_used=sum(one.bytes_used for one in lanes),
