@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
 from datetime import timedelta
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -36,6 +35,7 @@ CANCEL_AFTER = timedelta(seconds=4 * HEARTBEAT)  # shorter than ZOMBIE_AFTER, so
 # Starting takes seconds on a worker of processes, and minutes where a node is added and pulls the image first.
 START_WITHIN = timedelta(minutes=10)
 SETS = ("after", "expect", "for_each")  # fields of a trigger whose order means nothing
+Related = dict[str, str | list[str]]  # labels of a resource
 ALERT_BLOCK = "GEOSTREAM_ALERT_BLOCK"
 # Without Crashed, which starts trainings again: on SQLite, what one automation does upon an event may lock the database
 # for the next one that expects the same event, and that one would miss it. AwaitingRetry follows soon enough.
@@ -45,72 +45,75 @@ WAITING = {f"prefect.flow-run.{name}" for name in ("Scheduled", "Late", "Awaitin
 RESTING = {f"prefect.flow-run.{name}" for name in ("Cancelling", "Paused", "Suspended")}
 
 
-def zombies() -> AutomationCore:
-    """Return what marks a flow run as crashed whose heartbeat stays away: its machine is gone, or was switched off."""
-    return AutomationCore(
-        name="geostream: a run without a heartbeat has crashed",
-        trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *ENDED, *RESTING},
-            match_related=[_of(FLOWS), {"prefect.resource.role": "deployment"}],
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=ZOMBIE_AFTER,
+def lost() -> list[AutomationCore]:
+    """Return what ends the flow runs that nobody is left to end: a sign that they go on stays away.
+
+    - The heartbeat of a running one: its machine is gone, or was switched off.
+    - The start of one that a worker has taken, because the worker died on the way. Such a run has no heartbeat yet, and
+      no other worker takes it: it would stay "Pending" for ever.
+    - The end of one that is being cancelled.
+    """
+    return [
+        _unless(
+            "geostream: a run without a heartbeat has crashed",
+            "heartbeat",
+            {"prefect.flow-run.heartbeat", *ENDED, *RESTING},
+            ZOMBIE_AFTER,
+            StateType.CRASHED,
+            f"No heartbeat for {ZOMBIE_AFTER.seconds} s: its process or machine is gone.",
+            [_of(FLOWS), {"prefect.resource.role": "deployment"}],
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"No heartbeat for {ZOMBIE_AFTER.seconds} s: its process or machine is gone.",
-            )
-        ],
-    )
+        _unless(
+            "geostream: a run that never starts has crashed",
+            "Pending",
+            {*BEGUN, *WAITING, *ENDED, *RESTING},
+            START_WITHIN,
+            StateType.CRASHED,
+            f"Not started {START_WITHIN.seconds // 60} min after a worker took it: the worker is gone.",
+        ),
+        _unless(
+            "geostream: a run that nobody stops is cancelled",
+            "Cancelling",
+            ENDED,
+            CANCEL_AFTER,
+            StateType.CANCELLED,
+            f"Cancelled; its process has not answered for {CANCEL_AFTER.seconds} s.",
+        ),
+    ]
 
 
-def never_started() -> AutomationCore:
-    """Return what marks a flow run as crashed that a worker has taken and never started, because it died on the way.
+def _unless(
+    name: str,
+    after: str,
+    expect: set[str],
+    within: timedelta,
+    state: StateType,
+    message: str,
+    related: Related | list[Related] | None = None,
+) -> AutomationCore:
+    """Return what sets a flow run's state, unless one of the expected events comes in time after another one.
 
-    Such a run has no heartbeat yet, and no other worker takes it: it would stay "Pending" for ever.
+    Args:
+        name: of the automation.
+        after: what the flow run's event is called after which it waits.
+        expect: the events that it waits for.
+        within: how long.
+        state: what the flow run becomes if none comes.
+        message: of that state.
+        related: what the flow run has to be related to; None: one of FLOWS.
     """
     return AutomationCore(
-        name="geostream: a run that never starts has crashed",
+        name=name,
         trigger=EventTrigger(
-            after={"prefect.flow-run.Pending"},
-            expect={*BEGUN, *WAITING, *ENDED, *RESTING},
-            match_related=_of(FLOWS),
+            after={f"prefect.flow-run.{after}"},
+            expect=expect,
+            match_related=related or _of(FLOWS),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=START_WITHIN,
+            within=within,
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"Not started {START_WITHIN.seconds // 60} min after a worker took it: the worker is gone.",
-            )
-        ],
-    )
-
-
-def cancelled() -> AutomationCore:
-    """Return what ends the cancelling of a flow run that nobody is left to stop."""
-    return AutomationCore(
-        name="geostream: a run that nobody stops is cancelled",
-        trigger=EventTrigger(
-            after={"prefect.flow-run.Cancelling"},
-            expect=ENDED,
-            match_related=_of(FLOWS),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=CANCEL_AFTER,
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CANCELLED,
-                message=f"Cancelled; its process has not answered for {CANCEL_AFTER.seconds} s.",
-            )
-        ],
+        actions=[ChangeFlowRunState(state=state, message=message)],
     )
 
 
@@ -200,11 +203,11 @@ async def alerts(client: PrefectClient, block: str) -> list[AutomationCore]:
     ]
 
 
-def _each(event: str, related: Mapping[str, str | list[str]] | None = None) -> EventTrigger:
+def _each(event: str, related: Related | None = None) -> EventTrigger:
     """Return what reacts to each such event at once, of any resource that is related as said."""
     return EventTrigger(
         expect={event},
-        match_related=dict(related or {}),
+        match_related=related or {},
         for_each={"prefect.resource.id"},
         posture=Posture.Reactive,
         threshold=1,
@@ -212,7 +215,7 @@ def _each(event: str, related: Mapping[str, str | list[str]] | None = None) -> E
     )
 
 
-def _of(flows: list[str]) -> dict[str, str | list[str]]:
+def _of(flows: list[str]) -> Related:
     return {"prefect.resource.role": "flow", "prefect.resource.name": flows}
 
 
@@ -229,7 +232,7 @@ async def create(client: PrefectClient, block: str | None) -> list[str]:
     Raises:
         ValueError: the server has no such block.
     """
-    wanted = [zombies(), never_started(), cancelled(), again(), await on_layout(client)]
+    wanted = [*lost(), again(), await on_layout(client)]
     wanted += await alerts(client, block) if block else []
     lines = []
     for automation in filter(None, wanted):

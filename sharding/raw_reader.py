@@ -1,9 +1,8 @@
 """Read raw images for the encoder: from a local folder, from a store, and by URL from a web server.
 
 A reader is cheap to send to worker processes, each of which opens connections of its own. Reads from a store are
-repeated as the store does it, reads by http and https likewise: on dropped connections, 429 and 5xx, with growing
-pauses. What a server says is not there, or may not be read, is a broken image. A server that does not answer stops the
-work with an error, so that an outage never costs images.
+repeated as the store does it, reads by http and https as :mod:`sharding.web` does it. What a server says is not there,
+or may not be read, is a broken image. A server that does not answer stops the work with an error.
 """
 
 from __future__ import annotations
@@ -17,19 +16,15 @@ from pathlib import Path
 
 import urllib3
 
-from geostream.errors import NotFound, Unanswered
+from geostream.errors import NotFound
 from geostream.store import Store
 from sharding.encode import BrokenImage
 from sharding.raw_path import RawPath, stamp_of
 from sharding.sources import Stamp
+from sharding.web import ask
 
 WEB = ("http://", "https://")
-TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)  # seconds without a byte
-BUSY = (429, 500, 502, 503, 504)
-RETRIES = urllib3.Retry(
-    total=6, backoff_factor=0.2, backoff_max=8.0, backoff_jitter=0.2, status_forcelist=BUSY, raise_on_status=False
-)
-AGENT = {"User-Agent": "geostream"}
+CONNECTIONS = 16  # to one web server
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class RawReader:
                 raise BrokenImage(f"cannot be read: {error.strerror}") from error
         url = path if "://" in path else f"{self.root}/{path}"
         if url.startswith(WEB):
-            answer = _ask("GET", url)
+            answer = ask("GET", url, url, CONNECTIONS)
             if answer.status != 200:
                 raise BrokenImage(f"the server says {answer.status} {answer.reason or ''}".rstrip())
             return answer.data, _of_headers(answer)
@@ -100,7 +95,7 @@ class RawReader:
         url = path if "://" in path else f"{self.root}/{path}"
         if not url.startswith(WEB):
             return None
-        answer = _ask("HEAD", url)
+        answer = ask("HEAD", url, url, CONNECTIONS)
         known = answer.status == 200 and "Content-Length" in answer.headers
         return _of_headers(answer) if known else None
 
@@ -115,24 +110,6 @@ def _of_headers(answer: urllib3.BaseHTTPResponse) -> Stamp:
         mtime_ns = int(parsedate_to_datetime(headers["Last-Modified"]).timestamp() * 1e9)
     size = int(headers.get("Content-Length", "")) if headers.get("Content-Length", "").isdecimal() else len(answer.data)
     return Stamp(size, mtime_ns, headers.get("ETag", ""))
-
-
-@lru_cache(maxsize=1)
-def _connections(process: int) -> urllib3.PoolManager:
-    """Return this process's connections; a forked child makes its own."""
-    return urllib3.PoolManager(num_pools=16, maxsize=16, timeout=TIMEOUT, retries=RETRIES, headers=AGENT)
-
-
-def _ask(method: str, url: str) -> urllib3.BaseHTTPResponse:
-    """Send a request; raise Unanswered where no answer comes, or only that the server is busy."""
-    try:
-        answer = _connections(os.getpid()).request(method, url)
-    except urllib3.exceptions.HTTPError as error:
-        said = " ".join(str(getattr(error, "reason", None) or error).split())
-        raise Unanswered(f"{url}: no answer ({said[:200]}); run again to go on when the server is up") from error
-    if answer.status in BUSY:
-        raise Unanswered(f"{url}: {answer.status} {answer.reason}: the server is busy; run again to go on", "busy")
-    return answer
 
 
 @lru_cache(maxsize=64)

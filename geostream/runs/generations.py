@@ -24,7 +24,8 @@ from geostream.layout.files import JOB, TABLES, layouts_folder, object_names, re
 from geostream.layout.lineage import ancestors
 from geostream.layout.tags import find_layout, read_tags
 from geostream.reclustering.rewrite import GOING
-from geostream.runs.inventory import index_layouts, models_in_use
+from geostream.runs.inventory import index_layouts
+from geostream.runs.models import models_in_use
 from geostream.runs.retention import LayoutFacts, LayoutNeeds, layouts_to_keep, why_not_removed
 from geostream.runs.run import needed_layouts
 from geostream.store import Store, check_name
@@ -139,7 +140,7 @@ def _find(store: Store, dataset: str) -> _Found:
         current=None if current is None else current.id,
         tags={tag: one.id for tag, one in read_tags(store, dataset).items()},
         runs={run: needed_layouts(runs.child(run)) for run in runs.folders()},
-        models={model.called: model.layout_id for model in models_in_use(store, dataset)},
+        models={f"model {model.number}": model.layout["id"] for model in models_in_use(store, dataset)},
         indexes=index_layouts(store, dataset),
         # The layout that a new one is made from stays until that one is committed or given up.
         under_way={one.name: parent for one, parent in begun if one.keep},

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from geostream.errors import BadInput, NotFound, StoreError
 from geostream.runs.lease import FOLDER as LEASES
 from geostream.runs.lease import Lease, RunHeld, is_held
 from geostream.runs.log import RunLog, RunResult
-from geostream.runs.models import CURRENT_FILE, models_folder, rollback_line
+from geostream.runs.models import models_in_use
 from geostream.runs.retention import Rule, RunFacts, runs_to_keep
 from geostream.runs.run import LAYOUT, LOG, LONG_HELD, SETTINGS
 from geostream.settings import default_settings, make_settings
@@ -75,41 +75,6 @@ class RunSummary:
     ended: datetime | None
     last: datetime
     bytes: Mapping[str, int]
-
-
-class ModelUse(NamedTuple):
-    """A model that may be used: how it is called, its run, and the id of the layout that it was measured on."""
-
-    called: str
-    run: str
-    layout_id: str
-
-
-def models_in_use(store: Store, dataset: str) -> list[ModelUse]:
-    """Return the current model of a data set, and the one that a rollback would go to.
-
-    Args:
-        store: The store that holds the data set.
-        dataset: The data set's name.
-
-    Raises:
-        StoreError: The registry cannot be read, or is damaged.
-    """
-    folder = models_folder(store, dataset)
-    try:
-        current = folder.read_json(CURRENT_FILE)
-    except NotFound:
-        return []
-    try:
-        line = rollback_line(current["history"])
-        return [_use(folder, number) for number in {int(current["number"]), *line[-2:]}]
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise StoreError(f"{folder.url}/{CURRENT_FILE}: damaged; it does not say which model is current") from error
-
-
-def _use(folder: Store, number: int) -> ModelUse:
-    entry = folder.read_json(f"{number:04d}.json")
-    return ModelUse(f"model {number}", str(entry["run"]), str(entry["layout"]["id"]))
 
 
 def indexes_folder(store: Store, dataset: str) -> Store:
@@ -296,7 +261,7 @@ def prune_runs(store: Store, dataset: str, rule: Rule, *, dry_run: bool = False)
     if unknown := sorted(rule.named - {run.name for run in found}):
         raise BadInput(f"{runs.url}: no run {unknown[0]}; its name may be misspelt, so nothing was removed")
     facts = [RunFacts(run.name, run.last, is_held(runs.child(run.name), within=LONG_HELD)) for run in found]
-    models = {model.run: model.called for model in models_in_use(store, dataset)}
+    models = {model.run: f"model {model.number}" for model in models_in_use(store, dataset)}
     kept = runs_to_keep(facts, models, rule, datetime.now(UTC))
     return [Pruned(name, keep) if keep else _removed(runs.child(name), name, dry_run) for name, keep in kept.items()]
 

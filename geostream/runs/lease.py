@@ -17,6 +17,8 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import re
+import signal
 import socket
 import threading
 import time
@@ -210,13 +212,24 @@ def _machine() -> str:
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Return whether the holder's own process runs, not a later one with the same process id, and not a zombie."""
+    """Return whether the holder's own process runs: not a later one with the same process id, no zombie, not killed."""
     try:
         process = psutil.Process(int(holder["pid"]))
         same = abs(process.create_time() - float(holder["started"])) < 1
-        return same and bool(process.status() != psutil.STATUS_ZOMBIE)
+        return same and bool(process.status() != psutil.STATUS_ZOMBIE) and not _is_killed(process.pid)
     except (psutil.Error, KeyError, ValueError):
         return False
+
+
+def _is_killed(pid: int) -> bool:
+    """Return whether a process has been sent SIGKILL, as far as the system tells (Linux).
+
+    It runs no more, but is listed as running until its memory is freed, which takes up to seconds.
+    """
+    with suppress(OSError):
+        pending = re.search(r"^ShdPnd:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return pending is not None and bool(int(pending[1], 16) >> (signal.SIGKILL - 1) & 1)
+    return False
 
 
 def _age(holder: dict[str, Any]) -> float:

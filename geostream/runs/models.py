@@ -137,6 +137,23 @@ def read_current(store: Store, dataset: str) -> Current | None:
         return None
 
 
+def models_in_use(store: Store, dataset: str) -> list[Model]:
+    """Return the current model and the one that a rollback would go to, where there are such models.
+
+    Args:
+        store: The store that holds the data set.
+        dataset: Name of the data set.
+
+    Raises:
+        StoreError: ``current.json`` or an entry is damaged or of another version, or the store cannot be read.
+    """
+    current = read_current(store, dataset)
+    if current is None:
+        return []
+    folder = models_folder(store, dataset)
+    return [_entry(folder, number) for number in {current.model.number, *rollback_line(current.history)[-2:]}]
+
+
 def current_model(store: Store, dataset: str) -> Model | None:
     """Return the current model; as :func:`read_current`, without the history."""
     current = read_current(store, dataset)
@@ -374,7 +391,13 @@ def _document(model: Model, history: list[Event]) -> dict[str, Any]:
 
 def _as_current(folder: Store, document: Any) -> Current:
     where = f"{folder.url}/{CURRENT_FILE}"
-    return Current(_as_model(where, document, "model"), list(document["history"]))
+    model = _as_model(where, document, "model")
+    try:
+        history = list(document["history"])
+        rollback_line(history)
+    except (KeyError, TypeError, IndexError) as error:
+        raise StoreError(f"{where}: damaged; its history does not say which models were current") from error
+    return Current(model, history)
 
 
 def _entry(folder: Store, number: int) -> Model:
@@ -386,8 +409,11 @@ def _as_model(where: str, document: Any, part: str | None = None) -> Model:
     """Return the model of a document, or of a part of it."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise StoreError(f"{where}: written by another version of geostream, or damaged; use that version")
-    values = document if part is None else document[part]
-    return Model(**{field.name: values[field.name] for field in fields(Model)})
+    try:
+        values = document if part is None else document[part]
+        return Model(**{field.name: values[field.name] for field in fields(Model)})
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{where}: damaged; it does not describe a model ({error})") from error
 
 
 def _numbers(folder: Store) -> list[int]:

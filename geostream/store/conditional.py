@@ -15,7 +15,6 @@ In a local folder an object is replaced while the folder is locked. The lock end
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import random
@@ -36,7 +35,7 @@ from geostream.store.errors import Answer, translated
 from geostream.store.s3 import s3_access
 
 if TYPE_CHECKING:
-    from geostream.store.store import Store
+    from geostream.store.store import ObjectInfo, Store
 
 TRIES, FIRST_PAUSE = 8, 0.1  # pauses in seconds; each is twice as long, at most 13 seconds together
 PROBE = "geostream-probe-"
@@ -73,44 +72,34 @@ def put_new(store: Store, path: str, data: bytes) -> None:
     _write(store, path, data, "create", lambda: _look(store, path))
 
 
-def replace(store: Store, path: str, data: bytes, tag: Tag) -> None:
+def replace(store: Store, path: str, data: bytes, seen: tuple[bytes, ObjectInfo]) -> None:
     """Replace an object, unless somebody else has replaced it since it was read.
+
+    In a local folder the contents are compared: the file system's times are too coarse to tell two writes apart.
 
     Args:
         store: The store to write to.
         path: Path of the object within it.
         data: The object's new content.
-        tag: The tag that :func:`read_tagged` gave.
+        seen: What :meth:`Store.read_with_info` gave.
 
     Raises:
         Changed: The object is another by now, or gone.
         StoreError: The object cannot be written.
     """
+    before, info = seen
+    tag: Tag = {"e_tag": info.etag or None, "version": info.version}
     try:
         if store.is_local:
             with _locked(Path(store.url, path).parent):
-                _compare(store, path, tag)
+                _compare(store, path, before)
                 obstore.put(store._obstore, path, data)
         elif store.is_s3:
-            _write(store, path, data, tag, lambda: _compare(store, path, tag))
+            _write(store, path, data, tag, lambda: _compare(store, path, before))
         else:
             obstore.put(store._obstore, path, data, mode=_any(tag), use_multipart=False)
     except NotFound as error:
         raise Changed(f"{store.url}/{path}: removed by somebody else meanwhile") from error
-
-
-def read_tagged(store: Store, path: str) -> tuple[bytes, Tag]:
-    """Read a whole object, and the tag with which :func:`replace` knows it again.
-
-    Args:
-        store: The store.
-        path: Path of the object within it.
-    """
-    found = obstore.get(store._obstore, path)
-    data = bytes(found.bytes())
-    if store.is_local:  # the file system's times are too coarse to tell two writes apart
-        return data, {"e_tag": hashlib.sha256(data).hexdigest(), "version": None}
-    return data, {"e_tag": found.meta["e_tag"], "version": found.meta["version"]}
 
 
 def probe(store: Store) -> str | None:
@@ -142,8 +131,8 @@ def _look(store: Store, path: str) -> None:
         raise AlreadyExists(f"{store.url}/{path}: exists already")
 
 
-def _compare(store: Store, path: str, tag: Tag) -> None:
-    if store.read_tagged(path)[1]["e_tag"] != tag["e_tag"]:
+def _compare(store: Store, path: str, before: bytes) -> None:
+    if store.read(path) != before:
         raise Changed(f"{store.url}/{path}: replaced by somebody else meanwhile")
 
 

@@ -29,7 +29,7 @@ from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore as ZarrStore
 
 from geostream.errors import AlreadyExists, BadInput, Changed, NotFound, Refused, StoreError, Unanswered, Unsupported
-from geostream.store.conditional import Tag, put_new, read_tagged, replace
+from geostream.store.conditional import put_new, replace
 from geostream.store.errors import explained
 from geostream.store.forks import check_process
 from geostream.store.s3 import PATIENT_RETRIES, client_options, s3_client, s3_files
@@ -74,6 +74,7 @@ class ObjectInfo:
     size: int  # bytes
     modified: datetime  # when it was written, by the store's clock
     etag: str = ""  # names its content on a server; "" where it gives none, or the store is a local folder
+    version: str | None = None  # where the bucket keeps versions and the object was read
 
 
 def check_name(kind: str, name: str) -> str:
@@ -220,7 +221,7 @@ class Store:
             return bytes(obstore.get(self._obstore, path).bytes())
 
     def read_with_info(self, path: str) -> tuple[bytes, ObjectInfo]:
-        """Read a whole object, and what the store says of it: size, time and tag of the very version that was read.
+        """Read a whole object, and what the store says of the very version that was read.
 
         Args:
             path: Path of the object within the store.
@@ -317,20 +318,7 @@ class Store:
             else:
                 obstore.put(self._obstore, path, data)
 
-    def read_tagged(self, path: str) -> tuple[bytes, Tag]:
-        """Read a whole object, and the tag with which :meth:`replace` knows it again.
-
-        Args:
-            path: Path of the object within the store.
-
-        Raises:
-            NotFound: There is no such object.
-            StoreError: It cannot be read.
-        """
-        with explained(self._at(path)):
-            return read_tagged(self, path)
-
-    def replace(self, path: str, data: bytes, tag: Tag | None) -> None:
+    def replace(self, path: str, data: bytes, seen: tuple[bytes, ObjectInfo] | None) -> None:
         """Write an object, unless somebody else has written it since it was read: of many writers one succeeds.
 
         Servers that cannot do this in one step are treated as :mod:`geostream.store.conditional` says.
@@ -338,7 +326,7 @@ class Store:
         Args:
             path: Path of the object within the store.
             data: The object's content.
-            tag: What :meth:`read_tagged` gave; None where there was no object.
+            seen: What :meth:`read_with_info` gave; None where there was no object.
 
         Raises:
             Changed: The object was written or removed by somebody else.
@@ -346,9 +334,9 @@ class Store:
         """
         try:
             with explained(self._at(path)):
-                if tag is not None:
+                if seen is not None:
                     self._check_writable()
-                    replace(self, path, data, tag)
+                    replace(self, path, data, seen)
                 else:
                     self.write(path, data, if_absent=True)
         except AlreadyExists as error:
@@ -404,15 +392,15 @@ class Store:
             StoreError: It cannot be read or written, or is no JSON.
         """
         while True:
-            before, tag = None, None
+            before, seen = None, None
             with suppress(NotFound):
-                data, tag = self.read_tagged(path)
-                before = self._parsed(path, data)
+                seen = self.read_with_info(path)
+                before = self._parsed(path, seen[0])
             after = change(before)
             if after is None or after == before:
                 return before
             with suppress(Changed):  # somebody else has made progress, so this ends
-                self.replace(path, _json_bytes(after), tag)
+                self.replace(path, _json_bytes(after), seen)
                 return after
 
     def read_table(self, path: str, columns: Names | None = None) -> pa.Table:
@@ -511,7 +499,7 @@ class Store:
 
     def _info(self, meta: ObjectMeta) -> ObjectInfo:
         etag = "" if self.is_local else meta["e_tag"] or ""
-        return ObjectInfo(str(meta["path"]), int(meta["size"]), meta["last_modified"], etag)
+        return ObjectInfo(str(meta["path"]), int(meta["size"]), meta["last_modified"], etag, meta["version"])
 
     def folders(self, prefix: str = "") -> Names:
         """List the folders directly below a folder.

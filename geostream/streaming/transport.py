@@ -19,12 +19,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 import google_crc32c
 
@@ -114,6 +112,7 @@ class Transport:
         self._flying: list[int] = []  # bytes of each read under way
         self._random = random.Random()
         self._thread = threading.Thread(target=self._loop.run_forever, name="geostream-fetch", daemon=True)
+        self._left, self._leaving = False, threading.Lock()
         self._beats = self._beats_seen = 0
         self._quiet = 0.0  # seconds that :meth:`check` has seen no sign of life
 
@@ -157,15 +156,15 @@ class Transport:
         if sys.is_finalizing():  # the thread was stuck; it no longer runs and cannot be joined
             return
         if self._thread.is_alive():
+            with self._leaving:
+                self._left = True  # what is started from now on would be pending when the loop is closed
+                cancelled = asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop)
             with suppress(TimeoutError, CancelledError):
-                self._submit(_cancel_all()).result(SHUTDOWN_TIMEOUT)
+                cancelled.result(SHUTDOWN_TIMEOUT)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(SHUTDOWN_TIMEOUT)
         if not self._thread.is_alive():  # a thread that is stuck is left behind
             self._loop.close()
-
-    def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def read(self, shard: int, offset: int, size: int, rows: Integers) -> Future[Arrived]:
         """Start to read a range of a shard. Requests start in the order of the calls.
@@ -178,8 +177,14 @@ class Transport:
 
         Returns:
             A future of the members. It raises StoreError, with the shard's URL and what to do.
+
+        Raises:
+            CancelledError: The transport was left, perhaps by another thread at the program's end.
         """
-        return self._submit(self._read(shard, offset, size, rows.tolist()))
+        with self._leaving:
+            if self._left:
+                raise CancelledError
+            return asyncio.run_coroutine_threadsafe(self._read(shard, offset, size, rows.tolist()), self._loop)
 
     async def _read(self, shard: int, offset: int, size: int, rows: list[int]) -> Arrived:
         async with self._turn, self._room:  # one waits for room, the others for their turn

@@ -2,8 +2,8 @@
 
 The zoom is the first whose pixels are no coarser than those of the tiles that are stored. Each image that is fetched
 is kept in the work folder, so a second run asks for nothing twice. We are a polite guest: one connection a process,
-retries with growing pauses and as long as the server says, a User-Agent. An image that the service does not have makes
-the tiles over it broken; a service that refuses us or does not answer ends the run, and what is finished is kept.
+and the pauses of :mod:`sharding.web`. An image that the service does not have makes the tiles over it broken; a service
+that refuses us or does not answer ends the run, and what is finished is kept.
 
 The stored images count as unchanged as long as the template and the zoom are the same: asking a service for all of them
 again, to see what is new, would not be polite.
@@ -16,20 +16,20 @@ import io
 import os
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import google_crc32c
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from geostream.errors import BadInput, Refused, Unanswered
+from geostream.errors import BadInput, Refused
 from geostream.images import Pixels
 from sharding.places import Box, Uncovered
 from sharding.sources import Stamp
 from sharding.tiles.source import TileWindow, facts_of, mercator_box, without_secrets
+from sharding.web import ask
 
 if TYPE_CHECKING:
     from shapely import Geometry
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 SIDE = 256  # pixels of a service's image, as far as is known before one is read
 DEEPEST = 22  # zoom
 WANTED_PIXELS = 384  # of a tile's side: what layouts are usually stored with
-RETRIES = 5
-TIMEOUT = 20.0  # seconds, to connect and for each answer
-AGENT = "geostream (cross-view geo-localisation; one connection a process)"
 CIRCUMFERENCE = 2 * np.pi * 6_378_137.0  # metres of EPSG:3857, either way
 
 
@@ -111,8 +108,6 @@ def _decoded(data: bytes, shown: str) -> Pixels:
 
 def _fetched(url: str) -> bytes:
     """Return what a URL holds."""
-    import urllib3
-
     shown = without_secrets(url)
     if url.startswith("file:"):
         path = Path(unquote(urlsplit(url).path))
@@ -120,37 +115,12 @@ def _fetched(url: str) -> bytes:
             return path.read_bytes()
         except OSError as error:
             raise Uncovered(f"{path}: cannot be read: {error.strerror}") from error
-    again = "what is finished is kept, run again to go on"
-    try:
-        answer = _connections().request("GET", url)
-    except urllib3.exceptions.HTTPError as error:
-        reason = getattr(error, "reason", None) or error
-        raise Unanswered(f"{shown}: no answer after {RETRIES} retries ({type(reason).__name__}); {again}") from error
+    answer = ask("GET", url, shown, connections=1)
     if answer.status in (401, 402, 403):
         raise Refused(f"{shown}: HTTP {answer.status}; the service refuses it: is a key missing in the template?")
-    if answer.status == 429 or answer.status >= 500:
-        raise Unanswered(f"{shown}: HTTP {answer.status} after {RETRIES} retries; {again}", "busy")
     if answer.status != 200:
         raise Uncovered(f"{shown}: HTTP {answer.status}")
     return bytes(answer.data)
-
-
-@lru_cache(1)
-def _connections() -> Any:
-    """Return this process's connections: one to each server."""
-    import urllib3
-
-    retries = urllib3.Retry(
-        total=RETRIES,
-        backoff_factor=0.5,
-        backoff_jitter=0.25,
-        status_forcelist=(429, 500, 502, 503, 504),
-        respect_retry_after_header=True,
-        raise_on_status=False,
-    )
-    return urllib3.PoolManager(
-        maxsize=1, block=True, retries=retries, timeout=TIMEOUT, headers={"User-Agent": AGENT, "Accept": "image/*"}
-    )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
-"""Runs with a checkpoint that nothing was trained for: what the registry of models and the comparison need."""
+"""Runs with a checkpoint that nothing was trained for, and registries of models that name runs."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 import torch
 
 from geostream.layout import Layout
+from geostream.runs.models import FORMAT, PROMOTED, Model
 from geostream.runs.run import Run
 from geostream.runs.stages import new_encoder
 from geostream.settings import TrainSettings
@@ -32,3 +35,16 @@ def run_with_checkpoint(
     checkpoint = save_checkpoint(run.folder, TrainStep(encoder, settings, ProcessGroup()), position)
     run.folder.write_json("best.json", {"checkpoint": checkpoint, "epoch": 3, "r1": 0.5})
     return run, checkpoint
+
+
+def write_models(models: Store, made: list[tuple[str, str]], current: list[int]) -> None:
+    """Write a registry of models, each from (run, id of its layout); ``current``: the numbers that were promoted."""
+    documents = [
+        asdict(Model(number, run, "step-00000001", 1, {"name": "base", "id": of}, None, {}, {}, None, "", "run", 0))
+        for number, (run, of) in enumerate(made, start=1)
+    ]
+    for one in documents:
+        models.write_json(f"{one['number']:04d}.json", one | {"format": FORMAT})
+    history = [{"number": number, "what": PROMOTED} for number in current]
+    newest = documents[current[-1] - 1]
+    models.write_json("current.json", {"format": FORMAT, "number": current[-1], "model": newest, "history": history})

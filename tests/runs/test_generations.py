@@ -20,6 +20,7 @@ from geostream.store import Store
 from geostream.training.checkpoint_files import drop_checkpoint
 from tests.command import refused, said
 from tests.helpers import child_of, tiny_layout
+from tests.runs.small_runs import write_models
 
 
 @pytest.fixture
@@ -305,13 +306,10 @@ def test_removing_one_is_refused_for_each_reason(root: Store) -> None:
     checkpoint(runs.child("one"), first, 1)
     stays("base-g1", "run one")
     runs.delete_all(info.path for info in runs.list())
-    entry = {"run": "gone", "checkpoint": "step-00000001", "layout": {"name": first.name, "id": first.id}}
-    folders.write_json("models/0001.json", entry)
-    folders.write_json("models/0002.json", entry | {"layout": {"name": third.name, "id": third.id}})
-    history = [{"number": number, "what": "promoted"} for number in (1, 2)]
-    folders.write_json("models/current.json", {"format": 1, "number": 2, "history": history})
+    models = [("gone", first.id), ("gone", third.id)]
+    write_models(folders.child("models"), models, [1, 2])
     stays("base-g1", "model 1")
-    folders.write_json("models/current.json", {"format": 1, "number": 2, "history": [*history, *history[1:]]})
+    write_models(folders.child("models"), models, [1, 2, 2])
     begun(root, "new", {"fingerprint": "f", "parent": first.id})
     stays("base-g1", "new is being made")
     root.delete("tiny/layouts/new/parts/job.json")

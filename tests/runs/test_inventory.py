@@ -21,6 +21,7 @@ from geostream.runs.run import LOG, Run
 from geostream.store import Store
 from tests.command import refused, said
 from tests.helpers import tiny_layout
+from tests.runs.small_runs import write_models
 from tests.training.settings import TINY
 
 ALL = Rule(0)
@@ -132,12 +133,8 @@ def test_what_is_kept(root: Store) -> None:
     for name, days in (("old", 40), ("older", 50), ("oldest", 60), ("promoted", 70), ("before", 80)):
         small(root, name, days)
     held = small(root, "held", 90)
-    entry = {"checkpoint": "step-00000001", "layout": {"name": "base", "id": "x"}}
     models = root.child("tiny", "models")
-    for number, run in ((1, "old"), (2, "before"), (3, "promoted")):
-        models.write_json(f"{number:04d}.json", entry | {"run": run})
-    history = [{"number": number, "what": "promoted"} for number in (1, 2, 3)]
-    models.write_json("current.json", {"format": 1, "number": 3, "history": history})
+    write_models(models, [("old", "x"), ("before", "x"), ("promoted", "x")], [1, 2, 3])
     rule = Rule(1, timedelta(days=30), frozenset({"older"}))
     with Lease(held):
         found = {one.name: one.keep for one in prune_runs(root, "tiny", rule)}

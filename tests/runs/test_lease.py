@@ -83,6 +83,29 @@ def holder(run: Store, seconds: float, **other: object) -> Store:
     return run
 
 
+HOLD = """
+import sys, time
+from geostream.runs.lease import Lease
+from geostream.store import Store
+with Lease(Store.open(sys.argv[1])):
+    memory = bytearray(2**28)
+    memory[::4096] = b"x" * (2**28 // 4096)  # which takes a moment to free
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_that_was_killed_this_moment_is_replaced_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        with pytest.raises(RunHeld, match=f"process {first.pid} "), Lease(Store.open(tmp_path)):
+            pass
+        first.kill()
+        with Lease(Store.open(tmp_path)) as taken:
+            taken.check()
+
+
 @pytest.mark.parametrize("seconds", [0, 50, -50])
 def test_a_holder_elsewhere_with_a_fresh_sign_of_life_is_left_alone(tmp_path: Path, seconds: float) -> None:
     run = holder(Store.open(tmp_path), seconds)

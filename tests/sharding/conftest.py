@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sharding import raw_reader, read_places
+from sharding import read_places, web
 from sharding.places import RawDataset
 from tests.vigor_raw import TWO, write_city
 
@@ -27,8 +27,8 @@ def raw(raw_folder: Path) -> RawDataset:
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Requests to web servers are repeated three times, without pauses."""
-    quick = raw_reader.RETRIES.new(total=3, backoff_factor=0.0, backoff_jitter=0.0)
-    monkeypatch.setattr(raw_reader, "RETRIES", quick)
-    raw_reader._connections.cache_clear()
+    quick = web.RETRIES.new(total=3, backoff_factor=0.0, backoff_jitter=0.0)
+    monkeypatch.setattr(web, "RETRIES", quick)
+    web._connections.cache_clear()
     yield
-    raw_reader._connections.cache_clear()
+    web._connections.cache_clear()

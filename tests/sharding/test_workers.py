@@ -1,7 +1,8 @@
-"""Worker processes that cannot start say what to do; nothing hangs, and nothing is left running."""
+"""Worker processes that cannot start or die say what to do; nothing hangs, and nothing is left running."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from geostream.layout import open_layout
 from geostream.store import Store
+from sharding.workers import in_order
 from tests.vigor_raw import write_vigor
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +58,24 @@ def test_a_script(tmp_path: Path, how: str, guard: bool, works: bool) -> None:
         *_, last = done.stderr.splitlines()
         assert "__main__" in last and "workers=1" in last and "memory" not in done.stderr
     assert not [one for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(one.info["cmdline"] or [])]
+
+
+def test_a_worker_that_is_killed_while_it_hands_over_a_large_result(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sharding.large_results", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("2 a worker process died"), done.stdout + done.stderr
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(one.info["cmdline"] or [])]
+
+
+def test_an_error_comes_in_its_turn_and_ends_the_workers() -> None:
+    results = in_order(int, ["1", "2", "x", "4"], workers=2)
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(ValueError, match="'x'") as caught:
+        next(results)
+    assert "In a worker process" in caught.value.__notes__[0]
+    assert not multiprocessing.active_children()

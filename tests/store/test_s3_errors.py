@@ -388,7 +388,7 @@ def test_a_conflict_without_a_condition(server: ScriptedServer) -> None:
 
 
 def replaced(store: Store, data: bytes) -> None:
-    store.replace("x", data, store.read_tagged("x")[1])
+    store.replace("x", data, store.read_with_info("x"))
 
 
 def test_a_replacement_whose_answer_was_lost(server: ScriptedServer) -> None:
@@ -426,12 +426,12 @@ def test_a_server_that_cannot_replace_conditionally(server: ScriptedServer, capl
     bucket = Bucket(put=lambda request: refusal if request.is_conditional else None, objects={"a/x": b"0"})
     server.answer = bucket.answer
     store = Store.open("s3://bucket/a")
-    tag = store.read_tagged("x")[1]
+    seen = store.read_with_info("x")
     with caplog.at_level(logging.WARNING, "geostream"):
         replaced(store, b"1")
         replaced(store, b"2")
         with pytest.raises(Changed):
-            store.replace("x", b"3", tag)
+            store.replace("x", b"3", seen)
     assert puts(server) == [True, False, False] and bucket.objects == {"a/x": b"2"}
     [line] = [one.getMessage() for one in caplog.records]
     assert "If-Match" in line and "NotImplemented" in line and "\n" not in line
@@ -441,15 +441,15 @@ def test_a_server_that_ignores_the_tag(server: ScriptedServer, caplog: pytest.Lo
     bucket = Bucket(heeds=False, objects={"a/x": b"0"})
     server.answer = bucket.answer
     store = Store.open("s3://bucket/a")
-    tag = store.read_tagged("x")[1]
+    seen = store.read_with_info("x")
     bucket.objects["a/x"] = b"another's"
     with pytest.raises(Changed):  # also before it is known for what it is
-        store.replace("x", b"1", tag)
+        store.replace("x", b"1", seen)
     with caplog.at_level(logging.WARNING, "geostream"):
         replaced(store, b"2")
         assert puts(server) == [True, True]
         with pytest.raises(Changed):
-            store.replace("x", b"3", tag)
+            store.replace("x", b"3", seen)
     assert bucket.objects == {"a/x": b"2"}
     [line] = [one.getMessage() for one in caplog.records]
     assert "If-Match" in line

@@ -71,21 +71,21 @@ def test_conditional_write_lets_one_of_many_win(store: Store) -> None:
 
 def test_only_what_was_read_is_replaced(store: Store) -> None:
     store.write("x", b"1")
-    data, tag = store.read_tagged("x")
-    assert data == b"1"
-    store.replace("x", b"2", tag)
+    seen = store.read_with_info("x")
+    assert seen[0] == b"1"
+    store.replace("x", b"2", seen)
     with pytest.raises(Changed, match="/x"):
-        store.replace("x", b"3", tag)
+        store.replace("x", b"3", seen)
     with pytest.raises(Changed, match="/x"):
         store.replace("x", b"3", None)
     assert store.read("x") == b"2"
     store.delete("x")
     with pytest.raises(Changed, match="/x"):
-        store.replace("x", b"3", tag)
+        store.replace("x", b"3", seen)
     store.replace("x", b"4", None)
     assert store.read("x") == b"4"
     with pytest.raises(NotFound, match="/none"):
-        store.read_tagged("none")
+        store.read_with_info("none")
 
 
 def test_no_change_is_lost(store: Store) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from geostream.errors import BadInput, Refused, Unanswered
+from sharding import web
 from sharding.places import Uncovered
 from sharding.tiles import xyz
 from sharding.tiles.grid import Grid
@@ -80,7 +81,7 @@ def service() -> Iterator[Service]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         state.url = f"http://127.0.0.1:{server.server_port}/{{z}}/{{x}}/{{y}}.png?key=secret"
-        xyz._connections.cache_clear()
+        web._connections.cache_clear()
         yield state
         server.shutdown()
 
@@ -92,7 +93,7 @@ def test_a_tile_shows_what_lies_there_and_each_image_is_fetched_once(service: Se
     assert off.mean() < 1.5 and off[..., :2].max() <= 3
     window.imagery.read(BOX, 64, 64)
     assert set(service.asked.values()) == {1} and service.most_open == 1
-    assert service.agents == {xyz.AGENT}
+    assert service.agents == {web.AGENT}
     again = open_source(service.url, LAND, 60.0, tmp_path)
     assert again.window(BOX).stamp == window.stamp and set(service.asked.values()) == {1}
     said = f"{source.facts}"
