@@ -14,7 +14,7 @@ What is left out has no share of the target. So of a radius and soft targets tog
 Decoupled, each target is left out of its own denominator, those of label smoothing as well (Fervers et al., too).
 
 Coordinates are those of the tiles. Places of two areas, and those with unknown coordinates, count as infinitely far
-apart; two views of one place as 0 metres. For B pairs this takes about B² × 100 ns on the CPU, while a GPU embeds.
+apart; two views of one place as 0 metres. For B pairs this takes about B² × 60 ns on the CPU, while a GPU embeds.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def batch_targets(pair: Tensor, places: PairPlaces | None, settings: TrainSettin
     relations = Relations(np.full((n, n), np.inf), np.zeros((n, n), bool)) if places is None else places.relations(pair)
     left_out = not_negatives(relations, loss.negative_radius)
     share = shares(relations.metres, left_out, settings.optim.label_smoothing, loss.soft_targets)
-    here = torch.from_numpy(share.astype(np.float32)), torch.from_numpy(left_out)
-    return Targets(*(tensor.to(device, non_blocking=True) for tensor in here), decoupled=loss.decoupled)
+    here = torch.from_numpy(share.astype(np.float32)).to(device), torch.from_numpy(left_out).to(device)
+    return Targets(*here, loss.decoupled)
 
 
 def not_negatives(relations: Relations, radius: float) -> Bools:
@@ -119,4 +119,5 @@ def shares(metres: Float64, left_out: Bools, smoothing: float, scale: float) -> 
     own = np.eye(len(metres))
     weight = np.maximum(np.exp(-metres / scale), own) if scale else np.ones_like(metres)
     weight = np.where(left_out, 0.0, weight)
-    return (1 - smoothing) * own + smoothing * weight / weight.sum(axis=1, keepdims=True)
+    share: Float64 = (1 - smoothing) * own + smoothing * weight / weight.sum(axis=1, keepdims=True)
+    return share

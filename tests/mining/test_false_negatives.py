@@ -88,9 +88,10 @@ def test_what_scores_above_the_margin_is_dropped(
 
 def test_the_approximate_search_drops_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_blocks(monkeypatch, 64)
-    for name, value in (("LIST", 20), ("PARTITION", 100)):
-        monkeypatch.setattr(ivf, name, value)
-    for name, value in (("WORTH", 1.0), ("WRITTEN", 128), ("CENTROIDS", 8), ("SAMPLE", 150)):
+    monkeypatch.setattr(ivf, "LIST", 20)
+    monkeypatch.setattr(ivf, "PARTITION", 100)
+    monkeypatch.setattr(approximate, "WORTH", 1.0)
+    for name, value in (("WRITTEN", 128), ("CENTROIDS", 8), ("SAMPLE", 150)):
         monkeypatch.setattr(approximate, name, value)
     root = Store.open(tmp_path)
     layout = city(root, side=9, areas=2, views=2)
@@ -108,7 +109,7 @@ def test_where_everything_is_dropped_lists_are_empty_and_a_plan_is_made(tmp_path
     """All tiles are alike, as after no training at all."""
     root = Store.open(tmp_path)
     layout = city(root, side=4, areas=2)
-    alike = np.ones((layout.n_places, 4), dtype=np.float32) / 2
+    alike = unit(np.ones((layout.n_places, 4)))
     embeddings = embed(root, layout, alike, alike[: len(layout.pairs("train"))])
     graph = build_visual_graph(root, GRAPH, layout, embeddings, K, positive_margin=0.95)
     n = len(graph.places)

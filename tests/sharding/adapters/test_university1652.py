@@ -152,11 +152,11 @@ def test_look_alikes_share_no_batch_and_the_test_set_stays(raw: Path, tmp_path: 
     """The same building again, brighter, in another size and another quality; in training alone it is joined."""
     satellite = raw / "train" / "satellite"
     for building in ("0839", "0842", "1000"):
-        one = np.kron(np.random.default_rng(int(building)).integers(40, 200, (8, 8, 3)), np.ones((16, 16, 1)))
-        Image.fromarray(one.astype(np.uint8)).save(satellite / building / f"{building}.jpg", quality=95)
+        drawn = np.kron(np.random.default_rng(int(building)).integers(40, 200, (8, 8, 3)), np.ones((16, 16, 1)))
+        Image.fromarray(drawn.astype(np.uint8)).save(satellite / building / f"{building}.jpg", quality=95)
         if building == "1000":
             (satellite / "1001").mkdir()
-            again = Image.fromarray((1.1 * one + 10).astype(np.uint8)).resize((96, 96))
+            again = Image.fromarray((1.1 * drawn + 10).astype(np.uint8)).resize((96, 96))
             again.save(satellite / "1001" / "1001.jpg", quality=70)
     shutil.copytree(raw / "train" / "drone" / "1000", raw / "train" / "drone" / "1001")
     shutil.copy(raw / "test/gallery_satellite/0001/0001.jpg", raw / "test/gallery_satellite/0003/0003.jpg")
