@@ -84,8 +84,8 @@ class LossSettings(BaseModel):
 
     decoupled: bool = Field(
         False,
-        description="leave a pair out of its own denominator (Yeh et al., ECCV 2022, section 3); the temperature then "
-        "stays at initial_temperature",
+        description="leave a pair out of its own denominator (Yeh et al., ECCV 2022, section 3); the temperature is "
+        "then not learned: it stays at initial_temperature, or as the initial weights have it",
     )
     negative_radius: float = Field(
         0.0,
