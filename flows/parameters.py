@@ -36,6 +36,7 @@ CHOICES: dict[str, Any] = {  # of the adapters' options, whose own annotations a
     "vigor.protocol": Literal["cross-area", "same-area"],
     "cvact.protocol": Literal["val", "test"],
     "university1652.views": Literal["drone", "street"],
+    "university1652.join_alike": float,
     "gta-uav.protocol": Literal["cross-area", "same-area"],
     "cv-cities.train_cities": list[str],
     "cv-cities.test_cities": list[str],

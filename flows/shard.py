@@ -55,7 +55,7 @@ def shard(
         layout: the layout's name in the dataset.
         options: of sharding: tile_size, view_size, original, quality, shard_bytes, max_broken.
         adapter_options: of the adapter: vigor has protocol, train_cities, test_cities; cvact protocol ("val" or
-            "test"); university1652 views ("drone" or "street"); photos those of
+            "test"); university1652 views ("drone" or "street") and join_alike (0.95); photos those of
             its own page (docs/how-to/own-imagery.md).
         city: size of the rendered cities.
         seed: of the rendered cities.

@@ -79,6 +79,35 @@ class OptimSettings(BaseModel):
     )
 
 
+class LossSettings(BaseModel):
+    """Which of the other pairs are negatives, and what the loss aims at beside the positive."""
+
+    model_config = FROZEN
+
+    decoupled: bool = Field(
+        False,
+        description="leave a pair out of its own denominator (Yeh et al., ECCV 2022, section 3); the temperature is "
+        "then not learned: it stays at initial_temperature, or as the initial weights have it",
+    )
+    negative_radius: float = Field(
+        0.0,
+        ge=0,
+        description="metres within which two places are no negatives of each other, and neither are semi-positives "
+        "(Fervers et al., ECCV 2024: 30); 0: all other pairs are negatives",
+    )
+    soft_targets: float = Field(
+        0.0,
+        ge=0,
+        description="metres over which label_smoothing's share falls to 1/e: near places get more of it than far ones "
+        "(as in PIGEON, Haas et al., CVPR 2024); 0: all get the same",
+    )
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether the loss needs the places' coordinates."""
+        return self.negative_radius > 0 or self.soft_targets > 0
+
+
 class AugmentSettings(BaseModel):
     """How often, and how much, images are changed in training."""
 
@@ -132,6 +161,13 @@ class PlanSettings(BaseModel):
         "patchwork", description="patchwork: hard batches from few shards at a time; sample4geo: the authors' way"
     )
     neighbours: int = Field(128, ge=1, description="K, neighbours of each place in the graphs")
+    positive_margin: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="drop mined candidates whose similarity is above this share of the place's similarity to its own "
+        "tile, as likely false negatives (NV-Retriever, Moreira et al. 2024, section 3: 0.95); 0: keep all",
+    )
     first_mining: int = Field(
         4, ge=1, description="epoch after which the training set is first mined; before, geographic neighbours plan"
     )
@@ -181,6 +217,7 @@ class TrainSettings(BaseModel):
 
     model: ModelSettings = ModelSettings()
     optim: OptimSettings = OptimSettings()
+    loss: LossSettings = LossSettings()
     augment: AugmentSettings = AugmentSettings()
     plan: PlanSettings = PlanSettings()
     read: ReadSettings = ReadSettings()
@@ -207,6 +244,12 @@ class TrainSettings(BaseModel):
                 found[name] = value
         return found
 
+    @model_validator(mode="after")
+    def _check_targets(self) -> TrainSettings:
+        if self.loss.soft_targets and not self.optim.label_smoothing:
+            raise ValueError("soft_targets: it spreads label_smoothing's share, which is 0; set label_smoothing")
+        return self
+
     def flat(self) -> dict[str, Any]:
         """Return the value of each setting by its own name, without groups, as JSON has it."""
         values = self.model_dump(mode="json")
@@ -227,6 +270,7 @@ class TrainSettings(BaseModel):
 GROUPS: dict[str, type[BaseModel]] = {
     "model": ModelSettings,
     "optim": OptimSettings,
+    "loss": LossSettings,
     "augment": AugmentSettings,
     "plan": PlanSettings,
     "read": ReadSettings,

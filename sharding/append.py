@@ -46,6 +46,8 @@ from sharding.raw_reader import RawReader
 from sharding.sources import sources_file
 from sharding.writer import StoredPart, write_shards
 
+OPTIONAL = ("join_alike",)  # options that a layout notes only where they were given
+
 
 def newest_layout(store: Store, dataset: str, name: str) -> Layout:
     """Return what is appended to: the current layout where it descends from a given one, else its newest descendant.
@@ -159,6 +161,8 @@ def _as_stored(options: ShardOptions, raw: RawDataset, parent: Layout) -> tuple[
     for name, value in fixed.items():
         if (had := source["options"].get(name)) != value:
             raise BadInput(f"{there} was made with {name} {had}, not {value}; choose another name")
+    if missing := sorted(set(source["options"]) & set(OPTIONAL) - set(fixed)):
+        raise BadInput(f"{there} was made with {missing[0]} {source['options'][missing[0]]}; say so again")
     if parent.coordinates != raw.coordinates:
         raise BadInput(
             f"{there} has positions of kind {parent.coordinates}, not {raw.coordinates}; choose another name"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NAMES = "vigor, cvusa, cvact, university1652, cv-cities, gta-uav, table, photos"  # of sharding.ADAPTERS
 TILES = "A GeoTIFF, a folder of them, an XYZ template, stac+https://…?collections=NAME."
+ALIKE = "training tiles that correlate so much, such as 0.95, are one building and share no batch."
 TERMS = "of the imagery, kept in the layout and shown with its tiles; a STAC catalogue says it itself."
 REMOVE = "An append removes places and images that the raw folder no longer has; else they stay."
 EXTEND = "An append may change the test set; else it adds to training alone, and figures stay comparable."
@@ -44,6 +45,7 @@ def shard(
         typer.Option(help="VIGOR, GTA-UAV: cross-area (default) or same-area. CVACT: val (default) or test."),
     ] = None,
     views: Annotated[str | None, typer.Option(help="University-1652: drone (default) or street.")] = None,
+    join_alike: Annotated[float | None, typer.Option(help=f"University-1652: {ALIKE}")] = None,
     train_cities: Annotated[str | None, typer.Option(help="VIGOR, CV-Cities: other training cities, A,B.")] = None,
     test_cities: Annotated[str | None, typer.Option(help="VIGOR, CV-Cities: other test cities, A,B.")] = None,
     tiles: Annotated[str | None, typer.Option(help=f"Photos: what tiles are cut from. {TILES}")] = None,
@@ -74,6 +76,7 @@ def shard(
     given = {
         "protocol": protocol,
         "views": views,
+        "join_alike": join_alike,
         "train_cities": _names(train_cities),
         "test_cities": _names(test_cities),
         "tiles": tiles,

@@ -29,6 +29,7 @@ There MOST_PROBES lists are searched at most, and the graph says which recall th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -54,6 +55,7 @@ from geostream.mining.exact import (
     reference_blocks,
     row_groups,
 )
+from geostream.mining.false_negatives import kept
 from geostream.mining.ivf import (
     MOST_TRAINED_ON,
     PARTITION_TRAINED_ON,
@@ -282,7 +284,7 @@ def search_lists(
     job.run.write(scratch_object(job.graph, "finds", number), finds.tobytes())
 
 
-def write_group(job: SearchJob, start: int, first: int, last: int, finds: Piece) -> None:
+def write_group(job: SearchJob, start: int, first: int, last: int, finds: Piece) -> Counter[str]:
     """Run as a task: write the graph's rows from ``start``; no other task writes these Zarr shards.
 
     Args:
@@ -291,17 +293,23 @@ def write_group(job: SearchJob, start: int, first: int, last: int, finds: Piece)
         first: First query of these places.
         last: Query behind their last.
         finds: Where the finds of these queries are.
+
+    Returns:
+        What was dropped as likely false negatives, as :func:`~geostream.mining.false_negatives.kept` counts it.
     """
     give_back()
-    place = job.open().pairs.place[first:last]
+    embeddings = job.open()
+    place = embeddings.pairs.place[first:last]
     numbers = _read(job, "finds", finds, 1 + 2 * job.k).view(np.int32)
     numbers = numbers[np.argsort(numbers[:, 0])]
     made = []
     for places, a, b in place_ranges(distinct(place), place, QUERIES):
         found = TopK(numbers[a:b, 1 : 1 + job.k], numbers[a:b, 1 + job.k :].copy().view(np.float32))
-        made.append(by_place(np.searchsorted(places, place[a:b]), found, len(places)))
-    other = np.concatenate([part.other for part in made])
-    job.writer().write(start, other, np.concatenate([part.score for part in made]))
+        found = by_place(np.searchsorted(places, place[a:b]), found, len(places))
+        made.append(kept(embeddings, job.margin, first + a, first + b, found, job.wanted))
+    other = np.concatenate([part.other for part, _ in made])
+    job.writer().write(start, other, np.concatenate([part.score for part, _ in made]))
+    return sum((lost for _, lost in made), Counter())
 
 
 def in_turn(client: Any, name: str, work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:

@@ -12,6 +12,7 @@ references, QUERIES × D × 4 of queries and about 6 × QUERIES × K × 8 of fin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +27,7 @@ import numpy as np
 from geostream.arrays import Bools, Csr, Float32, Int32, distinct, take
 from geostream.dask import give_back, submit
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, open_embeddings, read_rows
+from geostream.mining.false_negatives import depth, kept
 from geostream.mining.graph import SHARD_ROWS, GraphWriter
 from geostream.mining.topk import SLICE, References, TopK, by_place, merge, nearest_of
 from geostream.store import Store
@@ -44,8 +46,14 @@ class SearchJob:
     run: Store
     embeddings: str  # path within the run
     graph: str  # path of the graph being written
-    k: int
+    wanted: int  # neighbours of each place in the graph
+    margin: float = 0.0  # of the own tile's similarity, above which candidates are dropped; 0: none is
     token: str = field(default_factory=lambda: uuid4().hex)  # tells searches apart
+
+    @property
+    def k(self) -> int:
+        """Number of neighbours to search, K."""
+        return depth(self.wanted, self.margin)
 
     def open(self) -> Embeddings:
         """Open the embeddings, once in a process."""
@@ -210,16 +218,23 @@ def top_of_block(job: SearchJob, place_range: PlaceRange, start: int, stop: int)
     return by_place(row, found, len(place_range.places))
 
 
-def write_rows(job: SearchJob, start: int, parts: list[TopK]) -> None:
+def write_rows(job: SearchJob, start: int, queries: list[tuple[int, int]], parts: list[TopK]) -> Counter[str]:
     """Run as a task: write the graph's rows from ``start``; no other task writes these Zarr shards.
 
     Args:
         job: The search.
         start: First row, at the beginning of a Zarr shard.
+        queries: The first row of the queries of each part, and the row behind their last.
         parts: Finds of consecutive places.
+
+    Returns:
+        What was dropped as likely false negatives, as :func:`~geostream.mining.false_negatives.kept` counts it.
     """
-    other = np.concatenate([part.other for part in parts])
-    job.writer().write(start, other, np.concatenate([part.score for part in parts]))
+    embeddings = job.open()
+    made = [kept(embeddings, job.margin, *rows, found, job.wanted) for rows, found in zip(queries, parts, strict=True)]
+    other = np.concatenate([part.other for part, _ in made])
+    job.writer().write(start, other, np.concatenate([part.score for part, _ in made]))
+    return sum((lost for _, lost in made), Counter())
 
 
 def fold(parts: list[Item], merge: Callable[[Item, Item], Item]) -> Item:
@@ -288,11 +303,14 @@ def search(client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -
     writes, ranges = [], count()
     for number, (start, stop) in enumerate(row_groups(len(places), len(embeddings.pairs), QUERIES)):
         priority = -2 * number  # merges go before blocks, blocks of these queries before those of the next
-        parts = []
+        parts, queries = [], []
         for some, first, last in place_ranges(places[start:stop], embeddings.pairs.place, most):
             place_range = PlaceRange(first, last, some, take(excluded, some))
             range_number = next(ranges)
             held = submit(client, f"mine-range-{range_number}", identity, place_range, priority=priority)
             parts.append(search_range(client, job, range_number, held, blocks, priority))
-        writes.append(submit(client, f"mine-write-{number}", write_rows, job, start, parts, priority=priority + 1))
+            queries.append((first, last))
+        writes.append(
+            submit(client, f"mine-write-{number}", write_rows, job, start, queries, parts, priority=priority + 1)
+        )
     return writes

@@ -63,6 +63,7 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
         "metres": [{"epoch": row["epoch"]} | row["metres"] for row in result.evaluations if row.get("metres")],
         "protocols": [{"epoch": row["epoch"]} | one for row in result.evaluations for one in named_rows(row)],
         "plans": [{name: row.get(name) for name in ("epoch", "source", *facts)} for row in result.plans],
+        "false_negatives": [_false_negatives(row) for row in result.minings if "dropped" in row],
         "reclusterings": list(result.reclusterings),
         "stream": dict(result.stream),
         "seconds": dict(result.seconds),
@@ -168,6 +169,18 @@ def _metres(rows: Rows) -> list[dict[str, Any]]:
         | {"median error (m)": f"{row[MEDIAN]:,.1f}"}
         for row in rows
     ]
+
+
+def _false_negatives(mining: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a mining dropped, by the column that shows it."""
+    return {
+        "mined after epoch": mining["epoch"],
+        "margin": mining["search"]["positive_margin"],
+        "candidates dropped": mining["dropped"],
+        "places touched": mining["touched"],
+        "of places": mining["places"],
+        "lists made shorter": mining["short"],
+    }
 
 
 def _reads(epoch: Mapping[str, Any]) -> dict[str, Any]:

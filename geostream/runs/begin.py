@@ -14,6 +14,7 @@ from __future__ import annotations
 from math import lcm
 
 from geostream.errors import AlreadyExists, BadInput
+from geostream.layout import Layout
 from geostream.runs.run import Run
 from geostream.runs.stages import mining_due
 from geostream.settings import TrainSettings
@@ -35,8 +36,10 @@ def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:
         The settings to train with, ``step_batches`` and ``lanes`` filled in.
 
     Raises:
-        BadInput: The run was begun with other settings, or the ranks cannot share its steps or lanes evenly.
+        BadInput: The run was begun with other settings, the ranks cannot share its steps or lanes evenly, or the loss
+            needs coordinates that the layout lacks.
     """
+    check_coordinates(settings, run.layout)
     wanted = resolve(settings, ranks)
     check_ranks(wanted, ranks)
     try:
@@ -57,6 +60,21 @@ def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:
         if changed:
             run.replace_settings(wanted)
     return wanted
+
+
+def check_coordinates(settings: TrainSettings, layout: Layout) -> None:
+    """Check that the layout has the coordinates that the loss needs.
+
+    Args:
+        settings: The settings asked for.
+        layout: The layout that the run begins on.
+
+    Raises:
+        BadInput: It has none.
+    """
+    if settings.loss.by_distance and layout.coordinates == "none":
+        names = " and ".join(name for name in ("negative_radius", "soft_targets") if getattr(settings.loss, name))
+        raise BadInput(f"layout {layout.name} has no coordinates, which {names} needs; set it to 0")
 
 
 def check_growth(url: str, begun: TrainSettings, wanted: TrainSettings) -> None:

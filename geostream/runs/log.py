@@ -140,6 +140,7 @@ class RunResult:
         already_finished: Whether nothing was left to do when the run was started.
         evaluations: For each evaluation: epoch, r1, r5, r10, r1pct, hit_rate, gallery, queries.
         plans: For each plan: epoch, source and the plan's quality.
+        minings: For each mining: epoch, places, k, search and, where candidates were dropped, the counts of these.
         reclusterings: For each reclustering: epoch, layout, generation, score_before, score_after.
         training: For each epoch: epoch, loss, pairs, pairs_per_second, wait_share, stream.
         stream: ``StreamStats`` of all training, as a dict.
@@ -153,6 +154,7 @@ class RunResult:
     already_finished: bool
     evaluations: list[dict[str, Any]]
     plans: list[dict[str, Any]]
+    minings: list[dict[str, Any]]
     reclusterings: list[dict[str, Any]]
     training: list[dict[str, Any]]
     stream: dict[str, Any]
@@ -186,6 +188,7 @@ class RunResult:
             already_finished=already_finished,
             evaluations=rows("evaluate"),
             plans=rows("plan"),
+            minings=rows("mine"),
             reclusterings=[row | {"score_after": score.get(row["epoch"])} for row in rows("recluster")],
             training=training,
             stream=stream.as_dict(),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 
 from geostream.errors import NotFound, StaleArtefact
+from geostream.mining.false_negatives import LOST
 from geostream.planning.plan import EpochPlan
 from geostream.runs import stages
 from geostream.runs.log import Record, RunLog
@@ -83,6 +84,7 @@ def _mine(run: Run, epoch: int, log: RunLog, beside: bool) -> None:
         started = time.perf_counter()
         graph = stages.mine(run, epoch)
         facts = {"places": len(graph.places), "k": graph.k, "search": graph.search}
+        facts |= {name: graph.search[name] for name in LOST if name in graph.search}  # in the log's line, too
         log.append("mine", epoch, time.perf_counter() - started, **facts, beside=beside)
 
 

@@ -161,10 +161,13 @@ def mine(run: Run, epoch: int) -> NeighbourGraph:
         NotFound: The training set was not embedded after that epoch.
         BadInput: ``epoch`` is 0, and the layout has no coordinates.
     """
-    name, neighbours = run.graph_name(epoch), run.settings.plan.neighbours
+    name, plan = run.graph_name(epoch), run.settings.plan
     if epoch == 0:
-        return build_gps_graph(run.folder, name, run.layout, neighbours, run.cluster)
-    return build_visual_graph(run.folder, name, run.layout, run.embeddings("train", epoch), neighbours, run.cluster)
+        return build_gps_graph(run.folder, name, run.layout, plan.neighbours, run.cluster)
+    embeddings, margin = run.embeddings("train", epoch), plan.positive_margin
+    return build_visual_graph(
+        run.folder, name, run.layout, embeddings, plan.neighbours, run.cluster, positive_margin=margin
+    )
 
 
 def plan_epoch(run: Run, epoch: int) -> EpochPlan:

@@ -22,6 +22,7 @@ from geostream.training.augment import Augmenter
 from geostream.training.distributed import ProcessGroup
 from geostream.training.step import TrainStep
 from geostream.training.steps import EpochOutcome, train_epoch
+from geostream.training.targets import PairPlaces
 
 Save = Callable[[EpochOutcome, State], None]
 
@@ -46,6 +47,8 @@ class Epoch:
     ) -> None:
         settings, group = train_step.settings, train_step.group
         self.train_step, self.before, self.number = train_step, before, plan.epoch
+        if settings.loss.by_distance and train_step.places is None:
+            train_step.places = PairPlaces(layout)  # the same for every generation that the run may read
         dataset = plan_dataset(
             layout,
             plan,

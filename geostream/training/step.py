@@ -29,9 +29,10 @@ from geostream.errors import BadInput, StaleArtefact
 from geostream.settings import TrainSettings
 from geostream.training.augment import augment_on_device
 from geostream.training.distributed import ProcessGroup
-from geostream.training.loss import own_loss, shared_loss
+from geostream.training.loss import Targets, own_loss, shared_loss
 from geostream.training.model import Encoder, autocast, device_of
 from geostream.training.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from geostream.training.targets import PairPlaces, batch_targets
 
 FIRST_SCALE = 2.0**10  # where the gradient scale of fp16 begins, as in Sample4Geo
 # After n steps the decay of the EMA is at most (1 + n) / (10 + n), as in TensorFlow. Otherwise the EMA of a short run
@@ -58,6 +59,7 @@ class TrainStep:
         steps: Number of optimizer steps done, in all sessions of the run.
         step_batches: Number of batches in a step, over all ranks.
         own_batches: Number of these that this rank embeds.
+        places: The places of the pairs, to be set before the first step where a setting of the loss needs them.
 
     Raises:
         BadInput: The ranks cannot share a step's batches evenly.
@@ -66,6 +68,7 @@ class TrainStep:
     def __init__(self, encoder: Encoder, settings: TrainSettings, group: ProcessGroup) -> None:
         self.encoder, self.settings, self.group = encoder, settings, group
         self.steps = 0
+        self.places: PairPlaces | None = None
         self.step_batches = settings.optim.step_batches or group.ranks
         if self.step_batches % group.ranks:
             raise BadInput(
@@ -209,7 +212,7 @@ class TrainStep:
     def _one_pass(self, chunks: list[_MicroBatch]) -> Tensor:
         """Embed all chunks with a graph, propagate the gradient back through it, and return the step's loss."""
         embedded = [self._embed(chunk) for chunk in chunks]
-        loss, gradients = self._at_embeddings(embedded)
+        loss, gradients = self._at_embeddings(embedded, torch.cat([chunk.tensors["pair"] for chunk in chunks]))
         torch.autograd.backward(_flat(embedded), _flat(gradients))
         return loss
 
@@ -220,33 +223,51 @@ class TrainStep:
             embedded = [self._embed(chunk) for chunk in chunks]
             for buffer, before in statistics:  # the second pass updates them
                 buffer.copy_(before)
-        loss, gradients = self._at_embeddings(embedded)
+        loss, gradients = self._at_embeddings(embedded, torch.cat([chunk.tensors["pair"] for chunk in chunks]))
         for chunk, gradient in zip(chunks, gradients, strict=True):
             last = chunk is chunks[-1]
             with nullcontext() if self._parallel is None or last else self._parallel.no_sync():
                 torch.autograd.backward(self._embed(chunk), gradient)
         return loss
 
-    def _at_embeddings(self, embedded: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def _at_embeddings(
+        self, embedded: list[tuple[Tensor, Tensor]], pair: Tensor
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Return the step's loss and its gradients at the embeddings of each chunk; set the temperature's gradient.
 
         Gradients are scaled for fp16. DistributedDataParallel will average those of the ranks. With negatives "own",
         each rank's gradients are therefore those of its own mean loss. Otherwise they are those of the one loss over
         all rows, times the number of ranks, because each row has a gradient on one rank only.
+
+        A decoupled loss would fall without end as the temperature falls, so then the temperature has no gradient.
         """
         settings, scale = self.settings, self.encoder.logit_scale
         queries, references = (torch.cat(part).detach().requires_grad_() for part in zip(*embedded, strict=True))
+        targets, smoothing = self._targets(pair), settings.optim.label_smoothing
         if settings.optim.negatives == "own":
-            loss = own_loss(queries, references, scale, settings.optim.label_smoothing, self.own_batches)
+            loss = own_loss(queries, references, scale, targets or smoothing, self.own_batches)
         else:
-            loss = shared_loss(queries, references, scale, settings.optim.label_smoothing, self.group)
+            loss = shared_loss(queries, references, scale, targets[0] if targets else smoothing, self.group)
         *gradients, of_scale = torch.autograd.grad(loss, (queries, references, scale))
         same = self.group.mean(torch.stack([loss.detach(), of_scale]))
-        scale.grad = self.scaler.scale(same[1].clone())
+        if not settings.loss.decoupled:
+            scale.grad = self.scaler.scale(same[1].clone())
         whole = 1 if settings.optim.negatives == "own" else self.group.ranks
         sizes = [len(one) for one, _ in embedded]
         split = [torch.split(self.scaler.scale(gradient) * whole, sizes) for gradient in gradients]
         return same[0], list(zip(*split, strict=True))
+
+    def _targets(self, pair: Tensor) -> list[Targets]:
+        """Return what the loss aims at, for each batch with negatives of its own, or for all rows of all ranks.
+
+        The list is empty where a loss setting asks for nothing but label smoothing.
+        """
+        settings = self.settings
+        if not (settings.loss.decoupled or settings.loss.by_distance):
+            return []
+        own = settings.optim.negatives == "own"
+        parts = pair.chunk(self.own_batches) if own else [self.group.gather(pair)]
+        return [batch_targets(part, self.places, settings, device_of(self.encoder)) for part in parts]
 
     def _share_statistics(self) -> None:
         """Replace batch norm's running statistics by their mean over the ranks."""

@@ -3,9 +3,9 @@
 To add a data set, write one module beside this one, with a function ``read_places(raw, *, options…)`` that returns a
 :class:`~sharding.places.RawDataset`, and register it in ``ADAPTERS``. ``raw`` is a folder on a disk or on a store
 (:class:`~sharding.raw_path.RawPath`). The function reads lists and folders by :mod:`sharding.adapters.raw_files`,
-gives each tile a key by :func:`~sharding.places.assign_keys`, and opens no image. The parameters behind ``raw`` are the
-adapter's options; a new one becomes an option of ``geostream shard`` in :mod:`sharding.cli`. An example is
-``tests/sharding/adapters/test_new_adapter.py``.
+gives each tile a key by :func:`~sharding.places.assign_keys`, and opens no image unless an option asks for it. The
+parameters behind ``raw`` are the adapter's options; a new one becomes an option of ``geostream shard`` in
+:mod:`sharding.cli`. An example is ``tests/sharding/adapters/test_new_adapter.py``.
 """
 
 from __future__ import annotations

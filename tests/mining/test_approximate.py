@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geostream.layout import Layout
-from geostream.mining import approximate, ivf
+from geostream.mining import approximate, ivf, visual
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.ivf import SortedObjects, chain_order, choose_nprobe, nearest_lists, pieces_of, split_by_size
@@ -89,7 +89,8 @@ def test_it_finds_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert again.search == graph.search
 
     # A lower recall is reached by searching less, and is what it says it is.
-    less = build_visual_graph(run, name, layout, embeddings, K, search="approximate", recall=0.6)
+    monkeypatch.setattr(visual, "RECALL", 0.6)
+    less = build_visual_graph(run, name, layout, embeddings, K, search="approximate")
     assert less.search["probes"] < graph.search["probes"]
     assert 0.55 < recall(less, lists) < recall(graph, lists)
     if views == 1:  # of several views the best counts, so places fare better than their queries

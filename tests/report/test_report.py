@@ -129,6 +129,18 @@ def test_names_of_others_are_escaped(layout: Layout, tmp_path: Path) -> None:
     needs_nothing_else(page)
 
 
+def test_dropped_candidates_have_a_row_for_each_mining(layout: Layout, tmp_path: Path) -> None:
+    log = RunLog(Store.open(tmp_path), LOG)
+    log.append("train", 1, 3.0, **training(1))
+    search = {"mode": "exact", "positive_margin": 0.95}
+    log.append("mine", 1, 2.0, places=1234, k=8, search={"mode": "exact"}, beside=True)
+    assert "dropped" not in page_of(layout, RunResult.of("run", log, False))
+    log.append("mine", 2, 2.0, places=1234, k=8, search=search, dropped=5678, touched=91, short=3, beside=True)
+    page = page_of(layout, RunResult.of("run", log, False))
+    row = page[page.index("Likely false negatives") : page.index("Generations of the layout")]
+    assert re.findall("<td>(.*?)</td>", row) == ["2", "0.950", "5,678", "91", "1,234", "3"]
+
+
 def test_the_time_line_says_what_ran_beside_and_what_was_waited_for(layout: Layout, tmp_path: Path) -> None:
     log = RunLog(Store.open(tmp_path), LOG)
     log.append("train", 1, 3.0, **training(1))

@@ -175,7 +175,7 @@ def test_a_run_is_stopped_at_once_outside_of_an_epoch(
     layout = tiny_layout(store, places=12, test_places=4, view_size=(32, 64))
     settings = TINY.changed(epochs=2, batch_size=2)
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO), pytest.raises(Stopped):
-        patch.setattr(stages, "build_visual_graph", lambda *_: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(stages, "build_visual_graph", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
         train(store, layout, "one", settings)
     told = "stopped by SIGTERM; start the same command again to go on (saved: epoch 1, batch 6)"
     assert caplog.messages[-1].endswith(told)

@@ -32,6 +32,9 @@ CASES: dict[str, dict[str, Any]] = {
         "step_batches": 4,
         "model_options": DROPPING,
     },
+    "all-of-the-loss": {"negatives": "all", "decoupled": True, "negative_radius": 40.0, "soft_targets": 50.0},
+    "near-ones-in-chunks": {"negatives": "all", "negative_radius": 40.0, "micro_batch": 4},
+    "soft-own-of-four-batches": {"negatives": "own", "soft_targets": 50.0, "micro_batch": 4, "step_batches": 4},
     "all-of-four-batches": {"negatives": "all", "step_batches": 4, "ema_decay": 0.5, "gradient_checkpointing": True},
 }
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from geostream.settings import TrainSettings
+from geostream.store import Store
 from geostream.training.distributed import ProcessGroup
 from geostream.training.model import Encoder
 from geostream.training.step import TrainStep
+from geostream.training.targets import PairPlaces
+from tests.cities import city
 
 PLAIN = TrainSettings().changed(
     model="test_convnext",
@@ -37,7 +42,14 @@ def noise_batch(step: int, number: int, size: int = 6) -> dict[str, Tensor]:
     images = {"view": (size, 3, 32, 64), "tile": (size, 3, 32, 32)}
     return {
         name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for name, shape in images.items()
-    } | {"pair": torch.arange(size)}
+    } | {"pair": torch.arange(number * size, (number + 1) * size)}
+
+
+@cache
+def places_on_a_grid() -> PairPlaces:
+    """The places of pairs 0 to 49: two areas of five by five, 35 m apart, with semi-positives across."""
+    with TemporaryDirectory() as folder:
+        return PairPlaces(city(Store.open(folder), side=5))
 
 
 def new_train_step(settings: TrainSettings, group: ProcessGroup | None = None) -> TrainStep:
@@ -45,7 +57,9 @@ def new_train_step(settings: TrainSettings, group: ProcessGroup | None = None) -
     torch.manual_seed(settings.seed)
     encoder = Encoder.of(settings)
     encoder.train()
-    return TrainStep(encoder, settings, group or ProcessGroup())
+    train_step = TrainStep(encoder, settings, group or ProcessGroup())
+    train_step.places = places_on_a_grid() if settings.loss.by_distance else None
+    return train_step
 
 
 def do_steps(train_step: TrainStep, steps: range, rate: float = 1e-3) -> list[float]:

@@ -14,6 +14,7 @@ from geostream.training.distributed import ProcessGroup
 from geostream.training.step import TrainStep
 from tests.training.steps import do_steps, new_train_step, noise_batch, plain_settings
 
+BY_DISTANCE = {"negative_radius": 40.0, "soft_targets": 50.0}
 DROPPING = {"ls_init_value": 1.0, "drop_path_rate": 0.5}
 
 
@@ -39,6 +40,33 @@ def test_chunks_leave_the_loss_as_it_is(negatives: str, micro_batch: int) -> Non
     assert loss == pytest.approx(wanted_loss, rel=1e-5)
     assert "logit_scale" in made and len(made) > 50
     assert_same(made, wanted)
+
+
+@pytest.mark.parametrize(
+    "loss", [{"decoupled": True}, {"negative_radius": 40.0}, {"soft_targets": 50.0}, {"decoupled": True, **BY_DISTANCE}]
+)
+@pytest.mark.parametrize("negatives", ["own", "all"])
+def test_chunks_leave_every_loss_as_it_is(negatives: str, loss: dict[str, Any]) -> None:
+    wanted_loss, wanted = gradients(negatives=negatives, step_batches=2, **loss)
+    made_loss, made = gradients(negatives=negatives, step_batches=2, micro_batch=4, **loss)
+    assert made_loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert made_loss != pytest.approx(gradients(negatives=negatives, step_batches=2)[0], rel=3e-5)
+    assert ("logit_scale" in made) is ("decoupled" not in loss)
+    assert_same(made, wanted)
+
+
+def test_decoupled_the_temperature_stays_and_a_checkpoint_goes_on() -> None:
+    settings = plain_settings(decoupled=True, weight_decay=0.5)
+    whole = new_train_step(settings)
+    before = whole.encoder.logit_scale.detach().clone()
+    losses = do_steps(whole, range(4))
+    assert torch.equal(whole.encoder.logit_scale, before) and losses[3] < losses[0]
+    part = new_train_step(settings)
+    do_steps(part, range(2))
+    later = new_train_step(settings)
+    later.encoder.load_state_dict(part.encoder.state_dict())
+    later.load_tensors(load(save(part.tensors())))
+    assert do_steps(later, range(2, 4)) == losses[2:]
 
 
 def test_own_negatives_are_another_loss_than_all() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from geostream.errors import BadInput
 from geostream.layout import open_layout
@@ -145,3 +146,39 @@ def test_stored_with_its_gallery_and_the_same_for_any_number_of_workers(raw: Pat
     assert reopened.pairs("gallery").place.tolist() == [2] * VIEWS
     place, view = (int(column[1]) for column in reopened.pairs("gallery"))
     assert read_image(reopened, place, view) == (raw / "test" / "gallery_drone" / "0009" / "image-02.jpeg").read_bytes()
+
+
+def test_look_alikes_share_no_batch_and_the_test_set_stays(raw: Path, tmp_path: Path) -> None:
+    """The same building again, brighter, in another size and another quality; in training alone it is joined."""
+    satellite = raw / "train" / "satellite"
+    for building in ("0839", "0842", "1000"):
+        drawn = np.kron(np.random.default_rng(int(building)).integers(40, 200, (8, 8, 3)), np.ones((16, 16, 1)))
+        Image.fromarray(drawn.astype(np.uint8)).save(satellite / building / f"{building}.jpg", quality=95)
+        if building == "1000":
+            (satellite / "1001").mkdir()
+            again = Image.fromarray((1.1 * drawn + 10).astype(np.uint8)).resize((96, 96))
+            again.save(satellite / "1001" / "1001.jpg", quality=70)
+    shutil.copytree(raw / "train" / "drone" / "1000", raw / "train" / "drone" / "1001")
+    shutil.copy(raw / "test/gallery_satellite/0001/0001.jpg", raw / "test/gallery_satellite/0003/0003.jpg")
+    (satellite / "0842" / "0842.jpg").write_bytes(b"no picture")
+    plain, joined = read_places("university1652", raw), read_places("university1652", raw, join_alike=0.9)
+    assert plain.options == {"views": "drone"} and joined.options == {"views": "drone", "join_alike": 0.9}
+    semi = {place.key: {view.semi_positives for view in place.views} for place in joined.places}
+    assert semi.pop("train_1000") == {("train_1001",)} and semi.pop("train_1001") == {("train_1000",)}
+    assert all(one <= {()} for one in semi.values()), "neither the test set nor a tile that cannot be read"
+    assert not any(view.semi_positives for place in plain.places for view in place.views)
+    assert joined.notes == (
+        "2 training buildings look like another one and never share a batch with it: train_1000, train_1001",
+    )
+    options = ShardOptions(tile_size=(20, 20), view_size=(20, 20), max_broken=0.2)
+    store = Store.open(tmp_path / "store")
+    layout = shard(joined, store, "university1652", options=options, workers=1).layout
+    with pytest.raises(BadInput, match="join_alike"):
+        shard(plain, store, "university1652", options=options, workers=1)
+    one, other = (layout.keys.index(key) for key in ("train_1000", "train_1001"))
+    excluded = layout.excluded("train")
+    assert excluded.row(one).tolist() == [other] and excluded.row(other).tolist() == [one]
+    assert not len(layout.semi_positives("test").indices)
+    for wrong in (0.0, 1.5):
+        with pytest.raises(BadInput, match="join_alike"):
+            read_places("university1652", raw, join_alike=wrong)
