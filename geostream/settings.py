@@ -67,6 +67,12 @@ class OptimSettings(BaseModel):
         "cosine", description="how the learning rate falls after the warm-up"
     )
     warmup_epochs: float = Field(1.0, ge=0, description="epochs over which the learning rate rises")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of a layer as a share of that of the layer above it; 1: all the same"
+    )
+    frozen_stages: int = Field(
+        0, ge=0, description="stages that keep their first weights: the stem, then stages (ConvNeXt) or blocks (ViT)"
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, per step, times the learning rate")
     decay_all: bool = Field(True, description="decay norms, biases and the temperature as well")
     clip_value: float = Field(100.0, gt=0, description="largest absolute value of a gradient's elements")

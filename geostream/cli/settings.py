@@ -94,6 +94,8 @@ def _allowed(info: FieldInfo) -> str:
             words = f"{least} to <{most}"
         case {"ge": least}:
             words += f" ≥ {least}"
+        case {"gt": least, "le": most}:
+            words = f">{least} to {most}"
         case {"gt": least}:
             words += f" > {least}"
     return f"null, {words}" if type(None) in kinds else words
