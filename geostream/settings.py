@@ -2,8 +2,9 @@
 
 The defaults are Sample4Geo's (Deuser et al., ICCV 2023, section 4, and the authors' code), except that training begins
 from random weights, so that no download is needed. The recipe with a data set's name (``geostream/recipes``) has the
-settings for that data set; another one can be chosen by its name. Any setting can be given by its own name: ``--set batch_size=32`` on the command line, or
-``settings`` in a flow's parameters. ``geostream settings`` lists them all.
+settings for that data set; another recipe can be chosen by its name. Any setting can be given by its own name:
+``--set batch_size=32`` on the command line, or ``settings`` in a flow's parameters. ``geostream settings`` lists them
+all.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ class OptimSettings(BaseModel):
     )
     warmup_epochs: float = Field(1.0, ge=0, description="epochs over which the learning rate rises")
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="learning rate of a layer as a share of that of the layer above it; 1: all the same"
+        1.0,
+        gt=0,
+        le=1,
+        description="learning rate of a layer as a share of the layer's above it; 1: the same for all",
     )
     frozen_stages: int = Field(
         0, ge=0, description="stages that keep their first weights: the stem, then stages (ConvNeXt) or blocks (ViT)"

@@ -1,7 +1,7 @@
 """Freeze the first layers of a network, so that what they learned in pretraining stays as it is.
 
-Frozen layers have no gradients and no optimizer state, and nothing is kept of their forward pass, which saves memory and
-time. They stay in eval mode while the others train: batch norm keeps its statistics, and nothing is dropped in them.
+Frozen layers have no gradients and no optimizer state, and nothing is kept of their forward pass, which saves memory
+and time. They stay in eval mode while the others train: batch norm keeps its statistics, and nothing is dropped.
 
 Layers are counted in timm's own groups. timm's ``freeze`` is not used: it exchanges batch norm for a layer with other
 tensors, so that checkpoints would no longer fit, and cannot freeze parameters of the network itself (position

@@ -65,7 +65,7 @@ def make_optimizer(encoder: Encoder, settings: TrainSettings) -> AdamW:
         settings: The run's settings.
     """
     optim = settings.optim
-    exempt = set() if optim.decay_all else getattr(encoder.network, "no_weight_decay", frozenset)()
+    exempt: set[str] = set() if optim.decay_all else set(getattr(encoder.network, "no_weight_decay", set)())
     if optim.layer_decay < 1:
         groups = param_groups_layer_decay(
             encoder.network,

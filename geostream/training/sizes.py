@@ -11,7 +11,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from torch import nn
 
 from geostream.errors import BadInput
@@ -50,7 +50,7 @@ def check_patches(network: nn.Module, settings: TrainSettings) -> None:
     ]
     if wrong:
         pads = PADDING in inspect.signature(type(network).__init__).parameters
-        instead = f', or --set \'model_options={{"{PADDING}": true}}\' fills the edges up with gray' if pads else ""
+        instead = f", or --set 'model_options={{\"{PADDING}\": true}}' fills the edges up with gray" if pads else ""
         raise BadInput(
             f"model {model.name} cuts images into patches of {height}×{width} pixels, which do not fill "
             f"{', '.join(wrong)}{instead}"

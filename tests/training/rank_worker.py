@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model_options": DROPPING,
     },
     "all-of-four-batches": {"negatives": "all", "step_batches": 4, "ema_decay": 0.5, "gradient_checkpointing": True},
+    "frozen-and-by-layer": {"micro_batch": 4, "frozen_stages": 2, "layer_decay": 0.7, "ema_decay": 0.5},
 }
 
 
