@@ -10,14 +10,14 @@ import pytest
 from geostream.layout import Layout
 from geostream.runs.run import Run
 from geostream.runs.stages import plan_epoch
-from geostream.settings import default_settings
+from geostream.settings import TrainSettings, default_settings
 from geostream.store import Store
 from geostream.training.model import Encoder
 from tests.command import refused, said
 from tests.helpers import tiny_layout
 
 SETTINGS = ["model=test_convnext", "tile_size=32", "view_height=32", "view_width=64", "batch_size=4", "neighbours=6"]
-SETTINGS += ["epochs=6", "first_mining=2", "mine_every=2", "evaluate_every=4", "strategy=random"]
+SETTINGS += ["epochs=6", "first_mining=2", "mine_every=2", "evaluate_every=4"]
 SET = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
@@ -49,9 +49,7 @@ def test_it_says_steps_memory_and_hours_and_writes_nothing(tmp_path: Path, layou
 
 def test_the_steps_are_those_of_a_plan(tmp_path: Path, layout: Layout) -> None:
     run = Run(Store.open(tmp_path), layout, "some")
-    run.settings = default_settings("none").changed(
-        **dict(text.split("=") for text in SETTINGS if text.split("=")[0] in ("model", "strategy")), batch_size=4
-    )
+    run.settings = TrainSettings().changed(model="test_convnext", strategy="random", batch_size=4)
     plan = plan_epoch(run, 1)
     assert f"up to {plan.n_batches:,} an epoch" in said("train", str(tmp_path), "--dry-run", *SET)
 

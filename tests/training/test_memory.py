@@ -45,6 +45,7 @@ def most_allocated(settings: TrainSettings) -> int:
         train_step = new_train_step(settings)
         for _ in range(2):  # in the second, gradients and moments are there
             take_step(train_step, settings)
+    assert seen.profiler is not None and seen.profiler.kineto_results is not None
     events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

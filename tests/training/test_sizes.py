@@ -13,7 +13,7 @@ from geostream.settings import TrainSettings
 from geostream.training.model import Encoder
 
 DINOV2, DINOV3 = "vit_small_patch14_dinov2", "vit_small_patch16_dinov3"
-TINY: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+TINY: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3, "init_values": 1.0}
 
 
 def sized(model: str, tile: int, height: int, width: int, **options: Any) -> TrainSettings:
