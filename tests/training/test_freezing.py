@@ -155,7 +155,10 @@ def test_a_stored_run_with_both_goes_on_as_if_never_stopped(tmp_path: Path) -> N
     do_steps(whole, range(4))
     part = new_train_step(settings)
     do_steps(part, range(2))
-    run, position = Store.open(tmp_path), Position("layout", "places", epoch=1, plan="h", cursor=2, step=2)
+    run, position = (
+        Store.open(tmp_path),
+        Position("layout", "places", epoch=1, plan="h", cursor=2, step=2, finished=True),
+    )
     name = save_checkpoint(run, part, position)
     later = new_train_step(settings.changed(seed=9))
     later.settings = settings
