@@ -75,6 +75,7 @@ def retrain(
     dataset: Dataset = None,
     layout: LayoutName = None,
     run: Annotated[str | None, Field(description="one that exists goes on; none: named after the flow run")] = None,
+    recipe: Annotated[str | None, Field(description="of geostream/recipes; none: the dataset's own")] = None,
     settings: Settings | None = None,
     warm_start: Annotated[bool, Field(description="begin a new run from the current model")] = True,
     promote: Annotated[bool, Field(description="make the result the current model if it is no worse")] = True,
@@ -91,8 +92,9 @@ def retrain(
         layout: name or tag. None: the one that the run reads; for a new run the dataset's current one.
         run: the run's name; one that exists goes on. None: "retrain-", the time the flow was scheduled for, and the end
             of the flow run's id.
-        settings: what differs from the dataset's recipe; without a recipe from Sample4Geo's settings, for a GPU. Of a
-            run that goes on: from its own settings.
+        recipe: name of the recipe that a new run is trained by. None: the dataset's own; without one, Sample4Geo's
+            settings, for a GPU.
+        settings: what differs from the recipe. Of a run that goes on: from its own settings.
         warm_start: begin a new run from the current model, where there is one, with a shorter schedule
             (:func:`geostream.settings.warm_settings`). False: as the recipe says.
         promote: compare the run's best checkpoint with the current model, and make it current if it is no worse. False:
@@ -109,7 +111,7 @@ def retrain(
     ranks = Ranks(processes, nodes, address)
     name = run or run_name()
     opened = open_layout(target, dataset, layout, name)
-    numbers = choose_settings(target, opened, name, given(settings), warm_start=warm_start)
+    numbers = choose_settings(target, opened, name, given(settings), recipe, warm_start=warm_start)
     title(f"retrain {opened.dataset} {opened.name}: {name}")
     with one_at_a_time(opened):
         done_before = finished(run_folder(target, opened.dataset, name), numbers)
@@ -132,7 +134,7 @@ def retrain(
 
 
 def choose_settings(
-    store: Store, layout: Layout, run: str, given: dict[str, Any], *, warm_start: bool
+    store: Store, layout: Layout, run: str, given: dict[str, Any], recipe: str | None, *, warm_start: bool
 ) -> TrainSettings:
     """Return a run's settings: its own if it exists, else the recipe's, shortened if it begins from a model.
 
@@ -141,20 +143,21 @@ def choose_settings(
         layout: of the data set.
         run: the run's name.
         given: what differs.
+        recipe: name of the recipe; None: the data set's own.
         warm_start: begin a new run from the current model, if there is one.
 
     Raises:
-        BadInput: a setting has a wrong name or value.
+        BadInput: a setting has a wrong name or value, or there is no such recipe.
     """
     existing = Run(store, layout, run)
+    base = default_settings(layout.dataset, recipe)
     if existing.exists:
         base = existing.settings
     else:
-        base = default_settings(layout.dataset)
         model = current_model(store, layout.dataset) if warm_start and "weights" not in given else None
         if model is not None:
             get_run_logger().info("begins from model %d (run %s)", model.number, model.run)
-            base = warm_settings(base, layout.dataset)
+            base = warm_settings(base, layout.dataset, recipe)
     return make_settings(base.flat() | given)
 
 

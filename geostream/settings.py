@@ -2,8 +2,9 @@
 
 The defaults are Sample4Geo's (Deuser et al., ICCV 2023, section 4, and the authors' code), except that training begins
 from random weights, so that no download is needed. The recipe with a data set's name (``geostream/recipes``) has the
-settings for that data set. Any setting can be given by its own name: ``--set batch_size=32`` on the command line, or
-``settings`` in a flow's parameters. ``geostream settings`` lists them all.
+settings for that data set; another recipe can be chosen by its name. Any setting can be given by its own name:
+``--set batch_size=32`` on the command line, or ``settings`` in a flow's parameters. ``geostream settings`` lists them
+all.
 """
 
 from __future__ import annotations
@@ -69,6 +70,15 @@ class OptimSettings(BaseModel):
         "cosine", description="how the learning rate falls after the warm-up"
     )
     warmup_epochs: float = Field(1.0, ge=0, description="epochs over which the learning rate rises")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="learning rate of a layer as a share of the layer's above it; 1: the same for all",
+    )
+    frozen_stages: int = Field(
+        0, ge=0, description="stages that keep their first weights: the stem, then stages (ConvNeXt) or blocks (ViT)"
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, per step, times the learning rate")
     decay_all: bool = Field(True, description="decay norms, biases and the temperature as well")
     clip_value: float = Field(100.0, gt=0, description="largest absolute value of a gradient's elements")
@@ -284,29 +294,34 @@ SETTINGS: dict[str, tuple[str, str]] = {
 } | {name: ("", name) for name in TrainSettings.model_fields if name not in GROUPS}
 
 
-def default_settings(dataset: str) -> TrainSettings:
+def default_settings(dataset: str, recipe: str | None = None) -> TrainSettings:
     """Return the settings of a data set's recipe; Sample4Geo's where it has no recipe.
 
     Args:
         dataset: The data set's name.
+        recipe: Name of a recipe to take instead of the data set's own; None: its own.
+
+    Raises:
+        BadInput: There is no recipe of that name.
     """
-    return make_settings({name: value for name, value in _recipe(dataset).items() if name != "warm"})
+    return make_settings({name: value for name, value in _chosen(dataset, recipe).items() if name != "warm"})
 
 
-def warm_settings(settings: TrainSettings, dataset: str) -> TrainSettings:
+def warm_settings(settings: TrainSettings, dataset: str, recipe: str | None = None) -> TrainSettings:
     """Return the settings of a run that begins from the data set's current model, with a shorter schedule.
 
     The epochs and those of the learning rate's warm-up are WARM_EPOCHS of the others, rounded down. The learning rate
     is WARM_RATE of the other: the model knows most already, and high rates would undo that. The training set is mined
-    after the first epoch, because the model's embeddings are good from the start. A table ``[warm]`` in the data set's
-    recipe has precedence.
+    after the first epoch, because the model's embeddings are good from the start. A table ``[warm]`` in the recipe has
+    precedence.
 
     Args:
         settings: The settings for a run from scratch.
         dataset: The data set's name.
+        recipe: Name of a recipe that was taken instead of the data set's own; None: its own.
 
     Raises:
-        BadInput: The recipe's table has an unknown setting, or one with a value that is not allowed.
+        BadInput: There is no such recipe; or its table has an unknown setting, or one with a value that is not allowed.
     """
     shorter = {
         "weights": "model:current",
@@ -315,13 +330,31 @@ def warm_settings(settings: TrainSettings, dataset: str) -> TrainSettings:
         "learning_rate": settings.optim.learning_rate * WARM_RATE,
         "first_mining": 1,
     }
-    return settings.changed(**shorter | _recipe(dataset).get("warm", {}))
+    return settings.changed(**shorter | _chosen(dataset, recipe).get("warm", {}))
 
 
-def _recipe(dataset: str) -> dict[str, Any]:
-    """Return the content of a data set's recipe; nothing where it has none."""
-    recipe = files("geostream").joinpath("recipes", f"{dataset}.toml")
-    return tomllib.loads(recipe.read_text()) if recipe.is_file() else {}
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with geostream, sorted."""
+    names = [path.name for path in files("geostream").joinpath("recipes").iterdir()]
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def _chosen(dataset: str, recipe: str | None) -> dict[str, Any]:
+    """Return the content of a recipe chosen by name, else that of the data set's own; nothing where it has none."""
+    names = recipe_names()
+    if recipe is not None and recipe not in names:
+        raise BadInput(f"recipe {recipe}: there is none of that name; there are {', '.join(names)}")
+    name = recipe or dataset
+    return _recipe(name) if name in names else {}
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    """Return the content of a recipe. One with a ``base`` says only what differs from that recipe."""
+    content = tomllib.loads(files("geostream").joinpath("recipes", f"{name}.toml").read_text())
+    if "base" not in content:
+        return content
+    base = _recipe(content.pop("base"))
+    return base | content | {"warm": base.get("warm", {}) | content.get("warm", {})}
 
 
 def parse_settings(overrides: list[str], base: TrainSettings) -> TrainSettings:

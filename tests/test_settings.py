@@ -17,6 +17,7 @@ from geostream.settings import (
     default_settings,
     make_settings,
     parse_settings,
+    recipe_names,
     warm_settings,
 )
 
@@ -76,6 +77,40 @@ def test_recipes_say_what_the_numbers_are_for(dataset: str) -> None:
     text = files("geostream").joinpath("recipes", f"{dataset}.toml").read_text()
     assert len(tomllib.loads(text)) > 20 and text.count("#") > 10
     assert all(len(line) <= 120 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("dataset", OF_DATASET)
+def test_a_recipe_of_dinov3_differs_in_the_encoder_and_its_rates_alone(dataset: str) -> None:
+    paper, chosen = default_settings(dataset).flat(), default_settings("own", f"{dataset}-dinov3").flat()
+    changed = {name: value for name, value in chosen.items() if value != paper[name]}
+    assert changed == {"model": "convnext_base.dinov3_lvd1689m", "learning_rate": 1e-4, "layer_decay": 0.93}
+
+
+def test_every_recipe_loads_and_an_unknown_one_is_refused_with_those_there_are() -> None:
+    assert {"vigor", "vigor-dinov3", "simcity"} <= set(recipe_names())
+    for name in recipe_names():
+        assert default_settings("own", name) == default_settings(name)
+        assert warm_settings(default_settings(name), "own", name).model.weights == "model:current"
+    with pytest.raises(BadInput) as told:
+        default_settings("vigor", "vigr")
+    assert "vigr" in str(told.value) and all(name in str(told.value) for name in recipe_names())
+    with pytest.raises(BadInput, match="vigr"):
+        warm_settings(TrainSettings(), "vigor", "vigr")
+
+
+def test_a_recipe_with_a_base_says_only_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    for name, text in {
+        "one": "epochs = 20\nbatch_size = 8\n[warm]\nepochs = 3\nmine_every = 2\n",
+        "two": 'base = "one"\nbatch_size = 16\n[warm]\nepochs = 4\n',
+        "three": 'base = "two"\nseed = 7\n',
+    }.items():
+        (tmp_path / "recipes" / f"{name}.toml").write_text(text)
+    monkeypatch.setattr(settings_module, "files", lambda _: tmp_path)
+    assert default_settings("any", "two") == TrainSettings().changed(epochs=20, batch_size=16)
+    assert default_settings("three") == TrainSettings().changed(epochs=20, batch_size=16, seed=7)
+    warm = warm_settings(TrainSettings(), "any", "three")
+    assert (warm.optim.epochs, warm.plan.mine_every) == (4, 2)
 
 
 def test_defaults_differ_from_vigors_recipe_in_the_weights_alone() -> None:

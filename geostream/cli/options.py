@@ -25,6 +25,10 @@ LayoutName = Annotated[
     str | None, typer.Option("--layout", help="Name or tag of a layout; default: the run's, else the current one.")
 ]
 RunName = Annotated[str, typer.Option("--run", help="Name of the run.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option(help="A recipe (geostream settings lists them) instead of the dataset's own, for a run that begins."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting, name=value (geostream settings lists them); may be repeated."),

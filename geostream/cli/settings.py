@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from geostream.errors import BadInput
-
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -22,18 +20,13 @@ KINDS = {int: "integer", float: "number", str: "text", dict: "object", tuple: "t
 
 
 def settings(
-    recipe: Annotated[
-        str | None, typer.Argument(help="Show the values of this data set's recipe; default: the defaults.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(help="Show the values of this recipe; default: the defaults.")] = None,
 ) -> None:
     """List every setting of a training run: its value, the allowed values, and its meaning."""
-    from geostream.settings import GROUPS, SETTINGS, TrainSettings, default_settings
+    from geostream.settings import GROUPS, SETTINGS, TrainSettings, default_settings, recipe_names
 
-    names = recipe_names()
-    if recipe is not None and recipe not in names:
-        raise BadInput(f"recipe {recipe}: there is none of that name; there are {', '.join(names)}")
     defaults = TrainSettings().flat()
-    values = defaults if recipe is None else default_settings(recipe).flat()
+    values = defaults if recipe is None else default_settings(recipe, recipe).flat()
     sections: dict[str, list[tuple[str, ...]]] = {}
     for name, (group, field) in SETTINGS.items():
         info = (GROUPS[group] if group else TrainSettings).model_fields[field]
@@ -44,20 +37,13 @@ def settings(
     titles = {group: f"{group}: {kind.__doc__}" for group, kind in GROUPS.items()} | {"": "the run as a whole"}
     print("Change a setting with --set NAME=VALUE.", end=" ")
     if recipe is None:
-        print(f"Recipes, for geostream settings RECIPE: {', '.join(names)}.")
+        names = ", ".join(recipe_names())
+        print(f"Recipes, for geostream settings RECIPE and geostream train --recipe RECIPE: {names}.")
     else:
         print(f"Where the recipe {recipe} differs, the default follows in brackets.")
     for group, rows in sections.items():
         print(f"\n{titles[group]}")
         _print_rows(("setting", "default" if recipe is None else recipe, "allowed", "meaning"), rows)
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with geostream, sorted."""
-    from importlib.resources import files
-
-    names = [path.name for path in files("geostream").joinpath("recipes").iterdir()]
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def _print_rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -94,6 +80,8 @@ def _allowed(info: FieldInfo) -> str:
             words = f"{least} to <{most}"
         case {"ge": least}:
             words += f" ≥ {least}"
+        case {"gt": least, "le": most}:
+            words = f">{least} to {most}"
         case {"gt": least}:
             words += f" > {least}"
     return f"null, {words}" if type(None) in kinds else words

@@ -14,6 +14,7 @@ from geostream.cli.options import (
     LayoutName,
     ModelName,
     Overrides,
+    Recipe,
     RunName,
     Split,
     StoreUrl,
@@ -31,13 +32,21 @@ def train(
     run: RunName = "base",
     dataset: Dataset = None,
     layout: LayoutName = None,
+    recipe: Recipe = None,
     overrides: Overrides = None,
     cluster: Cluster = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show steps, memory and hours; nothing is trained or written.")
+    ] = False,
+    rate: Annotated[
+        float | None, typer.Option(min=1e-3, help="Pairs a second, on all GPUs together, for the hours of --dry-run.")
+    ] = None,
 ) -> None:
     """Train on a layout: plan, stream, train, mine, evaluate. Cut off, a run goes on when started again.
 
     On several GPUs: torchrun --nproc-per-node N -m -- geostream train …
     """
+    from geostream.cli.dry_run import foresee
     from geostream.report import report
     from geostream.report.evaluation_page import results_by_epoch
     from geostream.runs.loop import train as train_run
@@ -45,10 +54,16 @@ def train(
     from geostream.settings import default_settings, parse_settings
     from geostream.training.distributed import ProcessGroup
 
+    if rate is not None and not dry_run:
+        raise BadInput("--rate: is for --dry-run")
     with ProcessGroup.current() as group:
-        root = open_store(store)
+        root = open_store(store, write=not dry_run)
         opened = Run.find(root, dataset, layout, run).layout
-        settings = parse_settings(overrides or [], default_settings(opened.dataset))
+        settings = parse_settings(overrides or [], default_settings(opened.dataset, recipe))
+        if dry_run:
+            if group.is_main:
+                foresee(opened, settings, group.ranks, rate)
+            return
         result = train_run(root, opened, run, settings, cluster=cluster, group=group)
         if not group.is_main:
             return

@@ -35,6 +35,7 @@ from geostream.training.checkpoint_files import read_position
 from geostream.training.distributed import ProcessGroup
 from geostream.training.field_of_view import WHOLE, Narrowing
 from geostream.training.model import Encoder
+from geostream.training.sizes import check_sizes
 
 BEST = "best"  # stands for the checkpoint of the best evaluation
 PLANS_BEFORE = 2  # number of earlier plans whose batches a new plan avoids
@@ -54,26 +55,9 @@ def new_encoder(settings: TrainSettings, device: torch.device | None = None) -> 
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = Encoder.of(settings).to(device)
-    _check_sizes(encoder, settings, device)
-    return encoder
-
-
-def _check_sizes(encoder: Encoder, settings: TrainSettings, device: torch.device) -> None:
-    """Raise BadInput if the network cannot take images of the settings' sizes."""
-    encoder.eval()
-    for height, width in (
-        (settings.model.tile_size, settings.model.tile_size),
-        (settings.model.view_height, settings.model.view_width),
-    ):
-        try:
-            with torch.inference_mode():
-                encoder.encode(torch.zeros(1, 3, height, width, device=device))
-        except (RuntimeError, AssertionError) as error:
-            raise BadInput(
-                f"model {settings.model.name} cannot take images of {height}×{width}: {str(error).splitlines()[0]}; "
-                "choose larger tile_size, view_height and view_width, or another model"
-            ) from error
+    check_sizes(encoder.eval(), settings)
     encoder.train()
+    return encoder
 
 
 def load_trained(run: Run, checkpoint: str | None = None) -> Trained:

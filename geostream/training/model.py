@@ -22,6 +22,8 @@ from torch.nn.functional import normalize
 
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings
+from geostream.training.freezing import freeze_stages
+from geostream.training.sizes import check_patches
 
 Options = Mapping[str, Any]
 # Options that make timm's networks of a fixed input size accept others: the first for networks with position
@@ -45,6 +47,7 @@ class Encoder(nn.Module):
         logit_scale: The logarithm of the inverse temperature, learnable.
         mean: (1, 3, 1, 1) subtracted from images in 0…1.
         std: (1, 3, 1, 1) by which they are then divided.
+        frozen: Modules of the network that stay in eval mode (:mod:`geostream.training.freezing`).
 
     Raises:
         BadInput: timm does not know the name or an option.
@@ -60,6 +63,7 @@ class Encoder(nn.Module):
             self.network = make_network(name, self.options)
         except OSError as error:  # for a name that begins with "hf-hub:", the hub also holds the network's description
             raise BadInput(f"model {name!r}: {str(error).splitlines()[0]} HF_HUB_OFFLINE=0 allows downloads") from error
+        self.frozen: list[nn.Module] = []
         self.dim = int(self.network.num_features)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         config = timm.data.resolve_model_data_config(self.network)  # type: ignore[attr-defined,no-untyped-call]
@@ -74,9 +78,13 @@ class Encoder(nn.Module):
             settings: The run's settings.
 
         Raises:
-            BadInput: timm does not know the model or an option, or the model has no gradient checkpointing.
+            BadInput: timm does not know the model or an option, the model has no gradient checkpointing, or it cannot
+                cut images of the settings' sizes into patches or freeze so many stages.
         """
         encoder = cls._sized(settings)
+        check_patches(encoder.network, settings)
+        if settings.optim.frozen_stages:
+            encoder.frozen = freeze_stages(encoder.network, settings.optim.frozen_stages, settings.model.name)
         if settings.model.gradient_checkpointing:
             try:
                 encoder.network.set_grad_checkpointing(True)
@@ -96,7 +104,7 @@ class Encoder(nn.Module):
             return cls(name, temperature, options)
         model = settings.model
         tile, view = (model.tile_size, model.tile_size), (model.view_height, model.view_width)
-        if tile == view:
+        if tile == view and not options.get("dynamic_img_pad"):
             return cls(name, temperature, {**options, "img_size": tile})
         for flexible in FLEXIBLE:
             try:
@@ -104,6 +112,13 @@ class Encoder(nn.Module):
             except BadInput as error:
                 refusal = error
         raise refusal
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set training or eval mode, as torch's modules do; frozen layers stay in eval mode."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def encode(self, images: Tensor) -> Tensor:
         """Embed images.

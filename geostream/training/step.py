@@ -107,13 +107,13 @@ class TrainStep:
 
         Args:
             batches: This rank's batches of the step, all of the same size, as the loader makes them.
-            rate: The learning rate.
+            rate: The learning rate; that of the last layer where it decays by layer.
 
         Returns:
             The loss, a scalar without graph on the device, the same on all ranks.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad()
         chunks = list(self._chunks(batches))
         limit = self.settings.optim.micro_batch
@@ -296,9 +296,13 @@ class _PairEncoder(nn.Module):
 
 
 def _statistics(network: nn.Module) -> list[Tensor]:
-    """Return the running statistics and counters of batch norm."""
+    """Return the running statistics and counters of batch norm that training changes; frozen layers are left out."""
     return [
-        buffer for name, buffer in network.named_buffers() if name.endswith(("running_mean", "running_var", "_tracked"))
+        buffer
+        for module in network.modules()
+        if module.training
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.endswith(("running_mean", "running_var", "_tracked"))
     ]
 
 

@@ -7,8 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from geostream.cli.settings import recipe_names
-from geostream.settings import GROUPS, SETTINGS, TrainSettings
+from geostream.settings import GROUPS, SETTINGS, TrainSettings, recipe_names
 from tests.command import refused, said
 
 

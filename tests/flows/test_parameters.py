@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -10,10 +11,13 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.parameters import AdapterOptions, Settings, ShardingOptions, given, narrowed
 from flows.recluster import recluster
-from flows.retrain import retrain
+from flows.retrain import choose_settings, retrain
 from flows.shard import shard
-from geostream.settings import SETTINGS, TrainSettings
+from geostream.errors import BadInput
+from geostream.settings import SETTINGS, TrainSettings, default_settings
+from geostream.store import Store
 from sharding import ADAPTERS, ShardOptions
+from tests.helpers import tiny_layout
 
 SCHEMAS = {flow.name: parameter_schema(flow).model_dump() for flow in (shard, retrain, recluster)}
 
@@ -94,3 +98,16 @@ def test_every_option_is_there_and_only_what_is_given_counts() -> None:
     assert given(None) == {} == given(Settings())
     fields = [*Settings.model_fields.items(), *ShardingOptions.model_fields.items()]
     assert not [name for name, field in fields if not field.description]
+
+
+def test_a_new_run_is_trained_by_the_recipe_that_is_named(tmp_path: Path) -> None:
+    layout = tiny_layout(Store.open(tmp_path))
+    store = Store.open(tmp_path)
+
+    def chosen(recipe: str | None, **given: Any) -> TrainSettings:
+        return choose_settings(store, layout, "new", given, recipe, warm_start=True)
+
+    assert chosen("vigor-dinov3", seed=3) == default_settings("vigor", "vigor-dinov3").changed(seed=3)
+    assert chosen(None) == default_settings(layout.dataset)
+    with pytest.raises(BadInput, match="vigr.*vigor-dinov3"):
+        chosen("vigr")
