@@ -161,11 +161,14 @@ def _embedded(
     numbers = torch.full((settings.optim.batch_size,), -1)
     vectors = torch.zeros(settings.optim.batch_size, encoder.dim)
     at = 0
-    for kind, row, first in (("tile", "reference", 0), ("view", "query", references)):
+    for kind, row, first, encode in (
+        ("tile", "reference", 0, encoder.encode),
+        ("view", "query", references, encoder.encode_views),
+    ):
         if kind in tensors:
             here = slice(at, at + len(tensors[kind]))
             with autocast(device, settings.model.precision):
-                vectors[here] = encoder.encode(tensors[kind].to(device, non_blocking=True)).float().cpu()
+                vectors[here] = encode(tensors[kind].to(device, non_blocking=True)).float().cpu()
             numbers[here] = tensors[row] + first
             at = here.stop
     return numbers, vectors

@@ -131,7 +131,7 @@ class Locator:
             views = np.stack([as_view(image, settings) for image in images[start : start + step]])
             pixels = torch.from_numpy(views).permute(0, 3, 1, 2).to(device)
             with torch.inference_mode(), autocast(device, settings.model.precision):
-                vectors[start : start + step] = encoder.encode(pixels).float().cpu().numpy()
+                vectors[start : start + step] = encoder.encode_views(pixels).float().cpu().numpy()
         return vectors
 
     def search(self, vectors: Float32, k: int) -> tuple[Int64, Float32]:

@@ -4,8 +4,14 @@ Images enter as the loader makes them (uint8, or float in 0…1 after augmentati
 deviation are applied here, on the device, so batches travel as bytes, a quarter of the size of floats. A network that
 is built for one image size is built for that of the tiles; where timm can, it also accepts the size of the views.
 
+With the setting ``birds_eye``, a panorama is also seen from above (:mod:`geostream.training.birds_eye`), by the same
+network, and its vector is the normalised sum of both. A tile's similarity to the sum is that to the panorama plus that
+to its picture from above, up to a factor of the view, so that what compares vectors need not know of it. Views cost
+another pass of a picture of the tiles' size.
+
 Source: Sample4Geo (Deuser et al., ICCV 2023, section 3.1): shared weights, no head, L2-normalised features,
-``logit_scale`` learnt from ln(1 / 0.07).
+``logit_scale`` learnt from ln(1 / 0.07). EP-BEV (Ye et al., ECCV 2024) adds both similarities; its code has a network
+for each, trained apart, and two vectors a tile.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from torch.nn.functional import normalize
 
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings
+from geostream.training.birds_eye import BirdsEye
 
 Options = Mapping[str, Any]
 # Options that make timm's networks of a fixed input size accept others: the first for networks with position
@@ -45,6 +52,7 @@ class Encoder(nn.Module):
         logit_scale: The logarithm of the inverse temperature, learnable.
         mean: (1, 3, 1, 1) subtracted from images in 0…1.
         std: (1, 3, 1, 1) by which they are then divided.
+        birds_eye: The projection to the ground; None: views are embedded as they are.
 
     Raises:
         BadInput: timm does not know the name or an option.
@@ -65,6 +73,7 @@ class Encoder(nn.Module):
         config = timm.data.resolve_model_data_config(self.network)  # type: ignore[attr-defined,no-untyped-call]
         self.register_buffer("mean", torch.tensor(config["mean"]).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).reshape(1, 3, 1, 1), persistent=False)
+        self.birds_eye: BirdsEye | None = None
 
     @classmethod
     def of(cls, settings: TrainSettings) -> Encoder:
@@ -77,6 +86,8 @@ class Encoder(nn.Module):
             BadInput: timm does not know the model or an option, or the model has no gradient checkpointing.
         """
         encoder = cls._sized(settings)
+        if settings.model.birds_eye:
+            encoder.birds_eye = BirdsEye(settings.model)
         if settings.model.gradient_checkpointing:
             try:
                 encoder.network.set_grad_checkpointing(True)
@@ -117,9 +128,22 @@ class Encoder(nn.Module):
         features: Tensor = self.network(as_float(images).sub(self.mean).div_(self.std))
         return normalize(features.float(), dim=1)
 
+    def encode_views(self, views: Tensor) -> Tensor:
+        """Embed views. Those that are also seen from above go through the network twice.
+
+        Args:
+            views: (B, 3, H, W), uint8 or float in 0…1.
+
+        Returns:
+            (B, D) unit vectors, float32.
+        """
+        views = as_float(views)
+        vectors = self.encode(views)
+        return vectors if self.birds_eye is None else normalize(vectors + self.encode(self.birds_eye(views)), dim=1)
+
     def forward(self, views: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed the views (queries) and the tiles (references) of a batch; (B, D) each, as :meth:`encode` does."""
-        return self.encode(views), self.encode(tiles)
+        """Embed the views (queries) and the tiles (references) of a batch; (B, D) each."""
+        return self.encode_views(views), self.encode(tiles)
 
 
 def make_network(name: str, options: Options, **more: Any) -> Any:

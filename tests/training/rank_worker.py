@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model_options": DROPPING,
     },
     "all-of-four-batches": {"negatives": "all", "step_batches": 4, "ema_decay": 0.5, "gradient_checkpointing": True},
+    "seen-from-above-in-chunks": {"birds_eye": 20.0, "vertical_degrees": 180, "micro_batch": 4, "ema_decay": 0.5},
 }
 
 

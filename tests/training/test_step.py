@@ -33,9 +33,11 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 
 
 @pytest.mark.parametrize("negatives", ["own", "all"])
 @pytest.mark.parametrize("micro_batch", [4, 6])
-def test_chunks_leave_the_loss_as_it_is(negatives: str, micro_batch: int) -> None:
-    wanted_loss, wanted = gradients(negatives=negatives, step_batches=2)
-    loss, made = gradients(negatives=negatives, step_batches=2, micro_batch=micro_batch)
+@pytest.mark.parametrize("birds_eye", [0.0, 20.0])
+def test_chunks_leave_the_loss_as_it_is(negatives: str, micro_batch: int, birds_eye: float) -> None:
+    same = {"negatives": negatives, "step_batches": 2, "birds_eye": birds_eye}
+    wanted_loss, wanted = gradients(**same)
+    loss, made = gradients(**same, micro_batch=micro_batch)
     assert loss == pytest.approx(wanted_loss, rel=1e-5)
     assert "logit_scale" in made and len(made) > 50
     assert_same(made, wanted)
