@@ -283,7 +283,7 @@ class Trainer:
                 found = asdict(evaluate_embeddings(run.layout, embeddings, run.cluster))
             narrowed = self._evaluate_narrowed(embeddings)
             if self.group.is_main:
-                self._record("evaluate", started, **found, **({"narrowed": narrowed} if narrowed else {}))
+                self._record("evaluate", started, **found | ({"narrowed": narrowed} if narrowed else {}))
                 run.write_best()
                 self._prune_checkpoints(self.checkpoint)
         if self._to_do("embed", stages.mining_due(epoch, self.settings) and not self._embeds_beside):

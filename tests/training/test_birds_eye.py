@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+import geostream.settings
 from geostream.errors import BadInput
 from geostream.settings import ModelSettings, TrainSettings, default_settings, make_settings
 from geostream.training.augment import turn
@@ -27,6 +28,8 @@ from sharding.simcity.plan import CitySpec
 from sharding.simcity.shots import TILE_METRES
 from sharding.simcity.view import EYE
 from tests.training.steps import do_steps, new_train_step, plain_settings
+
+RECIPES = sorted(path.stem for path in Path(geostream.settings.__file__).with_name("recipes").glob("*.toml"))
 
 
 def looking(size: int = 32, height: int = 64, width: int = 128, **more: Any) -> BirdsEye:
@@ -194,9 +197,20 @@ def test_it_changes_what_is_trained_and_has_gradients_of_both_pictures() -> None
 def test_what_has_no_panoramas_is_refused(wrong: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInput, match=named):
         plain_settings(**{"birds_eye": 30.72} | wrong)
-    for recipe in ("university1652", "gta-uav", "simcity-gta-uav"):
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_know_how_much_of_the_sphere_their_panoramas_show(recipe: str) -> None:
+    settings = default_settings(recipe)
+    if settings.augment.view_kind == "picture":
         with pytest.raises(BadInput, match="view_kind"):
-            default_settings(recipe).changed(birds_eye=30.72)
+            settings.changed(birds_eye=30.72)
+        return
+    model = settings.changed(birds_eye=30.72).model
+    kind = recipe.removeprefix("simcity-").split("-")[0]
+    shown = {"cvusa": 360 * 224 / 1232, "simcity": 90.0}.get(kind, 180.0)
+    assert model.degrees_high == pytest.approx(shown, rel=0.005)
+    assert model.camera_height == (EYE if recipe.startswith("simcity") else 1.5)
 
 
 def test_a_run_from_before_the_setting_goes_on() -> None:
