@@ -77,7 +77,7 @@ class Locator:
     def __init__(self, index: Index, trained: Trained, search: TileSearch) -> None:
         self.layout: Layout = index.layout
         self.info: dict[str, Any] = index.info
-        self.tta = index.tta
+        self.tta = trained.tta
         self._trained, self._search = trained, search
         self._points = tile_points(self.layout)
 
