@@ -7,7 +7,9 @@ is built for one image size is built for that of the tiles; where timm can, it a
 With the setting ``birds_eye``, a panorama is also seen from above (:mod:`geostream.training.birds_eye`), by the same
 network, and its vector is the normalised sum of both. A tile's similarity to the sum is that to the panorama plus that
 to its picture from above, up to a factor of the view, so that what compares vectors need not know of it. Views cost
-another pass of a picture of the tiles' size.
+another pass of a picture of the tiles' size. In training, a third of the views is embedded one way alone, and a third
+the other: with the sum alone, one way learns to lean on the other (docs/notes/training.md). Which views these are is
+drawn like dropout, from torch's generator.
 
 Source: Sample4Geo (Deuser et al., ICCV 2023, section 3.1): shared weights, no head, L2-normalised features,
 ``logit_scale`` learnt from ln(1 / 0.07). EP-BEV (Ye et al., ECCV 2024) adds both similarities; its code has a network
@@ -131,6 +133,8 @@ class Encoder(nn.Module):
     def encode_views(self, views: Tensor) -> Tensor:
         """Embed views. Those that are also seen from above go through the network twice.
 
+        In training, a third of these is embedded from the panorama alone, and a third from above alone.
+
         Args:
             views: (B, 3, H, W), uint8 or float in 0…1.
 
@@ -138,8 +142,14 @@ class Encoder(nn.Module):
             (B, D) unit vectors, float32.
         """
         views = as_float(views)
-        vectors = self.encode(views)
-        return vectors if self.birds_eye is None else normalize(vectors + self.encode(self.birds_eye(views)), dim=1)
+        around = self.encode(views)
+        if self.birds_eye is None:
+            return around
+        above = self.encode(self.birds_eye(views))
+        if self.training:
+            which = torch.randint(3, (views.shape[0], 1), device=above.device)
+            around, above = around.masked_fill(which == 1, 0), above.masked_fill(which == 2, 0)
+        return normalize(around + above, dim=1)
 
     def forward(self, views: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Embed the views (queries) and the tiles (references) of a batch; (B, D) each."""

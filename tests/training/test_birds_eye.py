@@ -167,7 +167,7 @@ def test_a_views_vector_is_the_sum_of_both() -> None:
 def test_it_changes_what_is_trained_and_has_gradients_of_both_pictures() -> None:
     settings = plain_settings(birds_eye=20.0, vertical_degrees=180)
     torch.manual_seed(0)
-    encoder = Encoder.of(settings)
+    encoder = Encoder.of(settings).eval()
     views = torch.rand(2, 3, 32, 64)
     found: dict[str, list[Tensor]] = {}
     for way in ("both", "apart"):
@@ -182,6 +182,24 @@ def test_it_changes_what_is_trained_and_has_gradients_of_both_pictures() -> None
     assert len(found["both"]) > 50 and all(map(torch.equal, found["both"], found["apart"]))
     losses = [do_steps(new_train_step(plain_settings(**more)), range(2)) for more in ({}, {"birds_eye": 20.0})]
     assert losses[0] != losses[1]
+
+
+def test_in_training_some_views_are_seen_one_way_alone() -> None:
+    """So neither way relies on the other; each is drawn from torch's generator, as dropped paths are."""
+    torch.manual_seed(0)
+    encoder = Encoder.of(plain_settings(birds_eye=20.0)).train()
+    views = torch.rand(60, 3, 32, 64)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        found = encoder.encode_views(views)
+        torch.manual_seed(1)
+        assert torch.equal(encoder.encode_views(views), found)
+        assert encoder.birds_eye is not None
+        around, above = encoder.encode(views), encoder.encode(encoder.birds_eye(views))
+        ways = torch.stack([normalize(around + above, dim=1), above, around])
+        which = ((ways - found).abs().amax(2) < 1e-5).int()
+        assert (which.sum(0) == 1).all() and which.sum(1).min() > 10
+        torch.testing.assert_close(encoder.eval().encode_views(views), ways[0])
 
 
 @pytest.mark.parametrize(
