@@ -47,6 +47,25 @@ class ModelSettings(BaseModel):
     gradient_checkpointing: bool = Field(False, description="compute activations twice: a third slower, less memory")
     channels_last: bool = Field(False, description="memory format that convolutions on a GPU are fastest with")
     compile: bool = Field(False, description="compile the network with torch.compile")
+    birds_eye: float = Field(
+        0.0,
+        ge=0,
+        description="metres to a side of the ground that panoramas are projected to, as a second picture of each view, "
+        "seen from above; EP-BEV's 30.72; 0: none",
+    )
+    camera_height: float = Field(1.5, gt=0, description="metres that panoramas' cameras are above the ground; EP-BEV's")
+    vertical_degrees: float | None = Field(
+        None,
+        gt=0,
+        le=180,
+        description="degrees from a panorama's lowest row to its highest, the horizon in the middle; none: its pixels "
+        "are as high as wide",
+    )
+
+    @property
+    def degrees_high(self) -> float:
+        """Degrees from a panorama's lowest row to its highest; more than 180 where its pixels cannot be square."""
+        return self.vertical_degrees or 360 * self.view_height / self.view_width
 
 
 class OptimSettings(BaseModel):
@@ -258,6 +277,18 @@ class TrainSettings(BaseModel):
     def _check_targets(self) -> TrainSettings:
         if self.loss.soft_targets and not self.optim.label_smoothing:
             raise ValueError("soft_targets: it spreads label_smoothing's share, which is 0; set label_smoothing")
+        return self
+
+    @model_validator(mode="after")
+    def _check_birds_eye(self) -> TrainSettings:
+        model = self.model
+        if model.birds_eye and self.augment.view_kind != "panorama":
+            raise ValueError("birds_eye: only panoramas can be projected, and view_kind is picture; leave it at 0")
+        if model.birds_eye and model.degrees_high > 180:
+            raise ValueError(
+                f"birds_eye: views of {model.view_height}×{model.view_width} cannot be panoramas with square pixels; "
+                "set vertical_degrees, 180 for a sphere that was squeezed, or leave birds_eye at 0"
+            )
         return self
 
     def flat(self) -> dict[str, Any]:

@@ -34,26 +34,48 @@ def evaluate(
     checkpoint: Checkpoint = None,
     model: ModelName = None,
     fov: Annotated[
-        float,
-        typer.Option(help="Narrow panoramas to so many degrees, as ordinary photos look, with random headings."),
-    ] = 360.0,
+        str | None,
+        typer.Option(
+            help="Narrow panoramas to so many degrees, as ordinary photos look, with random headings: one number or "
+            "several, such as 70,90,180,360. Default: 360, and these four for a model trained with fov."
+        ),
+    ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Evaluate with similarities averaged over flips and turns, too.")
+    ] = False,
     cluster: Cluster = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this local file, too.")] = None,
 ) -> None:
     """Evaluate a checkpoint or model by its dataset's protocols: print a table, write JSON and a page with pictures."""
-    from geostream.report.evaluation_page import evaluate_checkpoint, metres_table, results_table
+    from geostream.report.evaluation_page import evaluate_checkpoint, look_of, metres_table, results_table
 
     if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
         raise BadInput(f"--json {json_path}: {'a folder' if json_path.is_dir() else 'no such folder'}; name a file")
     split = check_split(split)
-    if not 0 < fov <= 360:
-        raise BadInput(f"--fov {fov:g}: degrees above 0 and up to 360")
+    fovs = None if fov is None else _degrees(fov)
     opened, checkpoint = open_trained(store, (dataset, layout, run), checkpoint, model, cluster)
-    record = evaluate_checkpoint(opened, split, checkpoint, fov)
+    records = evaluate_checkpoint(opened, split, checkpoint, fovs, tta)
+    plain = next((one for one in records if look_of(one) == "360°"), records[0])
     if json_path is not None:
-        json_path.write_text(json.dumps(record, indent=1) + "\n")
-    title = f"{opened.layout.dataset} {opened.layout.name}, {split} after epoch {record['epoch']}, in percent"
-    print_table(title, results_table(opened.layout, record))
-    if metres := metres_table(record):
+        others = [one for one in records if one is not plain]
+        json_path.write_text(json.dumps(plain | ({"looks": others} if others else {}), indent=1) + "\n")
+    title = f"{opened.layout.dataset} {opened.layout.name}, {split} after epoch {plain['epoch']}, in percent"
+    several = len(records) > 1
+    looks = [({"views": look_of(one)} if several else {}, one) for one in records]
+    print_table(title, [look | row for look, one in looks for row in results_table(opened.layout, one)])
+    if metres := [look | row for look, one in looks for row in metres_table(one)]:
         print_table("on the ground, in percent", metres)
-    print(f"{opened.url}/{opened.evaluation_name(split, record['epoch'], fov)}.html and .json")
+    for one in records:
+        name = opened.evaluation_name(split, one["epoch"], one.get("fov", 360.0), one.get("tta", False))
+        print(f"{opened.url}/{name}.html and .json")
+
+
+def _degrees(text: str) -> list[float]:
+    """Return the fields of view that were typed, without repeats, in their order."""
+    try:
+        found = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        found = []
+    if not found or not all(0 < one <= 360 for one in found):
+        raise BadInput(f"--fov {text}: degrees above 0 and up to 360, one number or several, such as 70,90,180,360")
+    return list(dict.fromkeys(found))

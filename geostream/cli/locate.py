@@ -29,6 +29,9 @@ def locate(
     model: Annotated[
         str | None, typer.Option(help="The index that this promoted model has made: current, or its number.")
     ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Only by an index with similarities averaged over flips and turns.")
+    ] = False,
     best: Annotated[int, typer.Option(min=1, max=50, help="Places that an answer has.")] = 5,
     geojson: Annotated[
         Path | None, typer.Option(help="Write the answers to this file as GeoJSON; - prints them instead of the table.")
@@ -45,6 +48,8 @@ def locate(
     if model is not None:
         index = index_of_model(opened, dataset, model, index)
     locator = Locator.open(opened, dataset=dataset, index=index)
+    if tta and not locator.tta:
+        raise BadInput(f"--tta: the tiles of index {locator.info['name']} were embedded without; geostream index --tta")
     answers, refused = [], 0
     for start in range(0, len(photos), BATCH):
         some, unread = _read(photos[start : start + BATCH])

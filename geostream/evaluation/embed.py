@@ -2,7 +2,7 @@
 
 Reading in physical order fetches each shard once and holds one or two at a time. The Zarr writer sorts the rows. With
 several ranks each embeds some of the shards, and the first rank writes for all, because two writers would meet in one
-Zarr shard. There is no augmentation and no dropout.
+Zarr shard. There is no augmentation and no dropout, but for :mod:`geostream.evaluation.tta` where that is asked for.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from geostream.arrays import Int32, Pairs, distinct
 from geostream.evaluation.protocols import split_pairs
+from geostream.evaluation.tta import changed, changes, joined
 from geostream.layout import Layout
-from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
+from geostream.mining.embeddings import SHARD_ROWS, Embeddings, create_embeddings, open_embeddings, read_rows
 from geostream.progress import track
 from geostream.settings import TrainSettings
 from geostream.store import Store
@@ -37,12 +39,39 @@ class Trained:
         settings: The settings that it was trained with.
         checkpoint: The checkpoint's name.
         epoch: The epoch that the checkpoint belongs to.
+        tta: Whether it embeds each image flipped and turned, too (:mod:`geostream.evaluation.tta`).
     """
 
     encoder: Encoder
     settings: TrainSettings
     checkpoint: str
     epoch: int
+    tta: bool = False
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors that it embeds images to."""
+        return self.encoder.dim * (len(changes(self.settings)) if self.tta else 1)
+
+    @torch.inference_mode()
+    def embed(self, kind: str, images: Tensor) -> Tensor:
+        """Embed images on the encoder's device, in eval mode.
+
+        Args:
+            kind: "tile" or "view".
+            images: (B, 3, H, W), uint8 or float in 0…1.
+
+        Returns:
+            (B, dim) unit vectors, float32, on the CPU.
+        """
+        encoder, device = self.encoder.eval(), device_of(self.encoder)
+        images = images.to(device, non_blocking=True)
+        encode = encoder.encode if kind == "tile" else encoder.encode_views
+        with autocast(device, self.settings.model.precision):
+            if not self.tta:
+                return encode(images).float().cpu()
+            alike = changes(self.settings)
+            return joined([encode(changed(images, kind, one, self.settings)).float() for one in alike]).cpu()
 
 
 def split_references(layout: Layout, split: str) -> Int32:
@@ -61,6 +90,7 @@ def embed(
     trained: Trained,
     group: ProcessGroup | None = None,
     change: Change | None = None,
+    tiles: Embeddings | None = None,
 ) -> Embeddings:
     """Embed a split of the layout, write the vectors to the run, and open what was written.
 
@@ -72,6 +102,7 @@ def embed(
         trained: The network, on the device to use; the name of its checkpoint is stored with the embeddings.
         group: Ranks that call this together; None: this process alone.
         change: Applied to each decoded image.
+        tiles: Embeddings of the same tiles by the same network, whose tiles are copied; None: tiles are embedded.
 
     Raises:
         BadInput: The split has no pairs. What the loader raises passes through.
@@ -88,14 +119,19 @@ def embed(
             split=split,
             pairs=pairs,
             reference_place=references,
-            dim=trained.encoder.dim,
+            dim=trained.dim,
         )
-    for numbers, vectors in embed_images(layout, references, pairs, trained, group, f"embed {split}", change):
+    embedded = references if tiles is None else references[:0]
+    for numbers, vectors in embed_images(layout, embedded, pairs, trained, group, f"embed {split}", change):
         if writer is not None and numbers is not None and vectors is not None:
-            tiles, views = (numbers >= 0) & (numbers < len(references)), numbers >= len(references)
-            writer.write_reference(numbers[tiles].numpy(), vectors[tiles].numpy())
-            writer.write_query(numbers[views].numpy() - len(references), vectors[views].numpy())
+            of_tiles, of_views = (numbers >= 0) & (numbers < len(embedded)), numbers >= len(embedded)
+            writer.write_reference(numbers[of_tiles].numpy(), vectors[of_tiles].numpy())
+            writer.write_query(numbers[of_views].numpy() - len(embedded), vectors[of_views].numpy())
     if writer is not None:
+        if tiles is not None:
+            for start in range(0, len(references), SHARD_ROWS):
+                block = read_rows(tiles.reference, start, start + SHARD_ROWS)
+                writer.write_reference(np.arange(start, start + len(block)), block)
         writer.commit()
     group.barrier()
     return open_embeddings(run, name, layout)
@@ -144,28 +180,23 @@ def embed_images(
         for _ in rounds:
             batch = next(batches, None)
             tensors = {} if batch is None else batch.tensors
-            numbers, vectors = map(group.collect, _embedded(encoder, tensors, settings, len(references)))
+            numbers, vectors = map(group.collect, _embedded(trained, tensors, len(references)))
             yield numbers, vectors
 
 
-@torch.inference_mode()
-def _embedded(
-    encoder: Encoder, tensors: dict[str, Tensor], settings: TrainSettings, references: int
-) -> tuple[Tensor, Tensor]:
+def _embedded(trained: Trained, tensors: dict[str, Tensor], references: int) -> tuple[Tensor, Tensor]:
     """Return row numbers (batch size,) and vectors (batch size, D) of a scan's batch, on the CPU.
 
     A tile's number is its row among the ``references``; a view's is that count plus its row among the pairs. Short
     batches are filled up with number -1, so that all ranks exchange equal shapes.
     """
-    device = device_of(encoder)
-    numbers = torch.full((settings.optim.batch_size,), -1)
-    vectors = torch.zeros(settings.optim.batch_size, encoder.dim)
+    size = trained.settings.optim.batch_size
+    numbers, vectors = torch.full((size,), -1), torch.zeros(size, trained.dim)
     at = 0
     for kind, row, first in (("tile", "reference", 0), ("view", "query", references)):
         if kind in tensors:
             here = slice(at, at + len(tensors[kind]))
-            with autocast(device, settings.model.precision):
-                vectors[here] = encoder.encode(tensors[kind].to(device, non_blocking=True)).float().cpu()
+            vectors[here] = trained.embed(kind, tensors[kind])
             numbers[here] = tensors[row] + first
             at = here.stop
     return numbers, vectors

@@ -43,7 +43,7 @@ class KnownPhotos:
         """Return views of the test split, at most ``MOST_QUERIES``, embedded first if they were not before."""
         layout = source.layout
         if not len(layout.pairs("test")):
-            nothing = np.zeros((0, trained.encoder.dim), dtype=np.float32)
+            nothing = np.zeros((0, trained.dim), dtype=np.float32)
             return cls(layout, None, np.zeros(0, dtype=np.int64), nothing)
         found = embedded(source, trained, "test")
         _, search = searches(layout, "test", found.pairs, found.reference_place)[0]

@@ -8,12 +8,15 @@
 - ``lists.faiss``: the centroids of these lists.
 - ``index.json``: written last, by a conditional put. It names the model, the layout and the threshold.
 
+An index says whether its tiles were embedded with TTA (:mod:`geostream.evaluation.tta`). Photos are then embedded so,
+too, because a photo and a tile must be changed alike. Such an index has format 2, which others before it refuse.
+
 A reader opens ``index.json`` first, so it never sees half an index. :mod:`geostream.locating.make` writes all this.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import faiss
@@ -36,7 +39,7 @@ from geostream.runs.stages import load_trained
 from geostream.store import Store, check_name
 from geostream.training.checkpoint_files import Damaged, crc32c_of, weights_checksum
 
-FORMAT = 1
+PLAIN, WITH_TTA = FORMATS = 1, 2
 TILES, LISTS = "tiles.zarr", "lists.faiss"
 AGAIN = "make it again: geostream index"
 
@@ -57,6 +60,11 @@ class Index:
     info: dict[str, Any]
     layout: Layout
 
+    @property
+    def tta(self) -> bool:
+        """Whether tiles were, and photos are, embedded with TTA."""
+        return bool(self.info["format"] == WITH_TTA)
+
     def load_model(self) -> Trained:
         """Load the encoder that the index was made with.
 
@@ -69,7 +77,7 @@ class Index:
         try:
             if weights_checksum(self.folder, model["checkpoint"]) != model["crc32c"]:
                 raise StaleArtefact(f"{self.folder.url}: holds other weights than {INDEX_FILE} names; {AGAIN}")
-            return load_trained(run, model["checkpoint"])
+            return replace(load_trained(run, model["checkpoint"]), tta=self.tta)
         except (BadInput, Damaged) as error:
             raise StaleArtefact(f"{self.folder.url}: its model is gone or damaged ({error}); {AGAIN}") from error
 
@@ -118,7 +126,7 @@ def list_indexes(store: Store, dataset: str) -> list[dict[str, Any]]:
 
 def _read(folder: Store) -> dict[str, Any]:
     info = folder.read_json(INDEX_FILE)
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
+    if not isinstance(info, dict) or info.get("format") not in FORMATS:
         raise StoreError(f"{folder.url}/{INDEX_FILE}: written by another version of geostream, or damaged; {AGAIN}")
     return info
 

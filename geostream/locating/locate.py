@@ -20,7 +20,6 @@ from geostream.locating.threshold import SEEN, confidence, elsewhere
 from geostream.locating.view import as_view
 from geostream.mining.gps import points_in_metres
 from geostream.store import Store
-from geostream.training.model import autocast, device_of
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,13 @@ class Locator:
     Attributes:
         layout: The layout of the tiles.
         info: ``index.json``.
+        tta: Whether similarities are averaged over flips and turns, as the index was made.
     """
 
     def __init__(self, index: Index, trained: Trained, search: TileSearch) -> None:
         self.layout: Layout = index.layout
         self.info: dict[str, Any] = index.info
+        self.tta = trained.tta
         self._trained, self._search = trained, search
         self._points = tile_points(self.layout)
 
@@ -123,15 +124,12 @@ class Locator:
         Returns:
             (n, D) vectors of length 1.
         """
-        settings, encoder = self._trained.settings, self._trained.encoder
-        device, step = device_of(encoder), settings.optim.batch_size
-        vectors = np.empty((len(images), encoder.dim), dtype=np.float32)
-        encoder.eval()
+        settings, step = self._trained.settings, self._trained.settings.optim.batch_size
+        vectors = np.empty((len(images), self._trained.dim), dtype=np.float32)
         for start in range(0, len(images), step):
             views = np.stack([as_view(image, settings) for image in images[start : start + step]])
-            pixels = torch.from_numpy(views).permute(0, 3, 1, 2).to(device)
-            with torch.inference_mode(), autocast(device, settings.model.precision):
-                vectors[start : start + step] = encoder.encode(pixels).float().cpu().numpy()
+            pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
+            vectors[start : start + step] = self._trained.embed("view", pixels).numpy()
         return vectors
 
     def search(self, vectors: Float32, k: int) -> tuple[Int64, Float32]:

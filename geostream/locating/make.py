@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from geostream.evaluation.embed import Trained, embed_images
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import commit, new_group, remove_group
 from geostream.locating.calibration import KnownPhotos
-from geostream.locating.index import FORMAT, LISTS, TILES, Index, index_folder
+from geostream.locating.index import LISTS, PLAIN, TILES, WITH_TTA, Index, index_folder
 from geostream.locating.search import (
     EXACT_ROWS,
     RECALL_AT,
@@ -58,6 +59,7 @@ def make_index(
     name: str,
     model: int | None = None,
     split: str | None = None,
+    tta: bool = False,
 ) -> tuple[Index, bool]:
     """Make an index of the tiles of a layout, and commit it. An index of the same name is replaced.
 
@@ -69,6 +71,8 @@ def make_index(
         model: Number of the model; None: a run's checkpoint.
         split: "train" or "test" for the tiles of its gallery; None for all. A model knows its training tiles too well:
             they are in the way of photos from elsewhere.
+        tta: Embed tiles, and later photos, with similarities averaged over flips and turns. That takes up to eight
+            times as long, and as much memory.
 
     Returns:
         The index, and whether it was there already, of the same tiles by the same weights.
@@ -78,10 +82,10 @@ def make_index(
         BadInput: There is no such checkpoint, or there are no tiles of the split.
         StoreError: The store cannot be read or written.
     """
-    trained = load_trained(source, checkpoint)
+    trained = replace(load_trained(source, checkpoint), tta=tta)
     folder = index_folder(source.store, layout.dataset, name)
     wanted = {
-        "format": FORMAT,
+        "format": WITH_TTA if tta else PLAIN,
         "name": name,
         "model": {
             "number": model,
@@ -132,7 +136,7 @@ def _made(source: Run, trained: Trained, layout: Layout, folder: Store, wanted: 
     return wanted | {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "tiles": len(place),
-        "dim": trained.encoder.dim,
+        "dim": trained.dim,
         "source": layout.source,
         "search": facts,
         "calibration": calibration.as_json()
@@ -191,7 +195,7 @@ def _embed_tiles(folder: Store, layout: Layout, place: Int32, trained: Trained) 
     """Embed the tiles of some places; return the group of their vectors, which is not yet committed."""
     group = new_group(folder, TILES, layout, ARRAYS)
     group.create_array("place", data=place)
-    writer = RowWriter(group, "vectors", len(place), trained.encoder.dim)
+    writer = RowWriter(group, "vectors", len(place), trained.dim)
     none = Pairs(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int16))
     batches = embed_images(layout, place, none, trained, ProcessGroup(), "embed tiles")
     for numbers, vectors in batches:

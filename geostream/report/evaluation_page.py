@@ -3,12 +3,15 @@
 The table has a row for each protocol and direction, and the columns that the dataset's papers print: percent with two
 decimals. Embeddings of the checkpoint that are in the run already are used again, so that a second evaluation runs no
 network and reads only the images that the page shows.
+
+Views can also be narrowed as ordinary photos are, and similarities averaged over flips and turns (TTA). Each is an
+evaluation of its own, with files of its own, beside the plain one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from geostream.evaluation.embed import Trained
@@ -21,34 +24,47 @@ from geostream.report.pages import render
 from geostream.report.retrievals import retrievals
 from geostream.runs import stages
 from geostream.runs.run import Run
-from geostream.training.field_of_view import WHOLE
+from geostream.training.field_of_view import EVALUATED, WHOLE
 
 COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r1pct": "R@1%", "hit_rate": "hit rate", "ap": "AP"}
 
 
 def evaluate_checkpoint(
-    run: Run, split: str = "test", checkpoint: str | None = None, fov: float = WHOLE
-) -> dict[str, Any]:
+    run: Run,
+    split: str = "test",
+    checkpoint: str | None = None,
+    fovs: Sequence[float] | None = None,
+    tta: bool = False,
+) -> list[dict[str, Any]]:
     """Evaluate a checkpoint on a split and write ``evaluation-<split>-epoch-NNNN.json`` and ``.html`` into the run.
 
-    With a field of view below 360 degrees the split is called ``<split>_fov90`` there.
+    With a field of view below 360 degrees the split is called ``<split>_fov90`` there, with TTA ``<split>_tta``.
 
     Args:
         run: The run.
         split: Name of the split.
         checkpoint: Name of the checkpoint, or "best" for that of the best evaluation. None: the newest at the end of an
             epoch.
-        fov: Degrees that each view is narrowed to, with a random heading; 360 leaves it whole.
+        fovs: Degrees that each view is narrowed to, with a random heading; 360 leaves it whole. None: whole, and 70, 90
+            and 180 for a model that was trained with narrowed panoramas.
+        tta: Also evaluate with similarities averaged over flips and turns, after the plain evaluations.
 
     Returns:
-        The record that was written: epoch, checkpoint, split, layout and the metrics.
+        The records that were written, one an evaluation: epoch, checkpoint, split, layout, what was done to the images
+        (``fov``, ``tta``) and the metrics.
 
     Raises:
         BadInput: There is no such run, or it has no such checkpoint yet.
         RunHeld: The split must be embedded first, and a training of this run is at work.
     """
     trained = stages.load_trained(run, checkpoint)
-    return write_evaluation(run, trained, stages.embedded(run, trained, split, fov), fov)
+    if fovs is None:
+        fovs = EVALUATED if trained.settings.augment.narrows else (WHOLE,)
+    return [
+        write_evaluation(run, one, stages.embedded(run, one, split, fov), fov)
+        for one in (trained, *([replace(trained, tta=True)] if tta else []))
+        for fov in fovs
+    ]
 
 
 def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: float = WHOLE) -> dict[str, Any]:
@@ -56,7 +72,7 @@ def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: fl
 
     Args:
         run: The run.
-        trained: Checkpoint that the embeddings were made with.
+        trained: Checkpoint that the embeddings were made with, and whether with TTA.
         embeddings: Embeddings of the split.
         fov: Degrees that the views were narrowed to.
 
@@ -65,12 +81,13 @@ def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: fl
     """
     layout, split = run.layout, embeddings.split
     record = {"epoch": trained.epoch, "checkpoint": trained.checkpoint, "split": split, "layout": layout.name}
-    record |= {"fov": fov} if fov < WHOLE else {}
+    record |= ({"fov": fov} if fov < WHOLE else {}) | ({"tta": True} if trained.tta else {})
     record |= asdict(evaluate_embeddings(layout, embeddings, run.cluster))
-    name = run.evaluation_name(split, trained.epoch, fov)
+    name = run.evaluation_name(split, trained.epoch, fov, trained.tta)
     run.folder.write_json(f"{name}.json", record)
     narrowed = f", narrowed to {fov:g}°" if fov < WHOLE else ""
-    title = f"{layout.dataset} {layout.name}: {split} after epoch {trained.epoch}{narrowed}"
+    averaged = ", averaged over flips and turns" if trained.tta else ""
+    title = f"{layout.dataset} {layout.name}: {split} after epoch {trained.epoch}{narrowed}{averaged}"
     page = render(
         "evaluation.html",
         title=title,
@@ -81,6 +98,15 @@ def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: fl
     )
     run.folder.write(f"{name}.html", page.encode())
     return record
+
+
+def look_of(record: Mapping[str, Any]) -> str:
+    """Return what an evaluation did to the images, as a table says it: ``360°``, ``90°`` or ``360° TTA``.
+
+    Args:
+        record: Record of :func:`write_evaluation`.
+    """
+    return f"{record.get('fov', WHOLE):g}°{' TTA' if record.get('tta') else ''}"
 
 
 def metres_table(record: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -24,6 +24,7 @@ from geostream.report.suspicious import Suspicion, find_suspicious
 from geostream.report.timeline import timeline_svg
 from geostream.runs.log import RunResult
 from geostream.runs.run import Run
+from geostream.training.field_of_view import WHOLE
 
 PROTOCOLS = {
     PAIRED: "Each query has one right answer, the tile of its own place.",
@@ -60,6 +61,7 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
             "broken": len(layout.info["broken"]),
         },
         "evaluations": [{name: row[name] for name in recalls} for row in result.evaluations],
+        "narrowed": _fields_of_view(result.evaluations),
         "metres": [{"epoch": row["epoch"]} | row["metres"] for row in result.evaluations if row.get("metres")],
         "protocols": [{"epoch": row["epoch"]} | one for row in result.evaluations for one in named_rows(row)],
         "plans": [{name: row.get(name) for name in ("epoch", "source", *facts)} for row in result.plans],
@@ -133,6 +135,7 @@ def render_report(
         curves=curves_svg(epochs, evaluations, plans, moves),
         recall=_recall(summary["protocols"]),
         metres=_metres(summary["metres"]),
+        narrowed=_narrowed(summary["narrowed"]),
         comparison=comparison,
         percent={*COLUMNS.values(), *(f"R@1 within {limit} m" for limit in WITHIN), "resident_share", "waiting"},
         retrievals=pictures,
@@ -158,6 +161,23 @@ def _recall(rows: Rows) -> list[dict[str, Any]]:
     return [
         {"protocol": protocol, "direction": direction, "rule": PROTOCOLS.get(protocol, ""), "rows": shown}
         for (protocol, direction), shown in grouped.items()
+    ]
+
+
+def _fields_of_view(evaluations: Rows) -> list[dict[str, Any]]:
+    """Return the last evaluation's recall by degrees; nothing where it had whole views only."""
+    last = evaluations[-1] if evaluations else {}
+    if not last.get("narrowed"):
+        return []
+    shares = ("r1", "r5", "r10", "r1pct")
+    return [{"fov": row.get("fov", WHOLE)} | {name: row[name] for name in shares} for row in (*last["narrowed"], last)]
+
+
+def _narrowed(rows: Rows) -> list[dict[str, Any]]:
+    """Return the rows of a table of what :func:`_fields_of_view` returned."""
+    return [
+        {"field of view": f"{row['fov']:g}°"} | {label: row[name] for name, label in COLUMNS.items() if name in row}
+        for row in rows
     ]
 
 

@@ -12,6 +12,7 @@ otherwise from the first step.
 from __future__ import annotations
 
 from math import lcm
+from typing import Any
 
 from geostream.errors import AlreadyExists, BadInput
 from geostream.layout import Layout
@@ -118,9 +119,15 @@ def resolve(settings: TrainSettings, ranks: int) -> TrainSettings:
     return settings.changed(step_batches=step_batches, lanes=lanes)
 
 
-def _as_begun(settings: TrainSettings, begun: TrainSettings) -> dict[str, int]:
-    """Return ``step_batches`` and ``lanes`` of the run as it was begun, where ``settings`` still allow them."""
-    same = {}
+def _as_begun(settings: TrainSettings, begun: TrainSettings) -> dict[str, Any]:
+    """Return values of the run as it was begun that ``settings`` need not repeat.
+
+    These are ``step_batches`` and ``lanes``, where ``settings`` still allow them, and without ``birds_eye`` what only
+    that needs, which recipes did not have before it.
+    """
+    same: dict[str, Any] = {}
+    if not settings.model.birds_eye and not begun.model.birds_eye:
+        same = {name: getattr(begun.model, name) for name in ("camera_height", "vertical_degrees")}
     if settings.optim.step_batches in (0, begun.optim.step_batches):
         same["step_batches"] = begun.optim.step_batches
     if begun.plan.lanes % settings.plan.lanes == 0:

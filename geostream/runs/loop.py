@@ -47,6 +47,7 @@ from geostream.training.checkpoint import restore, restore_newest, save_checkpoi
 from geostream.training.checkpoint_files import Position, prune_checkpoints
 from geostream.training.distributed import ProcessGroup
 from geostream.training.epoch import Epoch, measured
+from geostream.training.field_of_view import EVALUATED, WHOLE
 from geostream.training.step import TrainStep
 from geostream.training.steps import EpochOutcome
 
@@ -279,14 +280,35 @@ class Trainer:
             started = time.perf_counter()
             embeddings = self._embed("test")
             if self.group.is_main:
-                found = evaluate_embeddings(run.layout, embeddings, run.cluster)
-                self._record("evaluate", started, **asdict(found))
+                found = asdict(evaluate_embeddings(run.layout, embeddings, run.cluster))
+            narrowed = self._evaluate_narrowed(embeddings)
+            if self.group.is_main:
+                self._record("evaluate", started, **found | ({"narrowed": narrowed} if narrowed else {}))
                 run.write_best()
                 self._prune_checkpoints(self.checkpoint)
         if self._to_do("embed", stages.mining_due(epoch, self.settings) and not self._embeds_beside):
             started = time.perf_counter()
             embeddings = self._embed("train")
             self._record("embed", started, queries=len(embeddings.pairs), references=len(embeddings.reference_place))
+
+    def _evaluate_narrowed(self, whole: Embeddings) -> list[dict[str, Any]]:
+        """Evaluate narrowed views, too, after the last epoch of a run that trains with them; all ranks embed.
+
+        Args:
+            whole: The embeddings of the test split, whose tiles are taken.
+
+        Returns:
+            The metrics of each field of view; of other ranks than the main one nothing.
+        """
+        found: list[dict[str, Any]] = []
+        if not self.settings.augment.narrows or self.epoch < self.settings.optim.epochs:
+            return found
+        for fov in (one for one in EVALUATED if one < WHOLE):
+            embeddings = self._embed("test", fov, whole)
+            if self.group.is_main:
+                evaluated = evaluate_embeddings(self.run.layout, embeddings, self.run.cluster)
+                found.append({"fov": fov} | asdict(evaluated))
+        return found
 
     @property
     def _embeds_beside(self) -> bool:
@@ -302,9 +324,9 @@ class Trainer:
         due = self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.optim.epochs
         return due and len(self.run.layout.pairs("test")) > 0
 
-    def _embed(self, split: str) -> Embeddings:
+    def _embed(self, split: str, fov: float = WHOLE, tiles: Embeddings | None = None) -> Embeddings:
         trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, self.epoch)
-        return stages.embed_split(self.run, trained, split, self.group)
+        return stages.embed_split(self.run, trained, split, self.group, fov, tiles)
 
     def _save(self, position: Position) -> None:
         """Write a checkpoint, and remove those that are no longer needed."""

@@ -86,9 +86,10 @@ def _open_own(store: Store, dataset: str, own: Current) -> Layout:
     return layout
 
 
-def named_by_fov(split: str, fov: float) -> str:
-    """Return how what is made of a split is called: by its name, and by the field of view if that is not the whole."""
-    return split if fov == WHOLE else f"{split}_fov{fov:g}".replace(".", "_")
+def named_by_look(split: str, fov: float, tta: bool) -> str:
+    """Return how what is made of a split is called: ``test``, ``test_fov90``, ``test_tta``, ``test_fov90_tta``."""
+    look = f"{'' if fov == WHOLE else f'_fov{fov:g}'}{'_tta' if tta else ''}"
+    return f"{split}{look}".replace(".", "_")
 
 
 class Run:
@@ -340,29 +341,32 @@ class Run:
         return self.folder.child("plans")
 
     @staticmethod
-    def embeddings_name(split: str, epoch: int, fov: float = WHOLE) -> str:
+    def embeddings_name(split: str, epoch: int, fov: float = WHOLE, tta: bool = False) -> str:
         """Return the path, within the run's folder, of a split's embeddings after an epoch.
 
         Args:
             split: "train" or "test".
             epoch: Number of the epoch.
             fov: Degrees that the views were narrowed to.
+            tta: Whether images were embedded flipped and turned, too.
         """
-        return f"embeddings/{'' if split == 'train' else f'{named_by_fov(split, fov)}-'}epoch-{epoch:04d}.zarr"
+        name = named_by_look(split, fov, tta)
+        return f"embeddings/{'' if name == 'train' else f'{name}-'}epoch-{epoch:04d}.zarr"
 
-    def embeddings(self, split: str, epoch: int, fov: float = WHOLE) -> Embeddings:
+    def embeddings(self, split: str, epoch: int, fov: float = WHOLE, tta: bool = False) -> Embeddings:
         """Open a split's embeddings after an epoch.
 
         Args:
             split: "train" or "test".
             epoch: Number of the epoch.
             fov: Degrees that the views were narrowed to.
+            tta: Whether images were embedded flipped and turned, too.
 
         Raises:
             NotFound: There are none, or they were never finished.
             StaleArtefact: They are of other places than those of the run's layout.
         """
-        return open_embeddings(self.folder, self.embeddings_name(split, epoch, fov), self.layout)
+        return open_embeddings(self.folder, self.embeddings_name(split, epoch, fov, tta), self.layout)
 
     def embedded_epochs(self) -> list[int]:
         """Return the epochs after which the training set was embedded, in order."""
@@ -398,9 +402,9 @@ class Run:
         return open_graph(self.folder, self.graph_name(epoch), self.layout)
 
     @staticmethod
-    def evaluation_name(split: str, epoch: int, fov: float = WHOLE) -> str:
+    def evaluation_name(split: str, epoch: int, fov: float = WHOLE, tta: bool = False) -> str:
         """Return the path, within the run's folder, of an evaluation's files, without the file extension."""
-        return f"evaluation-{named_by_fov(split, fov)}-epoch-{epoch:04d}"
+        return f"evaluation-{named_by_look(split, fov, tta)}-epoch-{epoch:04d}"
 
     # who may write
 

@@ -87,7 +87,12 @@ def load_trained(run: Run, checkpoint: str | None = None) -> Trained:
 
 
 def embed_split(
-    run: Run, trained: Trained, split: str, group: ProcessGroup | None = None, fov: float = WHOLE
+    run: Run,
+    trained: Trained,
+    split: str,
+    group: ProcessGroup | None = None,
+    fov: float = WHOLE,
+    tiles: Embeddings | None = None,
 ) -> Embeddings:
     """Embed the images of a split and store the embeddings in the run.
 
@@ -97,6 +102,7 @@ def embed_split(
         split: "train" or "test".
         group: The ranks that call this together; None for this process alone.
         fov: Degrees that each view is narrowed to; 360 leaves it whole.
+        tiles: Embeddings of the split by the same encoder, whose tiles are taken; None: tiles are embedded, too.
 
     Returns:
         The stored embeddings.
@@ -104,12 +110,15 @@ def embed_split(
     Raises:
         BadInput: The split has no pairs.
     """
-    name = run.embeddings_name(split, trained.epoch, fov)
-    return embed(run.folder, name, run.layout, split, trained, group, Narrowing(fov) if fov < WHOLE else None)
+    name = run.embeddings_name(split, trained.epoch, fov, trained.tta)
+    change = Narrowing(fov) if fov < WHOLE else None
+    return embed(run.folder, name, run.layout, split, trained, group, change, tiles)
 
 
 def embedded(run: Run, trained: Trained, split: str, fov: float = WHOLE) -> Embeddings:
     """Return the embeddings of a split by a checkpoint: those in the run if they are complete, else new ones.
+
+    Narrowed views go with the tiles of the whole views' embeddings, which are made first where they are not there.
 
     Args:
         run: The run.
@@ -122,7 +131,7 @@ def embedded(run: Run, trained: Trained, split: str, fov: float = WHOLE) -> Embe
     """
     layout = run.layout
     with suppress(NotFound, StaleArtefact):
-        found = run.embeddings(split, trained.epoch, fov)
+        found = run.embeddings(split, trained.epoch, fov, trained.tta)
         whole = (
             (found.checkpoint, found.split) == (trained.checkpoint, split)
             and np.array_equal(pair_codes(*found.pairs), pair_codes(*split_pairs(layout, split)))
@@ -130,8 +139,9 @@ def embedded(run: Run, trained: Trained, split: str, fov: float = WHOLE) -> Embe
         )
         if whole:
             return found
+    tiles = embedded(run, trained, split) if fov < WHOLE else None
     with nullcontext() if run.lease else run.hold():
-        return embed_split(run, trained, split, fov=fov)
+        return embed_split(run, trained, split, fov=fov, tiles=tiles)
 
 
 def mine(run: Run, epoch: int) -> NeighbourGraph:

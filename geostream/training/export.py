@@ -4,7 +4,7 @@ The folder holds
 
 - ``model.safetensors`` and ``config.json``: the weights under timm's names, and all that is needed to embed with them;
 - ``tile.onnx`` and ``view.onnx``: the whole encoder, from uint8 images (B, 3, H, W) to unit vectors (B, D), for any B.
-  There are two, because some networks are built for one image size.
+  There are two, because some networks are built for one image size, and because a view may also be seen from above.
 
 ONNX is checked before it is left there: random and real images must give the vectors of torch, up to ``TOLERANCE``.
 Files are written beside their place and moved there at the end, so the folder never holds half an export.
@@ -73,8 +73,9 @@ def export_encoder(
         made = Path(private)
         differences = {}
         for kind, size in sizes.items():
-            _write_onnx(encoder, size, made / f"{kind}.onnx")
-            difference = _difference(encoder, made / f"{kind}.onnx", _trials(size, images[kind]))
+            module = _Encode(encoder, kind).eval()
+            _write_onnx(module, size, made / f"{kind}.onnx")
+            difference = _difference(module, made / f"{kind}.onnx", _trials(size, images[kind]))
             if not difference <= TOLERANCE:  # also for NaN
                 raise BadInput(
                     f"{encoder.name}: {kind}.onnx differs from torch by up to {difference:.2g}, more than "
@@ -133,6 +134,7 @@ def _check_free(folder: Path) -> None:
 
 def _config(encoder: Encoder, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     """Return what is needed to embed with the weights: the network, and how images become its input."""
+    seen = encoder.birds_eye.settings if encoder.birds_eye is not None else None
     return {
         "format": 1,
         "model": encoder.name,
@@ -144,6 +146,13 @@ def _config(encoder: Encoder, sizes: Mapping[str, tuple[int, int]]) -> dict[str,
             "onnx": "images: uint8 RGB (batch, 3, height, width); scaled and normalised within",
             "mean": encoder.mean.flatten().tolist(),
             "std": encoder.std.flatten().tolist(),
+            # A view's vector is then the normalised sum of two, of itself and of the ground that it is projected to.
+            "birds_eye": seen
+            and {
+                "metres": seen.birds_eye,
+                "camera_height": seen.camera_height,
+                "vertical_degrees": seen.degrees_high,
+            },
         },
         "output": "vectors: float32 (batch, dim), of length 1; similarity is their dot product",
         "temperature": float((-encoder.logit_scale.detach()).exp()),
@@ -153,20 +162,20 @@ def _config(encoder: Encoder, sizes: Mapping[str, tuple[int, int]]) -> dict[str,
 class _Encode(nn.Module):
     """The encoder as a module whose forward pass is to embed images of one kind."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, kind: str) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.kind = encoder, kind
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.encoder.encode(images)
+        return self.encoder.encode(images) if self.kind == "tile" else self.encoder.encode_views(images)
 
 
-def _write_onnx(encoder: Encoder, size: tuple[int, int], path: Path) -> None:
+def _write_onnx(module: _Encode, size: tuple[int, int], path: Path) -> None:
     """Write one ONNX file for images of a size, in the newest opset that torch's exporter writes."""
     example = torch.zeros(2, 3, *size, dtype=torch.uint8)
     try:
         torch.onnx.export(
-            _Encode(encoder).eval(),
+            module,
             (example,),
             path,
             input_names=["images"],
@@ -180,7 +189,7 @@ def _write_onnx(encoder: Encoder, size: tuple[int, int], path: Path) -> None:
         raise BadInput(f"ONNX needs a package that is not there ({error}); pip install geostream[export]") from error
     except Exception as error:  # the exporter raises whatever its passes raise
         reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"model {encoder.name}: cannot be exported to ONNX ({reason})") from error
+        raise BadInput(f"model {module.encoder.name}: cannot be exported to ONNX ({reason})") from error
 
 
 def _trials(size: tuple[int, int], real: Tensor) -> list[Tensor]:
@@ -191,7 +200,7 @@ def _trials(size: tuple[int, int], real: Tensor) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def _difference(encoder: Encoder, path: Path, batches: list[Tensor]) -> float:
+def _difference(module: _Encode, path: Path, batches: list[Tensor]) -> float:
     """Return the largest difference of a component between ONNX and torch."""
     import onnxruntime
 
@@ -199,5 +208,5 @@ def _difference(encoder: Encoder, path: Path, batches: list[Tensor]) -> float:
     differences = []
     for images in batches:
         [found] = session.run(["vectors"], {"images": images.numpy()})
-        differences.append(float(np.abs(found - encoder.encode(images).numpy()).max()))
+        differences.append(float(np.abs(found - module(images).numpy()).max()))
     return max(differences)

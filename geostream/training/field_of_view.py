@@ -16,6 +16,7 @@ import numpy as np
 from geostream.images import Pixels
 
 WHOLE = 360.0  # degrees
+EVALUATED = (70.0, 90.0, 180.0, WHOLE)  # as papers do since Shi et al., CVPR 2020
 HEIGHT_OF_PHOTO = 0.75  # of its width
 
 

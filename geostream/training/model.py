@@ -4,8 +4,16 @@ Images enter as the loader makes them (uint8, or float in 0…1 after augmentati
 deviation are applied here, on the device, so batches travel as bytes, a quarter of the size of floats. A network that
 is built for one image size is built for that of the tiles; where timm can, it also accepts the size of the views.
 
+With the setting ``birds_eye``, a panorama is also seen from above (:mod:`geostream.training.birds_eye`), by the same
+network, and its vector is the normalised sum of both. A tile's similarity to the sum is that to the panorama plus that
+to its picture from above, up to a factor of the view, so that what compares vectors need not know of it. Views cost
+another pass of a picture of the tiles' size. In training, a third of the views is embedded one way alone, and a third
+the other: with the sum alone, one way learns to lean on the other (docs/notes/training.md). Which views these are is
+drawn like dropout, from torch's generator.
+
 Source: Sample4Geo (Deuser et al., ICCV 2023, section 3.1): shared weights, no head, L2-normalised features,
-``logit_scale`` learnt from ln(1 / 0.07).
+``logit_scale`` learnt from ln(1 / 0.07). EP-BEV (Ye et al., ECCV 2024) adds both similarities; its code has a network
+for each, trained apart, and two vectors a tile.
 """
 
 from __future__ import annotations
@@ -24,6 +32,7 @@ from geostream.errors import BadInput
 from geostream.settings import TrainSettings
 from geostream.training.freezing import freeze_stages
 from geostream.training.sizes import check_patches
+from geostream.training.birds_eye import BirdsEye
 
 Options = Mapping[str, Any]
 # Options that make timm's networks of a fixed input size accept others: the first for networks with position
@@ -48,6 +57,7 @@ class Encoder(nn.Module):
         mean: (1, 3, 1, 1) subtracted from images in 0…1.
         std: (1, 3, 1, 1) by which they are then divided.
         frozen: Modules of the network that stay in eval mode (:mod:`geostream.training.freezing`).
+        birds_eye: The projection to the ground; None: views are embedded as they are.
 
     Raises:
         BadInput: timm does not know the name or an option.
@@ -69,6 +79,7 @@ class Encoder(nn.Module):
         config = timm.data.resolve_model_data_config(self.network)  # type: ignore[attr-defined,no-untyped-call]
         self.register_buffer("mean", torch.tensor(config["mean"]).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).reshape(1, 3, 1, 1), persistent=False)
+        self.birds_eye: BirdsEye | None = None
 
     @classmethod
     def of(cls, settings: TrainSettings) -> Encoder:
@@ -85,6 +96,8 @@ class Encoder(nn.Module):
         check_patches(encoder.network, settings)
         if settings.optim.frozen_stages:
             encoder.frozen = freeze_stages(encoder.network, settings.optim.frozen_stages, settings.model.name)
+        if settings.model.birds_eye:
+            encoder.birds_eye = BirdsEye(settings.model)
         if settings.model.gradient_checkpointing:
             try:
                 encoder.network.set_grad_checkpointing(True)
@@ -132,9 +145,30 @@ class Encoder(nn.Module):
         features: Tensor = self.network(as_float(images).sub(self.mean).div_(self.std))
         return normalize(features.float(), dim=1)
 
+    def encode_views(self, views: Tensor) -> Tensor:
+        """Embed views. Those that are also seen from above go through the network twice.
+
+        In training, a third of these is embedded from the panorama alone, and a third from above alone.
+
+        Args:
+            views: (B, 3, H, W), uint8 or float in 0…1.
+
+        Returns:
+            (B, D) unit vectors, float32.
+        """
+        views = as_float(views)
+        around = self.encode(views)
+        if self.birds_eye is None:
+            return around
+        above = self.encode(self.birds_eye(views))
+        if self.training:
+            which = torch.randint(3, (views.shape[0], 1), device=above.device)
+            around, above = around.masked_fill(which == 1, 0), above.masked_fill(which == 2, 0)
+        return normalize(around + above, dim=1)
+
     def forward(self, views: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed the views (queries) and the tiles (references) of a batch; (B, D) each, as :meth:`encode` does."""
-        return self.encode(views), self.encode(tiles)
+        """Embed the views (queries) and the tiles (references) of a batch; (B, D) each."""
+        return self.encode_views(views), self.encode(tiles)
 
 
 def make_network(name: str, options: Options, **more: Any) -> Any:

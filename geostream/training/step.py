@@ -5,9 +5,9 @@ whole batches, and its gradient at the embeddings is propagated back through the
 
 If all pairs of this rank fit into one chunk, or chunks have no limit, one forward pass with a graph is enough.
 Otherwise there are two (GradCache, Gao et al. 2021): the first embeds all chunks without a graph, the second embeds
-chunk by chunk again with a graph. This costs another forward pass, but needs only one chunk's memory. Dropout and
-dropped paths are drawn from seed, step, batch and chunk, so they are the same in both passes and for any number of
-ranks. Batch norm is the exception: its statistics are those of a chunk.
+chunk by chunk again with a graph. This costs another forward pass, but needs only one chunk's memory. Dropout, dropped
+paths and what ``birds_eye`` draws come from seed, step, batch and chunk, so they are the same in both passes and for
+any number of ranks. Batch norm is the exception: its statistics are those of a chunk.
 
 With several ranks, DistributedDataParallel averages the network's gradients during the backward pass.
 """

@@ -49,6 +49,7 @@ def test_index_and_locate(s3_store: Store, tmp_path: Path) -> None:
     assert "Was there already" in said("index", s3_store.url, "--run", "run")
     images = [place.images["view-00.jpg"] for place in places[:2]]
     good = photo(tmp_path, "good.jpg", images[0], (40.0, -74.0))
+    assert "geostream index --tta" in refused("locate", good, "--store", s3_store.url, "--tta")
     other = photo(tmp_path, "other.jpg", images[1])
     out = tmp_path / "answers.geojson"
     table = said("locate", good, other, "--store", s3_store.url, "--geojson", str(out))

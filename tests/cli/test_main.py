@@ -43,6 +43,11 @@ def test_each_stage_alone_and_the_report(s3_store: Store, layout: Layout, tmp_pa
     for words in ("paired", "view→tile", "R@1%", "hit rate", f"{100 * record['r5']:.2f}"):
         assert words in table
     assert "data:image/jpeg;base64," in run.read("evaluation-test-epoch-0002.html").decode()
+    table = said("evaluate", url, "--run", "first", "--fov", "90,360", "--tta", "--json", str(tmp_path / "result.json"))
+    assert all(f"{look} " in table for look in ("90°", "360°", "90° TTA", "360° TTA")) and table.count("paired") == 4
+    looks = json.loads((tmp_path / "result.json").read_text())
+    assert looks == record | {"looks": [run.read_json(f"evaluation-test{look}-epoch-0002.json") for look in
+                                        ("_fov90", "_fov90_tta", "_tta")]}  # fmt: skip
 
 
 def test_verify(s3_store: Store, layout: Layout) -> None:
@@ -89,6 +94,8 @@ def test_errors_are_one_line(s3_store: Store, layout: Layout, tmp_path: Path) ->
     assert "Known settings" in refused("train", url, "--set", "batchsize=3")
     assert "nobody" in refused("evaluate", url, "--run", "nobody")
     assert "--split val" in refused("evaluate", url, "--split", "val")
+    for fov in ("0", "90,400", "wide", ""):
+        assert "--fov" in refused("evaluate", url, "--run", "nobody", "--fov", fov)
     assert "--json" in refused("evaluate", url, "--json", str(tmp_path / "typo" / "result.json"))
     assert "--kind both" in refused("mine", url, "--kind", "both")
     assert "'tokyo'" in refused("shard", "tokyo", str(tmp_path), url)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 
 from geostream.errors import BadInput, StaleArtefact, StoreError
 from geostream.layout import open_layout
@@ -59,6 +60,27 @@ def test_an_index_of_one_split_holds_its_gallery_alone(store: Store) -> None:
     assert made.load_search().place.tolist() == index.layout.references("test").tolist()
     with pytest.raises(BadInput, match="no tiles of split train"):
         make_index(Run.find(store, None, None, "run"), None, no_training_tiles(store), "train", split="train")
+
+
+def test_an_index_with_tta_answers_photos_with_it(store: Store) -> None:
+    index, places = small_index(store)
+    run = Run.find(store, None, None, "run")
+    made, already = make_index(run, None, index.layout, "averaged", tta=True)
+    assert not already and made.tta and not index.tta, "flips alone: training turns nothing"
+    assert (made.info["format"], made.info["dim"]) == (2, 2 * index.info["dim"])
+    assert make_index(run, None, index.layout, "averaged", tta=True)[1]
+    images = photos_of(places)
+    with_it, without = (Locator.open(store, index=name) for name in ("averaged", "base"))
+    assert with_it.tta and not without.tta
+    vectors, plain = with_it.embed(images), without.embed(images)
+    mirrored = without.embed([image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images])
+    assert np.allclose(vectors * 2**0.5, np.hstack([plain, mirrored]), atol=1e-3)
+    found, scores = with_it.search(vectors, 3)
+    tiles = np.stack([made.load_search().tiles.reconstruct(row) for row in range(18)])
+    assert np.allclose(np.sort(vectors @ tiles.T)[:, :-4:-1], scores, atol=1e-5) and found.shape == (16, 3)
+    assert [one.photo for one in with_it.answer(images[:2], ["a", "b"])] == ["a", "b"]
+    made, already = make_index(run, None, index.layout, "averaged")
+    assert not already and not made.tta and made.info["format"] == 1, "another index of the same name"
 
 
 def test_a_promoted_model_is_named_by_its_number(store: Store) -> None:

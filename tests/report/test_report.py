@@ -77,6 +77,16 @@ def test_further_rows_stand_under_the_names_of_their_protocols(layout: Layout, t
     assert html.unescape(page).count(report.PROTOCOLS[protocols.NEAR]) == 1
 
 
+def test_narrowed_views_have_a_table_after_training_with_them(layout: Layout, tmp_path: Path) -> None:
+    narrowed = [PAIRED | {"fov": 70.0, "r1": 0.25}, PAIRED | {"fov": 180.0, "r1": 0.375}]
+    page = page_of(layout, result_of(Store.open(tmp_path), PAIRED, PAIRED | {"narrowed": narrowed}))
+    table = page[page.index("field of view") : page.index("Epoch plans")]
+    assert re.findall(r"<td>([\d.]+°)</td><td>([\d.]+%)</td>", re.sub(r">\s+<", "><", table)) == [
+        ("70°", "25.0%"), ("180°", "37.5%"), ("360°", "50.0%"),
+    ]  # fmt: skip
+    assert "field of view" not in page_of(layout, result_of(Store.open(tmp_path / "other"), PAIRED))
+
+
 def test_figures_on_the_ground_have_a_table_where_there_are_any(layout: Layout, tmp_path: Path) -> None:
     metres = {f"r{k}_within_{limit}m": limit / 200 for k in (1, 5, 10) for limit in (25, 50, 100)}
     page = page_of(

@@ -16,6 +16,7 @@ from geostream.errors import BadInput, StaleArtefact
 from geostream.evaluation.evaluate import evaluate_embeddings
 from geostream.layout import Layout, open_layout
 from geostream.planning.plan import load_plan
+from geostream.report.evaluation_page import evaluate_checkpoint, look_of
 from geostream.runs.log import Record, RunLog
 from geostream.runs.loop import train
 from geostream.runs.run import LOG, Run, run_folder
@@ -96,6 +97,20 @@ def test_embeddings_are_those_of_the_encoder_in_the_order_of_ids(tmp_path: Path)
         np.testing.assert_allclose(np.asarray(once_more.reference[:]), reference, atol=1e-5)
 
 
+def test_a_run_with_narrowed_views_is_evaluated_with_some_at_its_end(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    layout = layout_in(store)
+    settings = TINY.changed(epochs=2, evaluate_every=1, fov=[70, 360], birds_eye=20.0, vertical_degrees=180)
+    result = train(store, layout, "one", settings)
+    first, last = result.evaluations
+    assert "narrowed" not in first and [row["fov"] for row in last["narrowed"]] == [70, 90, 180]
+    assert all((row["gallery"], row["queries"]) == (10, 16) and row["metres"] for row in last["narrowed"])
+    again = evaluate_checkpoint(Run.open(store, layout, "one"))
+    assert [look_of(one) for one in again] == ["70°", "90°", "180°", "360°"], "without being asked"
+    assert [row["r1"] for row in again] == [row["r1"] for row in (*last["narrowed"], last)]
+    assert train(store, layout, "one", settings).evaluations == result.evaluations
+
+
 @pytest.mark.slow
 def test_workers_change_nothing(tmp_path: Path) -> None:
     hashes = []
@@ -152,6 +167,12 @@ def test_other_settings_or_layout_are_refused(tmp_path: Path) -> None:
     train(store, layout_in(store), "one", settings)
     with pytest.raises(BadInput, match=r"\(epochs 1 → 2, seed 0 → 3\)"):
         train(store, open_layout(store), "one", settings.changed(epochs=2, seed=3, threads=2))
+    # Recipes have since learnt these two, which nothing needs without birds_eye.
+    assert train(
+        store, open_layout(store), "one", settings.changed(vertical_degrees=90, camera_height=2)
+    ).already_finished
+    with pytest.raises(BadInput, match=r"\(birds_eye 0.0 → 20.0, camera_height 1.5 → 2.0\)"):
+        train(store, open_layout(store), "one", settings.changed(birds_eye=20, camera_height=2))
     other = tiny_layout(store, name="g1", places=20, view_size=(32, 64))
     with pytest.raises(StaleArtefact, match="layout g0, .*g1"):
         train(store, other, "one", settings)

@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "soft-own-of-four-batches": {"negatives": "own", "soft_targets": 50.0, "micro_batch": 4, "step_batches": 4},
     "all-of-four-batches": {"negatives": "all", "step_batches": 4, "ema_decay": 0.5, "gradient_checkpointing": True},
     "frozen-and-by-layer": {"micro_batch": 4, "frozen_stages": 2, "layer_decay": 0.7, "ema_decay": 0.5},
+    "seen-from-above-in-chunks": {"birds_eye": 20.0, "vertical_degrees": 180, "micro_batch": 4, "ema_decay": 0.5},
 }
 
 

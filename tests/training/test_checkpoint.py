@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,17 +57,17 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path, ema_decay: float) -> None:
+@pytest.mark.parametrize("more", [{"ema_decay": 0.0}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "birds_eye": 9.0}])
+def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path, more: dict[str, Any]) -> None:
     run = Store.open(tmp_path)
-    train_step = trained(ema_decay=ema_decay)
+    train_step = trained(**more)
     assert save_checkpoint(run, train_step, POSITION) == NAME
     to_use = {name: tensor.clone() for name, tensor in train_step.ema_encoder.state_dict().items()}
     fresh = new_encoder(SETTINGS)
     load_weights(run, NAME, fresh)
     assert_equal(dict(fresh.state_dict()), to_use)
     some_steps(train_step)
-    other = TrainStep(new_encoder(SETTINGS.changed(seed=9)), train_step.settings, ProcessGroup())
+    other = TrainStep(new_encoder(train_step.settings.changed(seed=9)), train_step.settings, ProcessGroup())
     assert restore(run, NAME, other, "places") == POSITION
     some_steps(other)
     assert_equal(weights(train_step), weights(other))

@@ -35,6 +35,7 @@ def test_others_can_embed_with_what_is_exported(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     config = json.loads((folder / "config.json").read_text())
     assert config["onnx_difference"] == found and max(found.values()) < 1e-5 and config["source"] == {"run": "run"}
+    assert config["input"]["birds_eye"] is None
     with torch.inference_mode():
         wanted = {kind: encoder.encode(of_kind).numpy() for kind, of_kind in images.items()}
     for kind, of_kind in images.items():  # by ONNX alone, one at a time
@@ -48,6 +49,25 @@ def test_others_can_embed_with_what_is_exported(tmp_path: Path) -> None:
     with torch.inference_mode():
         vectors = normalize(network((images["view"].float() / 255 - mean) / std), dim=1)
     assert np.allclose(vectors.numpy(), wanted["view"], atol=1e-6) and vectors.shape[1] == config["dim"]
+
+
+@pytest.mark.slow  # torch's exporter takes seconds
+def test_a_view_is_also_seen_from_above_where_it_is_in_training(tmp_path: Path) -> None:
+    import onnxruntime
+
+    settings = TINY.changed(birds_eye=20.0, camera_height=2.0, vertical_degrees=180)
+    torch.manual_seed(5)
+    encoder = Encoder.of(settings).eval()
+    images = first_images(tiny_layout(Store.open(tmp_path / "store")), settings, 3)
+    found = export_encoder(encoder, settings, tmp_path / "model", {}, images)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert max(found.values()) < 1e-5
+    assert config["input"]["birds_eye"] == {"metres": 20.0, "camera_height": 2.0, "vertical_degrees": 180.0}
+    session = onnxruntime.InferenceSession(str(tmp_path / "model" / "view.onnx"))
+    [vectors] = session.run(None, {"images": images["view"].numpy()})
+    with torch.inference_mode():
+        assert np.allclose(vectors, encoder.encode_views(images["view"]).numpy(), atol=1e-5)
+        assert not np.allclose(vectors, encoder.encode(images["view"]).numpy(), atol=1e-3)
 
 
 @pytest.mark.slow  # torch's exporter takes seconds

@@ -86,6 +86,14 @@ def test_both_passes_drop_the_same_paths() -> None:
     assert other != pytest.approx(wanted_loss, rel=1e-3), "nothing was dropped"
 
 
+def test_both_passes_see_the_same_views_from_above() -> None:
+    wanted_loss, wanted = gradients(birds_eye=20.0, step_batches=2)
+    loss, made = gradients(birds_eye=20.0, step_batches=2, micro_batch=6)
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert_same(made, wanted)
+    assert gradients(birds_eye=5.0, step_batches=2)[0] != pytest.approx(wanted_loss, rel=1e-3)
+
+
 def test_dropped_paths_are_the_steps_own() -> None:
     train_step = new_train_step(plain_settings(model_options=DROPPING))
     torch.manual_seed(5)
