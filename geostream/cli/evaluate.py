@@ -37,11 +37,15 @@ def evaluate(
         float,
         typer.Option(help="Narrow panoramas to so many degrees, as ordinary photos look, with random headings."),
     ] = 360.0,
+    on: Annotated[
+        list[str] | None, typer.Option("--on", help="Another data set of the store to test on; may be repeated.")
+    ] = None,
     cluster: Cluster = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this local file, too.")] = None,
 ) -> None:
     """Evaluate a checkpoint or model by its dataset's protocols: print a table, write JSON and a page with pictures."""
     from geostream.report.evaluation_page import evaluate_checkpoint, metres_table, results_table
+    from geostream.runs.galleries import tested_on
 
     if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
         raise BadInput(f"--json {json_path}: {'a folder' if json_path.is_dir() else 'no such folder'}; name a file")
@@ -49,11 +53,15 @@ def evaluate(
     if not 0 < fov <= 360:
         raise BadInput(f"--fov {fov:g}: degrees above 0 and up to 360")
     opened, checkpoint = open_trained(store, (dataset, layout, run), checkpoint, model, cluster)
-    record = evaluate_checkpoint(opened, split, checkpoint, fov)
+    records = []
+    for one in tested_on(opened, on or []):
+        record = evaluate_checkpoint(one, split, checkpoint, fov)
+        records.append(record)
+        title = f"{one.layout.dataset} {one.layout.name}, {split} after epoch {record['epoch']}, in percent"
+        print_table(title, results_table(one.layout, record))
+        if metres := metres_table(record):
+            print_table("on the ground, in percent", metres)
+        name = one.evaluation_name(one.named_by_dataset(split), record["epoch"], fov)
+        print(f"{one.url}/{name}.html and .json")
     if json_path is not None:
-        json_path.write_text(json.dumps(record, indent=1) + "\n")
-    title = f"{opened.layout.dataset} {opened.layout.name}, {split} after epoch {record['epoch']}, in percent"
-    print_table(title, results_table(opened.layout, record))
-    if metres := metres_table(record):
-        print_table("on the ground, in percent", metres)
-    print(f"{opened.url}/{opened.evaluation_name(split, record['epoch'], fov)}.html and .json")
+        json_path.write_text(json.dumps(records[0] if len(records) == 1 else records, indent=1) + "\n")

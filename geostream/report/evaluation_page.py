@@ -20,6 +20,7 @@ from geostream.mining.embeddings import Embeddings
 from geostream.report.pages import render
 from geostream.report.retrievals import retrievals
 from geostream.runs import stages
+from geostream.runs.galleries import note_tested
 from geostream.runs.run import Run
 from geostream.training.field_of_view import WHOLE
 
@@ -31,10 +32,11 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on a split and write ``evaluation-<split>-epoch-NNNN.json`` and ``.html`` into the run.
 
-    With a field of view below 360 degrees the split is called ``<split>_fov90`` there.
+    With a field of view below 360 degrees the split is called ``<split>_fov90`` there, and on another data set than the
+    run's own ``<split>_<dataset>``. What whole views of a test split gave is noted in the run's ``tested.json``, too.
 
     Args:
-        run: The run.
+        run: The run, on the layout to evaluate on (:mod:`geostream.runs.galleries`).
         split: Name of the split.
         checkpoint: Name of the checkpoint, or "best" for that of the best evaluation. None: the newest at the end of an
             epoch.
@@ -48,7 +50,10 @@ def evaluate_checkpoint(
         RunHeld: The split must be embedded first, and a training of this run is at work.
     """
     trained = stages.load_trained(run, checkpoint)
-    return write_evaluation(run, trained, stages.embedded(run, trained, split, fov), fov)
+    record = write_evaluation(run, trained, stages.embedded(run, trained, split, fov), fov)
+    if split == "test" and fov == WHOLE:
+        note_tested(run, trained.checkpoint, trained.epoch, [(run.layout, record)])
+    return record
 
 
 def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: float = WHOLE) -> dict[str, Any]:
@@ -64,10 +69,11 @@ def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: fl
         The record that was written to the JSON file.
     """
     layout, split = run.layout, embeddings.split
-    record = {"epoch": trained.epoch, "checkpoint": trained.checkpoint, "split": split, "layout": layout.name}
+    record = {"epoch": trained.epoch, "checkpoint": trained.checkpoint, "split": split}
+    record |= {"dataset": layout.dataset, "layout": layout.name}
     record |= {"fov": fov} if fov < WHOLE else {}
     record |= asdict(evaluate_embeddings(layout, embeddings, run.cluster))
-    name = run.evaluation_name(split, trained.epoch, fov)
+    name = run.evaluation_name(run.named_by_dataset(split), trained.epoch, fov)
     run.folder.write_json(f"{name}.json", record)
     narrowed = f", narrowed to {fov:g}°" if fov < WHOLE else ""
     title = f"{layout.dataset} {layout.name}: {split} after epoch {trained.epoch}{narrowed}"
@@ -90,8 +96,10 @@ def metres_table(record: Mapping[str, Any]) -> list[dict[str, str]]:
         record: Record of :func:`write_evaluation` or of the run log.
 
     Returns:
-        The rows; none where nothing was measured on the ground.
+        The rows; none where nothing was measured on the ground. Of several data sets, those of each.
     """
+    if "datasets" in record:
+        return [{"data set": one["dataset"]} | row for one in record["datasets"] for row in metres_table(one)]
     measured = record.get("metres") or {}
     if not measured:
         return []
@@ -129,7 +137,8 @@ def results_table(layout: Layout, record: Mapping[str, Any]) -> list[dict[str, s
     with_hit_rate = len(layout.semi_positives(str(record.get("split", "test"))).indices) > 0
     shares = [name for name in COLUMNS if (with_hit_rate if name == "hit_rate" else any(name in row for row in rows))]
     return [
-        {"protocol": str(row["protocol"]), "direction": str(row["direction"])}
+        ({"data set": str(row["dataset"])} if "dataset" in row else {})
+        | {"protocol": str(row["protocol"]), "direction": str(row["direction"])}
         | {COLUMNS[name]: f"{row[name]:.2%}".removesuffix("%") if name in row else "–" for name in shares}
         | {name: f"{row[name]:,}" for name in ("queries", "gallery")}
         for row in rows

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -25,14 +25,14 @@ import torch
 
 from geostream.errors import Interrupted
 from geostream.evaluation.embed import Trained
-from geostream.evaluation.evaluate import evaluate_embeddings
+from geostream.evaluation.evaluate import Evaluation, evaluate_embeddings
 from geostream.layout import Layout, open_layout
-from geostream.mining.embeddings import Embeddings
 from geostream.planning.plan import EpochPlan
 from geostream.runs import stages
 from geostream.runs.background import Background
 from geostream.runs.begin import begin
 from geostream.runs.first_weights import resolve_weights, set_first_weights
+from geostream.runs.galleries import galleries, note_tested, summed_up, tested_on
 from geostream.runs.log import Record, RunLog, RunResult, log_record, new_record
 from geostream.runs.metrics.export import Tell, exporting
 from geostream.runs.preparation import checkpoints_to_embed, prepare, prepared
@@ -99,6 +99,8 @@ def train(
             set_first_weights(run, encoder, settings.model)
         values = None
         if group.is_main:
+            if settings.test_on:
+                tested_on(run, settings.test_on)  # a wrong name is told now, not at the end
             values = begin(run, settings, group.ranks).model_dump()
             run.pin_layout(run.layout)
         run.settings = make_settings(group.broadcast_object(values))
@@ -172,6 +174,7 @@ class Trainer:
             while self.epoch < self.settings.optim.epochs:
                 self.train_epoch(self.epoch + 1)
                 self.follow_up()
+            self._test_elsewhere()
         already_finished = bool(self.group.broadcast_object(run.log.records == before))
         if already_finished:
             self._say("finished before; nothing was left to do")
@@ -277,15 +280,16 @@ class Trainer:
         run.check_held()
         if self._to_do("evaluate", self._evaluation_due()):
             started = time.perf_counter()
-            embeddings = self._embed("test")
+            trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, epoch)
+            found = self._test(trained, galleries(run))
             if self.group.is_main:
-                found = evaluate_embeddings(run.layout, embeddings, run.cluster)
-                self._record("evaluate", started, **asdict(found))
+                self._record("evaluate", started, **summed_up(found))
                 run.write_best()
                 self._prune_checkpoints(self.checkpoint)
         if self._to_do("embed", stages.mining_due(epoch, self.settings) and not self._embeds_beside):
             started = time.perf_counter()
-            embeddings = self._embed("train")
+            trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, epoch)
+            embeddings = stages.embed_split(run, trained, "train", self.group)
             self._record("embed", started, queries=len(embeddings.pairs), references=len(embeddings.reference_place))
 
     @property
@@ -302,9 +306,36 @@ class Trainer:
         due = self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.optim.epochs
         return due and len(self.run.layout.pairs("test")) > 0
 
-    def _embed(self, split: str) -> Embeddings:
-        trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, self.epoch)
-        return stages.embed_split(self.run, trained, split, self.group)
+    def _test(self, trained: Trained, on: Sequence[Run]) -> list[tuple[Layout, Evaluation]]:
+        """Embed the test splits of some layouts, and evaluate on the main rank; the others get an empty list."""
+        found = []
+        for one in on:
+            embeddings = stages.embed_split(one, trained, "test", self.group)
+            if self.group.is_main:
+                found.append((one.layout, evaluate_embeddings(one.layout, embeddings, one.cluster)))
+        return found
+
+    def _test_elsewhere(self) -> None:
+        """Test the best checkpoint on other data sets (``test_on``), unless that is done, and note all that it gave."""
+        run, best = self.run, self.group.broadcast_object(self.run.best() if self.group.is_main else None)
+        if best is None:
+            return
+        if self.group.is_main:
+            [record] = [record for record in run.log.of("evaluate") if record["epoch"] == best["epoch"]]
+            own = list(zip([one.layout for one in galleries(run)], record.get("datasets", [record]), strict=True))
+            note_tested(run, best["checkpoint"], best["epoch"], own)
+        others = tested_on(run, self.settings.test_on) if self.settings.test_on else []
+        told = [[one.layout.dataset, one.layout.id, best["checkpoint"]] for one in others]
+        done = any(record["told"] == told for record in run.log.of("transfer"))
+        if others and not self.group.broadcast_object(done):
+            started, trained = time.perf_counter(), stages.load_trained(run, best["checkpoint"], self.group.device)
+            found = self._test(trained, others)
+            if self.group.is_main:
+                each = [{"dataset": layout.dataset, "layout": layout.name} | asdict(one) for layout, one in found]
+                self._record(
+                    "transfer", started, best["epoch"], checkpoint=best["checkpoint"], datasets=each, told=told
+                )
+                note_tested(run, best["checkpoint"], best["epoch"], [(layout, asdict(one)) for layout, one in found])
 
     def _save(self, position: Position) -> None:
         """Write a checkpoint, and remove those that are no longer needed."""
