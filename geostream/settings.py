@@ -208,6 +208,11 @@ class PlanSettings(BaseModel):
         description="epochs that train while a background process mines and plans for the one after; 0: the trainer "
         "prepares each epoch itself, between two epochs",
     )
+    mix: Literal["mixed", "own"] = Field(
+        "mixed",
+        description="on a layout that joins several data sets: batches of all of them, or each of one data set of its "
+        "own, without neighbours of another",
+    )
     lanes: int = Field(
         1, ge=1, description="independent streams of batches; raised to a multiple of ranks times workers"
     )
@@ -251,10 +256,18 @@ class TrainSettings(BaseModel):
     plan: PlanSettings = PlanSettings()
     read: ReadSettings = ReadSettings()
     evaluate_every: int = Field(4, ge=1, description="epochs between two evaluations")
+    test_on: list[str] = Field(
+        [], description="other data sets of the store, on whose test splits the best checkpoint is tested at the end"
+    )
     checkpoint_every: int = Field(250, ge=1, description="steps between two checkpoints within an epoch")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints that are kept, beside the best")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
     seed: int = Field(0, ge=0, description="seed of everything random")
+
+    @field_validator("test_on", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NAME = "base"
 TILES = "Imagery of a region, instead of a layout: a GeoTIFF, a folder of them, an XYZ template, stac+https://…"
 TTA = "Average similarities over flips and turns: up to 8 times the time and memory, for tiles and for photos."
+OF = "With a run or model on joined data sets: the one whose tiles are embedded; the index belongs to it."
 METRES = "Side of a region's tile on the ground; default: as the model was trained, where that is known."
 
 
@@ -33,6 +34,7 @@ def index(
     model: Annotated[str, typer.Option(help="A promoted model: current, or its number.")] = "current",
     dataset: Dataset = None,
     layout: LayoutName = None,
+    of: Annotated[str | None, typer.Option("--of", help=OF)] = None,
     split: Annotated[
         str | None, typer.Option(help="Only the tiles of this split's gallery, train or test; default: all tiles.")
     ] = None,
@@ -66,12 +68,25 @@ def index(
         checkpoint, number = found.checkpoint, found.number
     else:
         source = Run.find(root, dataset, None, run)
+    if of is not None or source.layout.joined:
+        source, dataset = _of_joined(source, of)
     if tiles is not None and region is not None:
         terms = {key: text for key, text in (("licence", licence), ("attribution", attribution)) if text is not None}
         gallery = _shard_region(source, name, (tiles, region), metres, overlap, terms)
     else:
         gallery = open_layout(root, dataset, layout)
     _show(*make_index(source, checkpoint, gallery, name, number, split, tta))
+
+
+def _of_joined(source: Run, of: str | None) -> tuple[Run, str]:
+    """Return the run as it is on one of the layouts that its own joins, and the name of that data set."""
+    from geostream.runs.galleries import joined_layout
+
+    names = [one.dataset for one in source.layout.joined]
+    if of is None or of not in names:
+        told = f"name one of {', '.join(names)}" if names else f"layout {source.layout.name} joins none; leave it out"
+        raise BadInput(f"--of{f' {of}' if of else ''}: {told}")
+    return source.on(joined_layout(source.store, source.layout, names.index(of))), of
 
 
 def _shard_region(

@@ -43,31 +43,38 @@ def evaluate(
     tta: Annotated[
         bool, typer.Option("--tta", help="Evaluate with similarities averaged over flips and turns, too.")
     ] = False,
+    on: Annotated[
+        list[str] | None, typer.Option("--on", help="Another data set of the store to test on; may be repeated.")
+    ] = None,
     cluster: Cluster = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this local file, too.")] = None,
 ) -> None:
     """Evaluate a checkpoint or model by its dataset's protocols: print a table, write JSON and a page with pictures."""
     from geostream.report.evaluation_page import evaluate_checkpoint, look_of, metres_table, results_table
+    from geostream.runs.galleries import tested_on
 
     if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
         raise BadInput(f"--json {json_path}: {'a folder' if json_path.is_dir() else 'no such folder'}; name a file")
     split = check_split(split)
     fovs = None if fov is None else _degrees(fov)
     opened, checkpoint = open_trained(store, (dataset, layout, run), checkpoint, model, cluster)
-    records = evaluate_checkpoint(opened, split, checkpoint, fovs, tta)
-    plain = next((one for one in records if look_of(one) == "360°"), records[0])
+    told = []
+    for one in tested_on(opened, on or []):
+        records = evaluate_checkpoint(one, split, checkpoint, fovs, tta)
+        plain = next((record for record in records if look_of(record) == "360°"), records[0])
+        others = [record for record in records if record is not plain]
+        told.append(plain | ({"looks": others} if others else {}))
+        title = f"{one.layout.dataset} {one.layout.name}, {split} after epoch {plain['epoch']}, in percent"
+        looks = [({"views": look_of(record)} if others else {}, record) for record in records]
+        print_table(title, [look | row for look, record in looks for row in results_table(one.layout, record)])
+        if metres := [look | row for look, record in looks for row in metres_table(record)]:
+            print_table("on the ground, in percent", metres)
+        for record in records:
+            look = record.get("fov", 360.0), record.get("tta", False)
+            name = one.evaluation_name(one.named_by_dataset(split), record["epoch"], *look)
+            print(f"{one.url}/{name}.html and .json")
     if json_path is not None:
-        others = [one for one in records if one is not plain]
-        json_path.write_text(json.dumps(plain | ({"looks": others} if others else {}), indent=1) + "\n")
-    title = f"{opened.layout.dataset} {opened.layout.name}, {split} after epoch {plain['epoch']}, in percent"
-    several = len(records) > 1
-    looks = [({"views": look_of(one)} if several else {}, one) for one in records]
-    print_table(title, [look | row for look, one in looks for row in results_table(opened.layout, one)])
-    if metres := [look | row for look, one in looks for row in metres_table(one)]:
-        print_table("on the ground, in percent", metres)
-    for one in records:
-        name = opened.evaluation_name(split, one["epoch"], one.get("fov", 360.0), one.get("tta", False))
-        print(f"{opened.url}/{name}.html and .json")
+        json_path.write_text(json.dumps(told[0] if len(told) == 1 else told, indent=1) + "\n")
 
 
 def _degrees(text: str) -> list[float]:

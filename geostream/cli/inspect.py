@@ -43,7 +43,7 @@ def inspect(
     print_table(
         "members", [{"member": r["member"], "count": r["size_count"], "mean bytes": r["size_mean"]} for r in rows]
     )
-    for key in ("id", "gallery", "source", "images", "broken"):
+    for key in ("id", "gallery", "joined", "source", "images", "broken"):
         Console().print(f"{key}: {one.info.get(key)}", highlight=False, markup=False)
 
 

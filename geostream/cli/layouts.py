@@ -73,6 +73,32 @@ def list_(store: StoreUrl, dataset: Dataset = None) -> None:
 
 
 @layouts.command()
+def join(
+    store: StoreUrl,
+    dataset: Annotated[str, typer.Argument(help="Name of the joined data set.")],
+    of: Annotated[
+        list[str], typer.Option("--of", help="A data set, or one of its layouts as DATASET/LAYOUT; given for each.")
+    ],
+) -> None:
+    """Join layouts of several data sets, so that a run trains on all of them. Images stay where they are."""
+    from geostream.layout import open_layout
+    from geostream.layout.join import join_layouts
+
+    root = open_store(store)
+    layouts = []
+    for text in of:
+        name, _, layout = text.partition("/")
+        layouts.append(open_layout(root, name, layout or None))
+    made, already = join_layouts(root, dataset, layouts)
+    rows = [
+        {"data set": one.dataset, "layout": one.layout, "places": one.places, "coordinates": one.coordinates}
+        for one in made.joined
+    ]
+    print_table("was there already" if already else "joined", rows)
+    print(made.store.url)
+
+
+@layouts.command()
 def use(store: StoreUrl, name: Name, dataset: Dataset = None) -> None:
     """Make a layout the current one: it is opened wherever no layout is named."""
     from geostream.layout import use_layout

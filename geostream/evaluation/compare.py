@@ -24,8 +24,8 @@ compared with. So the smaller z is the default.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -226,6 +226,44 @@ def compare(layout: Layout, new: Sequence[Ranked], old: Sequence[Ranked], pairs:
         lost=len(lost),
         won_queries=named(won),
         lost_queries=named(lost),
+    )
+
+
+def joint_comparison(found: Mapping[str, Comparison], z: float) -> Comparison:
+    """Join the comparisons on several data sets to one, which is decided by the mean of their R@1.
+
+    The standard error of a mean of independent differences follows from theirs.
+
+    Args:
+        found: The comparison on each data set, by its name.
+        z: Standard errors that the new model may be worse by.
+
+    Returns:
+        The comparison. Its first metric is the mean R@1; then come those of each data set, with its name in front of
+        the protocol's. The queries that moved are of all data sets.
+    """
+    heads = [one.metrics[0] for one in found.values()]
+    old, new, difference = (
+        float(np.mean([getattr(head, name) for head in heads])) for name in ("old", "new", "difference")
+    )
+    error = float(np.sqrt(sum(head.standard_error**2 for head in heads))) / len(heads)
+    mean = replace(heads[0], protocol="mean", old=old, new=new, difference=difference, standard_error=error)
+    each = [
+        replace(one, protocol=f"{name} {one.protocol}") for name, compared in found.items() for one in compared.metrics
+    ]
+    won = sorted((one for compared in found.values() for one in compared.won_queries), key=lambda one: -one.before)
+    lost = sorted((one for compared in found.values() for one in compared.lost_queries), key=lambda one: -one.after)
+    return Comparison(
+        queries=sum(one.queries for one in found.values()),
+        gallery=sum(one.gallery for one in found.values()),
+        metrics=[mean, *each],
+        z=z,
+        tolerance=z * error,
+        no_worse=difference >= -z * error,
+        won=sum(one.won for one in found.values()),
+        lost=sum(one.lost for one in found.values()),
+        won_queries=won[:SHOWN],
+        lost_queries=lost[:SHOWN],
     )
 
 

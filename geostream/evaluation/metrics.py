@@ -99,10 +99,18 @@ def average_precision(wrong: Int64, indptr: Int64) -> Float64:
 def named_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of results in an evaluation's record: the headline under its protocol's name, then the others.
 
-    A headline that is among the others, where it has AP, too, is not repeated.
+    A headline that is among the others, where it has AP, too, is not repeated. A record of several data sets has the
+    rows of each, with its name under ``dataset``, and no row of their means.
     """
+    if "datasets" in measured:
+        return [{"dataset": one["dataset"]} | row for one in measured["datasets"] for row in named_rows(one)]
     names = ("protocol", "direction", "r1", "r5", "r10", "r1pct", "hit_rate", "queries", "gallery")
     head = {"protocol": PAIRED, "direction": TO_TILE} | {n: measured[n] for n in names if n in measured}
     others = [dict(row) for row in measured.get("others", ())]
     told = any((row["protocol"], row["direction"]) == (head["protocol"], head["direction"]) for row in others)
     return others if told else [head, *others]
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """Return what a row of results is called: its protocol, behind its data set where there are several."""
+    return f"{row['dataset']} {row['protocol']}" if "dataset" in row else str(row["protocol"])

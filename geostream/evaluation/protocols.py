@@ -71,9 +71,12 @@ def searches(layout: Layout, split: str, pairs: Pairs, reference_place: Int32) -
 
     Raises:
         StaleArtefact: The embedded views are not those of the split.
-        BadInput: There are no queries, a query's own tile is not in the gallery, or a protocol needs coordinates that
-            the layout does not have.
+        BadInput: The layout joins others, there are no queries, a query's own tile is not in the gallery, or a protocol
+            needs coordinates that the layout does not have.
     """
+    if layout.joined:
+        each = ", ".join(one.dataset for one in layout.joined)
+        raise BadInput(f"layout {layout.name} of {layout.dataset} joins {each}: each has a test gallery of its own")
     embedded, wanted = pair_codes(*pairs), pair_codes(*split_pairs(layout, split))
     if not np.array_equal(embedded, wanted):
         raise StaleArtefact(f"the embeddings' queries are not the {split} pairs of layout {layout.name}; embed again")

@@ -6,7 +6,9 @@ error is one line that names the file.
 
 A layout that was made by an append names shards of earlier layouts where they lie: such a *borrowed* shard has the
 field ``layout``, the folder that holds it. The path of a shard below the data set's ``layouts`` folder is
-``base/shard-00000.tar``.
+``base/shard-00000.tar``. A layout that joins those of other data sets (:mod:`geostream.layout.join`) borrows all its
+shards. They have the field ``dataset``, too, and their paths begin at the store:
+``vigor/layouts/base/shard-00000.tar``.
 
 The names of a layout's objects are defined here, too. Before a layout is written, ``parts/job.json`` records how many
 shards it will have. The names of all its objects follow from that number, and only these objects are ever removed.
@@ -30,6 +32,9 @@ from geostream.layout.schema import Coordinates, IndexDamage, Protocol, check_in
 from geostream.store import NAME, Store, check_name
 
 FORMAT = 2  # 1 had no borrowed shards, no gallery and no sources
+JOINED_FORMAT = (
+    3  # of layouts that join others, so that a geostream which looks for their shards elsewhere refuses them
+)
 SHARD = "^shard-[0-9]{5,}[.]tar$"
 SOURCES = "sources.parquet"  # what each stored image was made from; no part of the index, and not in older layouts
 TABLES = ("places.parquet", "members.parquet", SOURCES)
@@ -48,6 +53,18 @@ class _Shard(BaseModel):
     size: Count
     members: Count  # that the index names; a borrowed shard may hold others
     layout: Name | None = None  # whose folder holds the shard; None: its own
+    dataset: Name | None = None  # of that layout; None: the same data set
+
+
+class _Joined(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    dataset: Name
+    layout: Name
+    id: str
+    prefix: str  # put before the keys of its places
+    places: Count
+    coordinates: Coordinates
 
 
 class _Info(BaseModel):
@@ -72,6 +89,7 @@ class _Info(BaseModel):
     source: dict[str, Any]
     broken: list[str]
     gallery: str | None = None
+    joined: list[_Joined] = []  # the layouts that this one joins, in the order of their places
     index: dict[Literal["places.parquet", "members.parquet", "sources.parquet"], str]
 
 
@@ -117,8 +135,9 @@ def check_info(info: Any) -> None:
     Raises:
         IndexDamage: The format is another, or a field is missing or has a wrong value.
     """
-    if isinstance(info, dict) and info.get("format", FORMAT) not in range(1, FORMAT + 1):
-        raise IndexDamage(f"layout.json: format {info['format']}, but this geostream reads formats 1 to {FORMAT}")
+    if isinstance(info, dict) and info.get("format", FORMAT) not in range(1, JOINED_FORMAT + 1):
+        reads = f"this geostream reads formats 1 to {JOINED_FORMAT}"
+        raise IndexDamage(f"layout.json: format {info['format']}, but {reads}")
     try:
         _Info.model_validate(info)
     except ValidationError as error:
@@ -127,6 +146,8 @@ def check_info(info: Any) -> None:
         raise IndexDamage(f"layout.json: {where or 'all'}: {first['msg']}") from error
     if lacking := {"places.parquet", "members.parquet"} - set(info["index"]):
         raise IndexDamage(f"layout.json: index: {', '.join(sorted(lacking))} is missing")
+    if (joined := info.get("joined")) and sum(one["places"] for one in joined) != info["places"]:
+        raise IndexDamage("layout.json: joined: its places are not as many as those of the layouts that it joins")
     names = shard_paths(info["shards"])
     if len(set(names)) < len(names):
         raise IndexDamage("layout.json: two shards have the same name")
@@ -135,10 +156,26 @@ def check_info(info: Any) -> None:
 def shard_paths(shards: Sequence[dict[str, Any]]) -> list[str]:
     """Return each shard's name, with its layout before it where it is borrowed: ``base/shard-00000.tar``.
 
+    That of another data set's layout begins with the data set: ``vigor/layouts/base/shard-00000.tar``.
+
     Args:
         shards: The entries of ``layout.json``.
     """
-    return ["/".join(filter(None, (shard.get("layout"), shard["name"]))) for shard in shards]
+    return [
+        "/".join(filter(None, (*_of_dataset(shard.get("dataset")), shard.get("layout"), shard["name"])))
+        for shard in shards
+    ]
+
+
+def _of_dataset(dataset: str | None) -> tuple[str, ...]:
+    return () if dataset is None else (dataset, "layouts")
+
+
+def _shard_entry(path: str) -> dict[str, str]:
+    """Return the fields of ``layout.json`` that say where a shard lies, by its path as in :func:`shard_paths`."""
+    *folders, name = path.split("/")
+    where = {"name": name} | ({"layout": folders[-1]} if folders else {})
+    return where | ({"dataset": folders[0]} if len(folders) > 1 else {})
 
 
 def summary(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int]]) -> dict[str, Any]:
@@ -159,8 +196,7 @@ def summary(places: pa.Table, members: pa.Table, shards: Sequence[tuple[str, int
         "pairs": {v["values"]: v["counts"] for v in pc.value_counts(splits).to_pylist()},
         "bytes": sum(size for _, size in shards),
         "shards": [
-            {"name": name.rpartition("/")[2], "size": size, "members": int(count)}
-            | ({"layout": name.rpartition("/")[0]} if "/" in name else {})
+            {"size": size, "members": int(count)} | _shard_entry(name)
             for (name, size), count in zip(shards, in_shard, strict=True)
         ],
     }

@@ -26,9 +26,10 @@ import pyarrow.compute as pc
 from geostream.arrays import Csr, Int32, Int64, Pairs, distinct
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted
 from geostream.layout.current import current_layout
-from geostream.layout.files import FORMAT, SOURCES, check_info, read_info, shard_paths, summary
+from geostream.layout.files import FORMAT, JOINED_FORMAT, SOURCES, check_info, read_info, shard_paths, summary
 from geostream.layout.gallery import gallery_id
 from geostream.layout.index import Index
+from geostream.layout.lineage import Joined, joined_in
 from geostream.layout.listing import layout_infos, newest, the_dataset
 from geostream.layout.schema import (
     MEMBERS,
@@ -140,6 +141,17 @@ class Layout:
         metres: float | None = self.info.get("tile_metres")
         return metres
 
+    @cached_property
+    def joined(self) -> tuple[Joined, ...]:
+        """The layouts of other data sets that this one joins, in the order of their places; none for a usual layout."""
+        return joined_in(self.info)
+
+    @cached_property
+    def part(self) -> Int32:
+        """(N,) which of the layouts in :attr:`joined` each place is of; 0 for all places of a usual layout."""
+        counts = [one.places for one in self.joined] or [self.n_places]
+        return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+
     @property
     def shard_names(self) -> list[str]:
         """Names of the S shards, in order of their number, each in the folder of the layout that wrote it."""
@@ -147,8 +159,15 @@ class Layout:
 
     @cached_property
     def shards_store(self) -> Store:
-        """The data set's ``layouts`` folder, which holds this layout's shards and those that it borrows."""
-        return Store(self.store.url.rpartition("/")[0])
+        """The folder that holds this layout's shards and those that it borrows.
+
+        It is the data set's ``layouts`` folder, or the whole store for shards of other data sets.
+        """
+        return Store(self.store.url.rsplit("/", 3 if self._reads_others else 1)[0])
+
+    @property
+    def _reads_others(self) -> bool:
+        return any(shard.get("dataset") for shard in self.info["shards"])
 
     @property
     def shard_paths(self) -> list[str]:
@@ -171,6 +190,17 @@ class Layout:
         """Key of each of the N places: about 70 bytes a place."""
         keys: list[str] = self.index.read(PLACES_FILE, ["key"])["key"].to_pylist()
         return keys
+
+    def stored_key(self, key: str, place: int, shard: int) -> str:
+        """Return what a place is called in a shard: by its key, or by that in its own data set if the shard is its.
+
+        Args:
+            key: The place's key.
+            place: Its id.
+            shard: Number of the shard that holds it.
+        """
+        of_other = self.info["shards"][shard].get("dataset")
+        return key.removeprefix(self.joined[int(self.part[place])].prefix) if of_other else key
 
     def key(self, place: int) -> str:
         """Return the key of a place, without reading those of all."""
@@ -392,6 +422,7 @@ class NewLayout:
             pyarrow could write the same table with another hash.
         sources_file: Content of ``sources.parquet``; None: the layout has none.
         tile_metres: Side of a tile on the ground in metres; None: it is not known, or differs.
+        joined: The layouts of other data sets that it joins.
     """
 
     dataset: str
@@ -409,6 +440,7 @@ class NewLayout:
     places_file: bytes | None = None
     sources_file: bytes | None = None
     tile_metres: float | None = None
+    joined: Sequence[Joined] = ()
 
 
 def commit_layout(folder: Store, new: NewLayout) -> Layout:
@@ -434,7 +466,7 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
         if new.sources_file is not None:
             data[SOURCES] = new.sources_file
         info = {
-            "format": FORMAT,
+            "format": JOINED_FORMAT if new.joined else FORMAT,
             "dataset": new.dataset,
             "layout": new.name,
             "id": content_id(places, members),
@@ -445,6 +477,7 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
             **summary(places, members, new.shards),
             "images": new.images,
             **({} if new.tile_metres is None else {"tile_metres": new.tile_metres}),
+            **({"joined": [_stored(one) for one in new.joined]} if new.joined else {}),
             "source": new.source,
             "broken": new.broken,
             "gallery": gallery_id(places, members, new.protocols),
@@ -462,3 +495,7 @@ def commit_layout(folder: Store, new: NewLayout) -> Layout:
         folder.write(file, table)
     folder.write_json("layout.json", info, if_absent=True)
     return Layout(folder, info, Index(folder, info, (places, members)))
+
+
+def _stored(joined: Joined) -> dict[str, Any]:
+    return {name: value for name, value in joined._asdict().items() if name != "first"}

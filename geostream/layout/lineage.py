@@ -1,9 +1,46 @@
-"""Name the generations of a layout, and tell which descend from which, by the content of their ``layout.json``."""
+"""Tell which layouts a layout descends from, and which it joins, by its ``layout.json``; name the next generation."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple, cast
+
+from geostream.layout.schema import Coordinates
+
+
+class Joined(NamedTuple):
+    """A layout of another data set, whose places are a part of a joined layout's (:mod:`geostream.layout.join`).
+
+    Attributes:
+        dataset: Name of its data set.
+        layout: Its name.
+        id: Its id.
+        prefix: What stands before the keys of its places in the joined layout.
+        first: Id of its first place in the joined layout, where its places keep their order.
+        places: How many there are.
+        coordinates: The kind of their positions.
+    """
+
+    dataset: str
+    layout: str
+    id: str
+    prefix: str
+    first: int
+    places: int
+    coordinates: Coordinates
+
+
+def joined_in(info: dict[str, Any]) -> tuple[Joined, ...]:
+    """Return the layouts that a layout joins, in the order of their places; none for a usual one.
+
+    Args:
+        info: Its ``layout.json``.
+    """
+    found, first = list[Joined](), 0
+    for one in cast("list[dict[str, Any]]", info.get("joined", [])):
+        found.append(Joined(**one, first=first))
+        first += one["places"]
+    return tuple(found)
 
 
 def ancestors(info: dict[str, Any]) -> list[str]:

@@ -2,8 +2,9 @@
 
 The index says where the header and data of each member lie. Each member is checked there, and all bytes between members
 and behind the last one must be zero. A shard that is borrowed from an earlier layout may hold whole members there that
-the index does not name: those of places that have changed or were removed since. Reading the shards as tar archives
-would find less: a tar reader takes a broken header for the end of the archive, and follows links and extended headers.
+the index does not name: those of places that have changed or were removed since. Shards of another data set, which a
+joined layout borrows, name places by the keys of their own data set. Reading the shards as tar archives would find
+less: a tar reader takes a broken header for the end of the archive, and follows links and extended headers.
 Shards are read in order, in ranges of 4 MiB, a few shards at a time.
 """
 
@@ -126,7 +127,8 @@ def _check_shard(layout: Layout, shard: int, start: int, stop: int) -> list[str]
         if size != committed:
             problems.append(f"{size} bytes where layout.json says {committed}: cut off or replaced since the commit")
         rows = layout.members.slice(start, stop - start).to_pylist()
-        members = [(f"{layout.keys[row['place']]}.{row['member']}", row) for row in rows]
+        keys = [layout.stored_key(layout.keys[row["place"]], row["place"], shard) for row in rows]
+        members = [(f"{key}.{row['member']}", row) for key, row in zip(keys, rows, strict=True)]
         with io.BufferedReader(_Object(store, path, size), CHUNK) as stream:
             borrowed = bool(layout.borrowed[shard])
             problems += _compare(stream, members, size, whole=size == committed, borrowed=borrowed)

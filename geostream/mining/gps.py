@@ -5,7 +5,10 @@ process share one search tree over all training places. Places of two areas are 
 is one more coordinate, so areas lie farther apart than a search looks. The tree is built from objects that the client
 writes to the store, so a worker needs neither the layout nor another worker.
 
-A process holds at most 120 bytes for each of the N training places while it builds the tree, and 70 afterwards (0.7 GB
+Of a layout that joins several data sets, each is searched by its own coordinates. Places of a data set without
+coordinates have no neighbours.
+
+A process holds at most 130 bytes for each of the N training places while it builds the tree, and 70 afterwards (0.7 GB
 for ten million). A task holds about 80 bytes for each of DISTANCES distances (80 MB). The client holds about 40 bytes
 a place, beside the layout and its lists of excluded places. Nothing grows with N × K.
 
@@ -38,7 +41,7 @@ from geostream.store import Store
 EARTH_RADIUS = 6_371_008.8  # metres, mean
 DISTANCES = 1_000_000  # distances that a task holds at once
 #: A training place, as the client hands it to the workers.
-PLACE = np.dtype([("position", "<f8", 2), ("place", "<i4"), ("area", "<i4"), ("rank", "<i4")])
+PLACE = np.dtype([("point", "<f8", 3), ("place", "<i4"), ("area", "<i4"), ("rank", "<i4")])
 
 
 def points_in_metres(position: Float64, coordinates: str) -> Float64:
@@ -59,6 +62,31 @@ def points_in_metres(position: Float64, coordinates: str) -> Float64:
     return EARTH_RADIUS * np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=1)
 
 
+def place_points(layout: Layout, places: Int32) -> Float64:
+    """Return the points of some places, in which the distance of two places of one data set is theirs in metres.
+
+    Args:
+        layout: The layout; where it joins several data sets, distances between two of these mean nothing.
+        places: (n,) place ids.
+
+    Returns:
+        (n, 3) points; NaN for places whose position is unknown. The third number is 0 for UTM.
+    """
+    points = np.full((len(places), 3), np.nan)
+    part = layout.part[places]
+    for number, kind in enumerate([one.coordinates for one in layout.joined] or [layout.coordinates]):
+        here = np.flatnonzero(part == number)
+        if kind != "none":
+            found = points_in_metres(layout.position[places[here]], kind)
+            points[here] = np.pad(found, ((0, 0), (0, 3 - found.shape[1])))
+    return points
+
+
+def has_positions(layout: Layout) -> bool:
+    """Return whether the layout, or one of those that it joins, has coordinates."""
+    return any(kind != "none" for kind in [one.coordinates for one in layout.joined] or [layout.coordinates])
+
+
 def build_gps_graph(run: Store, name: str, layout: Layout, k: int, cluster: str | None = None) -> NeighbourGraph:
     """Build the graph of the training places' K nearest, and write it to the run.
 
@@ -73,16 +101,18 @@ def build_gps_graph(run: Store, name: str, layout: Layout, k: int, cluster: str 
         BadInput: The layout or a training place has no coordinates.
         GeostreamError: The scheduler cannot be reached, or workers die again and again.
     """
-    if layout.coordinates == "none":
+    if not has_positions(layout):
         raise BadInput(f"layout {layout.name} has no coordinates, so no GPS neighbours; begin with strategy=random")
     places = distinct(layout.pairs("train").place)
-    if not np.isfinite(layout.position[places]).all():
-        unknown = places[~np.isfinite(layout.position[places]).all(axis=1)][0]
+    known = np.isfinite(place_points(layout, places)).all(axis=1)
+    without = np.array([one.coordinates == "none" for one in layout.joined] or [False])
+    if not (known | without[layout.part[places]]).all():
+        unknown = places[~known & ~without[layout.part[places]]][0]
         key = layout.key(int(unknown))
         raise BadInput(f"layout {layout.name}: place {key} has no coordinates; begin with strategy=random")
     writer = GraphWriter.create(run, name, kind="gps", layout=layout, embeddings="", places=places, k=k)
     groups = row_groups(len(places), len(places), QUERIES)
-    job = GpsJob(run, name, k, layout.coordinates, len(places), len(groups))
+    job = GpsJob(run, name, k, len(places), len(groups))
     _hand_over(job, layout, places, groups)
     with connected(cluster, len(groups)) as client:
         try:
@@ -106,7 +136,6 @@ class GpsJob:
     run: Store
     graph: str  # path of the graph being written
     k: int
-    coordinates: str
     n_places: int
     n_groups: int  # groups of the graph's rows; each is a task
     token: str = field(default_factory=lambda: uuid4().hex)  # tells searches apart
@@ -132,7 +161,7 @@ def _hand_over(job: GpsJob, layout: Layout, places: Int32, groups: list[tuple[in
     for number, (start, stop) in enumerate(groups):
         here = places[start:stop]
         table = np.empty(stop - start, dtype=PLACE)
-        table["position"], table["area"] = layout.position[here], layout.area[here]
+        table["point"], table["area"] = place_points(layout, here), layout.area[here]
         table["place"], table["rank"] = here, rank[start:stop]
         job.run.write(scratch_object(job.graph, "places", number), table.tobytes())
         lists = take(excluded, here)
@@ -143,8 +172,8 @@ def _hand_over(job: GpsJob, layout: Layout, places: Int32, groups: list[tuple[in
 def nearest_of_group(job: GpsJob, number: int, start: int) -> None:
     """Run as a task: find the neighbours of the group of rows that begins with ``start``, and write its Zarr shards."""
     tree, places = _tree_of(job), job.read_places(number)
-    points, excluded = points_in_metres(places["position"], job.coordinates), job.read_excluded(number, len(places))
-    found, metres = tree.nearest(points, places["area"], places["place"], excluded, job.k)
+    excluded = job.read_excluded(number, len(places))
+    found, metres = tree.nearest(places["point"], places["area"], places["place"], excluded, job.k)
     GraphWriter.reopen(job.run, job.graph).write(start, found, -metres)
 
 
@@ -159,14 +188,17 @@ def _tree_of(job: GpsJob) -> PlaceTree:
 
 @lru_cache(maxsize=1)
 def _build(job: GpsJob) -> PlaceTree:
-    points = np.empty((job.n_places, 2 if job.coordinates == "utm" else 3))
+    points = np.empty((job.n_places, 3))
     place, area, rank = (np.empty(job.n_places, dtype=np.int32) for _ in range(3))
     start = 0
     for number in range(job.n_groups):
         part = job.read_places(number)
         here = slice(start, start := start + len(part))
-        points[here] = points_in_metres(part["position"], job.coordinates)
+        points[here] = part["point"]
         place[here], area[here], rank[here] = part["place"], part["area"], part["rank"]
+    known = np.isfinite(points).all(axis=1)
+    if not known.all():
+        points, area, place, rank = points[known], area[known], place[known], rank[known]
     return PlaceTree(points, area, place, rank)
 
 
@@ -206,7 +238,7 @@ class PlaceTree:
         """Find the nearest other places of some places.
 
         Args:
-            points: (n, 2 or 3) points in metres.
+            points: (n, 2 or 3) points in metres; one that is not finite has no neighbours.
             area: (n,) number of each place's area.
             own: (n,) id of each place, which is no neighbour.
             excluded: n lists of further ids that are no neighbours.
@@ -217,7 +249,7 @@ class PlaceTree:
         """
         indices, metres = np.full((len(points), k), -1, dtype=np.int32), np.full((len(points), k), np.inf)
         points = self._spaced(points, area)
-        todo = np.arange(len(points))
+        todo = np.flatnonzero(np.isfinite(points).all(axis=1))
         wanted = k + 9 + int(np.diff(excluded.indptr).max(initial=0))  # 8 more: a tie at the end takes another query
         while len(todo):
             again = []

@@ -6,6 +6,10 @@ sampling problem of its own (:mod:`geostream.planning.division`), which this pro
 
 All lanes get the same number of batches. The surplus batches of longer lanes are left out: up to a shard's pairs in
 each lane, and almost none if equal shards divide evenly among the lanes.
+
+Where batches are to hold one data set each (``SamplingProblem.dataset``), a strategy fills the batches of each data set
+alone, with its share of the resident shards. They are interleaved evenly over the epoch, in all lanes alike: so the
+batches of all lanes at a time, which make a step, are of the same data set.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import numpy as np
 
 from geostream.arrays import Int32, Int64
 from geostream.errors import BadInput
-from geostream.planning.division import Division
+from geostream.planning.division import Division, Parts
 from geostream.planning.graph_rows import LaneRows
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.patchwork import MIXES, patchwork
@@ -79,12 +83,27 @@ def assemble_lane(task: LaneTask) -> tuple[int, Int32]:
     """Assemble one lane. It holds the lane's neighbours, 4·K bytes a place, and about 1 KB a pair.
 
     Returns:
-        The lane's number, and (B, batch size) its batches as pair ids of its own sampling problem.
+        The lane's number, and (B, batch size) its batches as pair ids of its own sampling problem. Batches of one data
+        set each come data set by data set.
     """
-    strategy, rng = STRATEGIES[task.strategy], np.random.default_rng(task.seed)
+    strategy = STRATEGIES[task.strategy]
     problem = task.problem if task.rows is None else task.problem._replace(neighbours=task.rows.read())
-    batches = strategy(problem, task.shards, task.batch_size, task.resident, rng)
-    return task.number, np.array(batches, dtype=np.int32).reshape(len(batches), task.batch_size)
+
+    def filled(problem: SamplingProblem, shards: Int64, resident: int) -> Int32:
+        batches = strategy(problem, shards, task.batch_size, resident, np.random.default_rng(task.seed))
+        return np.array(batches, dtype=np.int32).reshape(len(batches), task.batch_size)
+
+    if problem.dataset is None:
+        return task.number, filled(problem, task.shards, task.resident)
+    sets = Parts(problem, problem.dataset, int(problem.dataset.max(initial=0)) + 1)
+    resident = max(1, task.resident // len(sets))
+    found = [np.zeros((0, task.batch_size), dtype=np.int32)]
+    for number in range(len(sets)):
+        own = sets.part(number)
+        shards = task.shards[np.isin(task.shards, own.shard)]
+        if len(shards):
+            found.append(sets.pairs(number)[filled(own, shards, resident)])
+    return task.number, np.concatenate(found)
 
 
 MapFn = Callable[[Callable[[LaneTask], tuple[int, Int32]], Sequence[LaneTask]], Iterable[tuple[int, Int32]]]
@@ -182,7 +201,8 @@ def assemble_lanes(tasks: LaneTasks, map_fn: MapFn = map) -> Assembled:
         map_fn: Applies a function to the tasks.
     """
     division, lanes = tasks.division, len(tasks)
-    by_lane = [made for _, made in sorted(map_fn(assemble_lane, tasks), key=lambda result: result[0])]
+    made_by_lane = sorted(map_fn(assemble_lane, tasks), key=lambda result: result[0])
+    by_lane = _in_turn(tasks, [made for _, made in made_by_lane])
     length = min(len(batches) for batches in by_lane)
     interleaved = np.empty((length, lanes, tasks.batch_size), dtype=np.int32)
     for at, (number, made) in enumerate(zip(tasks.numbers, by_lane, strict=True)):
@@ -192,3 +212,31 @@ def assemble_lanes(tasks: LaneTasks, map_fn: MapFn = map) -> Assembled:
     used[batches] = True
     lane_of_batch = np.tile(np.array(tasks.numbers, dtype=np.int32), length)
     return Assembled(batches, lane_of_batch, np.flatnonzero(~used).astype(np.int32))
+
+
+def _in_turn(tasks: LaneTasks, by_lane: list[Int32]) -> list[Int32]:
+    """Interleave the batches of each lane's data sets evenly, if they have one each; all lanes alike.
+
+    Args:
+        tasks: The lanes' tasks.
+        by_lane: The batches of each lane, data set by data set, as pair ids of the lane's sampling problem.
+
+    Returns:
+        The same in the new order, with as many batches of each data set as the lane has that has the fewest.
+    """
+    division = tasks.division
+    if division.problem.dataset is None:
+        return by_lane
+    dataset = division.problem.dataset[division.problem.place]
+    of_batch = [
+        dataset[division.pairs(number)[made[:, 0]]] for number, made in zip(tasks.numbers, by_lane, strict=True)
+    ]
+    sets = int(dataset.max(initial=0)) + 1
+    counts = np.stack([np.bincount(of, minlength=sets) for of in of_batch])
+    fewest = counts.min(axis=0)
+    starts = np.cumsum(counts, axis=1) - counts
+    within = [np.arange(count) for count in fewest]
+    when = np.concatenate([(some + 0.5) / max(len(some), 1) for some in within])
+    order = np.argsort(when, kind="stable")
+    rows = [np.concatenate([start + some for start, some in zip(begin, within, strict=True)]) for begin in starts]
+    return [made[some[order]] for made, some in zip(by_lane, rows, strict=True)]

@@ -22,7 +22,7 @@ from geostream.errors import StaleArtefact
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import Apply, pick_by_tasks
 from geostream.mining.embeddings import Embeddings
-from geostream.mining.gps import points_in_metres
+from geostream.mining.gps import place_points
 from geostream.mining.graph import NeighbourGraph
 from geostream.planning.batches import Assembled, assemble
 from geostream.planning.lane import SamplingProblem
@@ -165,20 +165,21 @@ def cosine(query: Float, reference: Float, query_row: Int32, reference_row: Int3
     return similarity
 
 
-def proximity(points: Float, place: Int32, scale: float) -> Similarity:
+def proximity(points: Float, place: Int32, scale: float, part: Int32) -> Similarity:
     """Return the similarity function of a gps graph, which has no embeddings: exp(-distance / ``scale``).
 
     Args:
-        points: (N, 2 or 3) positions of the places in metres.
+        points: (N, 3) positions of the places in metres; NaN where unknown.
         place: (P,) row of each pair's place.
         scale: Metres. If it is the median distance of the K-th neighbour, a place's K nearest mostly have similarities
             between 0.37 and 1, and places far away 0.
+        part: (N,) number of each place's data set. Places of two data sets are far away, and so are unknown ones.
     """
 
     def similarity(pairs: Int32) -> Float:
-        here = points[place[pairs]]
-        near: Float = np.exp(-np.linalg.norm(here[:, None] - here[None], axis=2) / scale)
-        return near
+        here, of = points[place[pairs]], part[place[pairs]]
+        near = np.exp(-np.linalg.norm(here[:, None] - here[None], axis=2) / scale)
+        return np.where(of[:, None] == of[None], np.nan_to_num(near, copy=False), 0)
 
     return similarity
 
@@ -208,11 +209,11 @@ def measure_of(
         n = len(graph.places)
         scores = graph.scores if n <= MEASURED_PLACES else _some_scores(graph, apply)
         farthest = np.where(np.isfinite(scores), -scores.astype(np.float64), 0).max(axis=1)
-        scale = float(np.median(farthest))
+        placed = farthest[np.isfinite(scores).any(axis=1)]  # the others are of a data set without coordinates
+        scale = float(np.median(placed)) if len(placed) else 0.0
         if scale <= 0:
             return "all places are at the same point, or have no neighbours"
-        points = points_in_metres(layout.position[graph.places], layout.coordinates)
-        near = proximity(points, problem.place, scale)
+        near = proximity(place_points(layout, graph.places), problem.place, scale, layout.part[graph.places])
         return lambda *plans: [batch_hardness(sample(batches), near) for batches in plans]
     if embeddings is None:
         return "the embeddings that the graph came from were not given"

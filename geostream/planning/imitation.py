@@ -17,7 +17,7 @@ from itertools import cycle
 
 import numpy as np
 
-from geostream.arrays import Int32, Int64
+from geostream.arrays import Int32, Int64, distinct
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import Apply, pick_by_tasks
 from geostream.mining.embeddings import Embeddings
@@ -102,15 +102,22 @@ def sampled_scale(
     near = np.where(ids >= 0, np.searchsorted(graph.places, ids), -1).astype(np.int32)
     mixed = rng.permutation(len(seeds))  # their ids may follow the ground
     views = np.bincount(problem.place, minlength=n)
-    places = imitated(seeds[mixed].astype(np.int32), near[mixed], views, (count, size), rng)
+    dataset = np.zeros(n, dtype=np.int32) if problem.dataset is None else problem.dataset
+    near = np.where(dataset[near] == dataset[seeds][:, None], near, -1)
+    of_pair, places, random = dataset[problem.place], list[Int32](), list[Int32]()
+    for number in distinct(dataset[seeds]):  # batches are of one data set each, where these are told apart
+        here, pairs = mixed[dataset[seeds[mixed]] == number], np.flatnonzero(of_pair == number)
+        some = max(1, round(count * len(pairs) / len(of_pair)))
+        if min(len(here), len(pairs)) >= size:
+            places.append(imitated(seeds[here].astype(np.int32), near[here], views, (some, size), rng))
+            random += [rng.choice(pairs, size, replace=False).astype(np.int32) for _ in range(some)]
     first_pair = np.cumsum(views) - views
     everything = len(tasks.division.shards[0])
     [(_, of_lane)] = map_fn(assemble_lane, [tasks[0]._replace(strategy="sample4geo", resident=everything)])
-    ends = [first_pair[places].astype(np.int32)]
+    ends = [first_pair[np.concatenate(places)].astype(np.int32)]
     if len(of_lane):
         ends.append(tasks.division.pairs(0)[of_lane])
-    random = np.stack([rng.choice(len(problem.place), size, replace=False) for _ in range(count)]).astype(np.int32)
-    of_random, *measured = measure(random, *ends, *(plan.batches for plan in plans))
+    of_random, *measured = measure(np.stack(random), *ends, *(plan.batches for plan in plans))
     reference = max(measured[: len(ends)])
     scores = [hardness_score(one, reference, of_random) for one in measured[len(ends) :]]
     return HardnessScale(measure, reference, of_random), scores

@@ -30,6 +30,7 @@ class SamplingProblem(NamedTuple):
         neighbours: (N, K) rows of each place's neighbours, hardest first, -1 where there is none.
         excluded: For each of the N places, the rows of those that may not share a batch with it; symmetric.
         history: For each earlier plan, newest first: (P,) number of each pair's batch in it, -1 where there is none.
+        dataset: (N,) number of each place's data set where a batch may hold places of one data set only; None: of all.
     """
 
     place: Int32
@@ -37,6 +38,7 @@ class SamplingProblem(NamedTuple):
     neighbours: Int32
     excluded: Csr
     history: tuple[Int32, ...] = ()
+    dataset: Int32 | None = None
 
 
 class Lane:

@@ -34,7 +34,7 @@ from geostream.planning.imitation import sampled_scale
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.plan import EpochPlan
 from geostream.planning.reads import reads_of
-from geostream.settings import TrainSettings
+from geostream.settings import PlanSettings, TrainSettings
 
 TRIED_PAIRS = 2**16  # of the lanes, two at least, on which the fallbacks are tried where the graph is not held
 WHOLE_GRAPH = 2**27  # bytes of a graph up to which it is read as a whole: 262,144 places at K = 128
@@ -94,7 +94,7 @@ def make_plan(
             f"batches of {settings.optim.batch_size}; set a smaller batch_size"
         )
     whole = graph is None or graph.n_bytes <= WHOLE_GRAPH
-    problem = _problem(layout, pairs, graph, settings.plan.strategy, whole=whole)
+    problem = _problem(layout, pairs, graph, settings.plan, whole=whole)
     history = tuple(_batch_of_pair(pairs, plan) for plan in previous)
     division = Division(problem._replace(history=history), settings.plan.lanes, seed, epoch)
     size, resident = settings.optim.batch_size, settings.plan.resident_shards
@@ -197,7 +197,7 @@ def reachable_by_shards(
         StaleArtefact: Graph or embeddings are of other places than the layout's.
     """
     pairs = layout.pairs("train")
-    problem = _problem(layout, pairs, graph, settings.plan.strategy)
+    problem = _problem(layout, pairs, graph, settings.plan)
     common: dict[str, Any] = {"batch_size": settings.optim.batch_size, "seed": settings.seed, "epoch": 1}
     scale = HardnessScale.of(problem, layout, graph, embeddings, **common)
     ways = FALLBACKS.get(settings.plan.strategy, (settings.plan.strategy,))
@@ -219,7 +219,7 @@ def reachable_by_shards(
 
 
 def _problem(
-    layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, strategy: str, *, whole: bool = True
+    layout: Layout, pairs: Pairs, graph: NeighbourGraph | None, plan: PlanSettings, *, whole: bool = True
 ) -> SamplingProblem:
     """Return the sampling problem, with the training places as rows in the order of their ids.
 
@@ -232,13 +232,14 @@ def _problem(
         if graph.places_id != layout.places_id or not np.array_equal(graph.places, places):
             raise StaleArtefact(f"graph {graph.name}: made from other places than those of {layout.name}; mine again")
         neighbours = graph.rows() if whole else neighbours
-    elif strategy != "random":
-        raise BadInput(f"strategy {strategy} needs a neighbour graph; mine first, or set strategy=random")
+    elif plan.strategy != "random":
+        raise BadInput(f"strategy {plan.strategy} needs a neighbour graph; mine first, or set strategy=random")
     return SamplingProblem(
         place=place,
         shard=layout.shard_of_place[places],
         neighbours=neighbours,
         excluded=restrict(layout.excluded("train"), places),
+        dataset=layout.part[places] if plan.mix == "own" and len(layout.joined) > 1 else None,
     )
 
 

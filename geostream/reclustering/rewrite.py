@@ -1,5 +1,8 @@
 """Rewrite a layout as its next generation: the same members, bit for bit, in other shards.
 
+Only a layout that joins other data sets gets new headers: there, members are renamed from the keys of their own data
+sets, which two data sets may have in common, to those of the joined layout.
+
 A task makes one new shard. It reads the members' ranges from the old shards, several at a time and adjacent members in
 one read, checks each member against the index, and uploads the whole shard (in parts if it is large). So every byte of
 a member is read once and written once. A task carries the rows of the index that it needs. It holds its new shard twice
@@ -55,7 +58,8 @@ class NewShard:
 
     Attributes:
         name: Name of the shard.
-        members: Its members in order: their rows of the old generation's index, and the ``key`` of each one's place.
+        members: Its members in order: their rows of the old generation's index, the ``key`` of each one's place, and
+            what the place is called in the old shard, ``stored_key``.
     """
 
     name: str
@@ -126,6 +130,7 @@ def rewrite(
                 broken=parent.info["broken"],
                 parent=parent.id,
                 tile_metres=parent.tile_metres,
+                joined=parent.joined,
             ),
         )
     except AlreadyExists:  # another process was faster, in the same folder and therefore with the same order
@@ -234,7 +239,11 @@ class _MembersOfPlaces:
         """Return what a task has to know of the members of the places."""
         members = self._layout.members.take(self.rows(places))
         keys = self._layout.places["key"].take(members["place"])
-        return members.append_column("key", keys).combine_chunks()
+        stored = keys
+        if self._layout.joined:
+            rows = zip(*(column.to_pylist() for column in (keys, members["place"], members["shard"])), strict=True)
+            stored = pa.chunked_array([[self._layout.stored_key(*row) for row in rows]], pa.string())
+        return members.append_column("key", keys).append_column("stored_key", stored).combine_chunks()
 
 
 def bytes_of_places(layout: Layout) -> Int64:
@@ -350,10 +359,19 @@ def _copy(old: Store, names: Sequence[str], some: pa.Table, target: Int64, buffe
     for member, to in zip(members, target.tolist(), strict=True):
         at = member["offset"] - HEADER - begin
         one = bytes(data[at : at + HEADER + member["size"]])
-        name = f"{member['key']}.{member['member']}"
+        name = f"{member['stored_key']}.{member['member']}"
         if wrong := member_damage(one, name, member["size"], member["crc32c"]):
             raise StoreError(
                 f"{old.url}/{shard}: {name!r}: {wrong}; the next generation is not committed. "
                 "Look for all that is damaged with: geostream verify; restore it, and run again to go on"
             )
+        if member["stored_key"] != member["key"]:
+            one = _renamed(one[:HEADER], f"{member['key']}.{member['member']}") + one[HEADER:]
         buffer[to : to + len(one)] = one
+
+
+def _renamed(header: bytes, name: str) -> bytes:
+    """Return a member's header with another name."""
+    info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    info.name = name
+    return info.tobuf(tarfile.USTAR_FORMAT)

@@ -23,6 +23,7 @@ from geostream.mining.embeddings import Embeddings
 from geostream.report.pages import render
 from geostream.report.retrievals import retrievals
 from geostream.runs import stages
+from geostream.runs.galleries import note_tested
 from geostream.runs.run import Run
 from geostream.training.field_of_view import EVALUATED, WHOLE
 
@@ -38,10 +39,12 @@ def evaluate_checkpoint(
 ) -> list[dict[str, Any]]:
     """Evaluate a checkpoint on a split and write ``evaluation-<split>-epoch-NNNN.json`` and ``.html`` into the run.
 
-    With a field of view below 360 degrees the split is called ``<split>_fov90`` there, with TTA ``<split>_tta``.
+    With a field of view below 360 degrees the split is called ``<split>_fov90`` there, with TTA ``<split>_tta``, and on
+    another data set than the run's own ``<split>_<dataset>``. What whole views of a test split gave without TTA is
+    noted in the run's ``tested.json``, too.
 
     Args:
-        run: The run.
+        run: The run, on the layout to evaluate on (:mod:`geostream.runs.galleries`).
         split: Name of the split.
         checkpoint: Name of the checkpoint, or "best" for that of the best evaluation. None: the newest at the end of an
             epoch.
@@ -60,11 +63,15 @@ def evaluate_checkpoint(
     trained = stages.load_trained(run, checkpoint)
     if fovs is None:
         fovs = EVALUATED if trained.settings.augment.narrows else (WHOLE,)
-    return [
+    records = [
         write_evaluation(run, one, stages.embedded(run, one, split, fov), fov)
         for one in (trained, *([replace(trained, tta=True)] if tta else []))
         for fov in fovs
     ]
+    plain = [one for one in records if look_of(one) == look_of({})]
+    if split == "test" and plain:
+        note_tested(run, trained.checkpoint, trained.epoch, [(run.layout, one) for one in plain])
+    return records
 
 
 def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: float = WHOLE) -> dict[str, Any]:
@@ -80,10 +87,11 @@ def write_evaluation(run: Run, trained: Trained, embeddings: Embeddings, fov: fl
         The record that was written to the JSON file.
     """
     layout, split = run.layout, embeddings.split
-    record = {"epoch": trained.epoch, "checkpoint": trained.checkpoint, "split": split, "layout": layout.name}
+    record = {"epoch": trained.epoch, "checkpoint": trained.checkpoint, "split": split}
+    record |= {"dataset": layout.dataset, "layout": layout.name}
     record |= ({"fov": fov} if fov < WHOLE else {}) | ({"tta": True} if trained.tta else {})
     record |= asdict(evaluate_embeddings(layout, embeddings, run.cluster))
-    name = run.evaluation_name(split, trained.epoch, fov, trained.tta)
+    name = run.evaluation_name(run.named_by_dataset(split), trained.epoch, fov, trained.tta)
     run.folder.write_json(f"{name}.json", record)
     narrowed = f", narrowed to {fov:g}°" if fov < WHOLE else ""
     averaged = ", averaged over flips and turns" if trained.tta else ""
@@ -116,8 +124,10 @@ def metres_table(record: Mapping[str, Any]) -> list[dict[str, str]]:
         record: Record of :func:`write_evaluation` or of the run log.
 
     Returns:
-        The rows; none where nothing was measured on the ground.
+        The rows; none where nothing was measured on the ground. Of several data sets, those of each.
     """
+    if "datasets" in record:
+        return [{"data set": one["dataset"]} | row for one in record["datasets"] for row in metres_table(one)]
     measured = record.get("metres") or {}
     if not measured:
         return []
@@ -155,7 +165,8 @@ def results_table(layout: Layout, record: Mapping[str, Any]) -> list[dict[str, s
     with_hit_rate = len(layout.semi_positives(str(record.get("split", "test"))).indices) > 0
     shares = [name for name in COLUMNS if (with_hit_rate if name == "hit_rate" else any(name in row for row in rows))]
     return [
-        {"protocol": str(row["protocol"]), "direction": str(row["direction"])}
+        ({"data set": str(row["dataset"])} if "dataset" in row else {})
+        | {"protocol": str(row["protocol"]), "direction": str(row["direction"])}
         | {COLUMNS[name]: f"{row[name]:.2%}".removesuffix("%") if name in row else "–" for name in shares}
         | {name: f"{row[name]:,}" for name in ("queries", "gallery")}
         for row in rows

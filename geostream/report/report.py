@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from geostream.evaluation.metres import MEDIAN, WITHIN, recall_name
-from geostream.evaluation.metrics import named_rows
+from geostream.evaluation.metrics import named_rows, row_name
 from geostream.evaluation.protocols import BOTH_WAYS, NEAR, PAIRED
 from geostream.layout import Layout
 from geostream.report.augmentations import PreviewPair, preview_pairs, preview_rows
@@ -22,10 +22,13 @@ from geostream.report.pages import render
 from geostream.report.retrievals import Retrieval, retrievals
 from geostream.report.suspicious import Suspicion, find_suspicious
 from geostream.report.timeline import timeline_svg
+from geostream.report.transfer import percent_columns, transfer_rows
+from geostream.runs.galleries import galleries
 from geostream.runs.log import RunResult
 from geostream.runs.run import Run
 from geostream.training.field_of_view import WHOLE
 
+QUERIES = 12  # that are shown with their best candidates
 PROTOCOLS = {
     PAIRED: "Each query has one right answer, the tile of its own place.",
     NEAR: "Every tile within 5 m of where the query was taken is right, too: CVACT's own rule.",
@@ -62,7 +65,15 @@ def summarise(store: str, layout: Layout, result: RunResult) -> dict[str, Any]:
         },
         "evaluations": [{name: row[name] for name in recalls} for row in result.evaluations],
         "narrowed": _fields_of_view(result.evaluations),
-        "metres": [{"epoch": row["epoch"]} | row["metres"] for row in result.evaluations if row.get("metres")],
+        "datasets": [one["dataset"] for one in result.evaluations[-1].get("datasets", [])]
+        if result.evaluations
+        else [],
+        "metres": [
+            {"epoch": row["epoch"]} | ({"dataset": one["dataset"]} if "dataset" in one else {}) | one["metres"]
+            for row in result.evaluations
+            for one in row.get("datasets", [row])
+            if one.get("metres")
+        ],
         "protocols": [{"epoch": row["epoch"]} | one for row in result.evaluations for one in named_rows(row)],
         "plans": [{name: row.get(name) for name in ("epoch", "source", *facts)} for row in result.plans],
         "false_negatives": [_false_negatives(row) for row in result.minings if "dropped" in row],
@@ -91,15 +102,16 @@ def publish(run: Run, result: RunResult, summary: Mapping[str, Any]) -> str:
     """
     layout, pictures = run.layout, list[Retrieval]()
     if result.evaluations:
-        pictures = retrievals(layout, run.embeddings("test", int(result.evaluations[-1]["epoch"])))
+        on, epoch = galleries(run), int(result.evaluations[-1]["epoch"])
+        for one in on:
+            pictures += retrievals(one.layout, one.embeddings("test", epoch), count=max(1, QUERIES // len(on)))
     preview = preview_pairs(layout, run.settings)
     record = run.read_comparison()
     compared = None if record is None else comparison_section(layout, record)
     title = f"geostream: {layout.dataset} {layout.name}"
     suspicious = find_suspicious(run)
-    page = render_report(
-        title, summary, result.training, pictures, preview, compared, suspicious, imagery=layout.source
-    )
+    shown = {**summary, "transfer": transfer_rows(run)}
+    page = render_report(title, shown, result.training, pictures, preview, compared, suspicious, imagery=layout.source)
     run.write_report(page)
     return page
 
@@ -118,7 +130,8 @@ def render_report(
 
     Args:
         title: Title of the page.
-        summary: The dict that :func:`summarise` returns.
+        summary: The dict that :func:`summarise` returns; with ``transfer``, the rows of the table of that name
+            (:mod:`geostream.report.transfer`), there is a section for it.
         epochs: The run's records of training.
         pictures: Queries with their best candidates. The section is left out if there are none.
         preview: Training pairs, plain and augmented. The section is left out if there are none.
@@ -136,6 +149,7 @@ def render_report(
         recall=_recall(summary["protocols"]),
         metres=_metres(summary["metres"]),
         narrowed=_narrowed(summary["narrowed"]),
+        transfer_percent=percent_columns(summary.get("transfer", [])),
         comparison=comparison,
         percent={*COLUMNS.values(), *(f"R@1 within {limit} m" for limit in WITHIN), "resident_share", "waiting"},
         retrievals=pictures,
@@ -152,15 +166,16 @@ def render_report(
 
 
 def _recall(rows: Rows) -> list[dict[str, Any]]:
-    """Group the rows of all epochs by protocol and direction."""
+    """Group the rows of all epochs by data set, if there are several, protocol and direction."""
     labels = {"epoch": "epoch", **COLUMNS, "queries": "queries", "gallery": "gallery"}
-    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    grouped, rules = dict[tuple[str, str], list[dict[str, Any]]](), dict[str, str]()
     for row in rows:
         shown = {label: row[name] for name, label in labels.items() if name in row}
-        grouped.setdefault((row["protocol"], row["direction"]), []).append(shown)
+        grouped.setdefault((row_name(row), row["direction"]), []).append(shown)
+        rules[row_name(row)] = PROTOCOLS.get(row["protocol"], "")
     return [
-        {"protocol": protocol, "direction": direction, "rule": PROTOCOLS.get(protocol, ""), "rows": shown}
-        for (protocol, direction), shown in grouped.items()
+        {"protocol": name, "direction": direction, "rule": rules[name], "rows": shown}
+        for (name, direction), shown in grouped.items()
     ]
 
 
@@ -184,7 +199,7 @@ def _narrowed(rows: Rows) -> list[dict[str, Any]]:
 def _metres(rows: Rows) -> list[dict[str, Any]]:
     """Return the figures on the ground by epoch: R@1 within some metres, and the median error."""
     return [
-        {"epoch": row["epoch"]}
+        {name: row[name] for name in ("epoch", "dataset") if name in row}
         | {f"R@1 within {limit} m": row[recall_name(1, limit)] for limit in WITHIN}
         | {"median error (m)": f"{row[MEDIAN]:,.1f}"}
         for row in rows

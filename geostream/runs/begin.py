@@ -22,7 +22,7 @@ from geostream.settings import TrainSettings
 
 # Settings that may change on resume, because they do not change what is trained.
 READING = {"look_ahead", "prefetch", "buffer_mib", "gap_kib", "replaced_limit"}
-MAY_CHANGE = READING | {"workers", "threads", "decode_threads", "checkpoint_every", "keep_checkpoints"}
+MAY_CHANGE = READING | {"workers", "threads", "decode_threads", "checkpoint_every", "keep_checkpoints", "test_on"}
 
 
 def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:

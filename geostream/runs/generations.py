@@ -1,7 +1,8 @@
 """List the layouts of a data set, find out who needs them, and remove those that nobody needs.
 
 A layout is needed if it is the current one, has a tag, is needed by a run, by a model in use or by an index, or if
-another one is being made from it (:mod:`geostream.runs.retention` has the rules). A run needs the layouts of all its
+another one is being made from it, or if a layout of another data set joins it (:mod:`geostream.runs.retention` has the
+rules). A run needs the layouts of all its
 checkpoints, the layout of its newest plan, and the one that its ``layout.json`` names. A run whose files do not say
 this legibly is taken to need every layout: keeping one costs disk space, removing it could cost the run.
 
@@ -13,6 +14,7 @@ in its folder stay.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -21,14 +23,14 @@ from geostream.errors import BadInput, NotFound, StoreError
 from geostream.layout import layout_infos
 from geostream.layout.current import current_or_newest
 from geostream.layout.files import JOB, TABLES, layouts_folder, object_names, read_info, shard_names
-from geostream.layout.lineage import ancestors
+from geostream.layout.lineage import ancestors, joined_in
 from geostream.layout.tags import find_layout, read_tags
 from geostream.reclustering.rewrite import GOING
 from geostream.runs.inventory import index_layouts
 from geostream.runs.models import models_in_use
 from geostream.runs.retention import LayoutFacts, LayoutNeeds, layouts_to_keep, why_not_removed
 from geostream.runs.run import needed_layouts
-from geostream.store import Store, check_name
+from geostream.store import NAME, Store, check_name
 
 IDLE = timedelta(days=1)  # a reclustering without a sign of life for so long counts as given up
 
@@ -45,7 +47,7 @@ class Generation:
         runs: Names of the runs that need it.
         keep: The reason to keep it, in words; "" if there is none.
         borrowed: Bytes of the shards that it reads from other layouts.
-        kind: "sharded", "appended" or "reclustered"; "begun" for one that was never committed.
+        kind: "sharded", "appended", "reclustered" or "joined"; "begun" for one that was never committed.
         places: Number of its places; None for one that was never committed.
         gallery: Id of its test gallery; None if it names none.
         tags: Its tags.
@@ -131,7 +133,7 @@ def _find(store: Store, dataset: str) -> _Found:
             name,
             info["id"],
             frozenset(ancestors(info)[:-1]),
-            frozenset(shard["layout"] for shard in info["shards"] if shard.get("layout") is not None),
+            frozenset(shard["layout"] for shard in info["shards"] if shard.get("layout") and not shard.get("dataset")),
         )
         for name, info in sorted(infos.items())
     ]
@@ -144,13 +146,37 @@ def _find(store: Store, dataset: str) -> _Found:
         indexes=index_layouts(store, dataset),
         # The layout that a new one is made from stays until that one is committed or given up.
         under_way={one.name: parent for one, parent in begun if one.keep},
+        joins=_joins(store, dataset),
     )
     return _Found(infos, facts, needs, begun)
 
 
+def _joins(store: Store, dataset: str) -> dict[str, set[str]]:
+    """Return the names of the data set's layouts that joined layouts of other data sets read, by "data set/layout".
+
+    These are the layouts that are joined, which a model is evaluated on, and those that have their shards.
+    """
+    found = dict[str, set[str]]()
+    for other in store.folders():
+        if other == dataset or not NAME.fullmatch(other):
+            continue
+        infos, layouts = layout_infos(store, other), layouts_folder(store, other)
+        for name, info in infos.items():
+            read = {one.layout for one in joined_in(info) if one.dataset == dataset}
+            read |= {shard["layout"] for shard in info["shards"] if shard.get("dataset") == dataset}
+            found |= {f"{other}/{name}": read} if read else {}
+        for name in set(layouts.folders()) - set(infos):
+            with suppress(NotFound):
+                read = {
+                    joined[1] for joined in layouts.read_json(f"{name}/{JOB}").get("joins", []) if joined[0] == dataset
+                }
+                found |= {f"{other}/{name}, which is being made": read} if read else {}
+    return found
+
+
 def _kind(info: dict[str, Any]) -> str:
     if info["parent"] is None:
-        return "sharded"
+        return "joined" if joined_in(info) else "sharded"
     return "reclustered" if "order" in info["source"] else "appended"
 
 

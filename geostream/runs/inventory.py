@@ -26,13 +26,13 @@ from geostream.training.checkpoint_files import WRITTEN
 PARTS = {"checkpoints": "checkpoints", "embeddings": "embeddings", "neighbours": "graphs", "plans": "plans"}
 PARTS |= {"prepared": "plans"}  # what lies in each folder of a run
 _EPOCH = r"epoch-\d{4,}"
-_SPLIT = rf"(\w+-)?{_EPOCH}"
+_SPLIT = rf"([\w-]+-)?{_EPOCH}"
 _ZARR = r"(\w+/)?(zarr\.json|c(/\d+)+|scratch/[a-z-]+-\d+|scratch/made\.json)"
 OWN = re.compile(
     "|".join(
         (
-            r"(settings|layout|best|evaluation|comparison)\.json|metrics\.jsonl|report\.html",
-            rf"evaluation-\w+-{_EPOCH}\.(json|html)",
+            r"(settings|layout|best|evaluation|comparison|tested)\.json|metrics\.jsonl|report\.html",
+            rf"evaluation-[\w-]+-{_EPOCH}\.(json|html)",
             rf"plans/{_EPOCH}\.(json|parquet)",
             rf"prepared/{_EPOCH}\.jsonl",
             rf"embeddings/{_SPLIT}\.zarr/{_ZARR}",

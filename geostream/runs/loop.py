@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -25,14 +25,14 @@ import torch
 
 from geostream.errors import Interrupted
 from geostream.evaluation.embed import Trained
-from geostream.evaluation.evaluate import evaluate_embeddings
+from geostream.evaluation.evaluate import Evaluation, evaluate_embeddings
 from geostream.layout import Layout, open_layout
-from geostream.mining.embeddings import Embeddings
 from geostream.planning.plan import EpochPlan
 from geostream.runs import stages
 from geostream.runs.background import Background
 from geostream.runs.begin import begin
 from geostream.runs.first_weights import resolve_weights, set_first_weights
+from geostream.runs.galleries import galleries, note_tested, summed_up, tested_on
 from geostream.runs.log import Record, RunLog, RunResult, log_record, new_record
 from geostream.runs.metrics.export import Tell, exporting
 from geostream.runs.preparation import checkpoints_to_embed, prepare, prepared
@@ -100,6 +100,8 @@ def train(
             set_first_weights(run, encoder, settings.model)
         values = None
         if group.is_main:
+            if settings.test_on:
+                tested_on(run, settings.test_on)  # a wrong name is told now, not at the end
             values = begin(run, settings, group.ranks).model_dump()
             run.pin_layout(run.layout)
         run.settings = make_settings(group.broadcast_object(values))
@@ -173,6 +175,7 @@ class Trainer:
             while self.epoch < self.settings.optim.epochs:
                 self.train_epoch(self.epoch + 1)
                 self.follow_up()
+            self._test_elsewhere()
         already_finished = bool(self.group.broadcast_object(run.log.records == before))
         if already_finished:
             self._say("finished before; nothing was left to do")
@@ -278,37 +281,17 @@ class Trainer:
         run.check_held()
         if self._to_do("evaluate", self._evaluation_due()):
             started = time.perf_counter()
-            embeddings = self._embed("test")
+            trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, epoch)
+            found, narrowed = self._test(trained, galleries(run)), self._test_narrowed(trained)
             if self.group.is_main:
-                found = asdict(evaluate_embeddings(run.layout, embeddings, run.cluster))
-            narrowed = self._evaluate_narrowed(embeddings)
-            if self.group.is_main:
-                self._record("evaluate", started, **found | ({"narrowed": narrowed} if narrowed else {}))
+                self._record("evaluate", started, **summed_up(found) | ({"narrowed": narrowed} if narrowed else {}))
                 run.write_best()
                 self._prune_checkpoints(self.checkpoint)
         if self._to_do("embed", stages.mining_due(epoch, self.settings) and not self._embeds_beside):
             started = time.perf_counter()
-            embeddings = self._embed("train")
+            trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, epoch)
+            embeddings = stages.embed_split(run, trained, "train", self.group)
             self._record("embed", started, queries=len(embeddings.pairs), references=len(embeddings.reference_place))
-
-    def _evaluate_narrowed(self, whole: Embeddings) -> list[dict[str, Any]]:
-        """Evaluate narrowed views, too, after the last epoch of a run that trains with them; all ranks embed.
-
-        Args:
-            whole: The embeddings of the test split, whose tiles are taken.
-
-        Returns:
-            The metrics of each field of view; of other ranks than the main one nothing.
-        """
-        found: list[dict[str, Any]] = []
-        if not self.settings.augment.narrows or self.epoch < self.settings.optim.epochs:
-            return found
-        for fov in (one for one in EVALUATED if one < WHOLE):
-            embeddings = self._embed("test", fov, whole)
-            if self.group.is_main:
-                evaluated = evaluate_embeddings(self.run.layout, embeddings, self.run.cluster)
-                found.append({"fov": fov} | asdict(evaluated))
-        return found
 
     @property
     def _embeds_beside(self) -> bool:
@@ -324,9 +307,48 @@ class Trainer:
         due = self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.optim.epochs
         return due and len(self.run.layout.pairs("test")) > 0
 
-    def _embed(self, split: str, fov: float = WHOLE, tiles: Embeddings | None = None) -> Embeddings:
-        trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, self.epoch)
-        return stages.embed_split(self.run, trained, split, self.group, fov, tiles)
+    def _test(self, trained: Trained, on: Sequence[Run], fov: float = WHOLE) -> list[tuple[Layout, Evaluation]]:
+        """Embed the test splits of some layouts, and evaluate on the main rank; the others get an empty list."""
+        found = []
+        for one in on:
+            tiles = one.embeddings("test", trained.epoch) if fov < WHOLE else None
+            embeddings = stages.embed_split(one, trained, "test", self.group, fov, tiles)
+            if self.group.is_main:
+                found.append((one.layout, evaluate_embeddings(one.layout, embeddings, one.cluster)))
+        return found
+
+    def _test_narrowed(self, trained: Trained) -> list[dict[str, Any]]:
+        """Test narrowed views, too, after the last epoch of a run that trains with them; all ranks embed.
+
+        Returns:
+            The metrics of each field of view; of other ranks than the main one nothing.
+        """
+        if not self.settings.augment.narrows or self.epoch < self.settings.optim.epochs:
+            return []
+        found = [(fov, self._test(trained, galleries(self.run), fov)) for fov in EVALUATED if fov < WHOLE]
+        return [{"fov": fov} | summed_up(of_fov) for fov, of_fov in found] if self.group.is_main else []
+
+    def _test_elsewhere(self) -> None:
+        """Test the best checkpoint on other data sets (``test_on``), unless that is done, and note all that it gave."""
+        run, best = self.run, self.group.broadcast_object(self.run.best() if self.group.is_main else None)
+        if best is None:
+            return
+        if self.group.is_main:
+            [record] = [record for record in run.log.of("evaluate") if record["epoch"] == best["epoch"]]
+            own = list(zip([one.layout for one in galleries(run)], record.get("datasets", [record]), strict=True))
+            note_tested(run, best["checkpoint"], best["epoch"], own)
+        others = tested_on(run, self.settings.test_on) if self.settings.test_on else []
+        told = [[one.layout.dataset, one.layout.id, best["checkpoint"]] for one in others]
+        done = any(record["told"] == told for record in run.log.of("transfer"))
+        if others and not self.group.broadcast_object(done):
+            started, trained = time.perf_counter(), stages.load_trained(run, best["checkpoint"], self.group.device)
+            found = self._test(trained, others)
+            if self.group.is_main:
+                each = [{"dataset": layout.dataset, "layout": layout.name} | asdict(one) for layout, one in found]
+                self._record(
+                    "transfer", started, best["epoch"], checkpoint=best["checkpoint"], datasets=each, told=told
+                )
+                note_tested(run, best["checkpoint"], best["epoch"], [(layout, asdict(one)) for layout, one in found])
 
     def _save(self, position: Position) -> None:
         """Write a checkpoint, and remove those that are no longer needed."""

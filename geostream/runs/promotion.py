@@ -7,19 +7,36 @@ which its own training has evaluated, mostly runs no network, and the current mo
 
 The result is written into the run, as ``comparison.json`` for the report and as a record of the run's log. Nothing
 else of a model that is refused is kept.
+
+Where the layout joins several data sets, the models are compared on the gallery of each, and the mean of their R@1
+decides.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from geostream.evaluation.compare import PROMOTE_Z, Comparison, check_same_gallery, check_z, compare
+from geostream.errors import BadInput
+from geostream.evaluation.compare import (
+    PROMOTE_Z,
+    Comparison,
+    Moved,
+    check_same_gallery,
+    check_z,
+    compare,
+    joint_comparison,
+)
 from geostream.evaluation.embed import Trained
-from geostream.evaluation.evaluate import rank_embeddings, summed_up
+from geostream.evaluation.evaluate import Ranked, rank_embeddings, summed_up
+from geostream.layout import Layout
+from geostream.layout.lineage import Joined
 from geostream.runs import stages
+from geostream.runs.galleries import galleries
+from geostream.runs.galleries import summed_up as summed_up_on
 from geostream.runs.metrics.export import push
 from geostream.runs.models import By, Model, current_model, is_model, open_model, promote
 from geostream.runs.run import Run
@@ -150,9 +167,12 @@ def promote_if_no_worse(
 def _decide(run: Run, trained: Trained, z: float, force: bool) -> Decision:
     layout, gallery = run.layout, run.layout.info.get("gallery")
     where = {"name": layout.name, "id": layout.id, "places": layout.places_id}
-    embeddings = stages.embedded(run, trained, "test")
-    ranked = rank_embeddings(layout, embeddings, run.cluster)
-    metrics = asdict(summed_up(ranked))
+    on = galleries(run)
+    if not on:
+        raise BadInput(f"layout {layout.name} of {layout.dataset} has no test queries to compare models by")
+    embeddings = [stages.embedded(one, trained, "test") for one in on]
+    ranked = [rank_embeddings(one.layout, some, one.cluster) for one, some in zip(on, embeddings, strict=True)]
+    metrics = _metrics(on, ranked)
     new = Side(None, run.name, trained.checkpoint, trained.epoch, gallery, metrics)
     current = current_model(run.store, layout.dataset)
     if current is not None and is_model(current, run, trained.checkpoint):
@@ -162,13 +182,38 @@ def _decide(run: Run, trained: Trained, z: float, force: bool) -> Decision:
         why = "Promoted by force, without a comparison" if force else "Promoted, because no model was current"
         return Decision(True, f"{why}. R@1 {new.metrics['r1']:.1%}.", where, gallery, new, None, None)
     opened, model = open_model(run.store, layout, current.number, run.cluster)
-    before = stages.embedded(opened, stages.load_trained(opened, model.checkpoint), "test")
-    check_same_gallery(embeddings, before)
-    before_ranked = rank_embeddings(layout, before, run.cluster)
-    compared = compare(layout, ranked, before_ranked, embeddings, z)
-    metrics = asdict(summed_up(before_ranked))
+    trained_before, before_ranked, found = stages.load_trained(opened, model.checkpoint), [], dict[str, Comparison]()
+    for one, new_ranked, some in zip(on, ranked, embeddings, strict=True):
+        before = stages.embedded(opened.on(one.layout), trained_before, "test")
+        check_same_gallery(some, before)
+        before_ranked.append(rank_embeddings(one.layout, before, run.cluster))
+        found[one.layout.dataset] = compare(one.layout, new_ranked, before_ranked[-1], some, z)
+    compared = joint_comparison(_as_joined(layout, found), z) if layout.joined else found[layout.dataset]
+    metrics = _metrics(on, before_ranked)
     old = Side(model.number, model.run, model.checkpoint, model.epoch, model.gallery, metrics)
     return Decision(compared.no_worse, _said(compared, old, gallery), where, gallery, new, old, compared)
+
+
+def _metrics(on: Sequence[Run], ranked: Sequence[Sequence[Ranked]]) -> dict[str, Any]:
+    """Return the metrics of some galleries, as the record of an evaluation has them."""
+    return summed_up_on([(one.layout, summed_up(some)) for one, some in zip(on, ranked, strict=True)])
+
+
+def _as_joined(layout: Layout, found: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """Name the queries that moved by the places of the joined layout instead of those of their own data sets."""
+
+    def moved(queries: Sequence[Moved], one: Joined) -> list[Moved]:
+        return [replace(query, key=one.prefix + query.key, place=one.first + query.place) for query in queries]
+
+    return {
+        one.dataset: replace(
+            compared,
+            won_queries=moved(compared.won_queries, one),
+            lost_queries=moved(compared.lost_queries, one),
+        )
+        for one in layout.joined
+        if (compared := found.get(one.dataset)) is not None
+    }
 
 
 def _said(compared: Comparison, old: Side, gallery: str | None) -> str:

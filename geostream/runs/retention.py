@@ -39,6 +39,7 @@ class LayoutNeeds:
         models: Id of the layout of each model in use, by what the model is called.
         indexes: Id of the layout of each index, by the index's name.
         under_way: Id of the layout that each uncommitted one is made from, by the new one's name.
+        joins: Names of the layouts that a joined layout of another data set reads, by "data set/layout".
     """
 
     current: str | None = None
@@ -47,6 +48,7 @@ class LayoutNeeds:
     models: Mapping[str, str] = field(default_factory=dict)
     indexes: Mapping[str, str] = field(default_factory=dict)
     under_way: Mapping[str, str] = field(default_factory=dict)
+    joins: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def need_of(layout: LayoutFacts, needs: LayoutNeeds) -> str:
@@ -70,6 +72,8 @@ def need_of(layout: LayoutFacts, needs: LayoutNeeds) -> str:
         return f"needed by index {index}"
     if new := next((new for new, parent in needs.under_way.items() if parent == layout.id), None):
         return f"{new} is being made from it"
+    if joined := next((joined for joined, names in needs.joins.items() if layout.name in names), None):
+        return f"joined by {joined}"
     return ""
 
 

@@ -105,6 +105,7 @@ class Run:
 
     Attributes:
         folder: The run's folder on the store.
+        dataset: The data set that it belongs to.
         layout: The generation of the layout that the run reads.
         predates_lag: Whether the run was begun before there was the setting ``mining_lag``; it goes on without a lag.
 
@@ -114,6 +115,7 @@ class Run:
 
     def __init__(self, store: Store, layout: Layout, name: str, cluster: str | None = None) -> None:
         self.store, self.layout, self.name, self.cluster = store, layout, name, cluster
+        self.dataset = layout.dataset
         self.folder = run_folder(store, layout.dataset, name)
         self.predates_lag = False
         self._holding: Holding | None = None
@@ -161,6 +163,11 @@ class Run:
             run.own_layout()
         return run
 
+    @cached_property
+    def trained_on(self) -> list[str]:
+        """The data sets that it trains on: its own, or those that its layout joins."""
+        return [one.dataset for one in self.layout.joined] or [self.dataset]
+
     @property
     def url(self) -> str:
         """URL of the run's folder."""
@@ -191,7 +198,12 @@ class Run:
         self.layout = layout
 
     def on(self, layout: Layout) -> Run:
-        """Return this run as it is on another generation of its layout; nothing is recorded."""
+        """Return this run as it is on another layout; nothing is recorded.
+
+        Args:
+            layout: Another generation, or a layout of another data set, to test on. What is made there is named by it.
+        """
+        _ = self.trained_on  # is kept, and so copied
         other = copy(self)
         other.layout = layout
         return other
@@ -340,6 +352,10 @@ class Run:
         """Folder of the plans."""
         return self.folder.child("plans")
 
+    def named_by_dataset(self, split: str) -> str:
+        """Return how what is made of a split is called: by the data set, too, where that is not the run's own."""
+        return split if self.layout.dataset == self.dataset else f"{split}_{self.layout.dataset}"
+
     @staticmethod
     def embeddings_name(split: str, epoch: int, fov: float = WHOLE, tta: bool = False) -> str:
         """Return the path, within the run's folder, of a split's embeddings after an epoch.
@@ -366,7 +382,8 @@ class Run:
             NotFound: There are none, or they were never finished.
             StaleArtefact: They are of other places than those of the run's layout.
         """
-        return open_embeddings(self.folder, self.embeddings_name(split, epoch, fov, tta), self.layout)
+        name = self.embeddings_name(self.named_by_dataset(split), epoch, fov, tta)
+        return open_embeddings(self.folder, name, self.layout)
 
     def embedded_epochs(self) -> list[int]:
         """Return the epochs after which the training set was embedded, in order."""

@@ -21,7 +21,7 @@ from geostream.evaluation.embed import Trained, embed, split_references
 from geostream.evaluation.protocols import split_pairs
 from geostream.layout import Layout
 from geostream.mining.embeddings import Embeddings
-from geostream.mining.gps import build_gps_graph
+from geostream.mining.gps import build_gps_graph, has_positions
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.visual import build_visual_graph
 from geostream.planning.hardness import hard_enough
@@ -60,12 +60,13 @@ def new_encoder(settings: TrainSettings, device: torch.device | None = None) -> 
     return encoder
 
 
-def load_trained(run: Run, checkpoint: str | None = None) -> Trained:
+def load_trained(run: Run, checkpoint: str | None = None, device: torch.device | None = None) -> Trained:
     """Load an encoder with the weights of a checkpoint.
 
     Args:
         run: The run.
         checkpoint: A checkpoint's name; "best" for that of the best evaluation; None for the newest at an epoch's end.
+        device: Where the encoder goes; None for the GPU, or the CPU if there is none.
 
     Raises:
         BadInput: There is no such run, or no such checkpoint.
@@ -80,7 +81,7 @@ def load_trained(run: Run, checkpoint: str | None = None) -> Trained:
         checkpoint = next(finished, None)
         if checkpoint is None:
             raise BadInput(f"{run.url}: no checkpoint of a whole epoch yet; train at least one")
-    encoder = new_encoder(settings)
+    encoder = new_encoder(settings, device)
     position = read_position(run.folder, checkpoint)
     load_weights(run.folder, checkpoint, encoder)
     return Trained(encoder, settings, checkpoint, position.epoch)
@@ -110,7 +111,7 @@ def embed_split(
     Raises:
         BadInput: The split has no pairs.
     """
-    name = run.embeddings_name(split, trained.epoch, fov, trained.tta)
+    name = run.embeddings_name(run.named_by_dataset(split), trained.epoch, fov, trained.tta)
     change = Narrowing(fov) if fov < WHOLE else None
     return embed(run.folder, name, run.layout, split, trained, group, change, tiles)
 
@@ -179,7 +180,7 @@ def plan_epoch(run: Run, epoch: int) -> EpochPlan:
     if settings.plan.strategy != "random":
         if mining:
             graph, embeddings = run.graph(mining), run.embeddings("train", mining)
-        elif run.layout.coordinates != "none":
+        elif has_positions(run.layout):
             graph = _geographic_graph(run)
         else:
             settings = settings.changed(strategy="random")

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from geostream.evaluation.metrics import named_rows
+from geostream.evaluation.metrics import named_rows, row_name
 from geostream.store import Store
 
 EVENTS = "tensorboard/events.out.tfevents.0.geostream"
@@ -100,9 +100,11 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
         if stage == "evaluate":
             for row in named_rows(record):
                 for name in MEASURES:
-                    add(f"test {row['protocol']} {row['direction']}/{name}", epoch, ended, row.get(name))
-            for name, value in (record.get("metres") or {}).items():
-                add(f"test on the ground/{name}", epoch, ended, value)
+                    add(f"test {row_name(row)} {row['direction']}/{name}", epoch, ended, row.get(name))
+            for one in record.get("datasets", [record]):
+                where = f"{one['dataset']} on the ground" if "dataset" in one else "on the ground"
+                for name, value in (one.get("metres") or {}).items():
+                    add(f"test {where}/{name}", epoch, ended, value)
     return {tag: [points[step] for step in sorted(points)] for tag, points in sorted(found.items())}
 
 

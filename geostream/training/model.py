@@ -30,9 +30,9 @@ from torch.nn.functional import normalize
 
 from geostream.errors import BadInput
 from geostream.settings import TrainSettings
+from geostream.training.birds_eye import BirdsEye
 from geostream.training.freezing import freeze_stages
 from geostream.training.sizes import check_patches
-from geostream.training.birds_eye import BirdsEye
 
 Options = Mapping[str, Any]
 # Options that make timm's networks of a fixed input size accept others: the first for networks with position

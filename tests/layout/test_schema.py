@@ -208,7 +208,7 @@ def test_a_table_that_is_gone_or_changed(layout: Layout) -> None:
     [
         *(([name], None, f"{name}: ") for name in ("dataset", "layout", "id", "generation", "coordinates", "places")),
         *(([name], None, f"{name}: ") for name in ("pairs", "bytes", "shards", "images", "source", "broken", "index")),
-        (["format"], 3, "format 3, .*formats 1 to 2"),
+        (["format"], 4, "format 4, .*formats 1 to 3"),
         (["dataset"], "../other", "dataset: "),
         (["layout"], "g0\n", "layout: "),
         (["generation"], "0", "generation: "),

@@ -93,6 +93,49 @@ def test_rules_hold(
     assert all(np.array_equal(one, other) for one, other in zip(made, again, strict=True))
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    problem=problems(),
+    sets=st.integers(1, 3),
+    strategy=st.sampled_from(sorted(STRATEGIES)),
+    batch_size=st.sampled_from([2, 3, 8]),
+    lanes=st.integers(1, 3),
+    pure_shards=st.booleans(),
+    seed=st.integers(0, 5),
+)
+def test_batches_of_one_data_set_each(
+    problem: SamplingProblem, sets: int, strategy: str, batch_size: int, lanes: int, pure_shards: bool, seed: int
+) -> None:
+    """Whatever shards hold: the rules of a plan, a batch of one data set, and the lanes at a time of the same one."""
+    by = problem.shard if pure_shards else np.arange(len(problem.shard))
+    problem = problem._replace(dataset=(by % sets).astype(np.int32))
+    shards = [len(np.unique(problem.shard[problem.dataset == one])) for one in range(sets)]
+    lanes = min([lanes, *(count for count in shards if count)])
+    arguments: dict[str, Any] = {"strategy": strategy, "batch_size": batch_size, "lanes": lanes, "resident": 2}
+    made = assemble(problem, **arguments, seed=seed, epoch=3)
+    check(problem, made, batch_size, lanes)
+    assert problem.dataset is not None
+    of_batch = problem.dataset[problem.place[made.batches]]
+    assert (of_batch == of_batch[:, :1]).all()
+    steps = of_batch[:, 0].reshape(-1, lanes)
+    assert (steps == steps[:, :1]).all()
+    again = assemble(problem, **arguments, seed=seed, epoch=3)
+    assert all(np.array_equal(one, other) for one, other in zip(made, again, strict=True))
+
+
+def test_data_sets_take_turns_and_leave_out_less_than_a_batch_each() -> None:
+    """Two thirds of one data set and a third of the other: so are any few batches; and no neighbour is of the other."""
+    problem = grid(side=24, views=1, per_shard=16)
+    dataset = (problem.shard % 3 == 0).astype(np.int32)
+    problem = problem._replace(dataset=dataset)
+    for strategy in STRATEGIES:
+        made = assemble(problem, strategy=strategy, batch_size=8, resident=4, seed=0, epoch=1)
+        check(problem, made, 8, 1)
+        of_batch = dataset[problem.place[made.batches[:, 0]]]
+        assert len(made.left_out) < 2 * 8
+        assert all(1 <= of_batch[at : at + 6].sum() <= 3 for at in range(len(of_batch) - 5))
+
+
 @settings(deadline=None, max_examples=60)
 @given(problem=problems(), batch_size=st.sampled_from([2, 4, 8]), resident=st.sampled_from([1, 2, 100]))
 def test_without_clashes_only_the_last_incomplete_batch_is_left(

@@ -30,7 +30,7 @@ def test_hardness_is_its_definition() -> None:
 
 def test_proximity_falls_with_distance() -> None:
     points = np.array([[0.0, 0.0], [3.0, 4.0], [1e9, 0.0]])
-    similarity = hardness.proximity(points, np.array([0, 1, 2, 1], dtype=np.int32), scale=5.0)
+    similarity = hardness.proximity(points, np.array([0, 1, 2, 1], dtype=np.int32), 5.0, np.zeros(3, dtype=np.int32))
     found = similarity(np.array([0, 3, 2], dtype=np.int32))
     assert found[0] == pytest.approx([1, math.exp(-1), 0])
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from geostream.evaluation.metrics import named_rows
+from geostream.evaluation.metrics import named_rows, row_name
 from geostream.runs.log import STAGES
 
 
@@ -115,4 +115,4 @@ def readings(record: Mapping[str, Any]) -> Iterator[Reading]:
     for row in named_rows(record) if stage == "evaluate" else ():
         for name, metric in RECALLS.items():
             if row.get(name) is not None:
-                yield Reading(metric, row[name], {"protocol": row["protocol"], "direction": row["direction"]})
+                yield Reading(metric, row[name], {"protocol": row_name(row), "direction": row["direction"]})
