@@ -44,29 +44,46 @@ SIZES = {
 }
 
 
+@dataclass(frozen=True)
+class Cities:
+    """What is rendered, for training and for testing, and how it is sharded."""
+
+    train: list[CitySpec]
+    test: list[CitySpec]
+    tile: tuple[int, int]
+    view: tuple[int, int]
+    shard_bytes: int
+    rendering: dict[str, Any]  # options of the renderer
+
+
 def prepare(folder: Path, size: Size, seed: int, workers: int) -> dict[str, Any]:
-    """Render the cities of ``seed`` and shard them into the local store ``folder/store``; at once where that is done.
+    """The payoff's cities of ``seed``, in the local store ``folder/store``; see :func:`render_and_shard`."""
+    cities = Cities(
+        [CitySpec(f"Train{n:02d}", *size.train) for n in range(size.train_cities)],
+        [CitySpec(f"Test{n:02d}", *size.test) for n in range(size.test_cities)],
+        TILE,
+        VIEW,
+        size.shard_bytes,
+        {"max_offset": MAX_OFFSET, "empty_share": 0.0, "extra_view_share": 0.0},
+    )
+    return render_and_shard(folder, cities, seed, workers)
+
+
+def render_and_shard(folder: Path, cities: Cities, seed: int, workers: int) -> dict[str, Any]:
+    """Render the cities by ``seed`` and shard them into the local store ``folder/store``; at once where that is done.
 
     Returns what was made: pairs, places, shards and bytes.
     """
     done = folder / "city.json"
     if not done.exists():
-        train = [CitySpec(f"Train{n:02d}", *size.train) for n in range(size.train_cities)]
-        test = [CitySpec(f"Test{n:02d}", *size.test) for n in range(size.test_cities)]
-        raw = folder / "raw"
-        render_cities(
-            raw,
-            train + test,
-            seed=seed,
-            tile_size=TILE[0],
-            view_size=VIEW,
-            max_offset=MAX_OFFSET,
-            empty_share=0.0,
-            extra_view_share=0.0,
-            workers=workers,
-        )
-        names = {"train_cities": [city.name for city in train], "test_cities": [city.name for city in test]}
-        options = ShardOptions(tile_size=TILE, view_size=VIEW, shard_bytes=size.shard_bytes)
+        raw, all_cities = folder / "raw", cities.train + cities.test
+        sizes: dict[str, Any] = {"tile_size": cities.tile[0], "view_size": cities.view}
+        render_cities(raw, all_cities, seed=seed, workers=workers, **sizes, **cities.rendering)
+        names = {
+            "train_cities": [city.name for city in cities.train],
+            "test_cities": [city.name for city in cities.test],
+        }
+        options = ShardOptions(tile_size=cities.tile, view_size=cities.view, shard_bytes=cities.shard_bytes)
         places = read_places("vigor", raw, **names)
         layout = shard(places, Store.open(folder / "store"), DATASET, options=options, workers=workers).layout
         shutil.rmtree(raw)

@@ -1,0 +1,126 @@
+"""What the recipe benchmark makes of its measurements, and that a tiny one goes through and is gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geostream.errors import BadInput
+from tests.benchmarks import recipe
+from tests.benchmarks.measure import ROOT
+from tests.benchmarks.recipe import compare, figures
+from tests.benchmarks.recipe_city import SIZES, hard_cities
+from tests.benchmarks.recipe_run import ALL, CHANGES, KEPT, PRESENT, Job, overrides
+
+
+def runs(**r1: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
+    """Results with these R@1, one a seed."""
+    return {
+        name: [
+            {"evaluation": {"r1": one, "r1pct": one + 0.1, "hit_rate": one, "metres": {"r1_within_50m": one}}}
+            for one in values
+        ]
+        for name, values in r1.items()
+    }
+
+
+def test_differences_are_within_a_seed_and_their_error_is_pooled() -> None:
+    made = compare(runs(present=[0.3, 0.5], one=[0.4, 0.6], other=[0.3, 0.6]))
+    assert made["one"]["r1"]["difference"] == pytest.approx(0.1)
+    assert made["other"]["r1"]["by_seed_difference"] == pytest.approx([0.0, 0.1])
+    pooled = (((0.0 + 0.005) / 2) / 2) ** 0.5  # the variances of both changes, two seeds
+    assert made["one"]["r1"]["standard_error"] == made["other"]["r1"]["standard_error"] == pytest.approx(pooled)
+    assert made["present"]["r1pct"] == {"by_seed": [0.4, 0.6], "value": 0.5}
+
+
+def test_one_seed_has_no_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "KEPT", ("one",))
+    changes = compare(runs(present=[0.3], one=[0.4], all=[0.5]))
+    assert changes["one"]["r1"]["standard_error"] is None
+    assert figures(changes).keys() == {"r1_present", "r1_one", "r1_all"}
+
+
+@pytest.mark.parametrize(("gain", "loss", "met"), [(0.05, 0.001, True), (0.02, 0.001, False), (0.05, 0.02, False)])
+def test_all_must_gain_three_errors_and_nothing_kept_lose_one(
+    monkeypatch: pytest.MonkeyPatch, gain: float, loss: float, met: bool
+) -> None:
+    monkeypatch.setattr(recipe, "KEPT", ("one", "other"))
+    present = [0.40, 0.50, 0.45]
+    noise = [0.02, 0.0, -0.02]  # 0.02/√3 as the error of each mean difference
+    changed = {
+        name: [a + by + b for a, b in zip(present, noise, strict=True)]
+        for name, by in (("one", 0.02), ("other", -loss), ("dropped", -0.2), ("all", gain))
+    }
+    made = figures(compare(runs(present=present, **changed)))
+    assert made["all_vs_present"]["value"] == pytest.approx(gain / (0.02 / 3**0.5))
+    assert made["worst_kept_vs_present"]["change"] == "other"
+    assert (made["all_vs_present"]["met"] and made["worst_kept_vs_present"]["met"]) is met
+
+
+def job(contestant: str, **changed: Any) -> Job:
+    return replace(Job(contestant, 3, "full", "weights.pth", "", ""), **changed)
+
+
+def test_a_change_differs_from_the_present_recipe_in_what_it_says() -> None:
+    present = job(PRESENT).settings.flat()
+    assert present["weights"] == "weights.pth"
+    for name, change in CHANGES.items():
+        made = job(name).settings.flat()
+        assert {one for one in made if made[one] != present[one]} == change.settings.keys(), name
+        assert change.source
+    assert set(KEPT) <= CHANGES.keys()
+    assert overrides(ALL).keys() == {name for change in KEPT for name in CHANGES[change].settings}
+
+
+def test_a_setting_that_there_is_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHANGES, "ema", CHANGES["ema"]._replace(settings={"telepathy": True}))
+    with pytest.raises(BadInput, match="telepathy"):
+        _ = job("ema").settings
+
+
+def test_cities_come_in_pairs_and_only_those_of_training_have_wrong_positions() -> None:
+    cities = hard_cities(SIZES["quick"])
+    assert [(city.name, city.like) for city in cities.train + cities.test] == [
+        ("Train00A", None), ("Train00B", "Train00A"), ("Test00A", None), ("Test00B", "Test00A"),
+    ]  # fmt: skip
+    assert cities.rendering == {"misplaced": {"Train00A": 0.05, "Train00B": 0.05}}
+    assert len({city.name for city in hard_cities(SIZES["full"]).train}) == 2 * SIZES["full"].train_pairs
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.benchmarks.recipe", *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_tiny_measurement_goes_through_and_is_gone_on_with(tmp_path: Path) -> None:
+    keep, out = tmp_path / "keep", tmp_path / "out" / "recipe.json"
+    common = ["--json", str(out), "--keep", str(keep), "--quick", "--seeds", "0"]
+    first = run(*common, "--only", "ema")
+    assert first.returncode == 0, first.stderr
+    result: Mapping[str, Any] = json.loads(out.read_text())
+    assert result["changes"].keys() == {PRESENT, "ema"}
+    assert out.with_suffix(".png").stat().st_size > 1000
+    for metrics in result["changes"].values():
+        assert all(0 <= one["value"] <= 1 for one in metrics.values())
+        assert metrics["r1pct"]["value"] <= 1 and metrics["r1"]["value"] <= metrics["hit_rate"]["value"]
+    assert sorted(path.name for path in (keep / "quick-seed-0").iterdir()) == [
+        "city.json", "ema.json", "present.json", "store",
+    ]  # fmt: skip
+    before = (keep / "quick-seed-0" / "present.json").stat().st_mtime_ns
+    second = run(*common, "--only", "no_smoothing")
+    assert second.returncode == 0, second.stderr
+    assert (keep / "quick-seed-0" / "present.json").stat().st_mtime_ns == before
+    assert json.loads(out.read_text())["changes"].keys() == {PRESENT, "no_smoothing"}
+    unknown = run(*common, "--only", "telepathy")
+    assert unknown.returncode == 2 and "telepathy" in unknown.stderr
