@@ -24,7 +24,7 @@ RGB = tuple[int, int, int]
 
 SIDEWALK = 2.5  # metres
 LOWEST, TALLEST = 3.5, 18.0  # metres
-REPAINTED = 0.3  # share of buildings that differ between two cities that look alike
+REPAINTED = 0.5  # share of buildings that differ between two cities that look alike
 
 
 @dataclass(frozen=True)

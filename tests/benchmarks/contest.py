@@ -16,10 +16,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -59,6 +59,9 @@ class Job(Protocol):
 
     @property
     def settings(self) -> TrainSettings: ...
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 def found(job: Job) -> Result | None:
@@ -116,8 +119,11 @@ def start(job: Job, module: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=environment)
 
 
-def train_and_tell(job: Job) -> None:
-    """Run in the contestant's process: train as the job says, and write its result to ``job.out``."""
+def train_and_tell(job: AnyJob, keep: Callable[[AnyJob], None] | None = None) -> None:
+    """Run in the contestant's process: train as the job says, and write its result to ``job.out``.
+
+    ``keep`` is called between the two, with the job: what it keeps is there when the result is.
+    """
     store = Store.open(job.store)
     records: list[Record] = []
     spent = time.process_time()
@@ -128,6 +134,8 @@ def train_and_tell(job: Job) -> None:
         records.append(one | {"cpu_seconds": spent - before})
 
     train(store, open_layout(store, DATASET), job.contestant, job.settings, on_record=record)
+    if keep is not None:
+        keep(job)
     # The store belongs to the job's folder and says nothing of what was measured.
     what = {name: value for name, value in asdict(job).items() if name not in ("store", "out")}
     result = what | {"settings": job.settings.model_dump()} | story(records)

