@@ -46,8 +46,8 @@ class Size:
 
 SIZES = {
     # About 6,000 training pairs on 4,000 tiles; 3,200 queries and 2,166 tiles in the gallery.
-    "full": Size((20, 20), 5, (19, 19), 3, 8, (23, 23), 15, 9, 2**18, 10),
-    "quick": Size((6, 6), 1, (5, 5), 1, 1, (6, 6), 1, 1, 2**14, 3),  # does it work at all?
+    "full": Size((20, 20), 5, (19, 19), 3, 8, (23, 23), 15, 18, 2**18, 10),
+    "quick": Size((7, 7), 1, (5, 5), 1, 1, (8, 8), 2, 1, 2**16, 8),  # does it work at all?
 }
 
 

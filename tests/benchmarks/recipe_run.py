@@ -90,7 +90,9 @@ class Job:
         made = default_settings(DATASET).flat() | REGIME
         made |= {"resident_shards": size.resident_shards, "seed": self.seed}
         if self.contestant == FIRST:
-            return make_settings(made | {"epochs": size.easy_epochs, "evaluate_every": size.easy_epochs})
+            return make_settings(
+                made | {"epochs": size.easy_epochs, "evaluate_every": size.easy_epochs, "mine_every": 3}
+            )
         change, epochs = change_of(self.contestant), size.epochs
         if change.of == IMAGENET:
             made, epochs = made | LITE0, max(1, int(IMAGENET_EPOCHS * epochs))
