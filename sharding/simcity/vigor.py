@@ -115,7 +115,7 @@ def plan_vigor(
         raise BadInput(f"misplaced {dict(misplaced)}: give names of cities that are rendered, and shares from 0 to 1")
     scenes: list[list[Scene]] = []
     files: dict[str, bytes] = {}
-    empty = 0
+    tile_count = view_count = empty = 0
     for town in towns:
         name = town.spec.name
         tiles = plan_tiles(town.spec)
@@ -133,9 +133,9 @@ def plan_vigor(
             scenes[-1].append(Scene(tile.x, tile.y, tuple(shots)))
         listed = [view for at_tile in views for view in at_tile]
         files |= _splits(town, tiles, listed, arrangement)
+        tile_count, view_count = tile_count + len(tiles), view_count + len(listed)
         empty += len(tiles) - len({view.shown[0][0] for view in listed})
-    tile_count, shots = sum(map(len, scenes)), sum(len(scene.shots) for of_town in scenes for scene in of_town)
-    return RawPlan(scenes, files, tile_count, empty, shots - tile_count)
+    return RawPlan(scenes, files, tile_count, empty, view_count)
 
 
 def plan_tiles(spec: CitySpec) -> list[Tile]:
