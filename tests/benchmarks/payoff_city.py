@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from geostream.store import Store
 from sharding import ShardOptions, read_places, shard
 from sharding.simcity import render_cities
 from sharding.simcity.plan import CitySpec
+from tests.benchmarks.measure import Failed
 
 DATASET = "simcity"
 TILE, VIEW = (64, 64), (48, 192)  # height and width in pixels
@@ -72,9 +73,10 @@ def prepare(folder: Path, size: Size, seed: int, workers: int) -> dict[str, Any]
 def render_and_shard(folder: Path, cities: Cities, seed: int, workers: int) -> dict[str, Any]:
     """Render the cities by ``seed`` and shard them into the local store ``folder/store``; at once where that is done.
 
-    Returns what was made: pairs, places, shards and bytes.
+    Returns what was made: pairs, places, shards and bytes. Raises Failed where other cities were made there.
     """
     done = folder / "city.json"
+    what = json.loads(json.dumps(asdict(cities) | {"seed": seed}))
     if not done.exists():
         raw, all_cities = folder / "raw", cities.train + cities.test
         sizes: dict[str, Any] = {"tile_size": cities.tile[0], "view_size": cities.view}
@@ -88,6 +90,8 @@ def render_and_shard(folder: Path, cities: Cities, seed: int, workers: int) -> d
         layout = shard(places, Store.open(folder / "store"), DATASET, options=options, workers=workers).layout
         shutil.rmtree(raw)
         facts = {name: layout.info[name] for name in ("places", "pairs", "bytes")}
-        done.write_text(json.dumps(facts | {"shards": len(layout.shard_names)}))
+        done.write_text(json.dumps(facts | {"shards": len(layout.shard_names), "of": what}))
     made: dict[str, Any] = json.loads(done.read_text())
+    if made.pop("of", what) != what:  # a folder of before it was noted is taken as it is
+        raise Failed(f"{done}: of other cities; name another folder to keep results in, or delete {folder}")
     return made

@@ -115,6 +115,7 @@ def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> di
         "changes": changes,
         "sources": {name: change_of(name).source for name in runs if name not in PRESENTS},
         "contestants": runs,
+        "first_weights": found(first),
         "machine": machine(),
         "data": {"size": size, "seeds": seeds, "cities": cities, "jobs": options.jobs},
     }

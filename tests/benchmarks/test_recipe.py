@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import pytest
 
 from geostream.errors import BadInput
 from tests.benchmarks import recipe, recipe_run
-from tests.benchmarks.measure import ROOT
+from tests.benchmarks.measure import Failed
 from tests.benchmarks.recipe import compare, figures
-from tests.benchmarks.recipe_city import SIZES, hard_cities
+from tests.benchmarks.recipe_city import SIZES, hard_cities, prepare
 from tests.benchmarks.recipe_run import ALL, CHANGES, IMAGENET, PRESENT, Change, Job, change_of
 
 
@@ -112,32 +112,42 @@ def test_cities_come_in_pairs_and_only_those_of_training_have_wrong_positions() 
     assert len({city.name for city in hard_cities(SIZES["full"]).train}) == 2 * SIZES["full"].train_pairs
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.benchmarks.recipe", *arguments]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=500)
+def test_kept_cities_are_taken_only_where_they_are_the_same(tmp_path: Path) -> None:
+    kept = json.dumps({"pairs": 7, "of": asdict(hard_cities(SIZES["quick"])) | {"seed": 0}})
+    (tmp_path / "city.json").write_text(kept)
+    assert prepare(tmp_path, SIZES["quick"], 0, 1) == {"pairs": 7}
+    for size, seed in ((SIZES["full"], 0), (SIZES["quick"], 1), (SIZES["quick"], None)):
+        with pytest.raises(Failed, match="other cities"):
+            prepare(tmp_path, size, seed, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["city.json"]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_tiny_measurement_goes_through_and_is_gone_on_with(tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+def test_a_tiny_measurement_goes_through_and_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep, out = tmp_path / "keep", tmp_path / "out" / "recipe.json"
-    common = ["--json", str(out), "--keep", str(keep), "--quick", "--seeds", "0"]
-    first = run(*common, "--only", "ema")
-    assert first.returncode == 0, first.stderr
+    arguments = ["--json", str(out), "--keep", str(keep), "--quick", "--seeds", "0", "--only", "ema"]
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its handlers
+    monkeypatch.setattr(sys, "argv", ["recipe", *arguments])
+    assert recipe.main() == 0
     result: Mapping[str, Any] = json.loads(out.read_text())
     assert result["changes"].keys() == {PRESENT, "ema"}
     assert out.with_suffix(".png").stat().st_size > 1000
     for metrics in result["changes"].values():
         assert all(0 <= one["value"] <= 1 for one in metrics.values())
-        assert metrics["r1pct"]["value"] <= 1 and metrics["r1"]["value"] <= metrics["hit_rate"]["value"]
-    assert sorted(path.name for path in (keep / "quick" / "seed-0").iterdir()) == [
-        "city.json", "ema.json", "present.json", "store",
-    ]  # fmt: skip
-    before = (keep / "quick" / "seed-0" / "present.json").stat().st_mtime_ns
-    second = run(*common, "--only", "no_smoothing")
-    assert second.returncode == 0, second.stderr
-    assert (keep / "quick" / "seed-0" / "present.json").stat().st_mtime_ns == before
-    assert json.loads(out.read_text())["changes"].keys() == {PRESENT, "no_smoothing"}
-    unknown = run(*common, "--only", "telepathy")
-    assert unknown.returncode == 2 and "telepathy" in unknown.stderr
+        assert metrics["r1"]["value"] <= min(metrics["r1pct"]["value"], metrics["hit_rate"]["value"])
+    of_seed = keep / "quick" / "seed-0"
+    assert sorted(path.name for path in of_seed.iterdir()) == ["city.json", "ema.json", "present.json", "store"]
+    before = (of_seed / "present.json").stat().st_mtime_ns
+    (of_seed / "ema.json").unlink()
+    assert recipe.main() == 0
+    assert (of_seed / "present.json").stat().st_mtime_ns == before
+    again = json.loads(out.read_text())["changes"]["ema"]["r1"]["value"]
+    assert again == result["changes"]["ema"]["r1"]["value"]  # the same seed and the same first weights
+
+
+def test_a_contestant_that_there_is_not_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipe", "--json", str(tmp_path / "out.json"), "--only", "telepathy"])
+    with pytest.raises(SystemExit, match="2"):
+        recipe.main()
+    assert not any(tmp_path.iterdir())
