@@ -5,7 +5,7 @@ The hard ones have what makes VIGOR hard. Each seed has cities of its own.
 - Views stand up to a quarter of the tile's side off its centre, and tiles overlap by half, so that three semi-positives
   show each view besides its tile. A seventh of the tiles has no view; half of the others have several.
 - Cities come in pairs that look alike: the same streets, lots and trees, and every second building painted anew. So
-  every view of a city has a double in the gallery, hundreds of kilometres away.
+  every view of a city has a double in the gallery, in another city.
 - One in twenty training views has a position that is wrong by 50 m, and the labels of that position, as in data whose
   tiles were found by GPS: its positive is a tile which at best shows the spot in a corner, its own tile is a negative.
   What geographic neighbours it has is wrong, too. Test cities are right, so the figures are.

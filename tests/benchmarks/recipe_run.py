@@ -7,7 +7,7 @@ itself, before anything is measured.
 There are two present recipes, because no network that a core trains in minutes comes with pretrained weights:
 
 - ``present`` is the recipe of the rendered cities, with a network of 0.2 million parameters. It begins from weights
-  that were trained on easy cities first. Without any it does not get beyond guessing on the hard ones in this time.
+  that were trained on easy cities first. Without any it learns hardly anything on the hard ones in this time.
 - ``imagenet`` is the same with EfficientNet-Lite0 and its real ImageNet weights, for what is about these. A step takes
   ten times as long, so it is fewer epochs.
 """
