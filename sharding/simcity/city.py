@@ -18,7 +18,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from joblib import cpu_count
 from geostream.errors import BadInput
 from geostream.progress import Bar
 from sharding.simcity.layouts import LAYOUTS, RawLayout, cities_of, raw_layout
-from sharding.simcity.map import plan_city
+from sharding.simcity.map import City, look_alike, plan_city
 from sharding.simcity.plan import CitySpec, RawPlan, Town
 from sharding.simcity.shots import PITCH, Block, Look, blocks, render_block
 from sharding.simcity.view import FAR
@@ -97,12 +97,13 @@ def render_cities(
     workers = cpu_count() if workers is None else workers
     if workers < 1:
         raise BadInput(f"workers {workers}: at least one process must render")
-    options = _all_options(adapter, layout, options)
+    options = {name: value for name, value in _all_options(adapter, layout, options).items() if value is not None}
     settings = {
         "format": FORMAT,
         "adapter": adapter,
         "seed": seed,
-        "cities": [asdict(city) for city in cities],
+        # What is not given is left out, so that folders are known again that were rendered before it could be.
+        "cities": [{name: value for name, value in asdict(city).items() if value is not None} for city in cities],
         "tile_size": tile_size,
         "view_size": list(view_size),
         "jpeg_quality": jpeg_quality,
@@ -112,7 +113,7 @@ def render_cities(
     if found is not None:
         return RenderSummary(len(cities), **found, seconds=time.monotonic() - started, fresh=False)
 
-    towns = [_town(spec, seed) for spec in cities]
+    towns = [_town(spec, cities, seed) for spec in cities]
     plan = layout.plan(towns, np.random.default_rng([seed, zlib.crc32(adapter.encode())]), **options)
     counts = {"tiles": plan.tiles, "empty_tiles": plan.empty_tiles, "views": plan.views}
     raw = raw.absolute()
@@ -162,6 +163,11 @@ def _check(cities: Sequence[CitySpec], tile_size: int, view_size: tuple[int, int
             raise BadInput(f"city name {city.name!r}: use letters and digits only, it becomes a folder")
         if city.rows < 2 or city.columns < 2:
             raise BadInput(f"city {city.name} has {city.rows} x {city.columns} tiles: a view needs 2 x 2 around it")
+        if city.like is not None and (city.like, city.rows, city.columns, None) not in map(astuple, cities):
+            raise BadInput(
+                f"city {city.name} is like {city.like}: name a city that is rendered with it, has as many rows and "
+                "columns, and is like no other"
+            )
     if tile_size < 16 or min(view_size) < 16 or view_size[1] % 4:
         raise BadInput(f"tile_size {tile_size}, view_size {view_size}: at least 16 pixels, view width a multiple of 4")
 
@@ -186,19 +192,31 @@ def _find(raw: Path, settings: dict[str, Any]) -> dict[str, int] | None:
     if not marker.is_file():
         raise BadInput(f"{raw} holds something else than a rendered city: name a new or an empty folder")
     stored = json.loads(marker.read_text())
-    other = [key for key in settings if stored["settings"].get(key) != settings[key]]
+    before = stored["settings"]
+    other = [key for key in sorted(before.keys() | settings.keys()) if before.get(key) != settings.get(key)]
     if other:
         raise BadInput(f"{raw} was rendered with other settings ({', '.join(other)}): remove it or name a new folder")
     counts: dict[str, int] = stored["counts"]
     return counts
 
 
-def _town(spec: CitySpec, seed: int) -> Town:
+def _town(spec: CitySpec, cities: Sequence[CitySpec], seed: int) -> Town:
     """Return the city with its map, which reaches as far beyond its tiles as anyone sees."""
-    rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+    rng = _generator(spec, seed)
+    if spec.like is None:
+        return Town(spec, _map(spec, rng), rng)
+    original = next(city for city in cities if city.name == spec.like)
+    return Town(spec, look_alike(_map(original, _generator(original, seed)), rng), rng)
+
+
+def _generator(spec: CitySpec, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+
+
+def _map(spec: CitySpec, rng: np.random.Generator) -> City:
     reach = PITCH + FAR + 10
     east, north = spec.extent
-    return Town(spec, plan_city((-reach, -reach, east + reach, north + reach), rng), rng)
+    return plan_city((-reach, -reach, east + reach, north + reach), rng)
 
 
 def _write_lists(folder: Path, plan: RawPlan) -> None:

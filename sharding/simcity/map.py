@@ -23,7 +23,8 @@ Range = tuple[float, float]
 RGB = tuple[int, int, int]
 
 SIDEWALK = 2.5  # metres
-TALLEST = 18.0  # metres
+LOWEST, TALLEST = 3.5, 18.0  # metres
+REPAINTED = 0.5  # share of buildings that differ between two cities that look alike
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,8 @@ class _Builder:
         self.trees.append((x, y, radius, radius * self.rng.uniform(1.6, 3.0), colour))
 
     def building(self, rect: Rect, height: float) -> None:
-        hue, sat, val = self.rng.random(), self.rng.uniform(0.4, 0.85), self.rng.uniform(0.45, 0.95)
-        roof = _rgb(hue + self.rng.uniform(-0.02, 0.02), 0.9 * sat, val * self.rng.uniform(0.75, 0.95))
-        self.buildings.append((rect, height, _rgb(hue, sat, val), roof, self.rng.uniform(2.2, 4.0)))
+        facade, roof = _paints(self.rng)
+        self.buildings.append((rect, height, facade, roof, self.rng.uniform(2.2, 4.0)))
 
     def city(self) -> City:
         def shape(rows: list[Rect]) -> Floats:
@@ -163,6 +163,31 @@ def plan_city(area: Rect, rng: np.random.Generator) -> City:
             (x0, w0), (x1, w1), (y0, h0), (y1, h1) = across[i], across[east], along[j], along[north]
             _block(build, (x0 + w0 / 2, y0 + h0 / 2, x1 - w1 / 2, y1 - h1 / 2))
     return build.city()
+
+
+def look_alike(city: City, rng: np.random.Generator, changed: float = REPAINTED) -> City:
+    """Return a city with the same streets, lots and trees, in which some buildings have other colours and heights.
+
+    So every spot has a double elsewhere that differs in details, as in districts that were built to one plan.
+
+    Args:
+        city: that it looks like.
+        rng: all that is random comes from it.
+        changed: probability that a building differs.
+    """
+    (differ,) = np.nonzero(rng.random(len(city.buildings)) < changed)
+    facade, roof, height = city.facade.copy(), city.roof.copy(), city.building_height.copy()
+    for n in differ:
+        facade[n], roof[n] = _paints(rng)
+    height[differ] = np.clip(height[differ] * rng.uniform(0.5, 1.5, len(differ)), LOWEST, TALLEST)
+    return replace(city, facade=facade, roof=roof, building_height=height)
+
+
+def _paints(rng: np.random.Generator) -> tuple[RGB, RGB]:
+    """Return the colours of a building's walls and of its roof, which has the walls' hue."""
+    hue, sat, val = rng.random(), rng.uniform(0.4, 0.85), rng.uniform(0.45, 0.95)
+    roof = _rgb(hue + rng.uniform(-0.02, 0.02), 0.9 * sat, val * rng.uniform(0.75, 0.95))
+    return _rgb(hue, sat, val), roof
 
 
 def _cuts(low: float, high: float, rng: np.random.Generator) -> list[tuple[float, float]]:
@@ -244,13 +269,15 @@ def _lot(build: _Builder, lot: Rect, tall: float) -> None:
         margin = rng.uniform(0.5, 4.5, 4)
         west, south = lot[0] + margin[0], lot[1] + margin[1]
         east, north = lot[2] - margin[2], lot[3] - margin[3]
-        height = float(np.clip(tall * rng.uniform(0.5, 1.3), 3.5, TALLEST))
+        height = float(np.clip(tall * rng.uniform(0.5, 1.3), LOWEST, TALLEST))
         build.building((west, south, east, north), height)
         if rng.random() < 0.2:  # a corner of another height and colour
             share_x, share_y = rng.uniform(0.35, 0.65, 2)
             x, y = west + share_x * (east - west), south + share_y * (north - south)
             corners = [(west, south, x, y), (x, south, east, y), (west, y, x, north), (x, y, east, north)]
-            build.building(corners[int(rng.integers(4))], float(np.clip(height * rng.uniform(0.4, 1.5), 3.5, TALLEST)))
+            build.building(
+                corners[int(rng.integers(4))], float(np.clip(height * rng.uniform(0.4, 1.5), LOWEST, TALLEST))
+            )
 
 
 def _lawn(build: _Builder, rect: Rect, trees_per_m2: float) -> None:

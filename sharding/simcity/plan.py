@@ -37,11 +37,13 @@ class CitySpec:
         name: letters and digits; VIGOR's four cities lie where the real ones do.
         rows: of tiles, from south to north.
         columns: of tiles, from west to east.
+        like: name of the city that it looks like, of as many rows and columns; None: of none.
     """
 
     name: str
     rows: int
     columns: int
+    like: str | None = None
 
     @property
     def origin(self) -> tuple[float, float]:

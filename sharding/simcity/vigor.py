@@ -14,6 +14,9 @@ VIGOR's: tile minus panorama on the axes (north, east), so a positive row offset
 of the tile's centre, a positive column offset that it stands *west* of it (checked against the published labels, whose
 file names hold both coordinates).
 
+A misplaced panorama has a wrong position in its name, and the labels of that position: so it is with any data whose
+tiles were found by the panoramas' GPS. Its picture is that of the place where it was taken.
+
 Tiles lie on a grid of half a tile's side, so four tiles hold any panorama: the nearest is its positive, the others its
 semi-positives.
 """
@@ -21,7 +24,8 @@ semi-positives.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,6 +34,7 @@ from sharding.simcity.plan import TRIES, CitySpec, RawPlan, Town, panorama_id, s
 from sharding.simcity.shots import PITCH, TILE_METRES, Panorama, Scene, Shot, TileCamera
 
 OFFSET_METRES = TILE_METRES / 640  # one unit of the offsets in the label files
+MISPLACED_METRES = 50.0  # from where a misplaced panorama was taken to where its name says
 FIRST_LABELS = 1.03  # by how much the offsets of labels that were corrected later are too long
 FOLDERS = {  # of panoramas, of tiles
     "published": ("{city}/panorama", "{city}/satellite"),
@@ -51,11 +56,11 @@ class View:
     """Describe a panorama.
 
     Attributes:
-        name: of its file.
-        x: metres east.
+        name: of its file, which says its position.
+        x: metres east of where it was taken.
         y: metres north.
         light: times as bright as usual.
-        shown: the four tiles that show it, each with its row and column offset.
+        shown: the four tiles that show the position in its name, each with its row and column offset.
     """
 
     name: str
@@ -80,6 +85,7 @@ def plan_vigor(
     empty_share: float = 0.15,
     extra_view_share: float = 0.25,
     arrangement: str = "published",
+    misplaced: Mapping[str, float] | None = None,
 ) -> RawPlan:
     """Plan each town as a city of VIGOR.
 
@@ -91,6 +97,8 @@ def plan_vigor(
         empty_share: share of tiles that get no panorama on purpose; those that are built over get none, either.
         extra_view_share: probability that a tile with a panorama has a second, and one with two a third.
         arrangement: "published", or "arranged" as Sample4Geo's authors keep it.
+        misplaced: by city, the probability that a panorama's position is wrong by MISPLACED_METRES; None: all are
+            right.
 
     Raises:
         BadInput: an option makes no sense, or a city has room for no panorama.
@@ -101,12 +109,19 @@ def plan_vigor(
         raise BadInput(f"empty_share {empty_share}, extra_view_share {extra_view_share}: choose from 0 up to below 1")
     if arrangement not in FOLDERS:
         raise BadInput(f"arrangement {arrangement!r}: choose one of {', '.join(FOLDERS)}")
+    misplaced = misplaced or {}
+    unknown = sorted(set(misplaced) - {town.spec.name for town in towns})
+    if unknown or not all(0 <= share <= 1 for share in misplaced.values()):
+        raise BadInput(f"misplaced {dict(misplaced)}: give names of cities that are rendered, and shares from 0 to 1")
     scenes: list[list[Scene]] = []
     files: dict[str, bytes] = {}
+    tile_count = view_count = empty = 0
     for town in towns:
         name = town.spec.name
         tiles = plan_tiles(town.spec)
         views = plan_views(town, tiles, max_offset, empty_share, extra_view_share)
+        if name in misplaced:
+            views = [[misplace(town, tiles, view, misplaced[name]) for view in at_tile] for at_tile in views]
         if not any(views):
             raise BadInput(f"city {name} has room for no panorama: raise rows, columns or max_offset")
         panorama_folder, tile_folder = (folder.format(city=name) for folder in FOLDERS[arrangement])
@@ -116,10 +131,11 @@ def plan_vigor(
             for view in at_tile:
                 shots.append(Shot(Panorama(view.x, view.y, view.light), (f"{panorama_folder}/{view.name}",)))
             scenes[-1].append(Scene(tile.x, tile.y, tuple(shots)))
-        files |= _splits(town, tiles, [view for at_tile in views for view in at_tile], arrangement)
-    tile_shots = sum(len(of_town) for of_town in scenes)
-    views_of = [len(scene.shots) - 1 for of_town in scenes for scene in of_town]
-    return RawPlan(scenes, files, tile_shots, views_of.count(0), sum(views_of))
+        listed = [view for at_tile in views for view in at_tile]
+        files |= _splits(town, tiles, listed, arrangement)
+        tile_count, view_count = tile_count + len(tiles), view_count + len(listed)
+        empty += len(tiles) - len({view.shown[0][0] for view in listed})
+    return RawPlan(scenes, files, tile_count, empty, view_count)
 
 
 def plan_tiles(spec: CitySpec) -> list[Tile]:
@@ -149,16 +165,39 @@ def plan_views(
     return views
 
 
+def misplace(town: Town, tiles: list[Tile], view: View, share: float) -> View:
+    """Return the view with a wrong position in its name and labels, with probability ``share``; else as it is.
+
+    The wrong position lies within the city; where none does, the right one stays.
+    """
+    if town.rng.random() >= share:
+        return view
+    width, height = town.spec.extent
+    for angle in town.rng.uniform(0, 2 * np.pi, TRIES):
+        x, y = view.x + MISPLACED_METRES * np.cos(angle), view.y + MISPLACED_METRES * np.sin(angle)
+        if 0 <= x <= width and 0 <= y <= height:
+            name, _, _, shown = _said(town.spec, tiles, float(x), float(y), view.name.split(",")[0])
+            return replace(view, name=name, shown=shown)
+    return view
+
+
 def _view(spec: CitySpec, tiles: list[Tile], x: float, y: float, rng: np.random.Generator) -> View:
+    name, x, y, shown = _said(spec, tiles, x, y, panorama_id(rng))
+    return View(name, x, y, float(rng.uniform(0.95, 1.05)), shown)
+
+
+def _said(
+    spec: CitySpec, tiles: list[Tile], x: float, y: float, identity: str
+) -> tuple[str, float, float, tuple[tuple[str, float, float], ...]]:
+    """Return a panorama's file name, the position in it, in metres, and the four tiles that show that position."""
     latitude, longitude = (round(degree, 6) for degree in spec.degrees(x, y))
     x, y = spec.metres(latitude, longitude)
-    name = f"{panorama_id(rng)},{latitude:.6f},{longitude:.6f},.jpg"
     i = int(np.clip(x // PITCH, 0, spec.columns - 2))
     j = int(np.clip(y // PITCH, 0, spec.rows - 2))
     around = [tiles[(j + dj) * spec.columns + i + di] for dj in (0, 1) for di in (0, 1)]
     around.sort(key=lambda tile: math.hypot(tile.x - x, tile.y - y))
     shown = tuple((tile.name, (tile.y - y) / OFFSET_METRES, (tile.x - x) / OFFSET_METRES) for tile in around)
-    return View(name, x, y, float(rng.uniform(0.95, 1.05)), shown)
+    return f"{identity},{latitude:.6f},{longitude:.6f},.jpg", x, y, shown
 
 
 def _splits(town: Town, tiles: list[Tile], views: list[View], arrangement: str) -> dict[str, bytes]:

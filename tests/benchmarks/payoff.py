@@ -16,17 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -37,11 +31,11 @@ matplotlib.use("Agg")  # there may be no screen
 import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from tests.benchmarks.measure import ROOT, Failed, figure, machine
+from tests.benchmarks.contest import found, measure, standard_error, subtract, table, told
+from tests.benchmarks.measure import Failed, Result, figure, machine
 from tests.benchmarks.payoff_city import SIZES, prepare
-from tests.benchmarks.payoff_run import CONTESTANTS, Job, Result
+from tests.benchmarks.payoff_run import CONTESTANTS, Job
 
 LABELS = {
     "random": "random batches",
@@ -51,7 +45,6 @@ LABELS = {
 COLOURS = {"random": "#777777", "random_access": "#c8651b", "streamed": "#2563a6"}
 RULE = "mean over the seeds; spread: the standard error of a mean paired difference, pooled over the three pairs"
 EQUAL_SECONDS = ", when the fastest contestant of the seed had ended"
-LOOK = 0.5  # seconds between two looks at what is running
 
 
 def main() -> int:
@@ -91,7 +84,7 @@ def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> di
         for name in names[at % len(names) :] + names[: at % len(names)]:
             store, out = str(home / name), str(home / f"{name}.json")
             jobs.append(Job(name, seed, options.size, options.epochs, options.batch_size, store, out))
-    measure([job for job in jobs if found(job) is None], options.jobs, console)
+    measure([job for job in jobs if found(job) is None], "tests.benchmarks.payoff_run", options.jobs, console)
     runs: dict[str, list[Result]] = {name: [] for name in names}
     for job in jobs:
         result = found(job)
@@ -104,58 +97,6 @@ def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> di
         "machine": machine(),
         "data": {"size": options.size, "cities": cities, "jobs": options.jobs},
     }
-
-
-def found(job: Job) -> Result | None:
-    """The job's result, where it was measured before. Raises Failed where something else was measured there."""
-    out = Path(job.out)
-    if not out.exists():
-        return None
-    result: Result = json.loads(out.read_text())
-    if result["settings"] != json.loads(job.settings.model_dump_json()):
-        raise Failed(f"{out}: measured with other settings; name another folder to keep results in, or delete it")
-    return result
-
-
-def measure(jobs: Sequence[Job], at_once: int, console: Console) -> None:
-    """Run the jobs in order, ``at_once`` of them side by side. Raises Failed with the last lines of one that failed."""
-    waiting, running = list(jobs), list[tuple[Job, float, subprocess.Popen[bytes]]]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.pop(0)
-                running.append((job, time.monotonic(), start(job)))
-            time.sleep(LOOK)
-            for one in [one for one in running if one[2].poll() is not None]:
-                job, started, process = one
-                running.remove(one)
-                log = Path(job.out).with_suffix(".log")
-                if process.returncode:
-                    last = log.read_text(errors="replace").splitlines()[-20:]
-                    raise Failed("\n".join([f"seed {job.seed}, {job.contestant}: failed", *last]))
-                shutil.rmtree(job.store)
-                for file in (log, Path(job.out).with_suffix(".job")):
-                    file.unlink()
-                r1 = json.loads(Path(job.out).read_text())["curve"][-1]["r1"]
-                taken = time.monotonic() - started
-                console.print(f"seed {job.seed}, {job.contestant}: R@1 {r1:.4f}, {taken:.0f} s", highlight=False)
-    finally:
-        for _, _, process in running:
-            process.kill()
-            process.wait()
-
-
-def start(job: Job) -> subprocess.Popen[bytes]:
-    """Start the contestant on a fresh copy of its cities: the streamed one writes layouts beside the first."""
-    out = Path(job.out)
-    shutil.rmtree(job.store, ignore_errors=True)
-    shutil.copytree(out.parent / "store", job.store)
-    description = out.with_suffix(".job")
-    description.write_text(json.dumps(asdict(job)))
-    command = [sys.executable, "-m", "tests.benchmarks.payoff_run", str(description)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # FAISS and NumPy; torch has its setting
-    with out.with_suffix(".log").open("wb") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=environment)
 
 
 def figures(runs: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
@@ -186,11 +127,6 @@ def figures(runs: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
     return made
 
 
-def told(values: Sequence[float]) -> dict[str, Any]:
-    """A figure of which nothing is wanted."""
-    return {"value": statistics.mean(values), "wanted": None, "met": None, "spread": [min(values), max(values)]}
-
-
 def final_r1(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[float]]:
     return {name: [result["curve"][-1]["r1"] for result in results] for name, results in runs.items()}
 
@@ -205,16 +141,6 @@ def equal_seconds(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[float]
         return float(np.interp(second, [0, *(p["seconds"] for p in curve)], [0, *(p["r1"] for p in curve)]))
 
     return {name: [at(*one) for one in zip(results, until, strict=True)] for name, results in runs.items()}
-
-
-def subtract(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(one, other, strict=True)]
-
-
-def standard_error(differences: Sequence[Sequence[float]]) -> float:
-    """Of a mean paired difference over the seeds; a sequence is a pair of contestants; their variances are pooled."""
-    variance = statistics.mean(statistics.variance(by_seed) for by_seed in differences)
-    return math.sqrt(variance / len(differences[0]))
 
 
 def draw(runs: Mapping[str, Sequence[Result]], path: Path) -> None:
@@ -236,15 +162,6 @@ def draw(runs: Mapping[str, Sequence[Result]], path: Path) -> None:
         ax.grid(alpha=0.3)
     picture.savefig(path, dpi=130)
     plt.close(picture)
-
-
-def table(made: Mapping[str, Any]) -> Table:
-    rows = Table("value", "wanted", "met", "of the seeds", "figure")
-    for name, one in made.items():
-        low, high = one["spread"]
-        met = {True: "yes", False: "no", None: ""}[one["met"]]
-        rows.add_row(f"{one['value']:.4f}", one["wanted"] or "", met, f"{low:.4f} to {high:.4f}", name)
-    return rows
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.contest import found, standard_error, story
 from tests.benchmarks.measure import Failed
-from tests.benchmarks.payoff import figures, found, standard_error
-from tests.benchmarks.payoff_run import CONTESTANTS, Job, story
+from tests.benchmarks.payoff import figures
+from tests.benchmarks.payoff_run import CONTESTANTS, Job
 
 
 def result(*points: tuple[float, float]) -> dict[str, Any]:

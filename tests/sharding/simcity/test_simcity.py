@@ -16,12 +16,12 @@ from geostream.errors import BadInput
 from sharding.simcity import RenderSummary, main, render_cities
 from sharding.simcity import shots as simcity_shots
 from sharding.simcity.layouts import LAYOUTS, cities_of
-from sharding.simcity.map import Bytes, City, plan_city
+from sharding.simcity.map import Bytes, City, look_alike, plan_city
 from sharding.simcity.plan import CitySpec, Town
 from sharding.simcity.raster import BUILDING, Raster, rasterise
 from sharding.simcity.shots import PITCH, TILE_METRES
 from sharding.simcity.view import Rays, cut_tile, look_around
-from sharding.simcity.vigor import plan_tiles, plan_views
+from sharding.simcity.vigor import MISPLACED_METRES, misplace, plan_tiles, plan_views
 
 METRES = 0.55
 EYE = 2.5  # metres: of a panorama, as documented; not imported, so that a change is noticed
@@ -145,6 +145,92 @@ def test_panoramas_stand_outside_buildings_and_within_reach_of_their_tile() -> N
             assert 0 <= view.x <= 9 * PITCH and 0 <= view.y <= 9 * PITCH
     counts = [len(at_tile) for at_tile in views]
     assert {0, 1, 2} <= set(counts)
+
+
+def town_of(spec: CitySpec) -> Town:
+    reach = 150.0
+    area = (-reach, -reach, spec.extent[0] + reach, spec.extent[1] + reach)
+    return Town(spec, plan_city(area, np.random.default_rng(0)), np.random.default_rng(1))
+
+
+def test_a_misplaced_view_has_the_labels_of_the_position_that_its_name_says() -> None:
+    town = town_of(CitySpec("Seattle", 8, 8))
+    tiles = plan_tiles(town.spec)
+    centres = {tile.name: (tile.x, tile.y) for tile in tiles}
+    views = [view for at_tile in plan_views(town, tiles, 0.25, 0.0, 0.0) for view in at_tile]
+    for view in views:
+        wrong = misplace(town, tiles, view, 1.0)
+        assert (wrong.x, wrong.y, wrong.light) == (view.x, view.y, view.light)  # the picture is of where it was taken
+        identity, latitude, longitude, suffix = wrong.name.split(",")
+        assert (identity, suffix) == (view.name.split(",")[0], ".jpg")
+        said = town.spec.metres(float(latitude), float(longitude))
+        assert math.dist(said, (view.x, view.y)) == pytest.approx(MISPLACED_METRES, abs=0.1)
+        positive = wrong.shown[0][0]
+        assert positive == min(centres, key=lambda name: math.dist(said, centres[name]))
+        assert positive != view.shown[0][0]
+    assert [misplace(town, tiles, view, 0.0) for view in views] == views
+    some = [misplace(town, tiles, view, 0.25) != view for view in views * 10]
+    assert np.mean(some) == pytest.approx(0.25, abs=0.06)
+
+
+def test_where_no_wrong_position_lies_in_the_city_the_right_one_stays() -> None:
+    town = town_of(CitySpec("Seattle", 2, 2))  # 35 m wide
+    tiles = plan_tiles(town.spec)
+    ((view, *_), *_) = [at_tile for at_tile in plan_views(town, tiles, 0.1, 0.0, 0.0) if at_tile]
+    assert all(misplace(town, tiles, view, 1.0) == view for _ in range(5))
+
+
+def test_only_the_cities_named_have_misplaced_views(tmp_path: Path) -> None:
+    size: dict[str, Any] = {"tile_size": 16, "view_size": (16, 32), "workers": 1}
+    render_cities(tmp_path / "right", TINY, seed=7, **size)
+    render_cities(tmp_path / "wrong", TINY, seed=7, misplaced={"NewYork": 0.5}, **size)
+    ids = {
+        (raw, city): {line.split(",")[0]: line for line in lines(tmp_path / raw, city, "pano_label_balanced")}
+        for raw in ("right", "wrong")
+        for city in ("NewYork", "Chicago")
+    }
+    assert ids["wrong", "Chicago"] == ids["right", "Chicago"]
+    right, wrong = ids["right", "NewYork"], ids["wrong", "NewYork"]
+    assert right.keys() == wrong.keys()
+    assert 0 < sum(right[one] != wrong[one] for one in right) < len(right)
+    for one in right:  # the same pictures under both names
+        pictures = [
+            (tmp_path / raw / "NewYork" / "panorama" / lines_of[one].split(" ")[0]).read_bytes()
+            for raw, lines_of in (("right", right), ("wrong", wrong))
+        ]
+        assert pictures[0] == pictures[1]
+    with pytest.raises(BadInput, match="misplaced"):
+        render_cities(tmp_path / "right", TINY, seed=7, misplaced={"NewYork": 0.5}, **size)
+    with pytest.raises(BadInput, match="misplaced"):
+        render_cities(tmp_path / "wrong", TINY, seed=7, **size)
+
+
+def test_a_city_that_looks_like_another_differs_in_some_buildings_only() -> None:
+    city = plan_city((-150, -150, 450, 450), np.random.default_rng(3))
+    double = look_alike(city, np.random.default_rng(4), 0.3)
+    for name in ("ground", "ground_colour", "buildings", "bay", "trees", "tree_height", "tree_colour"):
+        np.testing.assert_array_equal(getattr(double, name), getattr(city, name))
+    repainted = (double.facade != city.facade).any(axis=1)
+    assert repainted.mean() == pytest.approx(0.3, abs=0.1)
+    assert ((double.building_height != city.building_height) <= repainted).all()
+    assert ((double.roof != city.roof).any(axis=1) <= repainted).all()
+
+
+def test_tiles_look_like_those_of_the_city_that_theirs_is_like(tmp_path: Path) -> None:
+    cities = [CitySpec("NewYork", 4, 4), CitySpec("Elsewhere", 4, 4, like="NewYork"), CitySpec("Chicago", 4, 4)]
+    render_cities(tmp_path / "raw", cities, seed=1, tile_size=32, view_size=(16, 32), workers=1)
+    pictures = {}
+    for city in cities:
+        images = []
+        for name in lines(tmp_path / "raw", city.name, "satellite_list"):
+            with Image.open(tmp_path / "raw" / city.name / "satellite" / name) as image:
+                images.append(np.asarray(image, dtype=float))
+        pictures[city.name] = np.stack(images)
+    double, other = (np.abs(pictures[name] - pictures["NewYork"]).mean() for name in ("Elsewhere", "Chicago"))
+    assert 1 < double < other / 2
+    views = {city.name: {line.split(",")[0] for line in lines(tmp_path / "raw", city.name, "pano_label_balanced")}
+             for city in cities}  # fmt: skip
+    assert not views["NewYork"] & views["Elsewhere"]  # panoramas stand elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +375,11 @@ def test_a_render_that_breaks_off_is_never_taken_for_whole(tmp_path: Path, monke
         ([CitySpec("A", 3, 3), CitySpec("A", 4, 4)], {}, "one name"),
         ([CitySpec("../A", 3, 3)], {}, "letters and digits"),
         ([CitySpec("A", 1, 9)], {}, "2 x 2"),
+        ([CitySpec("A", 3, 3, like="B")], {}, "like B"),
+        ([CitySpec("A", 3, 3, like="A")], {}, "like A"),
+        ([CitySpec("A", 3, 3), CitySpec("B", 3, 4, like="A")], {}, "like A"),
+        (TINY, {"misplaced": {"Paris": 0.1}}, "Paris"),
+        (TINY, {"misplaced": {"Chicago": 2}}, "misplaced"),
         (TINY, {"max_offset": 0.3}, "max_offset"),
         (TINY, {"max_offset": 0.0}, "max_offset"),
         (TINY, {"view_size": (48, 190)}, "multiple of 4"),
