@@ -119,10 +119,10 @@ def start(job: Job, module: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=environment)
 
 
-def train_and_tell(job: AnyJob, keep: Callable[[AnyJob], None] | None = None) -> None:
+def train_and_tell(job: AnyJob, then: Callable[[AnyJob], Result] | None = None) -> None:
     """Run in the contestant's process: train as the job says, and write its result to ``job.out``.
 
-    ``keep`` is called between the two, with the job: what it keeps is there when the result is.
+    ``then`` is called between the two, with the job; what it returns is added to the result.
     """
     store = Store.open(job.store)
     records: list[Record] = []
@@ -134,11 +134,10 @@ def train_and_tell(job: AnyJob, keep: Callable[[AnyJob], None] | None = None) ->
         records.append(one | {"cpu_seconds": spent - before})
 
     train(store, open_layout(store, DATASET), job.contestant, job.settings, on_record=record)
-    if keep is not None:
-        keep(job)
+    more = {} if then is None else then(job)
     # The store belongs to the job's folder and says nothing of what was measured.
     what = {name: value for name, value in asdict(job).items() if name not in ("store", "out")}
-    result = what | {"settings": job.settings.model_dump()} | story(records)
+    result = what | {"settings": job.settings.model_dump()} | story(records) | more
     partial = Path(job.out).with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1))
     partial.rename(job.out)

@@ -1,8 +1,8 @@
 """One contestant of the recipe benchmark, once, in a process of its own: ``python -m tests.benchmarks.recipe_run JOB``.
 
-Decides what is compared: a present recipe, and changes of it. Every change is a row of the table below: what it sets on
-top of which recipe, and where the idea is from. A setting that the product does not have is refused by the product
-itself, before anything is measured.
+Decides what is compared: a present recipe, and changes of it. Every change is a row of the table below: what it sets
+on top of which recipe, or whether it averages similarities at the end, and where the idea is from. A setting that the
+product does not have is refused by the product itself, before anything is measured.
 
 There are two present recipes, because no network that a core trains in minutes comes with pretrained weights:
 
@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from geostream.layout import open_layout
+from geostream.report.evaluation_page import evaluate_checkpoint
 from geostream.runs.run import Run
 from geostream.settings import TrainSettings, default_settings, make_settings
 from geostream.store import Store
+from geostream.training.field_of_view import WHOLE
 from tests.benchmarks.contest import train_and_tell
+from tests.benchmarks.measure import Result
 from tests.benchmarks.payoff_city import DATASET
 from tests.benchmarks.recipe_city import SIZES
 
@@ -44,19 +47,28 @@ LITE0: dict[str, Any] = {"model": "efficientnet_lite0", "model_options": {}, "le
 
 
 class Change(NamedTuple):
-    """Settings on top of a present recipe, and where the idea is from."""
+    """Settings on top of a present recipe, where the idea is from, and whether similarities are averaged at the end."""
 
     settings: dict[str, Any]
     source: str
     of: str = PRESENT
+    tta: bool = False
 
 
 CHANGES: dict[str, Change] = {
     "no_smoothing": Change({"label_smoothing": 0.0}, "what Sample4Geo's 0.1 is worth (Deuser et al., ICCV 2023)"),
     "ema": Change({"ema_decay": 0.99}, "weights averaged over steps (Tarvainen and Valpola, NeurIPS 2017)"),
     "no_decay_on_norms": Change({"decay_all": False}, "as ConvNeXt is trained (Liu et al., CVPR 2022)"),
+    "decoupled": Change({"decoupled": True}, "the positive left out of its denominator (Yeh et al., ECCV 2022)"),
+    "negative_radius": Change({"negative_radius": 55.0}, "near tiles are no negatives (Fervers et al., ECCV 2024)"),
+    "soft_targets": Change({"soft_targets": 30.0}, "near tiles are half right (as in PIGEON, CVPR 2024)"),
+    "positive_margin": Change({"positive_margin": 0.95}, "likely false negatives are dropped (NV-Retriever, 2024)"),
+    "birds_eye": Change({"birds_eye": 40.0}, "panoramas seen from above, too (EP-BEV, ECCV 2024)"),
+    "tta": Change({}, "similarities averaged over flips and turns, which the network was trained with", tta=True),
     "fov": Change({"fov": (180.0, 360.0)}, "crops with a random heading (ConGeo, ECCV 2024; SinGeo, CVPR 2026)"),
     "random_batches": Change({"strategy": "random"}, "what hard negatives are worth (Deuser et al., ICCV 2023)"),
+    "layer_decay": Change({"layer_decay": 0.8}, "low layers learn slowly (as DINOv3 is fine-tuned, 2025)", IMAGENET),
+    "frozen_stages": Change({"frozen_stages": 2}, "low layers keep their weights (VICI challenge, 2025)", IMAGENET),
     "imagenet_scratch": Change({"weights": "scratch"}, "what ImageNet is worth (VICI challenge, 2025)", IMAGENET),
 }
 KEPT: tuple[str, ...] = ()  # names of the changes that are to become defaults; ``all`` sets those of ``present``
@@ -69,8 +81,14 @@ def change_of(contestant: str) -> Change:
     if contestant == ALL:
         kept = [name for name in KEPT if CHANGES[name].of == PRESENT]
         together = {setting: value for name in kept for setting, value in CHANGES[name].settings.items()}
-        return Change(together, f"{', '.join(kept)} together")
+        return Change(together, f"{', '.join(kept)} together", tta=any(CHANGES[name].tta for name in kept))
     return CHANGES[contestant]
+
+
+def trained_as(contestant: str) -> str:
+    """The contestant whose training is measured: the present recipe's where only the evaluation changes."""
+    change = change_of(contestant)
+    return contestant if change.settings else change.of
 
 
 @dataclass(frozen=True)
@@ -105,16 +123,24 @@ def weights_file(folder: str, present: str) -> Path:
     return Path(folder) / ("efficientnet_lite0.pth" if present == IMAGENET else "first.safetensors")
 
 
-def keep_weights(job: Job) -> None:
-    """Copy the weights of the job's last checkpoint to where the contestants look for them."""
+def averaged(job: Job) -> Result:
+    """Evaluate the job's last checkpoint once more, with similarities averaged over flips and turns."""
+    store = Store.open(job.store)
+    run = Run.open(store, open_layout(store, DATASET), job.contestant)
+    return {"tta": evaluate_checkpoint(run, fovs=[WHOLE], tta=True)[-1]}
+
+
+def keep_weights(job: Job) -> Result:
+    """Copy the weights of the job's last checkpoint to where the contestants look for them; nothing is added."""
     store = Store.open(job.store)
     newest = Run(store, open_layout(store, DATASET), job.contestant).checkpoints()[-1]
     found = next(Path(job.store).glob(f"{DATASET}/runs/{job.contestant}/checkpoints/{newest}/model.safetensors"))
     partial = Path(job.out).with_suffix(".weights")
     shutil.copyfile(found, partial)
     partial.rename(weights_file(job.weights, PRESENT))
+    return {}
 
 
 if __name__ == "__main__":
     the_job = Job(**json.loads(Path(sys.argv[1]).read_text()))
-    train_and_tell(the_job, keep_weights if the_job.contestant == FIRST else None)
+    train_and_tell(the_job, keep_weights if the_job.contestant == FIRST else averaged)
