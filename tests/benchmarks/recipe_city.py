@@ -47,7 +47,7 @@ class Size:
 
 SIZES = {
     # About 6,000 training pairs on 4,000 tiles; 3,200 queries and 2,166 tiles in the gallery.
-    "full": Size((20, 20), 5, (19, 19), 3, 8, (23, 23), 15, 18, 32, 2**18, 10),
+    "full": Size((20, 20), 5, (19, 19), 3, 8, (23, 23), 15, 12, 32, 2**18, 10),
     "quick": Size((7, 7), 1, (5, 5), 1, 1, (8, 8), 2, 1, 8, 2**16, 8),  # does it work at all?
 }
 
