@@ -145,6 +145,7 @@ def render_report(
         curves=curves_svg(epochs, evaluations, plans, moves),
         recall=_recall(summary["protocols"]),
         metres=_metres(summary["metres"]),
+        transfer=summary.get("transfer", []),
         transfer_percent=percent_columns(summary.get("transfer", [])),
         comparison=comparison,
         percent={*COLUMNS.values(), *(f"R@1 within {limit} m" for limit in WITHIN), "resident_share", "waiting"},
