@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 UNWRAPPED = 500  # columns where stdout is no terminal: one line a setting, for grep
 WIDTHS = (22, 20, 11, None)  # of the columns in a terminal, the same in each section; the last takes the rest
-KINDS = {int: "integer", float: "number", str: "text", dict: "object", tuple: "two numbers"}
+KINDS = {int: "integer", float: "number", str: "text", dict: "object", tuple: "two numbers", list: "names"}
 
 
 def settings(

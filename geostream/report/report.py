@@ -149,6 +149,7 @@ def render_report(
         recall=_recall(summary["protocols"]),
         metres=_metres(summary["metres"]),
         narrowed=_narrowed(summary["narrowed"]),
+        transfer=summary.get("transfer", []),
         transfer_percent=percent_columns(summary.get("transfer", [])),
         comparison=comparison,
         percent={*COLUMNS.values(), *(f"R@1 within {limit} m" for limit in WITHIN), "resident_share", "waiting"},
