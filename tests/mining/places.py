@@ -31,6 +31,7 @@ class Places:
     name: str = "synthetic"
     id: str = "synthetic"
     coordinates: str = "latlon"
+    joined: tuple[()] = ()
 
     @property
     def places_id(self) -> str:
