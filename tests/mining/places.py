@@ -34,6 +34,10 @@ class Places:
     joined: tuple[()] = ()
 
     @property
+    def part(self) -> Int32:
+        return np.zeros(self.n, dtype=np.int32)
+
+    @property
     def places_id(self) -> str:
         return f"{self.n}-{self.areas}"
 
