@@ -27,6 +27,7 @@ def city(
     per_shard: int = 16,
     coordinates: Coordinates = "utm",
     name: str = "g0",
+    dataset: str = "city",
     seed: int = 0,
 ) -> Layout:
     """``areas`` grids of ``side`` × ``side`` training places with up to ``views`` views each, and a test place."""
@@ -78,9 +79,9 @@ def city(
     table = table.set_column(MEMBERS.get_field_index("offset"), "offset", pa.array(offsets)).cast(MEMBERS)
     ends = [int((offsets + sizes)[shard == number].max()) + 1024 for number in range(shards)]
     return commit_layout(
-        store.child("city", "layouts", name),
+        store.child(dataset, "layouts", name),
         NewLayout(
-            dataset="city",
+            dataset=dataset,
             name=name,
             generation=0,
             coordinates=coordinates,

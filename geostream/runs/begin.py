@@ -16,6 +16,7 @@ from typing import Any
 
 from geostream.errors import AlreadyExists, BadInput
 from geostream.layout import Layout
+from geostream.mining.gps import has_positions
 from geostream.runs.run import Run
 from geostream.runs.stages import mining_due
 from geostream.settings import TrainSettings
@@ -73,7 +74,7 @@ def check_coordinates(settings: TrainSettings, layout: Layout) -> None:
     Raises:
         BadInput: It has none.
     """
-    if settings.loss.by_distance and layout.coordinates == "none":
+    if settings.loss.by_distance and not has_positions(layout):
         names = " and ".join(name for name in ("negative_radius", "soft_targets") if getattr(settings.loss, name))
         raise BadInput(f"layout {layout.name} has no coordinates, which {names} needs; set it to 0")
 

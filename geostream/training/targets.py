@@ -13,8 +13,9 @@ other's view. There are two remedies, which can be combined:
 What is left out has no share of the target. So of a radius and soft targets together, the latter act beyond the radius.
 Decoupled, each target is left out of its own denominator, those of label smoothing as well (Fervers et al., too).
 
-Coordinates are those of the tiles. Places of two areas, and those with unknown coordinates, count as infinitely far
-apart; two views of one place as 0 metres. For B pairs this takes about B² × 60 ns on the CPU, while a GPU embeds.
+Coordinates are those of the tiles. Places of two areas or data sets, and those with unknown coordinates, count as
+infinitely far apart; two views of one place as 0 metres. For B pairs this takes about B² × 60 ns on the CPU, while a
+GPU embeds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from geostream.arrays import Bools, Csr, Float64, Int32, listed, take
 from geostream.layout import Layout
-from geostream.mining.gps import points_in_metres
+from geostream.mining.gps import place_points
 from geostream.settings import TrainSettings
 from geostream.training.loss import Targets
 
@@ -42,7 +43,7 @@ class Relations(NamedTuple):
 class PairPlaces:
     """The places of a layout's training pairs.
 
-    It holds 20 bytes for each place and 4 for each pair, beside the layout's lists of excluded places, in the trainer's
+    It holds 24 bytes for each place and 4 for each pair, beside the layout's lists of excluded places, in the trainer's
     process only.
 
     Args:
@@ -50,8 +51,7 @@ class PairPlaces:
     """
 
     def __init__(self, layout: Layout) -> None:
-        self._coordinates = layout.coordinates
-        self._position, self._area = layout.position, layout.area
+        self._layout = layout
         self._place: Int32 = layout.pairs("train").place
         self._excluded: Csr = layout.excluded("train")
 
@@ -64,7 +64,7 @@ class PairPlaces:
         from scipy.spatial.distance import cdist  # here, because only these settings need it
 
         place = self._place[pair.numpy()]
-        points, area = points_in_metres(self._position[place], self._coordinates), self._area[place]
+        points, area = place_points(self._layout, place), self._layout.area[place]
         metres = cdist(points, points)
         metres[np.isnan(metres) | (area[:, None] != area)] = np.inf
         metres[place[:, None] == place] = 0.0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from geostream.errors import BadInput
 from geostream.layout import Layout
+from geostream.layout.join import join_layouts
 from geostream.runs.begin import check_coordinates
 from geostream.settings import TrainSettings
 from geostream.store import Store
@@ -94,6 +95,20 @@ def test_degrees_are_metres_too(tmp_path: Path) -> None:
     north, east = (PairPlaces(layout).relations(torch.tensor([0, other])).metres[0, 1] for other in (3, 1))
     assert north == pytest.approx(6_371_008.8 * math.radians(3e-4), abs=1e-3)
     assert east == pytest.approx(6_371_008.8 * math.radians(4e-4) * math.cos(math.radians(40)), abs=1e-3)
+
+
+def test_each_of_joined_data_sets_has_its_own_coordinates(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    sources = [city(store, side=3, areas=1, coordinates=kind, dataset=kind) for kind in ("latlon", "utm")]
+    joined, _ = join_layouts(store, "both", sources)
+    check_coordinates(TrainSettings().changed(negative_radius=30.0), joined)
+    place = joined.pairs("train").place
+    found = PairPlaces(joined).relations(torch.arange(len(place))).metres
+    for number, source in enumerate(sources):
+        mine = joined.part[place] == number
+        alone = PairPlaces(source).relations(torch.arange(len(source.pairs("train"))))
+        assert found[np.ix_(mine, mine)] == pytest.approx(alone.metres)
+        assert np.isinf(found[np.ix_(mine, ~mine)]).all()
 
 
 def test_unknown_coordinates_are_plain_negatives(tmp_path: Path) -> None:
