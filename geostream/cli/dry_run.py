@@ -8,7 +8,7 @@ from geostream.cli.options import print_table
 from geostream.errors import BadInput
 from geostream.layout import Layout
 from geostream.report.cost import HOUR, Coefficients
-from geostream.runs.begin import check_ranks, resolve
+from geostream.runs.begin import check_coordinates, check_ranks, resolve
 from geostream.runs.stages import mining_due
 from geostream.settings import TrainSettings
 from geostream.training.memory import GPUS, USABLE, Memory, measure
@@ -30,6 +30,7 @@ def foresee(layout: Layout, settings: TrainSettings, ranks: int, rate: float | N
     """
     settings = resolve(settings, ranks)
     check_ranks(settings, ranks)
+    check_coordinates(settings, layout)
     optim, pairs = settings.optim, len(layout.pairs("train"))
     of_step = optim.batch_size * optim.step_batches
     steps = pairs // of_step

@@ -50,13 +50,18 @@ def evaluate(
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this local file, too.")] = None,
 ) -> None:
     """Evaluate a checkpoint or model by its dataset's protocols: print a table, write JSON and a page with pictures."""
+    from geostream.report import report
     from geostream.report.evaluation_page import evaluate_checkpoint, look_of, metres_table, results_table
     from geostream.runs.galleries import tested_on
+    from geostream.runs.log import RunResult
+    from geostream.runs.stages import BEST
 
     if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
         raise BadInput(f"--json {json_path}: {'a folder' if json_path.is_dir() else 'no such folder'}; name a file")
     split = check_split(split)
     fovs = None if fov is None else _degrees(fov)
+    if on and checkpoint is None and model is None:
+        checkpoint = BEST  # that is what the report's table compares
     opened, checkpoint = open_trained(store, (dataset, layout, run), checkpoint, model, cluster)
     told = []
     for one in tested_on(opened, on or []):
@@ -73,6 +78,10 @@ def evaluate(
             look = record.get("fov", 360.0), record.get("tta", False)
             name = one.evaluation_name(one.named_by_dataset(split), record["epoch"], *look)
             print(f"{one.url}/{name}.html and .json")
+    if on and model is None:
+        result = RunResult.of(opened.url, opened.log, already_finished=True)
+        report.publish(opened, result, report.summarise(opened.store.url, opened.layout, result))
+        print(f"{opened.url}/report.html: has the table of what was tested")
     if json_path is not None:
         json_path.write_text(json.dumps(told[0] if len(told) == 1 else told, indent=1) + "\n")
 

@@ -21,8 +21,9 @@ from geostream.arrays import Float32, Int64, distinct
 from geostream.mining.embeddings import Embeddings, read_rows
 from geostream.mining.topk import TopK, no_finds
 
-#: What is counted: candidates that were dropped, places that lost any, and those whose list is shorter for it.
-LOST = ("dropped", "touched", "short")
+#: What is counted: candidates that were dropped, places that lost any, those whose list is shorter for it, and those
+#: whose list is empty.
+LOST = ("dropped", "touched", "short", "empty")
 
 
 def depth(k: int, margin: float) -> int:
@@ -55,8 +56,8 @@ def kept(
         return found, Counter()
     own = own_scores(embeddings, first, last)
     left, dropped = drop_above(found, np.where(own > 0, np.float32(margin) * own, np.inf), k)
-    short = (dropped > 0) & (left.other[:, -1] < 0)
-    counts = dropped.sum(), (dropped > 0).sum(), short.sum()
+    short, empty = ((dropped > 0) & (left.other[:, at] < 0) for at in (-1, 0))
+    counts = dropped.sum(), (dropped > 0).sum(), short.sum(), empty.sum()
     return left, Counter(dict(zip(LOST, map(int, counts), strict=True)))
 
 

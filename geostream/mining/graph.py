@@ -42,7 +42,7 @@ class NeighbourGraph:
     # mode: exact or approximate; because: why the search fell back to exact. An approximate search has also recall
     # (measured), wanted (recall), probes, lists, sample (queries measured) and share (of the references, searched).
     # Where likely false negatives were dropped: positive_margin, searched (candidates of each place), dropped
-    # (candidates), touched (places that lost any) and short (places whose list is shorter for it).
+    # (candidates), touched (places that lost any), short (whose list is shorter for it) and empty (whose list is).
     search: dict[str, Any]
     places: Int32  # (N,) place ids, sorted
     stored: Mapping[str, Any]  # the arrays ``indices`` and ``scores``; rows of them can be read alone

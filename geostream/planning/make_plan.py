@@ -171,10 +171,19 @@ def _attempt(layout: Layout, tasks: LaneTasks, scale: HardnessScale, map_fn: App
 
 
 def _assembled(layout: Layout, tasks: LaneTasks, way: str, map_fn: Apply) -> Assembled:
-    """Assemble by a fallback; raise BadInput if there is no batch."""
+    """Assemble by a fallback; raise BadInput if there is no batch, or a data set with batches of its own has none."""
     assembled = assemble_lanes(replace(tasks, strategy=way), map_fn)
     if not len(assembled.batches):
         raise BadInput(f"layout {layout.name}: no batch of {tasks.batch_size} places can be filled; set a smaller one")
+    problem = tasks.division.problem
+    if problem.dataset is not None:
+        used = np.isin(np.arange(len(layout.joined)), problem.dataset[problem.place[assembled.batches]])
+        if not used.all():
+            left_out = ", ".join(one.dataset for one, there in zip(layout.joined, used, strict=True) if not there)
+            raise BadInput(
+                f"layout {layout.name}: the pairs of {left_out} do not fill a batch of {tasks.batch_size} in each of "
+                f"{len(tasks.division)} lanes; set fewer lanes, a smaller batch_size, or mix=mixed"
+            )
     return assembled
 
 

@@ -41,7 +41,7 @@ def evaluate_checkpoint(
 
     With a field of view below 360 degrees the split is called ``<split>_fov90`` there, with TTA ``<split>_tta``, and on
     another data set than the run's own ``<split>_<dataset>``. What whole views of a test split gave without TTA is
-    noted in the run's ``tested.json``, too.
+    noted in the run's ``tested.json``, too, if the checkpoint is the run's best: others are not to be compared.
 
     Args:
         run: The run, on the layout to evaluate on (:mod:`geostream.runs.galleries`).
@@ -68,8 +68,9 @@ def evaluate_checkpoint(
         for one in (trained, *([replace(trained, tta=True)] if tta else []))
         for fov in fovs
     ]
-    plain = [one for one in records if look_of(one) == look_of({})]
-    if split == "test" and plain:
+    best = run.best()
+    if split == "test" and best is not None and best["checkpoint"] == trained.checkpoint:
+        plain = [one for one in records if look_of(one) == look_of({})]
         note_tested(run, trained.checkpoint, trained.epoch, [(run.layout, one) for one in plain])
     return records
 

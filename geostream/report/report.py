@@ -216,6 +216,7 @@ def _false_negatives(mining: Mapping[str, Any]) -> dict[str, Any]:
         "places touched": mining["touched"],
         "of places": mining["places"],
         "lists made shorter": mining["short"],
+        "lists left empty": mining["empty"],
     }
 
 

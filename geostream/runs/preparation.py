@@ -8,6 +8,7 @@ log when it begins the epoch.
 
 from __future__ import annotations
 
+import logging
 import time
 
 from geostream.errors import NotFound, StaleArtefact
@@ -18,6 +19,10 @@ from geostream.runs.log import Record, RunLog
 from geostream.runs.run import Run
 from geostream.settings import TrainSettings
 from geostream.training.checkpoint_files import checkpoint_name
+
+MANY_EMPTY = 0.1  # share of the places without neighbours that is worth a warning
+
+logger = logging.getLogger(__name__)
 
 
 def prepared(run: Run, epoch: int) -> list[Record] | None:
@@ -85,6 +90,16 @@ def _mine(run: Run, epoch: int, log: RunLog, beside: bool) -> None:
         graph = stages.mine(run, epoch)
         facts = {"places": len(graph.places), "k": graph.k, "search": graph.search}
         facts |= {name: graph.search[name] for name in LOST if name in graph.search}  # in the log's line, too
+        empty = int(graph.search.get("empty", 0))
+        if empty > MANY_EMPTY * len(graph.places):
+            logger.warning(
+                "%s: positive_margin=%g left %d of %d places without neighbours, so their batches are random; this is "
+                "early in the training, or the margin is too low",
+                run.url,
+                run.settings.plan.positive_margin,
+                empty,
+                len(graph.places),
+            )
         log.append("mine", epoch, time.perf_counter() - started, **facts, beside=beside)
 
 

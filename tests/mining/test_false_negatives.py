@@ -13,7 +13,7 @@ from geostream.arrays import Float32
 from geostream.layout import Layout
 from geostream.mining import approximate, ivf
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings
-from geostream.mining.false_negatives import depth, drop_above, own_scores
+from geostream.mining.false_negatives import LOST, depth, drop_above, own_scores
 from geostream.mining.graph import NeighbourGraph
 from geostream.mining.topk import TopK
 from geostream.mining.visual import build_visual_graph
@@ -52,7 +52,7 @@ def check(graph: NeighbourGraph, layout: Layout, embeddings: Embeddings, margin:
     """Lists and counts are those of brute force."""
     cosine = np.asarray(embeddings.query[:]) @ np.asarray(embeddings.reference[:]).T
     excluded, train = layout.excluded("train"), np.unique(embeddings.pairs.place)
-    counts = np.zeros(3, dtype=int)
+    counts = np.zeros(len(LOST), dtype=int)
     for place, row in zip(graph.places.tolist(), graph.indices.tolist(), strict=True):
         best = cosine[embeddings.pairs.place == place].max(axis=0)
         own = best[place]
@@ -61,8 +61,8 @@ def check(graph: NeighbourGraph, layout: Layout, embeddings: Embeddings, margin:
         left = [one for one in nearest if own <= 0 or best[one] <= np.float32(margin) * own]
         assert row == (left + K * [-1])[:K]
         dropped = len(nearest) - len(left)
-        counts += [dropped, dropped > 0, dropped > 0 and len(left) < K]
-    assert [graph.search[name] for name in ("dropped", "touched", "short")] == counts.tolist()
+        counts += [dropped, dropped > 0, dropped > 0 and len(left) < K, dropped > 0 and not left]
+    assert [graph.search[name] for name in LOST] == counts.tolist()
     assert (graph.search["positive_margin"], graph.search["searched"]) == (margin, 2 * K)
 
 
@@ -114,7 +114,7 @@ def test_where_everything_is_dropped_lists_are_empty_and_a_plan_is_made(tmp_path
     graph = build_visual_graph(root, GRAPH, layout, embeddings, K, positive_margin=0.95)
     n = len(graph.places)
     assert (graph.indices == -1).all() and np.isinf(graph.scores).all()
-    assert [graph.search[name] for name in ("dropped", "touched", "short")] == [2 * K * n, n, n]
+    assert [graph.search[name] for name in LOST] == [2 * K * n, n, n, n]
     for strategy in ("patchwork", "sample4geo"):
         settings = TrainSettings().changed(batch_size=8, neighbours=K, strategy=strategy)
         plan = make_plan(layout, graph, settings, 2, 0, [], embeddings)

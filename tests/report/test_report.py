@@ -145,10 +145,10 @@ def test_dropped_candidates_have_a_row_for_each_mining(layout: Layout, tmp_path:
     search = {"mode": "exact", "positive_margin": 0.95}
     log.append("mine", 1, 2.0, places=1234, k=8, search={"mode": "exact"}, beside=True)
     assert "dropped" not in page_of(layout, RunResult.of("run", log, False))
-    log.append("mine", 2, 2.0, places=1234, k=8, search=search, dropped=5678, touched=91, short=3, beside=True)
+    log.append("mine", 2, 2.0, places=1234, k=8, search=search, dropped=5678, touched=91, short=3, empty=1, beside=True)
     page = page_of(layout, RunResult.of("run", log, False))
     row = page[page.index("Likely false negatives") : page.index("Generations of the layout")]
-    assert re.findall("<td>(.*?)</td>", row) == ["2", "0.950", "5,678", "91", "1,234", "3"]
+    assert re.findall("<td>(.*?)</td>", row) == ["2", "0.950", "5,678", "91", "1,234", "3", "1"]
 
 
 def test_the_time_line_says_what_ran_beside_and_what_was_waited_for(layout: Layout, tmp_path: Path) -> None:

@@ -122,7 +122,13 @@ def test_commands_show_each_data_set(root: Store, trained: tuple[Run, RunResult]
     records = json.loads((tmp_path / "all.json").read_text())
     assert [one["dataset"] for one in records] == ["vigor", "cv-cities"]
     assert [one["r1"] for one in records] == [one["r1"] for one in result.evaluations[-1]["datasets"]]
-    assert "evaluation-test_cvact-epoch-0002.html" in said("evaluate", root.url, *names, "--on", "cvact")
+    best = run.best()
+    assert best is not None
+    told = said("evaluate", root.url, *names, "--on", "cvact")
+    assert f"evaluation-test_cvact-epoch-{best['epoch']:04d}.html" in told and "first/report.html" in told
+    said("evaluate", root.url, *names, "--on", "cvact", "--checkpoint", run.checkpoints()[-1])
+    tested = read_tested(run.folder)
+    assert tested is not None and tested["on"]["cvact"]["checkpoint"] == best["checkpoint"], "others are not compared"
     assert "vigor, cv-cities" in refused("evaluate", root.url, *names, "--on", "both")
     assert "vigor, cv-cities" in refused("index", root.url, *names)
     assert "/vigor/indexes/tiles" in said("index", root.url, *names, "--of", "vigor", "--name", "tiles")
@@ -247,3 +253,13 @@ def test_every_strategy_plans_both_ways(tmp_path: Path, strategy: str, mix: str)
         assert pure.all() and (steps[:, 0] == steps[:, 1]).all(), "lanes take the same data set at a time"
     else:
         assert not pure.all()
+
+
+def test_a_data_set_that_fills_no_batch_of_its_own_is_named(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    small = write_layout(store, tiny_places(places=6, test_places=3, seed=5), dataset="cvact", coordinates="none")
+    layout = join_layouts(store, "both", [tiny_layout(store, dataset="vigor", places=60), small])[0]
+    run = Run(store, layout, "one")
+    run.settings = TINY.changed(mix="own", lanes=2, batch_size=4)
+    with pytest.raises(BadInput, match="cvact"):
+        stages.plan_epoch(run, 1)

@@ -9,6 +9,7 @@ import pytest
 
 from geostream.errors import BadInput
 from geostream.layout import Layout, open_layout
+from geostream.mining.false_negatives import LOST
 from geostream.report.report import summarise
 from geostream.runs.log import RunLog
 from geostream.runs.loop import train
@@ -37,7 +38,7 @@ def test_it_trains_mines_and_says_what_was_dropped(tmp_path: Path, caplog: pytes
         result = train(store, layout, "one", SETTINGS)
     [mined] = RunLog(run_folder(store, "tiny", "one"), LOG).of("mine")
     assert mined["search"]["positive_margin"] == 0.95
-    for name in ("dropped", "touched", "short"):
+    for name in LOST:
         assert mined[name] == mined["search"][name]
     assert 0 < mined["touched"] <= mined["places"] == 24 and mined["dropped"] >= mined["touched"]
     graph = Run.open(store, layout, "one").graph(1)
@@ -52,6 +53,7 @@ def test_it_trains_mines_and_says_what_was_dropped(tmp_path: Path, caplog: pytes
             "places touched": mined["touched"],
             "of places": 24,
             "lists made shorter": mined["short"],
+            "lists left empty": mined["empty"],
         }
     ]
 
