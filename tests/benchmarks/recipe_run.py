@@ -71,7 +71,8 @@ CHANGES: dict[str, Change] = {
     "frozen_stages": Change({"frozen_stages": 2}, "low layers keep their weights (VICI challenge, 2025)", IMAGENET),
     "imagenet_scratch": Change({"weights": "scratch"}, "what ImageNet is worth (VICI challenge, 2025)", IMAGENET),
 }
-KEPT: tuple[str, ...] = ()  # names of the changes that are to become defaults; ``all`` sets those of ``present``
+#: Names of the changes that are kept; ``all`` sets those of ``present``.
+KEPT: tuple[str, ...] = ("ema", "decoupled", "tta")
 
 
 def change_of(contestant: str) -> Change:
