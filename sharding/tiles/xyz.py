@@ -6,7 +6,8 @@ and the pauses of :mod:`sharding.web`. An image that the service does not have m
 that refuses us or does not answer ends the run, and what is finished is kept.
 
 The stored images count as unchanged as long as the template and the zoom are the same: asking a service for all of them
-again, to see what is new, would not be polite.
+again, to see what is new, would not be polite. The whole template counts, because its query may name the layer. It may
+hold a key as well, so what is stored of it is a hash.
 """
 
 from __future__ import annotations
@@ -62,8 +63,11 @@ class XyzImagery:
         top, bottom = (2**self.zoom / 2 - north / cell, 2**self.zoom / 2 - south / cell)
         columns, rows = range(int(left), int(np.ceil(right))), range(int(top), int(np.ceil(bottom)))
         images = [[self.image(x, y) for x in columns] for y in rows]
-        side = images[0][0].shape[0]
-        mosaic = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in images]))
+        side = max(image.shape[0] for row in images for image in row)
+        mosaic = Image.new("RGB", (side * len(columns), side * len(rows)))
+        for down, row in enumerate(images):
+            for across, image in enumerate(row):  # a service may have larger images in some places than in others
+                mosaic.paste(Image.fromarray(image).resize((side, side)), (across * side, down * side))
         cut = [
             (left - columns[0]) * side,
             (top - rows[0]) * side,
@@ -83,10 +87,14 @@ class XyzImagery:
         """
         kept = Path(self.cache, str(self.zoom), str(x), str(y))
         if kept.is_file():
-            return _decoded(kept.read_bytes(), str(kept))
+            try:
+                return _decoded(kept.read_bytes(), str(kept))
+            except Uncovered:
+                kept.unlink(missing_ok=True)  # only images are kept, so the disk has damaged it: it is fetched again
         url = self.template.replace("{z}", str(self.zoom)).replace("{x}", str(x)).replace("{y}", str(y))
-        data = _fetched(url)
-        pixels = _decoded(data, without_secrets(url))  # so that only images are kept
+        shown = f"{without_secrets(self.template)}: image {self.zoom}/{x}/{y}"
+        data = _fetched(url, shown)
+        pixels = _decoded(data, shown)
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}")
         partial.write_bytes(data)
@@ -106,9 +114,8 @@ def _decoded(data: bytes, shown: str) -> Pixels:
         raise Uncovered(f"{shown}: no image ({' '.join(str(error).split())[:100]})") from error
 
 
-def _fetched(url: str) -> bytes:
+def _fetched(url: str, shown: str) -> bytes:
     """Return what a URL holds."""
-    shown = without_secrets(url)
     if url.startswith("file:"):
         path = Path(unquote(urlsplit(url).path))
         try:
@@ -143,8 +150,13 @@ class Xyz:
         """Return how to read a tile."""
         west, _, east, _ = mercator_box(box)
         pixels = max(1, round((east - west) / (CIRCUMFERENCE / 2**self.imagery.zoom / SIDE)))
-        stamp = google_crc32c.value(f"{without_secrets(self.imagery.template)} {self.imagery.zoom} {box}".encode())
+        stamp = google_crc32c.value(f"{_hashed(self.imagery.template)} {self.imagery.zoom} {box}".encode())
         return TileWindow(self.imagery, pixels, Stamp(0, stamp))
+
+
+def _hashed(template: str) -> str:
+    """Return what tells one template from another, and cannot be read."""
+    return hashlib.sha256(template.encode()).hexdigest()[:16]
 
 
 def open_xyz(template: str, box: Box, metres: float, work: Path) -> Xyz:
@@ -161,14 +173,15 @@ def open_xyz(template: str, box: Box, metres: float, work: Path) -> Xyz:
         StoreError: the service refuses, or does not answer.
     """
     shown = without_secrets(template)
-    if not re.match(r"(https?|file)://", template) or re.search(r"\{(?![zxy]\})", template):
+    marks = set(re.findall(r"\{[^{}]*\}?", template))
+    if not re.match(r"(https?|file)://", template) or marks != {"{z}", "{x}", "{y}"}:
         raise BadInput(
-            f"{shown}: a template begins with http://, https:// or file://, and has {{z}}, {{x}}, {{y}} alone"
+            f"{shown}: a template begins with http://, https:// or file://, and has {{z}}, {{x}}, {{y}} in small "
+            "letters and nothing else in braces"
         )
     middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     zoom = zoom_for(metres / WANTED_PIXELS, middle[1])
-    known = hashlib.sha256(shown.encode()).hexdigest()[:16]
-    imagery = XyzImagery(template, zoom, str(work.absolute() / f"xyz-{known}"))
+    imagery = XyzImagery(template, zoom, str(work.absolute() / f"xyz-{_hashed(template)}"))
     cell = CIRCUMFERENCE / 2**zoom
     west, _, _, north = mercator_box((*middle, *middle))
     at = int(west / cell + 2**zoom / 2), int(2**zoom / 2 - north / cell)
@@ -176,7 +189,11 @@ def open_xyz(template: str, box: Box, metres: float, work: Path) -> Xyz:
         imagery.image(*at)
     except Uncovered as error:
         raise BadInput(f"{error}; there is no imagery in the middle of the region at zoom {zoom}") from error
-    return Xyz(imagery, facts_of(urlsplit(shown).hostname or Path(shown).parts[-4], url=shown))
+    is_local = template.startswith("file:")
+    name = (
+        Path(template.partition("{")[0]).name if is_local else re.sub(r"(:\d+)?(/.*)?$", "", shown.partition("//")[2])
+    )
+    return Xyz(imagery, facts_of(name, url=shown))
 
 
 def zoom_for(metres: float, latitude: float) -> int:

@@ -161,7 +161,56 @@ def test_a_folder_of_files_is_a_service_too(tmp_path: Path) -> None:
         XyzImagery(source.window(BOX).imagery.template, zoom, str(tmp_path / "n")).image(x, y)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("template", ["ftp://host/{z}/{x}/{y}", "https://host/{z}/{x}/{y}?k={key}", "{z}/{x}/{y}.png"])
+def test_two_layers_of_one_server_are_kept_apart(service: Service, tmp_path: Path) -> None:
+    template = service.url.replace("?key=secret", "?layer={}")
+    windows = [open_source(template.replace("{}", layer), LAND, 60.0, tmp_path).window(BOX) for layer in "AB"]
+    for window in windows:
+        window.imagery.read(BOX, 8, 8)
+    assert windows[0].stamp != windows[1].stamp
+    images = {path.partition("?")[0] for path in service.asked}
+    assert set(service.asked) == {f"{path}?layer={layer}" for path in images for layer in "AB"}
+
+
+def test_an_image_that_the_disk_has_damaged_is_fetched_again(service: Service, tmp_path: Path) -> None:
+    imagery = XyzImagery(service.url, 18, str(tmp_path))
+    good = imagery.image(142_307, 91_960)
+    (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    for damaged in (b"", b"<html>", kept.read_bytes()[:200]):
+        kept.write_bytes(damaged)
+        assert (imagery.image(142_307, 91_960) == good).all()
+    assert sum(service.asked.values()) == 4 and (imagery.image(142_307, 91_960) == good).all()
+    assert sum(service.asked.values()) == 4, "the good one is kept"
+
+
+def test_images_of_different_sizes_make_one_picture(tmp_path: Path) -> None:
+    imagery = XyzImagery("http://127.0.0.1:9/{z}/{x}/{y}", 18, str(tmp_path))
+    cell = 2**18
+    left, top = (
+        int((BOX[0] + 180) / 360 * cell),
+        int((1 - math.asinh(math.tan(math.radians(BOX[3]))) / math.pi) / 2 * cell),
+    )
+    for n, (x, y) in enumerate((x, y) for x in (left, left + 1) for y in (top, top + 1)):
+        at = (np.arange(256 << n % 2) + 0.5) / (256 << n % 2)
+        path = tmp_path / "18" / str(x) / str(y)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png_of(np.moveaxis(colours(*degrees(*np.meshgrid(x + at, y + at), 18)), 0, -1)))
+    west, north = degrees(np.array(left + 0.8), np.array(top + 0.8), 18)
+    east, south = degrees(np.array(left + 1.2), np.array(top + 1.2), 18)
+    box = (float(west), float(south), float(east), float(north))
+    assert np.abs(imagery.read(box, 64, 64).astype(int) - expected(box, 64)).mean() < 2
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "ftp://host/{z}/{x}/{y}",
+        "https://host/{z}/{x}/{y}?k={key}",
+        "{z}/{x}/{y}.png",
+        "https://host/{z}/{x}/{-y}.png",
+        "https://host/{Z}/{X}/{Y}.png",
+        "https://host/{q}.jpg",
+    ],
+)
 def test_templates_that_make_no_sense_are_refused(template: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="template"):
         open_source(template, LAND, 60.0, tmp_path)
