@@ -153,7 +153,9 @@ def test_a_raster_across_the_180th_meridian_is_refused_and_one_of_the_whole_eart
         with pytest.raises(BadInput, match=f"{path.name}.*180th meridian") as error:
             opened(path)
         assert "\n" not in str(error.value)
-    assert opened(written("earth.tif", "EPSG:4326", (-180, 80), 5, (72, 32))).footprint().area == pytest.approx(360 * 160)
+    assert opened(written("earth.tif", "EPSG:4326", (-180, 80), 5, (72, 32))).footprint().area == pytest.approx(
+        360 * 160
+    )
 
 
 @pytest.mark.parametrize(
