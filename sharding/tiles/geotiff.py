@@ -188,10 +188,12 @@ class Rasters:
     Attributes:
         files: all of them.
         facts: name, licence, attribution and url.
+        notes: none so far.
     """
 
     files: tuple[RasterFile, ...]
     facts: dict[str, str | None]
+    notes: tuple[str, ...] = ()
     _made: dict[tuple[int, ...], RasterImagery] = field(default_factory=dict, repr=False)
 
     def footprint(self) -> Geometry:

@@ -163,7 +163,7 @@ def lay_tiles(source: str, region: Path, grid: Grid, area: str | None, work: Pat
         raise BadInput(f"{region}: no tile of {grid.metres:g} m lies wholly in the imagery; lower --metres")
     order = np.argsort(cell_codes(cells))
     areas = tuple(shapes[n][0] for n in number[order].tolist())
-    return Tiles(grid, cells[order], areas, opened, region.name, notes)
+    return Tiles(grid, cells[order], areas, opened, region.name, (*opened.notes, *notes))
 
 
 def _intersects(shape: Geometry, boxes: Any) -> Bools:

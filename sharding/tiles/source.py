@@ -44,11 +44,17 @@ class TileSource(Protocol):
 
     Attributes:
         facts: its name, licence, attribution and url; None: unknown.
+        notes: what a person should know of it.
     """
 
     @property
     def facts(self) -> dict[str, str | None]:
         """Return its name, licence, attribution and url; None: unknown."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what a person should know of it."""
         ...
 
     def footprint(self) -> Geometry | None:
@@ -133,7 +139,7 @@ def open_source(text: str, box: Box, metres: float, work: Path) -> TileSource:
         return open_rasters([text], facts_of(shown.rpartition("/")[2], url=shown))
     if not path.is_file():
         raise BadInput(
-            f"{text}: no source of tiles; name a GeoTIFF, a folder of them, a template with {{z}}, {{x}} and {{y}}, or "
+            f"{without_secrets(text)}: no source of tiles; name a GeoTIFF, a folder of them, a template with {{z}}, {{x}} and {{y}}, or "
             "stac+https://HOST/PATH?collections=NAME"
         )
     return open_rasters([text], facts_of(path.name))
