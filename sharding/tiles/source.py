@@ -139,8 +139,8 @@ def open_source(text: str, box: Box, metres: float, work: Path) -> TileSource:
         return open_rasters([text], facts_of(shown.rpartition("/")[2], url=shown))
     if not path.is_file():
         raise BadInput(
-            f"{without_secrets(text)}: no source of tiles; name a GeoTIFF, a folder of them, a template with {{z}}, {{x}} and {{y}}, or "
-            "stac+https://HOST/PATH?collections=NAME"
+            f"{without_secrets(text)}: no source of tiles; name a GeoTIFF, a folder of them, a template with {{z}}, "
+            "{x} and {y}, or stac+https://HOST/PATH?collections=NAME"
         )
     return open_rasters([text], facts_of(path.name))
 
