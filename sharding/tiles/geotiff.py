@@ -27,7 +27,7 @@ from geostream.errors import BadInput, Unanswered
 from geostream.images import Pixels
 from sharding.places import Box, Uncovered
 from sharding.sources import Stamp
-from sharding.tiles.source import TileWindow, facts_of, mercator_box, without_secrets
+from sharding.tiles.source import TileWindow, facts_of, mercator_box, said_of, without_secrets
 
 if TYPE_CHECKING:
     from shapely import Geometry
@@ -126,8 +126,8 @@ def _read(
                 )
     except RasterioError as error:
         raise Unanswered(
-            f"{without_secrets(version[0])}: a part of it cannot be read ({_one_line(error)}); mend it or wait for its "
-            "server, then run again: what is finished is kept"
+            f"{without_secrets(version[0])}: a part of it cannot be read ({said_of(error, version[0])}); mend it or "
+            "wait for its server, then run again: what is finished is kept"
         ) from error
     return np.broadcast_to(bands[:-1], (3, height, width)).copy(), bands[-1] >= 128
 
@@ -188,10 +188,12 @@ class Rasters:
     Attributes:
         files: all of them.
         facts: name, licence, attribution and url.
+        notes: none so far.
     """
 
     files: tuple[RasterFile, ...]
     facts: dict[str, str | None]
+    notes: tuple[str, ...] = ()
     _made: dict[tuple[int, ...], RasterImagery] = field(default_factory=dict, repr=False)
 
     def footprint(self) -> Geometry:
@@ -250,6 +252,7 @@ def open_rasters(paths: Sequence[str], facts: dict[str, str | None], stamps: Seq
 def _look_at(path: str) -> RasterFile:
     """Return what is known of a raster; raise BadInput where no tiles can be cut from it."""
     import rasterio
+    from rasterio._err import CPLE_BaseError  # what a transformation raises that is not possible; it has no other name
     from rasterio.errors import RasterioError
     from rasterio.warp import transform
 
@@ -263,6 +266,8 @@ def _look_at(path: str) -> RasterFile:
             xs, ys = raster.transform @ (along * raster.width, across * raster.height)
             longitudes, latitudes = transform(raster.crs, "EPSG:4326", list(xs), list(ys))
             edge = np.array([longitudes, latitudes]).T
+            if _jumps(edge[:, 0]) or (raster.crs.is_geographic and 180 < raster.bounds.right <= 540):
+                raise BadInput(f"{shown}: lies across the 180th meridian; cut it there into two files")
             if not (np.isfinite(edge).all() and (np.abs(edge) <= (180.0, 90.0)).all()):
                 raise BadInput(
                     f"{shown}: its corners are not on Earth ({raster.bounds} in {raster.crs.to_string()}); mend its "
@@ -271,10 +276,16 @@ def _look_at(path: str) -> RasterFile:
             with rasterio.vrt.WarpedVRT(raster, crs="EPSG:3857") as seen:
                 pixel = min(seen.res)
         found = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116, perhaps a URL
-    except (RasterioError, OSError) as error:
-        raise BadInput(f"{shown}: no raster that can be read ({_one_line(error)}); mend it, or leave it out") from error
-    stamp = Stamp(found.st_size, found.st_mtime_ns) if found else Stamp(0, google_crc32c.value(shown.encode()))
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        told = said_of(error, path)
+        raise BadInput(f"{shown}: no raster that can be read ({told}); mend it, or leave it out") from error
+    stamp = Stamp(found.st_size, found.st_mtime_ns) if found else Stamp(0, google_crc32c.value(path.encode()))
     return RasterFile(path, tuple(map(tuple, edge.tolist())), pixel, stamp)
+
+
+def _jumps(longitude: npt.NDArray[np.float64]) -> bool:
+    """Return whether an edge goes from one side of the 180th meridian to the other."""
+    return bool((np.abs(np.diff(longitude, append=longitude[:1])) > 180).any())
 
 
 def _check_picture(raster: Any, shown: str) -> None:
@@ -282,6 +293,11 @@ def _check_picture(raster: Any, shown: str) -> None:
 
     if raster.crs is None:
         raise BadInput(f"{shown}: has no coordinate system; give it one with: gdal_edit.py -a_srs EPSG:…")
+    if not (raster.crs.is_geographic or raster.crs.is_projected):
+        raise BadInput(
+            f"{shown}: its coordinate system is a local one, which says nothing of where on Earth it lies; give it one "
+            "that does with: gdal_edit.py -a_srs EPSG:…"
+        )
     if ColorInterp.palette in raster.colorinterp:
         raise BadInput(f"{shown}: has a palette; make colours of it with: gdal_translate -expand rgb")
     if set(raster.dtypes) != {"uint8"}:
@@ -289,7 +305,3 @@ def _check_picture(raster: Any, shown: str) -> None:
             f"{shown}: has values of type {raster.dtypes[0]}, not 8 bits a colour; scale it with: gdal_translate -ot "
             "Byte -scale"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -117,6 +117,17 @@ class Grid:
         Raises:
             BadInput: the box reaches beyond where tiles can be read.
         """
+        rows, low, count = self._rows_within(west, south, east, north)
+        row = np.repeat(rows, count)
+        column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
+        return np.stack([row, column], axis=1)
+
+    def count_within(self, west: float, south: float, east: float, north: float) -> int:
+        """Return how many cells :meth:`cells_within` finds, without making them; they may not fit into memory."""
+        return int(self._rows_within(west, south, east, north)[2].sum())
+
+    def _rows_within(self, west: float, south: float, east: float, north: float) -> tuple[Int64, Int64, Int64]:
+        """Return the rows near a box, and of each the first column and the number of columns."""
         if max(abs(south), abs(north)) > NORTHERNMOST:
             raise BadInput(f"latitudes {south:g} to {north:g}: tiles reach to {NORTHERNMOST:g} degrees north and south")
         margin = self.reach / float(metres_per_degree(np.zeros(1))[0][0])
@@ -125,10 +136,7 @@ class Grid:
         step = self.column_step(rows)
         beside = self.reach / self.pitch  # in columns
         low = np.ceil(west / step - beside).astype(np.int64)
-        count = np.floor(east / step + beside).astype(np.int64) - low + 1
-        row = np.repeat(rows, count)
-        column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-        return np.stack([row, column], axis=1)
+        return rows, low, np.floor(east / step + beside).astype(np.int64) - low + 1
 
 
 def cell_codes(cells: Int64) -> Int64:

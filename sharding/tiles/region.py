@@ -137,12 +137,19 @@ def lay_tiles(source: str, region: Path, grid: Grid, area: str | None, work: Pat
     shapes = read_shapes(region, area)
     whole = GeometryCollection([shape for _, shape in shapes])
     west, south, east, north = whole.bounds
-    cells = grid.cells_within(west, south, east, north)
-    if len(cells) > MOST_TILES:
+    if east - west > 180:
         raise BadInput(
-            f"{region}: {len(cells):,} tiles of {grid.metres:g} m, more than {MOST_TILES:,}; raise --metres, lower "
+            f"{region}: spans {east - west:.1f} degrees of longitude; where it lies on both sides of the 180th "
+            "meridian, make a region of each side"
+        )
+    if (count := grid.count_within(west, south, east, north)) > MOST_TILES:
+        raise BadInput(
+            f"{region}: {count:,} tiles of {grid.metres:g} m, more than {MOST_TILES:,}; raise --metres, lower "
             "--overlap or cut the region"
         )
+    cells = grid.cells_within(west, south, east, north)
+    if (np.abs(grid.boxes(grid.centres(cells))[:, [0, 2]]) > 180).any():
+        raise BadInput(f"{region}: its tiles cross the 180th meridian; let it end a tile's side before that")
     opened = open_source(source, (west, south, east, north), grid.metres, work)
     near = box(*grid.boxes(grid.centres(cells), 2 * grid.reach).T)
     number = np.full(len(cells), -1)  # of the shape that a tile belongs to: the first that it is near
@@ -156,7 +163,7 @@ def lay_tiles(source: str, region: Path, grid: Grid, area: str | None, work: Pat
         raise BadInput(f"{region}: no tile of {grid.metres:g} m lies wholly in the imagery; lower --metres")
     order = np.argsort(cell_codes(cells))
     areas = tuple(shapes[n][0] for n in number[order].tolist())
-    return Tiles(grid, cells[order], areas, opened, region.name, notes)
+    return Tiles(grid, cells[order], areas, opened, region.name, (*opened.notes, *notes))
 
 
 def _intersects(shape: Geometry, boxes: Any) -> Bools:
@@ -218,19 +225,23 @@ def read_shapes(region: Path, area: str | None = None) -> list[tuple[str, Geomet
         content = json.loads(region.read_bytes())
     except OSError as error:
         raise MissingRaw(f"{region}: cannot read the region ({error.strerror}); name a GeoJSON file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{region}: no GeoJSON ({error}); save the region as GeoJSON") from error
     kind = content.get("type") if isinstance(content, dict) else None
     if kind is None:
         raise BadInput(f"{region}: no GeoJSON (it has no type); save the region as GeoJSON")
     _check_system(content, region)
-    features = content.get("features", []) if kind == "FeatureCollection" else [content]
+    features = (content.get("features") or []) if kind == "FeatureCollection" else [content]
+    if not isinstance(features, list):
+        raise BadInput(f"{region}: no GeoJSON (its features are no list); save the region as GeoJSON")
     found = []
     for number, feature in enumerate(features):
         where = f"{region}: feature {number}"
         is_feature = isinstance(feature, dict) and feature.get("type") == "Feature"
         shape = _shape(feature.get("geometry") if is_feature else feature, where)
         said = (feature.get("properties") or {}) if is_feature else {}
+        if not isinstance(said, dict):
+            raise BadInput(f"{where}: its properties are no object; mend them, or leave them out")
         name = area or said.get("area") or said.get("name") or region.stem
         found.append((str(name), shape))
     if not found:
@@ -240,7 +251,9 @@ def read_shapes(region: Path, area: str | None = None) -> list[tuple[str, Geomet
 
 def _check_system(content: dict[str, Any], region: Path) -> None:
     """Raise BadInput where an old GeoJSON says that it is in another system than degrees."""
-    said = str(((content.get("crs") or {}).get("properties") or {}).get("name", "CRS84"))
+    crs = content.get("crs")
+    properties = crs.get("properties") if isinstance(crs, dict) else crs
+    said = str(properties.get("name", "CRS84") if isinstance(properties, dict) else properties or "CRS84")
     if not said.endswith(("CRS84", "4326", "4979")):
         raise BadInput(f"{region}: in {said}, not in degrees; save it in EPSG:4326, for example with: ogr2ogr -t_srs")
 
@@ -251,7 +264,7 @@ def _shape(geometry: Any, where: str) -> Geometry:
 
     try:
         made = shape(geometry)
-    except (GEOSException, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except (GEOSException, ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError) as error:
         raise BadInput(f"{where}: no geometry ({' '.join(str(error).split())[:100]}); mend it") from error
     if not made.is_valid:
         raise BadInput(f"{where}: {is_valid_reason(made)}; mend the polygon")

@@ -44,11 +44,17 @@ class TileSource(Protocol):
 
     Attributes:
         facts: its name, licence, attribution and url; None: unknown.
+        notes: what a person should know of it.
     """
 
     @property
     def facts(self) -> dict[str, str | None]:
         """Return its name, licence, attribution and url; None: unknown."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what a person should know of it."""
         ...
 
     def footprint(self) -> Geometry | None:
@@ -77,8 +83,25 @@ def mercator_box(box: Box) -> Box:
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL without user, password and query, which may hold keys: what may be stored and shown."""
-    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0])
+    """Return what may be stored and shown of a URL: its scheme, its host and the file's name.
+
+    Services take keys as user and password, in the query, and anywhere in the path. No rule tells a key from a folder's
+    name, so the path is left out. Its last part stays where it ends like a file's name. Local paths hold no keys.
+    """
+    match = re.match(r"([\w+.-]+)://(?:[^/?#]*@)?([^/?#]*)([^?#]*)", url)
+    if match is None or match[1].lower() == "file":
+        return url
+    folders, _, last = match[3].rpartition("/")
+    name = re.fullmatch(r"([^/;]+\.[a-zA-Z]{2,5})(;.*)?", last)
+    return f"{match[1]}://{match[2]}" + (f"{'/…' if folders else ''}/{name[1]}" if name else "")
+
+
+def said_of(error: Exception, url: str) -> str:
+    """Return what an error says, in one line, without what it quotes of a URL that may not be shown."""
+    text = " ".join(str(error).split()).replace(url, without_secrets(url))
+    if (match := re.match(r"[\w+.-]+://[^/?#]*(/[^?#]+)", url)) and not url.startswith("file:"):
+        text = text.replace(match[1], "/…")
+    return text[:300] or type(error).__name__
 
 
 def open_source(text: str, box: Box, metres: float, work: Path) -> TileSource:
@@ -99,7 +122,7 @@ def open_source(text: str, box: Box, metres: float, work: Path) -> TileSource:
         from sharding.tiles.stac import search_stac
 
         return search_stac(text, box)
-    if all(mark in text for mark in ("{z}", "{x}", "{y}")):
+    if re.search(r"\{-?[zxyq]\}", text, re.IGNORECASE):
         from sharding.tiles.xyz import open_xyz
 
         return open_xyz(text, box, metres, work)
@@ -107,7 +130,7 @@ def open_source(text: str, box: Box, metres: float, work: Path) -> TileSource:
 
     path = Path(text)
     if path.is_dir():
-        paths = sorted(str(one) for one in path.rglob("*") if one.suffix.lower() in SUFFIXES)
+        paths = sorted(str(one) for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and not _hidden(one, path))
         if not paths:
             raise BadInput(f"{text}: no GeoTIFF ({', '.join(SUFFIXES)}) in this folder; name one that holds some")
         return open_rasters(paths, facts_of(path.name))
@@ -116,10 +139,15 @@ def open_source(text: str, box: Box, metres: float, work: Path) -> TileSource:
         return open_rasters([text], facts_of(shown.rpartition("/")[2], url=shown))
     if not path.is_file():
         raise BadInput(
-            f"{text}: no source of tiles; name a GeoTIFF, a folder of them, a template with {{z}}, {{x}} and {{y}}, or "
-            "stac+https://HOST/PATH?collections=NAME"
+            f"{without_secrets(text)}: no source of tiles; name a GeoTIFF, a folder of them, a template with {{z}}, "
+            "{x} and {y}, or stac+https://HOST/PATH?collections=NAME"
         )
     return open_rasters([text], facts_of(path.name))
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    """Return whether a file, or a folder that it lies in, has a name that begins with a dot, as leftovers have."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def describe(box: Any) -> str:

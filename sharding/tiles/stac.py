@@ -17,7 +17,7 @@ from geostream.errors import BadInput, Unanswered
 from sharding.places import Box
 from sharding.sources import Stamp
 from sharding.tiles.geotiff import Rasters, open_rasters
-from sharding.tiles.source import describe, facts_of, without_secrets
+from sharding.tiles.source import describe, facts_of, said_of, without_secrets
 
 PARAMETERS = ("collections", "datetime", "ids", "asset")
 MOST = 2000  # items: more of them are hardly meant for one region
@@ -43,7 +43,8 @@ def search_stac(text: str, box: Box) -> Rasters:
     from pystac_client.exceptions import APIError
     from pystac_client.stac_api_io import StacApiIO
 
-    url, _, query = text.removeprefix("stac+").partition("?")
+    address, _, query = text.removeprefix("stac+").partition("?")
+    url = without_secrets(address)
     given = {name: values[-1] for name, values in urllib.parse.parse_qs(query, keep_blank_values=True).items()}
     if unknown := sorted(set(given) - set(PARAMETERS)):
         raise BadInput(f"{url}: no parameter {', '.join(unknown)}; a STAC search has {', '.join(PARAMETERS)}")
@@ -52,23 +53,24 @@ def search_stac(text: str, box: Box) -> Rasters:
         wanted["datetime"] = given["datetime"]
     try:
         io = StacApiIO(max_retries=RETRIES, timeout=TIMEOUT)
-        client = pystac_client.Client.open(url, stac_io=io)
+        client = pystac_client.Client.open(address, stac_io=io)
         items = list(client.search(bbox=box, max_items=MOST, **wanted).items())
         collections = {item.collection_id for item in items if item.collection_id}
         about = [one for name in sorted(collections) if (one := client.get_collection(name))]
     except (requests.RequestException, APIError) as error:
         raise Unanswered(
-            f"{url}: the catalogue does not answer as it should ({_one_line(error)}); try again"
+            f"{url}: the catalogue does not answer as it should ({said_of(error, address)}); try again"
         ) from error
     except (STACError, ValueError, KeyError, NotImplementedError) as error:
-        raise BadInput(f"{url}: no STAC API that can be searched ({_one_line(error)})") from error
+        raise BadInput(f"{url}: no STAC API that can be searched ({said_of(error, address)})") from error
     if not items:
         raise BadInput(f"{url}: nothing found in {describe(box)}; mend collections, datetime or the region")
     if len(items) == MOST:
         raise BadInput(f"{url}: {MOST} items or more; name collections, a shorter datetime or a smaller region")
     items.sort(key=lambda item: (-item.datetime.timestamp() if item.datetime else 0.0, item.id))
     assets = [_asset(item, given.get("asset"), url) for item in items]
-    stamps = [Stamp(0, google_crc32c.value(f"{without_secrets(href)} {updated}".encode())) for href, updated in assets]
+    # A signed address has another query each time.
+    stamps = [Stamp(0, google_crc32c.value(f"{href.partition('?')[0]} {made}".encode())) for href, made in assets]
     licences = sorted({one.license for one in about if one.license})
     providers = sorted({provider.name for one in about for provider in one.providers or ()})
     facts = facts_of(
@@ -93,7 +95,3 @@ def _asset(item: Any, name: str | None, url: str) -> tuple[str, str]:
     asset = item.assets[names[0]]
     made = asset.extra_fields.get("file:checksum") or item.properties.get("updated") or item.datetime
     return str(asset.get_absolute_href() or asset.href), str(made)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

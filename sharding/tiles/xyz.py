@@ -1,12 +1,14 @@
 """Read tiles from an XYZ service: a template of URLs with {z}, {x} and {y}, http(s) or file://.
 
-The zoom is the first whose pixels are no coarser than those of the tiles that are stored. Each image that is fetched
-is kept in the work folder, so a second run asks for nothing twice. We are a polite guest: one connection a process,
-and the pauses of :mod:`sharding.web`. An image that the service does not have makes the tiles over it broken; a service
-that refuses us or does not answer ends the run, and what is finished is kept.
+A tile is read at the first zoom whose pixels are no coarser than those that are wanted of it. Where the service has no
+images as fine as that, its finest are taken, and a note says so. Each image that is fetched is kept in the work folder,
+so a second run asks for nothing twice. We are a polite guest: one connection a process, and the pauses of
+:mod:`sharding.web`. An image that the service does not have makes the tiles over it broken; a service that refuses us
+or does not answer ends the run, and what is finished is kept.
 
 The stored images count as unchanged as long as the template and the zoom are the same: asking a service for all of them
-again, to see what is new, would not be polite.
+again, to see what is new, would not be polite. The whole template counts, because its query may name the layer. It may
+hold a key as well, so what is stored of it is a hash.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import hashlib
 import io
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -28,7 +30,7 @@ from geostream.errors import BadInput, Refused
 from geostream.images import Pixels
 from sharding.places import Box, Uncovered
 from sharding.sources import Stamp
-from sharding.tiles.source import TileWindow, facts_of, mercator_box, without_secrets
+from sharding.tiles.source import TileWindow, facts_of, mercator, mercator_box, without_secrets
 from sharding.web import ask
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
 SIDE = 256  # pixels of a service's image, as far as is known before one is read
 DEEPEST = 22  # zoom
-WANTED_PIXELS = 384  # of a tile's side: what layouts are usually stored with
+WANTED_PIXELS = 384  # of a tile's side: what layouts are usually stored with; not many more are read
+COARSER = 4  # zooms that are tried below that; then a tile has 24 pixels or more, and there is little to recognise
 CIRCUMFERENCE = 2 * np.pi * 6_378_137.0  # metres of EPSG:3857, either way
 
 
@@ -46,7 +49,7 @@ class XyzImagery:
 
     Attributes:
         template: of its URLs.
-        zoom: of the images that are read.
+        zoom: of the finest images that are read.
         cache: folder that keeps them.
     """
 
@@ -57,13 +60,27 @@ class XyzImagery:
     def read(self, box: Box, height: int, width: int) -> Pixels:
         """Return what lies in a box; see :class:`~sharding.places.Imagery`."""
         west, south, east, north = mercator_box(box)
-        cell = CIRCUMFERENCE / 2**self.zoom
-        left, right = (west / cell + 2**self.zoom / 2, east / cell + 2**self.zoom / 2)
-        top, bottom = (2**self.zoom / 2 - north / cell, 2**self.zoom / 2 - south / cell)
+        zoom = zoom_for(min((east - west) / width, (north - south) / height))
+        if zoom >= self.zoom:
+            return self._read(box, height, width)
+        try:
+            return replace(self, zoom=zoom)._read(box, height, width)
+        except Uncovered:  # a folder may have one zoom alone
+            return self._read(box, height, width)
+
+    def _read(self, box: Box, height: int, width: int) -> Pixels:
+        west, south, east, north = mercator_box(box)
+        zoom = self.zoom
+        cell = CIRCUMFERENCE / 2**zoom
+        left, right = (west / cell + 2**zoom / 2, east / cell + 2**zoom / 2)
+        top, bottom = (2**zoom / 2 - north / cell, 2**zoom / 2 - south / cell)
         columns, rows = range(int(left), int(np.ceil(right))), range(int(top), int(np.ceil(bottom)))
         images = [[self.image(x, y) for x in columns] for y in rows]
-        side = images[0][0].shape[0]
-        mosaic = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in images]))
+        side = max(image.shape[0] for row in images for image in row)
+        mosaic = Image.new("RGB", (side * len(columns), side * len(rows)))
+        for down, row in enumerate(images):
+            for across, image in enumerate(row):  # a service may have larger images in some places than in others
+                mosaic.paste(Image.fromarray(image).resize((side, side)), (across * side, down * side))
         cut = [
             (left - columns[0]) * side,
             (top - rows[0]) * side,
@@ -74,7 +91,7 @@ class XyzImagery:
         return np.asarray(resized)
 
     def image(self, x: int, y: int) -> Pixels:
-        """Return one of the service's images, (side, side, 3) pixels, from the cache or the service.
+        """Return one of the service's images at ``zoom``, (side, side, 3) pixels, from the cache or the service.
 
         Raises:
             Uncovered: the service has no such image, or what it sends is none.
@@ -83,10 +100,14 @@ class XyzImagery:
         """
         kept = Path(self.cache, str(self.zoom), str(x), str(y))
         if kept.is_file():
-            return _decoded(kept.read_bytes(), str(kept))
+            try:
+                return _decoded(kept.read_bytes(), str(kept))
+            except Uncovered:
+                kept.unlink(missing_ok=True)  # only images are kept, so the disk has damaged it: it is fetched again
         url = self.template.replace("{z}", str(self.zoom)).replace("{x}", str(x)).replace("{y}", str(y))
-        data = _fetched(url)
-        pixels = _decoded(data, without_secrets(url))  # so that only images are kept
+        shown = f"{without_secrets(self.template)}: image {self.zoom}/{x}/{y}"
+        data = _fetched(url, shown)
+        pixels = _decoded(data, shown)
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}")
         partial.write_bytes(data)
@@ -106,9 +127,8 @@ def _decoded(data: bytes, shown: str) -> Pixels:
         raise Uncovered(f"{shown}: no image ({' '.join(str(error).split())[:100]})") from error
 
 
-def _fetched(url: str) -> bytes:
+def _fetched(url: str, shown: str) -> bytes:
     """Return what a URL holds."""
-    shown = without_secrets(url)
     if url.startswith("file:"):
         path = Path(unquote(urlsplit(url).path))
         try:
@@ -130,10 +150,12 @@ class Xyz:
     Attributes:
         imagery: what reads it.
         facts: name, licence, attribution and url.
+        notes: that its images are coarser than wanted, if they are.
     """
 
     imagery: XyzImagery
     facts: dict[str, str | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def footprint(self) -> Geometry | None:
         """Return None: a service does not say where it has imagery."""
@@ -143,12 +165,17 @@ class Xyz:
         """Return how to read a tile."""
         west, _, east, _ = mercator_box(box)
         pixels = max(1, round((east - west) / (CIRCUMFERENCE / 2**self.imagery.zoom / SIDE)))
-        stamp = google_crc32c.value(f"{without_secrets(self.imagery.template)} {self.imagery.zoom} {box}".encode())
+        stamp = google_crc32c.value(f"{_hashed(self.imagery.template)} {self.imagery.zoom} {box}".encode())
         return TileWindow(self.imagery, pixels, Stamp(0, stamp))
 
 
+def _hashed(template: str) -> str:
+    """Return what tells one template from another, and cannot be read."""
+    return hashlib.sha256(template.encode()).hexdigest()[:16]
+
+
 def open_xyz(template: str, box: Box, metres: float, work: Path) -> Xyz:
-    """Open an XYZ service, and fetch one image of the middle of a region, to see whether it answers.
+    """Open an XYZ service, and fetch an image of the middle of a region, to see how fine its images are.
 
     Args:
         template: http(s):// or file://, with {z}, {x} and {y}.
@@ -157,37 +184,53 @@ def open_xyz(template: str, box: Box, metres: float, work: Path) -> Xyz:
         work: folder for what is fetched.
 
     Raises:
-        BadInput: the template makes no sense, or there is no image in the middle of the region.
+        BadInput: the template makes no sense, or there is no image in the middle of the region, nor a coarser one.
         StoreError: the service refuses, or does not answer.
     """
     shown = without_secrets(template)
-    if not re.match(r"(https?|file)://", template) or re.search(r"\{(?![zxy]\})", template):
+    marks = set(re.findall(r"\{[^{}]*\}?", template))
+    if not re.match(r"(https?|file)://", template) or marks != {"{z}", "{x}", "{y}"}:
         raise BadInput(
-            f"{shown}: a template begins with http://, https:// or file://, and has {{z}}, {{x}}, {{y}} alone"
+            f"{shown}: a template begins with http://, https:// or file://, and has {{z}}, {{x}}, {{y}} in small "
+            "letters and nothing else in braces"
         )
-    middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    zoom = zoom_for(metres / WANTED_PIXELS, middle[1])
-    known = hashlib.sha256(shown.encode()).hexdigest()[:16]
-    imagery = XyzImagery(template, zoom, str(work.absolute() / f"xyz-{known}"))
+    longitude, latitude = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    wanted = zoom_for(metres / WANTED_PIXELS / float(np.cos(np.deg2rad(latitude))))
+    cache = str(work.absolute() / f"xyz-{_hashed(template)}")
+    lowest = max(0, wanted - COARSER)
+    for zoom in range(wanted, lowest - 1, -1):
+        imagery = XyzImagery(template, zoom, cache)
+        try:
+            imagery.image(*_image_at(longitude, latitude, zoom))
+            break
+        except Uncovered as error:
+            if zoom == lowest:
+                raise BadInput(
+                    f"{error}; there is no imagery in the middle of the region at zoom {wanted}, which tiles of "
+                    f"{metres:g} m need, nor coarser down to zoom {lowest}: raise --metres, or take another service"
+                ) from error
+    notes = () if zoom == wanted else (f"{shown}: has no images at zoom {wanted}; those of zoom {zoom} are taken",)
+    is_local = template.startswith("file:")
+    name = (
+        Path(template.partition("{")[0]).name if is_local else re.sub(r"(:\d+)?(/.*)?$", "", shown.partition("//")[2])
+    )
+    return Xyz(imagery, facts_of(name, url=shown), notes)
+
+
+def _image_at(longitude: float, latitude: float, zoom: int) -> tuple[int, int]:
+    """Return the column and the row of the image that shows a point."""
     cell = CIRCUMFERENCE / 2**zoom
-    west, _, _, north = mercator_box((*middle, *middle))
-    at = int(west / cell + 2**zoom / 2), int(2**zoom / 2 - north / cell)
-    try:
-        imagery.image(*at)
-    except Uncovered as error:
-        raise BadInput(f"{error}; there is no imagery in the middle of the region at zoom {zoom}") from error
-    return Xyz(imagery, facts_of(urlsplit(shown).hostname or Path(shown).parts[-4], url=shown))
+    east, north = mercator(longitude, latitude)
+    return int(east / cell + 2**zoom / 2), int(2**zoom / 2 - north / cell)
 
 
-def zoom_for(metres: float, latitude: float) -> int:
+def zoom_for(metres: float) -> int:
     """Return the zoom whose pixels are just finer than asked, or as fine.
 
     Args:
-        metres: side of a pixel on the ground.
-        latitude: degrees.
+        metres: side of a pixel, in EPSG:3857.
     """
     import morecantile
 
     grid = morecantile.tms.get("WebMercatorQuad")
-    mercator_metres = metres / np.cos(np.deg2rad(latitude))
-    return min(int(grid.zoom_for_res(mercator_metres, zoom_level_strategy="upper", max_z=DEEPEST)), DEEPEST)
+    return min(int(grid.zoom_for_res(metres, zoom_level_strategy="upper", max_z=DEEPEST)), DEEPEST)

@@ -138,6 +138,50 @@ def test_what_no_tiles_can_be_cut_from_is_refused(tmp_path: Path) -> None:
             open_source(str(source), LAND, 60.0, tmp_path)
 
 
+def test_a_raster_across_the_180th_meridian_is_refused_and_one_of_the_whole_earth_is_not(tmp_path: Path) -> None:
+    def written(name: str, crs: str, corner: tuple[float, float], each: float, size: tuple[int, int]) -> Path:
+        at = rasterio.transform.from_origin(*corner, each, each)
+        options: dict[str, Any] = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": crs, "transform": at}
+        with rasterio.open(tmp_path / name, "w", width=size[0], height=size[1], **options) as raster:
+            raster.write(np.ones((3, size[1], size[0]), np.uint8))
+        return tmp_path / name
+
+    for path in (
+        written("utm.tif", "EPSG:32660", (820_000, 1_500_000), 1000, (64, 64)),
+        written("degrees.tif", "EPSG:4326", (179, 10), 0.1, (64, 64)),
+    ):
+        with pytest.raises(BadInput, match=f"{path.name}.*180th meridian") as error:
+            opened(path)
+        assert "\n" not in str(error.value)
+    assert opened(written("earth.tif", "EPSG:4326", (-180, 80), 5, (72, 32))).footprint().area == pytest.approx(
+        360 * 160
+    )
+
+
+@pytest.mark.parametrize(
+    ("crs", "said"), [('LOCAL_CS["site",UNIT["metre",1]]', "local"), ("IAU_2015:49900", "no raster that can be read")]
+)
+def test_a_raster_that_lies_nowhere_on_earth_is_refused(tmp_path: Path, crs: str, said: str) -> None:
+    path = write_geotiff(tmp_path / "bare.tif", metres=20)
+    with (
+        rasterio.open(path) as raster,
+        rasterio.open(tmp_path / "away.tif", "w", **{**raster.profile, "crs": crs}) as away,
+    ):
+        away.write(raster.read())
+    with pytest.raises(BadInput, match=f"away.tif.*{said}") as error:
+        opened(tmp_path / "away.tif")
+    assert "\n" not in str(error.value)
+
+
+def test_leftovers_in_a_folder_of_imagery_are_skipped(tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "land.tif", metres=20)
+    (tmp_path / "._land.tif").write_bytes(b"Mac OS X")
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / ".trash" / "old.tif").write_bytes(b"old")
+    source = open_source(str(tmp_path), LAND, 60.0, tmp_path)
+    assert isinstance(source, Rasters) and [Path(one.path).name for one in source.files] == ["land.tif"]
+
+
 def test_a_window_is_cut_at_whole_pixels_of_the_picture() -> None:
     assert inside(0.0, 100.0, 10, 100) == (slice(0, 10), 0.0, 100.0)
     assert inside(-25.0, 100.0, 10, 100) == (slice(3, 10), 5.0, 70.0)

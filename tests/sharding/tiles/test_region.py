@@ -17,6 +17,7 @@ from sharding.places import TileImage
 from sharding.tiles.region import read_region, read_shapes
 from tests.sharding.tiles.pictures import LAND, SIDE, SOUTH, WEST, write_geotiff, write_region
 
+SQUARE = '{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}'
 MIDDLE = (WEST + SIDE / 4, SOUTH + SIDE / 4, WEST + 3 * SIDE / 4, SOUTH + 3 * SIDE / 4)
 OPTIONS = ShardOptions(tile_size=(24, 24), shard_bytes=10_000)
 
@@ -101,6 +102,25 @@ def test_sizes_that_the_imagery_does_not_give_are_refused(land: str, tmp_path: P
         read_region(land, small, metres=metres, work=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([(179.9, 1.0, 180.0, 1.1), (-180.0, 1.0, -179.9, 1.1)], "360.0 degrees.*180th meridian"),
+        ([(179.9995, 1.0, 180.0, 1.001)], "180th meridian"),
+        ([(-180.0, 1.0, -179.9995, 1.001)], "180th meridian"),
+        ([(5.0, 45.0, 15.0, 55.0)], "more than 5,000,000.*raise --metres"),
+    ],
+)
+def test_regions_across_the_180th_meridian_or_too_large_are_refused_before_anything_is_read(
+    tmp_path: Path, boxes: list[Any], said: str
+) -> None:
+    rings = [[[[w, s], [e, s], [e, n], [w, n], [w, s]]] for w, s, e, n in boxes]
+    (tmp_path / "r.geojson").write_text(json.dumps({"type": "MultiPolygon", "coordinates": rings}))
+    with pytest.raises(BadInput, match=f"r.geojson.*{said}") as error:
+        read_region("/nowhere", tmp_path / "r.geojson", metres=50, work=tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_polygons_have_areas_and_a_tile_belongs_to_one(land: str, tmp_path: Path) -> None:
     boxes = {"West": (MIDDLE[0], MIDDLE[1], WEST + SIDE / 2, MIDDLE[3]), "East": (WEST + SIDE / 2, *MIDDLE[1:])}
     features: list[Any] = []
@@ -124,6 +144,16 @@ def test_polygons_have_areas_and_a_tile_belongs_to_one(land: str, tmp_path: Path
         ('{"type": "Polygon", "coordinates": [[[0, 0], [600000, 0], [600000, 5], [0, 0]]]}', "degrees"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]}', "Self-intersection"),
         ('{"type": "Polygon", "crs": {"properties": {"name": "EPSG:25832"}}, "coordinates": []}', "EPSG:25832"),
+        ('{"type": "Polygon", "crs": "EPSG:25832", "coordinates": []}', "EPSG:25832"),
+        ('{"type": "Polygon", "crs": {"properties": "EPSG:25832"}, "coordinates": []}', "EPSG:25832"),
+        ('{"type": "Polygon", "crs": "EPSG:4326", "coordinates": []}', "without area"),
+        ('{"type": "FeatureCollection", "features": null}', "empty"),
+        ('{"type": "FeatureCollection", "features": {"a": 1}}', "no list"),
+        ('{"type": "FeatureCollection", "features": [null]}', "feature 0"),
+        (f'{{"type": "Feature", "properties": ["x"], "geometry": {SQUARE}}}', "feature 0: its properties"),
+        (f'{{"type": "Feature", "properties": "x", "geometry": {SQUARE}}}', "feature 0: its properties"),
+        (f'{{"type": "Polygon", "coordinates": {"[" * 50_000}{"]" * 50_000}}}', "no GeoJSON"),
+        (f'{{"type": "Polygon", "coordinates": {"[" * 900}{"]" * 900}}}', "feature 0"),
     ],
 )
 def test_regions_that_are_none_are_told_in_one_line(tmp_path: Path, content: str, said: str) -> None:

@@ -136,7 +136,7 @@ def test_the_newest_item_is_read_over_http_with_its_licence_and_attribution(
     off = np.abs(window.imagery.read(BOX, 64, 64).astype(int) - expected(BOX, 64))
     assert off.mean() < 1.5
     assert source.facts == {
-        "name": "ortho", "licence": "CC-BY-4.0", "attribution": "Office of Maps", "url": f"{catalogue[0]}/stac"
+        "name": "ortho", "licence": "CC-BY-4.0", "attribution": "Office of Maps", "url": catalogue[0]
     }  # fmt: skip
     again = open_source(f"stac+{catalogue[0]}/stac?collections=ortho", LAND, 60.0, tmp_path)
     assert again.window(BOX).stamp == window.stamp
@@ -156,7 +156,7 @@ def test_searches_that_lead_nowhere_are_one_line(catalogue: tuple[str, type[Cata
             open_source(f"stac+{host}/stac{text}", LAND, 60.0, tmp_path)
         assert "\n" not in str(error.value)
     handler.broken = True
-    with pytest.raises(Unanswered, match="/stac"):
+    with pytest.raises(Unanswered, match=host):
         open_source(f"stac+{host}/stac?collections=ortho", LAND, 60.0, tmp_path)
-    with pytest.raises((BadInput, Unanswered), match="/nothing"):
+    with pytest.raises((BadInput, Unanswered), match=host):
         open_source(f"stac+{host}/nothing?collections=ortho", LAND, 60.0, tmp_path)
