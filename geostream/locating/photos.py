@@ -1,7 +1,8 @@
 """Read photos, and what a camera wrote into them: where they were taken, and how wide they look.
 
 A photo may come from anywhere, so nothing in it is trusted: it is refused in one line if it is empty, no image, larger
-than ``LARGEST`` pixels, damaged, or animated.
+than ``LARGEST`` pixels, damaged, of several pages, or of values without a known range. Damaged EXIF data are no reason:
+such a photo is read as one without.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -42,7 +45,8 @@ def read_photo(data: bytes | Path, name: str | None = None) -> Image.Image:
         with opened as image:
             check_size(image.height, image.width)
             if getattr(image, "is_animated", False) and image.format != "MPO":  # phones write two pictures into one MPO
-                raise BadInput(f"{name}: animated; save one of its frames as a picture of its own")
+                kind, part = ("several pages", "pages") if image.format == "TIFF" else ("animated", "frames")
+                raise BadInput(f"{name}: {kind}; save one of its {part} as a picture of its own")
             return upright(image)
     except UnidentifiedImageError as error:
         raise BadInput(f"{name}: not an image; choose a JPEG or PNG") from error
@@ -57,13 +61,45 @@ def upright(image: Image.Image) -> Image.Image:
 
     Args:
         image: Any picture.
+
+    Raises:
+        ValueError: Its values are fractions, or do not fit into 16 bits: how bright they are is not known.
     """
-    image = ImageOps.exif_transpose(image)
+    image = _turned(image)
+    if image.mode == "F":
+        raise ValueError("its values are floating-point numbers; save it with 8 bits a colour")
     if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 2**16:
+            raise ValueError("its values do not fit into 16 bits; save it with 8 bits a colour")
         exif = image.info.get("exif")
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray((values >> 8).astype(np.uint8))
         image.info |= {"exif": exif} if exif else {}
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF data say; where these are damaged, return it as it is, without them."""
+    image.load()  # what is wrong with the picture itself is raised here
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises almost anything of damaged EXIF data, TypeError and struct.error among them
+        bare = image.copy()
+        bare.info.clear()
+        return bare
+
+
+def exif_tags(image: Image.Image, ifd: int) -> dict[int, Any]:
+    """Return a group of a picture's EXIF tags; none where it has none, or they are damaged.
+
+    Args:
+        image: A picture.
+        ifd: The group, of ``ExifTags.IFD``.
+    """
+    try:
+        return dict(image.getexif().get_ifd(ifd))
+    except Exception:  # as in _turned
+        return {}
 
 
 def field_of_view(image: Image.Image) -> float | None:
@@ -72,8 +108,7 @@ def field_of_view(image: Image.Image) -> float | None:
     Args:
         image: An upright picture.
     """
-    exif = image.getexif()
-    focal = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+    focal = exif_tags(image, ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
     try:
         millimetres = float(focal) if focal is not None else 0.0
     except (TypeError, ValueError, ZeroDivisionError):
@@ -85,21 +120,38 @@ def field_of_view(image: Image.Image) -> float | None:
 
 
 def taken_at(image: Image.Image) -> tuple[float, float] | None:
-    """Return latitude and longitude from a photo's EXIF data, in degrees; None: it has none, or none that can be.
+    """Return latitude and longitude from a photo's EXIF data, in degrees; None as :func:`gps_position`.
 
     Args:
         image: A picture.
     """
-    gps = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+    return gps_position(exif_tags(image, ExifTags.IFD.GPSInfo))
+
+
+def gps_position(gps: Mapping[int, Any]) -> tuple[float, float] | None:
+    """Return latitude and longitude from EXIF's GPS tags, in degrees.
+
+    Without N or S, and E or W, a number may lie on either side, so it is no position. Nor is 0, 0: receivers write
+    zeros while they know nothing yet.
+
+    Args:
+        gps: The tags of ``ExifTags.IFD.GPSInfo``.
+
+    Returns:
+        The position; None where there is none, or none that can be.
+    """
     try:
-        latitude = _degrees(gps[ExifTags.GPS.GPSLatitude], gps[ExifTags.GPS.GPSLatitudeRef], "S")
-        longitude = _degrees(gps[ExifTags.GPS.GPSLongitude], gps[ExifTags.GPS.GPSLongitudeRef], "W")
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        latitude = _degrees(gps[ExifTags.GPS.GPSLatitude], gps[ExifTags.GPS.GPSLatitudeRef], "NS")
+        longitude = _degrees(gps[ExifTags.GPS.GPSLongitude], gps[ExifTags.GPS.GPSLongitudeRef], "EW")
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
     known = abs(latitude) <= 90 and abs(longitude) <= 180  # false for NaN
-    return (latitude, longitude) if known else None
+    return (latitude, longitude) if known and (latitude, longitude) != (0, 0) else None
 
 
-def _degrees(parts: tuple[float, float, float], side: str, negative: str) -> float:
+def _degrees(parts: Any, side: Any, sides: str) -> float:
+    """Return degrees of EXIF's degrees, minutes and seconds; raise ValueError where the side is neither of the two."""
     degrees, minutes, seconds = (float(part) for part in parts)
-    return (degrees + minutes / 60 + seconds / 3600) * (-1 if side.strip("\0 ").upper() == negative else 1)
+    text = side.decode("ascii") if isinstance(side, bytes) else str(side)
+    sign = (1, -1)[sides.index(text.strip("\0 ").upper()[:1] or "?")]
+    return sign * (degrees + minutes / 60 + seconds / 3600)
