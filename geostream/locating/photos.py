@@ -10,15 +10,13 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from geostream.errors import BadInput
-from geostream.images import LARGEST, check_size
+from geostream.images import LARGEST, check_size, exif_tags, gps_position
 
 FILM = 36.0, 24.0  # millimetres, width and height of the film that focal lengths are told for
 HALF_AS_HIGH = 1.9  # width / height from which on a picture without a lens is taken for a panorama
@@ -89,19 +87,6 @@ def _turned(image: Image.Image) -> Image.Image:
         return bare
 
 
-def exif_tags(image: Image.Image, ifd: int) -> dict[int, Any]:
-    """Return a group of a picture's EXIF tags; none where it has none, or they are damaged.
-
-    Args:
-        image: A picture.
-        ifd: The group, of ``ExifTags.IFD``.
-    """
-    try:
-        return dict(image.getexif().get_ifd(ifd))
-    except Exception:  # as in _turned
-        return {}
-
-
 def field_of_view(image: Image.Image) -> float | None:
     """Return how many degrees a photo shows from left to right, by the focal length in its EXIF data; None: unknown.
 
@@ -126,32 +111,3 @@ def taken_at(image: Image.Image) -> tuple[float, float] | None:
         image: A picture.
     """
     return gps_position(exif_tags(image, ExifTags.IFD.GPSInfo))
-
-
-def gps_position(gps: Mapping[int, Any]) -> tuple[float, float] | None:
-    """Return latitude and longitude from EXIF's GPS tags, in degrees.
-
-    Without N or S, and E or W, a number may lie on either side, so it is no position. Nor is 0, 0: receivers write
-    zeros while they know nothing yet.
-
-    Args:
-        gps: The tags of ``ExifTags.IFD.GPSInfo``.
-
-    Returns:
-        The position; None where there is none, or none that can be.
-    """
-    try:
-        latitude = _degrees(gps[ExifTags.GPS.GPSLatitude], gps[ExifTags.GPS.GPSLatitudeRef], "NS")
-        longitude = _degrees(gps[ExifTags.GPS.GPSLongitude], gps[ExifTags.GPS.GPSLongitudeRef], "EW")
-    except (KeyError, TypeError, ValueError, ArithmeticError):
-        return None
-    known = abs(latitude) <= 90 and abs(longitude) <= 180  # false for NaN
-    return (latitude, longitude) if known and (latitude, longitude) != (0, 0) else None
-
-
-def _degrees(parts: Any, side: Any, sides: str) -> float:
-    """Return degrees of EXIF's degrees, minutes and seconds; raise ValueError where the side is neither of the two."""
-    degrees, minutes, seconds = (float(part) for part in parts)
-    text = side.decode("ascii") if isinstance(side, bytes) else str(side)
-    sign = (1, -1)[sides.index(text.strip("\0 ").upper()[:1] or "?")]
-    return sign * (degrees + minutes / 60 + seconds / 3600)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from PIL import ExifTags, Image
 
 from geostream.errors import BadInput
-from geostream.locating.photos import exif_tags, gps_position
+from geostream.images import exif_tags, gps_position
 from sharding.adapters.raw_files import Folders, list_folder, read_number, read_position, readable_name
 from sharding.adapters.table_rows import POSITION, Row, read_table
 from sharding.places import IMAGE_SUFFIX, Broken, RawImage

@@ -25,7 +25,13 @@ from sharding.raw_path import RawPath, read_text
 TEXT, PARQUET, GEOJSON = (".csv", ".tsv"), (".parquet", ".geoparquet"), (".geojson", ".json")
 POSITION = {"lat": ("lat", "latitude"), "lon": ("lon", "longitude", "lng")}  # how these columns may be called
 BBOX = "bbox"  # of GeoParquet: the bounds of each row, for programs
-DEGREES = ("CRS84", "4326", "4979")  # how the names of coordinate systems end that are longitude and latitude of WGS 84
+DEGREES = (
+    "CRS84",
+    "CRS84)",
+    "4326",
+    "4979",
+    "WGS 84",
+)  # how the names of coordinate systems end that are longitude and latitude of WGS 84
 
 Row = dict[str, str]
 

@@ -167,7 +167,13 @@ def geoparquet(file: Path, name: str, crs: object = None, shape: str = "POINT (1
 
 
 @pytest.mark.parametrize(
-    "crs", [None, {"id": {"authority": "OGC", "code": "CRS84"}}, {"id": {"authority": "EPSG", "code": 4326}}]
+    "crs",
+    [
+        None,
+        {"id": {"authority": "OGC", "code": "CRS84"}},
+        {"id": {"authority": "EPSG", "code": 4326}},
+        {"name": "WGS 84"},
+    ],
 )
 def test_the_points_of_geoparquet_are_taken(folder: Path, crs: object) -> None:
     [place] = read_places("table", geoparquet(folder / "pairs.geoparquet", "where", crs)).places
