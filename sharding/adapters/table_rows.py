@@ -121,16 +121,19 @@ def _separated(raw: RawPath) -> tuple[list[str], Rows]:
 
 
 def _parquet(raw: RawPath) -> tuple[list[str], Rows]:
+    data = raw.read_bytes()
     try:
-        table = pq.ParquetFile(io.BytesIO(raw.read_bytes())).read()
-    except pa.ArrowInvalid as error:
-        raise BadInput(f"{raw}: not a whole Parquet file ({error}); write it again") from error
-    shapes = _shapes(table, raw)
-    geometry = None if shapes is None else table[shapes].to_pylist()
-    table = table.select([name for name in table.column_names if name != shapes and name.lower() != BBOX])
-    table = table.rename_columns(_names(table.column_names))
+        table = pq.ParquetFile(io.BytesIO(data)).read()
+        shapes = _shapes(table, raw)
+        geometry = None if shapes is None else table[shapes].to_pylist()
+        table = table.select([name for name in table.column_names if name != shapes and name.lower() != BBOX])
+        table = table.rename_columns(_names(table.column_names))
+        cells = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # all of these come of damaged data
+        reason = " ".join(str(error).split())[:100]
+        raise BadInput(f"{raw}: not a whole Parquet file ({reason}); write it again") from error
     head = list(table.column_names)
-    rows = [(f"{raw.name}:{number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
+    rows = [(f"{raw.name}:{number}", row) for number, row in enumerate(cells, start=1)]
     if geometry is None or all(set(ways) & set(head) for ways in POSITION.values()):
         return head, rows
     points = (_wkb_point(data, where) for (where, _), data in zip(rows, geometry, strict=True))

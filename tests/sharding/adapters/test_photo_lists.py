@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapely
 from PIL import ExifTags, Image
 
 from geostream.errors import BadInput
@@ -40,6 +41,19 @@ def test_north_is_a_heading_and_a_blank_is_none(folder: Path) -> None:
         for kind in ("parquet", "geojson", "csv"):
             [spot] = find_photos(folder, folder / f"spots.{kind}").spots
             assert spot.heading == expected, kind  # a photo's own heading, 90, where the table has none
+
+
+def test_the_points_of_geoparquet_are_taken_by_their_own_name(folder: Path) -> None:
+    for system, code in (("OGC", "CRS84"), ("EPSG", 32633)):
+        crs = {"id": {"authority": system, "code": code}}
+        said = {"primary_column": "where", "columns": {"where": {"encoding": "WKB", "crs": crs}}}
+        rows = pa.Table.from_pylist([{"file": "walk/a.jpg", "where": shapely.Point(15.0, 47.0).wkb}])
+        pq.write_table(rows.replace_schema_metadata({"geo": json.dumps(said)}), folder / "spots.geoparquet")
+        if system == "OGC":
+            [spot] = find_photos(folder, folder / "spots.geoparquet").spots
+            assert (spot.latitude, spot.longitude) == (47, 15)
+    with pytest.raises(BadInput, match="EPSG:32633, not in degrees"):
+        find_photos(folder, folder / "spots.geoparquet")
 
 
 def test_zeros_are_no_position(folder: Path) -> None:

@@ -194,6 +194,19 @@ def test_geoparquet_of_something_else_is_one_line(folder: Path, crs: object, sha
         read_places("table", geoparquet(folder / "pairs.parquet", "geometry", crs, shape))
 
 
+def test_damaged_parquet_is_one_line(folder: Path) -> None:
+    file = geoparquet(folder / "pairs.parquet", "geometry")
+    whole, refused = file.read_bytes(), 0
+    for at in range(0, len(whole), 13):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            read_places("table", file)
+        except BadInput as error:
+            assert "pairs.parquet" in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 20
+
+
 POINT = {"type": "Point", "coordinates": [15.44, 47.07]}
 PAIR = {"query": "photos/1.jpg", "tile": "tiles/a.jpg"}
 
