@@ -1,4 +1,4 @@
-"""Decode a JPEG or PNG to RGB pixels, in the same way for sharding and for training.
+"""Decode a JPEG or PNG to RGB pixels, in the same way for sharding and for training; read what its EXIF data say.
 
 JPEGs are decoded by libjpeg-turbo, which scales them while decoding where a smaller size is wanted. PNGs are decoded by
 Pillow, and so are JPEGs in CMYK, because libjpeg-turbo does not convert these to RGB. Of 16-bit values the upper eight
@@ -6,17 +6,19 @@ bits are kept, transparency is dropped, and the orientation that a camera record
 
 A JPEG is refused if libjpeg-turbo warns of anything in it. The only exception are zero bytes in front of the end mark,
 which some programs write as padding. Other bytes there may be the trace of a flipped bit, although image viewers show
-such pictures.
+such pictures. Damaged EXIF data are taken for none.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 LARGEST = 2**27  # pixels, about 16,000 × 8,000: 400 MB decoded, more than the largest panoramas
@@ -105,3 +107,45 @@ def decode_png(data: bytes | memoryview) -> Pixels:
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
+
+
+def exif_tags(image: Image.Image, ifd: int) -> dict[int, Any]:
+    """Return a group of a picture's EXIF tags; none where it has none, or they are damaged.
+
+    Args:
+        image: A picture.
+        ifd: The group, of ``ExifTags.IFD``.
+    """
+    try:
+        return dict(image.getexif().get_ifd(ifd))
+    except Exception:  # Pillow raises almost anything of damaged data, TypeError and struct.error among them
+        return {}
+
+
+def gps_position(gps: Mapping[int, Any]) -> tuple[float, float] | None:
+    """Return latitude and longitude from EXIF's GPS tags, in degrees.
+
+    Without N or S, and E or W, a number may lie on either side, so it is no position. Nor is 0, 0: receivers write
+    zeros while they know nothing yet.
+
+    Args:
+        gps: The tags of ``ExifTags.IFD.GPSInfo``.
+
+    Returns:
+        The position; None where there is none, or none that can be.
+    """
+    try:
+        latitude = _degrees(gps[ExifTags.GPS.GPSLatitude], gps[ExifTags.GPS.GPSLatitudeRef], "NS")
+        longitude = _degrees(gps[ExifTags.GPS.GPSLongitude], gps[ExifTags.GPS.GPSLongitudeRef], "EW")
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return None
+    known = abs(latitude) <= 90 and abs(longitude) <= 180  # false for NaN
+    return (latitude, longitude) if known and (latitude, longitude) != (0, 0) else None
+
+
+def _degrees(parts: Any, side: Any, sides: str) -> float:
+    """Return degrees of EXIF's degrees, minutes and seconds; raise ValueError where the side is neither of the two."""
+    degrees, minutes, seconds = (float(part) for part in parts)
+    text = side.decode("ascii") if isinstance(side, bytes) else str(side)
+    sign = (1, -1)[sides.index(text.strip("\0 ").upper()[:1] or "?")]
+    return sign * (degrees + minutes / 60 + seconds / 3600)

@@ -1,7 +1,8 @@
 """Read photos, and what a camera wrote into them: where they were taken, and how wide they look.
 
 A photo may come from anywhere, so nothing in it is trusted: it is refused in one line if it is empty, no image, larger
-than ``LARGEST`` pixels, damaged, or animated.
+than ``LARGEST`` pixels, damaged, of several pages, or of values without a known range. Damaged EXIF data are no reason:
+such a photo is read as one without.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from geostream.errors import BadInput
-from geostream.images import LARGEST, check_size
+from geostream.images import LARGEST, check_size, exif_tags, gps_position
 
 FILM = 36.0, 24.0  # millimetres, width and height of the film that focal lengths are told for
 HALF_AS_HIGH = 1.9  # width / height from which on a picture without a lens is taken for a panorama
@@ -42,7 +43,8 @@ def read_photo(data: bytes | Path, name: str | None = None) -> Image.Image:
         with opened as image:
             check_size(image.height, image.width)
             if getattr(image, "is_animated", False) and image.format != "MPO":  # phones write two pictures into one MPO
-                raise BadInput(f"{name}: animated; save one of its frames as a picture of its own")
+                kind, part = ("several pages", "pages") if image.format == "TIFF" else ("animated", "frames")
+                raise BadInput(f"{name}: {kind}; save one of its {part} as a picture of its own")
             return upright(image)
     except UnidentifiedImageError as error:
         raise BadInput(f"{name}: not an image; choose a JPEG or PNG") from error
@@ -57,13 +59,32 @@ def upright(image: Image.Image) -> Image.Image:
 
     Args:
         image: Any picture.
+
+    Raises:
+        ValueError: Its values are fractions, or do not fit into 16 bits: how bright they are is not known.
     """
-    image = ImageOps.exif_transpose(image)
+    image = _turned(image)
+    if image.mode == "F":
+        raise ValueError("its values are floating-point numbers; save it with 8 bits a colour")
     if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 2**16:
+            raise ValueError("its values do not fit into 16 bits; save it with 8 bits a colour")
         exif = image.info.get("exif")
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray((values >> 8).astype(np.uint8))
         image.info |= {"exif": exif} if exif else {}
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF data say; where these are damaged, return it as it is, without them."""
+    image.load()  # what is wrong with the picture itself is raised here
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises almost anything of damaged EXIF data, TypeError and struct.error among them
+        bare = image.copy()
+        bare.info.clear()
+        return bare
 
 
 def field_of_view(image: Image.Image) -> float | None:
@@ -72,8 +93,7 @@ def field_of_view(image: Image.Image) -> float | None:
     Args:
         image: An upright picture.
     """
-    exif = image.getexif()
-    focal = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+    focal = exif_tags(image, ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
     try:
         millimetres = float(focal) if focal is not None else 0.0
     except (TypeError, ValueError, ZeroDivisionError):
@@ -85,21 +105,9 @@ def field_of_view(image: Image.Image) -> float | None:
 
 
 def taken_at(image: Image.Image) -> tuple[float, float] | None:
-    """Return latitude and longitude from a photo's EXIF data, in degrees; None: it has none, or none that can be.
+    """Return latitude and longitude from a photo's EXIF data, in degrees; None as :func:`gps_position`.
 
     Args:
         image: A picture.
     """
-    gps = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
-    try:
-        latitude = _degrees(gps[ExifTags.GPS.GPSLatitude], gps[ExifTags.GPS.GPSLatitudeRef], "S")
-        longitude = _degrees(gps[ExifTags.GPS.GPSLongitude], gps[ExifTags.GPS.GPSLongitudeRef], "W")
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-    known = abs(latitude) <= 90 and abs(longitude) <= 180  # false for NaN
-    return (latitude, longitude) if known else None
-
-
-def _degrees(parts: tuple[float, float, float], side: str, negative: str) -> float:
-    degrees, minutes, seconds = (float(part) for part in parts)
-    return (degrees + minutes / 60 + seconds / 3600) * (-1 if side.strip("\0 ").upper() == negative else 1)
+    return gps_position(exif_tags(image, ExifTags.IFD.GPSInfo))

@@ -72,9 +72,10 @@ def read_places(
     grid, block = Grid(metres, overlap), block_metres or BLOCK_SIDES * metres
     check_blocks(block, test_share, metres)
     source, borders = tiles or _imagery(raw), Path(region) if region else raw / REGION
-    spots, without = find_photos(raw, Path(table) if table else None)
+    spots, without, said = find_photos(raw, Path(table) if table else None, Path(source))
     if not spots:
-        raise BadInput(f"{raw}: none of {len(without)} photos has coordinates; name a table that has them with --table")
+        hint = f"none of {len(without)} photos has coordinates; name a table that has them with --table"
+        raise BadInput("; ".join((f"{raw}: {hint}", *said)))
     position = np.array([(spot.latitude, spot.longitude) for spot in spots])
     laid = lay_tiles(source, borders, grid, None, work_folder())
     shown = tiles_of(position, grid, laid.cells)
@@ -88,7 +89,7 @@ def read_places(
             for spot, tile in zip(spots, shown.nearest.tolist(), strict=True)
         ]
     )
-    notes = [*laid.notes, *_notes(spots, shown, taken, division, laid)]
+    notes = [*said, *laid.notes, *_notes(spots, shown, taken, division, laid)]
     places = _places(spots, shown, taken, laid, division, areas)
     if not any(view.split == "test" for place in places for view in place.views):
         how = (

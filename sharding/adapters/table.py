@@ -9,16 +9,18 @@ A CSV or TSV file with a head line, a Parquet file, or a GeoJSON file; one row a
 
 =================== ==================================================================================================
 ``query``, ``tile`` A path below the table's folder, an absolute path, or a URL (s3, http, https). Several rows may name
-                    one tile. A row without a query adds its tile to the gallery.
+                    one tile. A row without a query adds its tile to the gallery. One image under several names, such
+                    as ``a.jpg`` and ``./a.jpg``, or a link to it, is one.
 ``split``           ``train`` or ``test``; ``gallery``: no query, only a candidate where views are searched. Without the
                     column every tenth tile, by its key, is for testing.
 ``key``             Names the tile: letters, digits, ``-`` and ``_``. Without the column, keys are made from ``tile``.
 ``area``            The city or region; without the column all is one area.
-``lat``, ``lon``    Of the tile's centre, in degrees. All tiles have them, or none. In a GeoJSON file a feature's point.
+``lat``, ``lon``    Of the tile's centre, in degrees. All tiles have them, or none. Also called ``latitude`` and
+                    ``longitude``; in GeoJSON and GeoParquet, the point of a row's geometry.
 ``query_lat``,      Where the query was taken.
 ``query_lon``
-``semi_positives``  Other tiles that show the query, separated by ``;``: their keys, or without the column ``key`` as
-                    the column ``tile`` has them.
+``semi_positives``  Other tiles that show the query, separated by ``;``: their keys, or without the column ``key`` their
+                    images.
 =================== ==================================================================================================
 
 Images of a store are found by listing the folders that hold them; those of a web server are taken to be there. The
@@ -28,9 +30,11 @@ whole table is held in memory.
 from __future__ import annotations
 
 import math
+import os
+import posixpath
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,13 +42,14 @@ import google_crc32c
 
 from geostream.errors import BadInput
 from sharding.adapters.raw_files import FolderIndex, Folders, read_position
-from sharding.adapters.table_rows import Row, read_table
+from sharding.adapters.table_rows import POSITION, Row, read_table
 from sharding.places import LONGEST_KEY, Place, RawDataset, RawImage, View, assign_keys, repeats
 from sharding.raw_path import RawPath, StorePath, StoreTree, open_store_path
 from sharding.raw_reader import WEB
 
 SIZE = (384, 384)
-COLUMNS = ("query", "tile", "split", "key", "area", "lat", "lon", "query_lat", "query_lon", "semi_positives")
+OWN = ("query", "tile", "split", "key", "area", "query_lat", "query_lon", "semi_positives")
+COLUMNS: dict[str, Sequence[str]] = {**{name: (name,) for name in OWN}, **POSITION}
 SPLITS = ("train", "test", "gallery")
 TESTED = 10  # where no split is given, one tile of so many is for testing
 KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_KEY}}}")
@@ -72,7 +77,7 @@ def read_places(raw: RawPath) -> RawDataset:
         raise BadInput(f"{raw.name}: no row; a table has a row for each pair of query and tile")
     tiles = _Tiles(_Finder(raw.parent), table.columns)
     for where, row in table.rows:
-        tiles.add(where, row)
+        tiles.add(where, row | {"split": row["split"].lower()} if "split" in row else row)
     return RawDataset(
         adapter="table",
         root=raw.parent,
@@ -103,7 +108,7 @@ class _Tiles:
     def __init__(self, finder: _Finder, columns: frozenset[str]) -> None:
         self.finder, self.columns = finder, columns
         self.by_path: dict[str, _Tile] = {}
-        self.names: dict[str, str] = {}  # how rows name a tile: path of the image
+        self.paths: dict[str, str] = {}  # key of a tile: path of its image
         self.queries: dict[str, tuple[str, Row]] = {}
         self.repeated = 0
 
@@ -119,12 +124,13 @@ class _Tiles:
         if not row["query"]:
             return
         image = self.finder.find(row["query"], where)
+        said = row | {"query": image.path, "tile": tile.image.path}  # however the two are named
         if before := self.queries.get(image.path):
-            if before[1] != row:
+            if before[1] != said:
                 raise BadInput(f"{where}: {row['query']} contradicts its other line, {before[0]}; keep one of the two")
             self.repeated += 1
             return
-        self.queries[image.path] = where, row
+        self.queries[image.path] = where, said
         position = _position(row, "query_lat", "query_lon", where)
         semi = tuple(filter(None, (name.strip() for name in row.get("semi_positives", "").split(";"))))
         tile.views[image.path] = View(image, split, *position), semi
@@ -143,8 +149,7 @@ class _Tiles:
                 f"{where}: {row['tile']} has area {area} {key}, but {tile.area} {tile.key} at {tile.image.named}; "
                 "keep one of the two"
             )
-        other = self.names.setdefault(key or row["tile"], image.path)
-        if other != image.path:
+        if key and (other := self.paths.setdefault(key, image.path)) != image.path:
             first = self.by_path[other].image.named
             raise BadInput(f"{where}: the key {key} has another tile at {first}; give each tile a key of its own")
         position = _position(row, "lat", "lon", where)
@@ -172,10 +177,16 @@ class _Tiles:
             yield Place(keys[path], tile.area, splits, tile.image, *tile.position, views)
 
     def _semi(self, view: View, names: Iterable[str], keys: dict[str, str], own: str) -> tuple[str, ...]:
+        where, found = view.image.named, set[str]()
         for name in names:
-            if name not in self.names:
-                raise BadInput(f"{view.image.named}: semi-positive {name} is no tile of the table; add it, or mend it")
-        return tuple(sorted({keys[self.names[name]] for name in names} - {keys[own]}))
+            try:
+                path = self.paths[name] if "key" in self.columns else self.finder.find(name, where).path
+                key = keys[path]
+            except (KeyError, BadInput) as error:
+                message = f"{where}: semi-positive {name} is no tile of the table; add it, or mend it"
+                raise BadInput(message) from error
+            found.add(key)
+        return tuple(sorted(found - {keys[own]}))
 
     def notes(self) -> tuple[str, ...]:
         """Return what a person should know."""
@@ -192,26 +203,50 @@ def _position(row: Row, north: str, east: str, where: str) -> tuple[float, float
 
 
 class _Finder:
-    """Find the images that a table names: below its folder, anywhere on the disk, on stores and web servers."""
+    """Find the images that a table names: below its folder, anywhere on the disk, on stores and web servers.
+
+    Of several names of one image the first counts, so that it does not become two tiles or two queries, of which one
+    could be for training and the other for testing.
+    """
 
     def __init__(self, folder: RawPath) -> None:
         self.folder, self.below = folder, Folders(folder)
         self.trees: dict[str, StoreTree] = {}  # listed folders of stores, by URL
         self.indexes: dict[str, FolderIndex] = {}  # listed local folders outside the table's own
+        self.first: dict[str, str] = {}  # where an image really lies: the path by which it was first named
+        self.real: dict[str, str] = {}  # local folder: where it lies without links
 
     def find(self, location: str, where: str) -> RawImage:
         """Return the image at a location; raise BadInput where that is malformed."""
+        image = self._find(location, where)
+        return replace(image, path=self.first.setdefault(self._really(image.path), image.path))
+
+    def _find(self, location: str, where: str) -> RawImage:
         if "://" in location:
             return self._by_url(location, where)
         if isinstance(self.folder, StorePath) and self.folder.tree.store.is_web:
-            return self._by_url(f"{self.folder}/{location}", where)
+            return self._by_url(f"{self.folder}/{posixpath.normpath(location)}", where)
         if not location.startswith("/"):
             return self.below.find(location, where)
         folder, _, name = location.rpartition("/")
+        folder = folder or "/"
         if folder not in self.indexes:
-            self.indexes[folder] = FolderIndex(Path("/"), Path(folder or "/"))
+            self.indexes[folder] = FolderIndex(Path("/"), Path(folder))
         found = self.indexes[folder].find(name, where)
         return RawImage(f"/{found.path}", where, found.present)
+
+    def _really(self, path: str) -> str:
+        """Return the URL of an image, or where a local one lies without links; each folder's links are read once."""
+        if "://" in path:
+            return path
+        if isinstance(self.folder, StorePath) and not path.startswith("/"):
+            return f"{self.folder}/{path}"
+        folder, _, name = (path if path.startswith("/") else f"{self.folder}/{path}").rpartition("/")
+        folder = folder or "/"
+        if folder not in self.real:
+            self.real[folder] = os.path.realpath(folder)
+        file = f"{self.real[folder]}/{name}"
+        return os.path.realpath(file) if os.path.islink(file) else file  # noqa: PTH114, a Path costs more than the call
 
     def _by_url(self, url: str, where: str) -> RawImage:
         try:
@@ -220,10 +255,12 @@ class _Finder:
             raise BadInput(f"{where}: {url!r} is no URL ({error}); mend it") from error
         if parts.username or parts.password:
             raise BadInput(f"{where}: a URL with a password; the layout would keep it. Give access in another way")
+        _, _, rest = url.partition("://")
+        url = f"{parts.scheme}://{rest}"  # in lower case: "HTTP" is "http"
         if url.startswith(WEB):
             if not parts.hostname:
                 raise BadInput(f"{where}: {url!r} names no server; mend it")
-            return RawImage(url, where)
+            return RawImage(f"{parts.scheme}://{parts.netloc.lower()}{rest[len(parts.netloc) :]}", where)
         folder, _, name = url.rpartition("/")
         tree, inside = self._tree(folder)
         stamp = tree.stamp(f"{inside}{name}")

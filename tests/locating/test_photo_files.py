@@ -80,6 +80,69 @@ def test_coordinates_that_cannot_be_are_none(latitude: tuple[float, ...]) -> Non
     assert taken_at(read_photo(saved(picture(), "JPEG", exif=exif))) is None
 
 
+def placed(latitude: Any, north: Any, longitude: Any, east: Any) -> bytes:
+    exif = Image.Exif()
+    tags = (north, latitude, east, longitude)
+    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    gps.update({number: value for number, value in enumerate(tags, start=1) if value is not None})
+    return saved(picture(), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("north", "east", "expected"),
+    [
+        ("N", "W", (36.5, -79.75)),
+        (" s ", " W", (-36.5, -79.75)),
+        ("North", "East", (36.5, 79.75)),
+        (None, "W", None),
+        ("N", None, None),
+        ("", "W", None),
+        ("N", "?", None),
+        ("E", "N", None),
+    ],
+)
+def test_a_position_needs_both_sides(north: str | None, east: str | None, expected: tuple[float, float] | None) -> None:
+    found = taken_at(read_photo(placed((36.0, 30.0, 0.0), north, (79.0, 45.0, 0.0), east)))
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_zeros_are_no_position_but_the_equator_is() -> None:
+    zero, some = (0.0, 0.0, 0.0), (9.0, 0.0, 0.0)
+    assert taken_at(read_photo(placed(zero, "N", zero, "E"))) is None
+    assert taken_at(read_photo(placed(zero, "N", some, "E"))) == (0, 9)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of damaged tags
+def test_damaged_exif_data_refuse_no_photo() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    gps[1], gps[2], gps[3], gps[4] = "S", (33.0, 52.0, 10.5), "E", (151.0, 12.0, 30.0)
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 18
+    whole = saved(picture(), "JPEG", exif=exif)
+    start, size = whole.index(b"Exif"), len(exif.tobytes())
+    for at in range(start, start + size):
+        for value in (0x00, 0x03, 0xFF):
+            image = read_photo(whole[:at] + bytes([value]) + whole[at + 1 :])
+            assert image.size in ((40, 20), (20, 40))
+            position, degrees = taken_at(image), field_of_view(image)
+            assert position is None or abs(position[0]) <= 90
+            assert degrees is None or 0 < degrees < 180
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.full((4, 4), 0.5, np.float32), "floating-point"),
+        (np.full((4, 4), 70_000, np.int32), "16 bits"),
+        (np.full((4, 4), -1, np.int32), "16 bits"),
+    ],
+)
+def test_values_of_no_known_range_are_refused(values: Any, reason: str) -> None:
+    with pytest.raises(BadInput, match=f"photo: .*{reason}"):
+        read_photo(saved(Image.fromarray(values), "TIFF"))
+
+
 def animation() -> bytes:
     return saved(picture(), "GIF", save_all=True, append_images=[picture(40, 20).rotate(180)])
 
@@ -90,6 +153,7 @@ BAD = {
     "cut": (saved(picture(400, 200), "JPEG")[:900], "cannot be read"),
     "cut png": (saved(picture(400, 200), "PNG")[:120], "cannot be read"),
     "animated": (animation(), "animated"),
+    "pages": (saved(picture(), "TIFF", save_all=True, append_images=[picture()]), "several pages"),
 }
 
 

@@ -183,7 +183,7 @@ def test_a_table_says_where_photos_were_taken_and_what_is_test(
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["file,lat", "photos/walk-0/000.jpg,47"], "no lon"),
+        (["file,lat", "photos/walk-0/000.jpg,47"], "no column lon"),
         (["file,lat,lon", "photos/walk-0/000.jpg,north,15"], "photos.csv:2: 'north'"),
         (["file,lat,lon", "photos/walk-0/000.jpg,95,15"], "photos.csv:2.*not on Earth"),
         (["file,lat,lon,split", "photos/walk-0/000.jpg,47.072,15.432,validation"], "photos.csv:2: split"),

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapely
 
 from geostream.errors import BadInput, MissingRaw
 from geostream.store import Store
@@ -94,6 +95,143 @@ def test_tiles_without_keys_are_named_by_their_path(folder: Path) -> None:
     assert by_key(raw)["all_tiles-a"].views[0].semi_positives == ("all_tiles-b",)
 
 
+@pytest.mark.parametrize("name", ["./{0}", "{1}/{0}", "{1}/tiles/../{0}", "{1}/again/{0}", "again/{0}", "link.jpg"])
+def test_one_image_under_two_names_is_one(folder: Path, name: str) -> None:
+    """By a detour, absolute, through a link to its folder, and by a link to the file."""
+    (folder / "again").symlink_to(".")
+    for shown in ("tiles/a.jpg", "photos/1.jpg"):
+        (folder / "link.jpg").unlink(missing_ok=True)
+        (folder / "link.jpg").symlink_to(shown)
+        other = name.format(shown, folder)
+        if shown.startswith("tiles"):
+            lines = (f"photos/1.jpg,{shown},train", f"photos/2.jpg,{other},Train")
+            [place] = read_places("table", table(folder, *lines, head="query,tile,split")).places
+            assert len(place.views) == 2 and place.tile.path == "tiles/a.jpg" and place.splits == ("train",)
+        else:
+            lines = (f"{shown},tiles/a.jpg,train", f"{other},tiles/b.jpg,test")
+            with pytest.raises(BadInput, match=r"pairs\.csv:3: .*contradicts its other line, pairs\.csv:2"):
+                read_places("table", table(folder, *lines, head="query,tile,split"))
+            again = read_places(
+                "table", table(folder, lines[0], f"{other},./tiles/a.jpg,train", head="query,tile,split")
+            )
+            assert again.count("train") == 1 and any("1" in note for note in again.notes)
+
+
+def test_semi_positives_may_be_written_otherwise_than_the_tile(folder: Path) -> None:
+    lines = (
+        f"photos/1.jpg,tiles/a.jpg,./tiles/b.jpg; {folder}/tiles/c.jpg",
+        "photos/2.jpg,tiles/b.jpg,",
+        ",tiles/c.jpg,",
+    )
+    raw = read_places("table", table(folder, *lines, head="query,tile,semi_positives"))
+    assert by_key(raw)["all_tiles-a"].views[0].semi_positives == ("all_tiles-b", "all_tiles-c")
+
+
+def test_one_object_of_a_bucket_under_two_names_is_one(folder: Path, s3_store: Store) -> None:
+    for path in folder.rglob("*.jpg"):
+        s3_store.write(f"own/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    url = f"{s3_store.url}/own"
+    lines = ("photos/1.jpg,tiles/a.jpg", f"photos/2.jpg,{url}/tiles/a.jpg", f"photos/3.jpg,S3{url[2:]}/tiles/a.jpg")
+    s3_store.write("own/pairs.csv", "\n".join(["query,tile", *lines]).encode())
+    [place] = read_places("table", f"{url}/pairs.csv").places
+    assert [view.image.path for view in place.views] == ["photos/1.jpg", "photos/2.jpg", "photos/3.jpg"]
+
+
+def test_the_scheme_and_host_of_a_url_may_be_in_capitals(folder: Path) -> None:
+    lines = ("HTTP://Example.org/Q.jpg,tiles/a.jpg", "http://example.org/Q.jpg,tiles/a.jpg")
+    raw = read_places("table", table(folder, *lines, head="query,tile"))
+    assert [view.image.path for view in raw.places[0].views] == ["http://example.org/Q.jpg"]
+
+
+@pytest.mark.parametrize("head", ["query,tile,latitude,longitude", "query,tile,Lat,LNG"])
+def test_latitude_and_longitude_may_be_written_out(folder: Path, head: str) -> None:
+    raw = read_places("table", table(folder, '"photos/1.jpg" ,"tiles/a.jpg"  ,47.07,15.44', head=head))
+    assert (raw.coordinates, raw.places[0].north, raw.places[0].east, raw.notes[1:]) == ("latlon", 47.07, 15.44, ())
+
+
+def test_line_ends_of_any_kind(folder: Path) -> None:
+    (folder / "pairs.csv").write_bytes(b'"query" ,tile\rphotos/1.jpg,"tiles/a.jpg" \rphotos/2.jpg,tiles/b.jpg')
+    assert [place.tile.path for place in read_places("table", folder / "pairs.csv").places] == [
+        "tiles/a.jpg",
+        "tiles/b.jpg",
+    ]
+
+
+def geoparquet(file: Path, name: str, crs: object = None, shape: str = "POINT (15.44 47.07)") -> Path:
+    """A row with its shape in a column of some name, as GeoParquet's metadata say."""
+    column = {"encoding": "WKB", "geometry_types": []} | ({"crs": crs} if crs else {})
+    said = {"version": "1.0.0", "primary_column": name, "columns": {name: column}}
+    rows = [{"query": "photos/1.jpg", "tile": "tiles/a.jpg", name: shapely.from_wkt(shape).wkb}]
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({"geo": json.dumps(said)}), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    "crs",
+    [
+        None,
+        {"id": {"authority": "OGC", "code": "CRS84"}},
+        {"id": {"authority": "EPSG", "code": 4326}},
+        {"name": "WGS 84"},
+    ],
+)
+def test_the_points_of_geoparquet_are_taken(folder: Path, crs: object) -> None:
+    [place] = read_places("table", geoparquet(folder / "pairs.geoparquet", "where", crs)).places
+    assert (place.north, place.east) == (47.07, 15.44)
+
+
+@pytest.mark.parametrize(
+    ("crs", "shape", "said"),
+    [
+        ({"id": {"authority": "EPSG", "code": 32633}}, "POINT (500000 5200000)", "EPSG:32633, not in degrees"),
+        ({"name": "unknown system"}, "POINT (1 2)", "unknown system, not in degrees"),
+        ("EPSG:4326", "POINT (1 2)", "metadata are malformed"),
+        (None, "LINESTRING (1 2, 3 4)", "pairs.parquet:1: .*LineString, no Point"),
+    ],
+)
+def test_geoparquet_of_something_else_is_one_line(folder: Path, crs: object, shape: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        read_places("table", geoparquet(folder / "pairs.parquet", "geometry", crs, shape))
+
+
+def test_damaged_parquet_is_one_line(folder: Path) -> None:
+    file = geoparquet(folder / "pairs.parquet", "geometry")
+    whole, refused = file.read_bytes(), 0
+    for at in range(0, len(whole), 13):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            read_places("table", file)
+        except BadInput as error:
+            assert "pairs.parquet" in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 20
+
+
+POINT = {"type": "Point", "coordinates": [15.44, 47.07]}
+PAIR = {"query": "photos/1.jpg", "tile": "tiles/a.jpg"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"features": None},
+        {"features": [{"properties": [1], "geometry": POINT}]},
+        {"features": [{"properties": "x", "geometry": POINT}]},
+        {"features": ["x"]},
+        {"features": [{"properties": PAIR, "geometry": "POINT (1 2)"}]},
+        {"features": [{"properties": PAIR, "geometry": {"type": "Point", "coordinates": None}}]},
+        {"features": [{"properties": PAIR, "geometry": {"type": "Point", "coordinates": {"x": 1}}}]},
+        "deep",
+    ],
+)
+def test_malformed_geojson_is_one_line(folder: Path, content: object) -> None:
+    text = "[" * 200_000 if content == "deep" else json.dumps(content)
+    (folder / "pairs.geojson").write_text(text)
+    with pytest.raises(BadInput, match=r"pairs\.geojson") as told:
+        read_places("table", folder / "pairs.geojson")
+    assert "\n" not in str(told.value) and len(str(told.value)) < 400
+
+
 def rows() -> list[dict[str, str]]:
     return [dict(zip(HEAD.split(","), line.split(","), strict=True)) for line in LINES]
 
@@ -148,6 +286,7 @@ WRONG = {
     "head line alone": ((), "query,tile", r"pairs\.csv: no row"),
     "half a position": (("a,b,1",), "query,tile,lat", r"pairs\.csv: a column lat.*lat and lon"),
     "twice": (("a,b,c",), "query,tile,tile", r"pairs\.csv:1: .*tile is there twice"),
+    "semicolons": (("a.jpg;b.jpg",), "query;tile", r"pairs\.csv:1: .*semicolons.*commas"),
     "cells": (("a.jpg",), "query,tile", r"pairs\.csv:2: 1 cells, but 2 columns"),
     "split": (("photos/1.jpg,tiles/a.jpg,val",), "query,tile,split", r"csv:2: split 'val'.*train, test, gallery"),
     "no tile": (("photos/1.jpg,",), "query,tile", r"pairs\.csv:2: no tile"),
