@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from geostream.arrays import Int32, Int64
 from geostream.errors import AlreadyExists, BadInput, NotFound
 from geostream.layout.current import advance, current_layout
-from geostream.layout.files import JOB, layouts_folder, shard_paths
+from geostream.layout.files import GOING, JOB, layouts_folder, shard_paths
 from geostream.layout.layout import Layout, NewLayout, commit_layout, open_layout
 from geostream.layout.lineage import Joined, ancestors, joined_in
 from geostream.layout.listing import layout_infos
@@ -227,7 +227,9 @@ def _claim(store: Store, dataset: str, joined: Sequence[Joined], taken: set[str]
                 with suppress(AlreadyExists):  # claimed just now, perhaps by the same command
                     folder.write_json(JOB, claim, if_absent=True)
             if folder.read_json(JOB) == claim:
-                return folder
+                folder.write_json(JOB, claim)  # a sign of life; whoever removes the folder looks for it after the mark
+                if not folder.exists(GOING):
+                    return folder
 
 
 def _finish(store: Store, made: Layout) -> None:

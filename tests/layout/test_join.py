@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from geostream.layout.join import in_turn, join_layouts
 from geostream.layout.members import read_image
 from geostream.layout.verify import verify_layout
 from geostream.reclustering.rewrite import rewrite
+from geostream.runs import generations
 from geostream.runs.generations import list_generations, prune
 from geostream.store import Store
 from tests.command import refused, said
@@ -120,6 +122,54 @@ def test_killed_anywhere_it_is_finished_by_the_next(
     made, already = join_layouts(s3_store, "both", sources)
     assert already and made.name == "base" and open_layout(s3_store, "both").id == made.id
     assert not s3_store.exists(f"both/layouts/base/{JOB}")
+
+
+def test_a_join_that_was_cut_off_is_removed_with_what_is_its_own(
+    s3_store: Store, sources: list[Layout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name at once; by prune when it has shown no sign of life for a day. A file that is not ours stays."""
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    folder, before = s3_store.child("both", "layouts", "base"), {one.path for one in s3_store.list()}
+    for remove in ("by name", "prune"):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(joining, "_members", killed)
+            join_layouts(s3_store, "both", sources)
+        folder.write("places.parquet", b"half a table")
+        folder.write("mine.txt", b"a note")
+        [one] = prune(s3_store, "both")
+        assert (one.kind, one.number) == ("join begun", None) and "cut off" in one.keep and "remove it" in one.keep
+        assert folder.exists(JOB)
+        if remove == "by name":
+            said("layouts", "remove", s3_store.url, "base", "--dataset", "both")
+        else:
+            with monkeypatch.context() as patched:
+                patched.setattr(generations, "IDLE", timedelta(0))
+                assert [one.keep for one in prune(s3_store, "both")] == [""]
+        assert {one.path for one in s3_store.list()} - before == {"both/layouts/base/mine.txt"}
+        assert "base" in refused("layouts", "remove", s3_store.url, "base", "--dataset", "both")
+        folder.delete("mine.txt")
+    assert "both/" not in refused("layouts", "remove", s3_store.url, "base", "--dataset", "vigor")
+
+
+def test_a_join_does_not_go_on_in_a_folder_that_is_being_removed(
+    s3_store: Store, sources: list[Layout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for patch, call in (
+        ((joining, "_members"), lambda: join_layouts(s3_store, "both", sources)),
+        ((Store, "delete_all"), lambda: generations.remove(s3_store, "both", "base")),
+    ):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(*patch, killed)
+            call()
+    assert join_layouts(s3_store, "both", sources)[0].name == "base-2"
+    said("layouts", "remove", s3_store.url, "base", "--dataset", "both")
+    assert not s3_store.list("both/layouts/base")
 
 
 def test_what_is_joined_stays_as_long_as_the_joined_one_does(s3_store: Store, sources: list[Layout]) -> None:
