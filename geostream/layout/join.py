@@ -45,8 +45,9 @@ def join_layouts(store: Store, dataset: str, layouts: Sequence[Layout]) -> tuple
     """Commit a layout that joins those of other data sets, or find that it was committed before.
 
     It is named "base", or "base-2" and so on where that name belongs to another layout. It becomes the current one of
-    its data set where there was none, or one that joins older layouts of the same data sets. A call that was killed is
-    finished by the next one. Memory holds the indexes of all layouts.
+    its data set where there was none, or one that joins other layouts of the same data sets. One that was there already
+    does not become current again. A call that was killed is finished by the next one. Memory holds the indexes of all
+    layouts.
 
     Args:
         store: The store that holds all data sets.
@@ -233,8 +234,13 @@ def _claim(store: Store, dataset: str, joined: Sequence[Joined], taken: set[str]
 
 
 def _finish(store: Store, made: Layout) -> None:
-    """Make the joined layout the current one, where that is due, and remove the mark of its making."""
+    """Make the joined layout the current one, where that is due, and remove the mark of its making.
+
+    Without the mark this was done before. Since then a person, or a later join, may have made another one current.
+    """
     current, infos, replaced = current_layout(store, made.dataset), layout_infos(store, made.dataset), None
+    if current is not None and not made.store.exists(JOB):
+        return
     if current is not None and (info := infos.get(current.layout)) is not None:
         same = {one.dataset for one in joined_in(info)} == {one.dataset for one in made.joined}
         replaced = current.id if same and made.id not in ancestors(info) else None

@@ -2,9 +2,10 @@
 
 A layout is needed if it is the current one, has a tag, is needed by a run, by a model in use or by an index, or if
 another one is being made from it, or if a layout of another data set joins it (:mod:`geostream.runs.retention` has the
-rules). A run needs the layouts of all its
-checkpoints, the layout of its newest plan, and the one that its ``layout.json`` names. A run whose files do not say
-this legibly is taken to need every layout: keeping one costs disk space, removing it could cost the run.
+rules). Of joined layouts of the same data sets, one is an older one of the line if it joins older layouts, or the same,
+of each. A run needs the layouts of all its checkpoints, the layout of its newest plan, and the one that its
+``layout.json`` names. A run whose files do not say this legibly is taken to need every layout: keeping one costs disk
+space, removing it could cost the run.
 
 A layout that an append made reads shards of the layouts before it. Those stay as long as it does. A folder that was
 never committed is removed if it belongs to a reclustering that has shown no sign of life for a day. An unfinished
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from geostream.errors import BadInput, NotFound, StoreError
+from geostream.errors import BadInput, LayoutNotCommitted, NotFound, StoreError
 from geostream.layout import layout_infos
 from geostream.layout.current import current_or_newest
 from geostream.layout.files import GOING, JOB, TABLES, layouts_folder, object_names, read_info, shard_names
@@ -28,7 +29,7 @@ from geostream.layout.lineage import ancestors, joined_in
 from geostream.layout.tags import find_layout, read_tags
 from geostream.runs.inventory import index_layouts
 from geostream.runs.models import models_in_use
-from geostream.runs.retention import LayoutFacts, LayoutNeeds, layouts_to_keep, why_not_removed
+from geostream.runs.retention import LayoutFacts, LayoutNeeds, layouts_to_keep, superseded, why_not_removed
 from geostream.runs.run import needed_layouts
 from geostream.store import NAME, Store, check_name
 
@@ -48,7 +49,7 @@ class Generation:
         runs: Names of the runs that need it.
         keep: The reason to keep it, in words; "" if there is none.
         borrowed: Bytes of the shards that it reads from other layouts.
-        kind: "sharded", "appended", "reclustered" or "joined"; "join begun" or "begun" for one that was never committed.
+        kind: "sharded", "appended", "reclustered" or "joined"; "join begun" or "begun" for one never committed.
         places: Number of its places; None for one that was never committed.
         gallery: Id of its test gallery; None if it names none.
         tags: Its tags.
@@ -129,11 +130,12 @@ def _find(store: Store, dataset: str) -> _Found:
         for name in layouts.folders()
         if name not in infos and any(map(layouts.child(name).exists, (JOB, GOING)))  # other folders are not layouts
     ]
+    replaced = superseded({name: _joined_lines(store, info) for name, info in infos.items() if joined_in(info)})
     facts = [
         LayoutFacts(
             name,
             info["id"],
-            frozenset(ancestors(info)[:-1]),
+            frozenset([*ancestors(info)[:-1], *(infos[older]["id"] for older in replaced.get(name, ()))]),
             frozenset(shard["layout"] for shard in info["shards"] if shard.get("layout") and not shard.get("dataset")),
         )
         for name, info in sorted(infos.items())
@@ -150,6 +152,17 @@ def _find(store: Store, dataset: str) -> _Found:
         joins=_joins(store, dataset),
     )
     return _Found(infos, facts, needs, begun)
+
+
+def _joined_lines(store: Store, info: dict[str, Any]) -> dict[str, list[str]]:
+    """Return for each data set that a layout joins the ids of the layout's ancestors there, its own last."""
+    found = dict[str, list[str]]()
+    for one in joined_in(info):
+        with suppress(LayoutNotCommitted):
+            of_part = read_info(layouts_folder(store, one.dataset).child(one.layout))
+            found[one.dataset] = ancestors(of_part) if of_part["id"] == one.id else []
+        found[one.dataset] = found.get(one.dataset) or [one.id]
+    return found
 
 
 def _joins(store: Store, dataset: str) -> dict[str, set[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,34 @@ def test_joined_again_it_is_there_and_after_an_append_another_one_is_current(
     use_layout(s3_store, "both", child.name)
     assert join_layouts(s3_store, "both", [grown, sources[1]])[1]
     assert open_layout(s3_store, "both").id == child.id, "its own next generation stays current"
+    out = said("layouts", "join", s3_store.url, "both", "--of", "vigor/base", "--of", "cvusa")
+    assert "was there already" in out and "base-2-g1 is the current layout of both" in " ".join(out.split())
+    assert open_layout(s3_store, "both").id == child.id, "an older join that is repeated does not become current"
+    s3_store.write_json(f"both/layouts/base/{JOB}", {})  # as a kill between the commit and the rest leaves it
+    out = said("layouts", "join", s3_store.url, "both", "--of", "vigor/base", "--of", "cvusa")
+    assert "base is the current layout" in out and open_layout(s3_store, "both").id == first.id
+    assert not s3_store.exists(f"both/layouts/base/{JOB}")
+
+
+def test_prune_removes_a_join_that_a_later_one_supersedes_and_then_what_it_joined(
+    tmp_path: Path,
+) -> None:
+    store = Store.open(tmp_path)
+    vigor = tiny_layout(store, dataset="vigor", name="base")
+    cvusa = tiny_layout(store, dataset="cvusa", name="base", seed=5)
+    join_layouts(store, "both", [vigor, cvusa])
+    newer = child_of(store, vigor)
+    use_layout(store, "vigor", newer.name)
+    second, _ = join_layouts(store, "both", [newer, cvusa])
+    use_layout(store, "both", "base")
+    assert {one.name: one.keep for one in list_generations(store, "both")} == {
+        "base": "the current layout",
+        "base-2": "the newest of its line",
+    }
+    use_layout(store, "both", second.name)
+    assert {one.name: one.keep for one in prune(store, "both")} == {"base": "", "base-2": "the current layout"}
+    assert [one.keep for one in prune(store, "vigor")] == ["", "the current layout"]
+    assert verify_layout(open_layout(store, "both")).count == 0
 
 
 def test_killed_anywhere_it_is_finished_by_the_next(
