@@ -33,12 +33,13 @@ from geostream.layout.layout import Layout, NewLayout, commit_layout, open_layou
 from geostream.layout.lineage import Joined, ancestors, joined_in
 from geostream.layout.listing import layout_infos
 from geostream.layout.schema import VIEW, Coordinates
-from geostream.settings import default_settings
+from geostream.settings import default_settings, recipe_names
 from geostream.store import Store, check_name
 
 LONGEST_KEY = 84  # so that "<key>.view-00000.jpg" fits the 100 bytes of a plain tar header
 ADAPTER = "joined"
 FIRST_NAME = "base"
+EITHER = {"photos", "simcity-photos"}  # recipes of data sets whose views may be panoramas as well as pictures
 
 
 def join_layouts(store: Store, dataset: str, layouts: Sequence[Layout]) -> tuple[Layout, bool]:
@@ -106,6 +107,8 @@ def _check(dataset: str, layouts: Sequence[Layout]) -> None:
         raise BadInput(f"{dataset}: {repeated} is named twice; name each data set once")
     if dataset in names:
         raise BadInput(f"{dataset}: is one of those to join; choose another name for the joined data set")
+    if dataset in recipe_names():
+        raise BadInput(f"{dataset}: is the name of a recipe, which is not for joined data; choose another name")
     for layout in layouts:
         if layout.joined:
             parts = " ".join(one.dataset for one in layout.joined)
@@ -117,11 +120,28 @@ def _check(dataset: str, layouts: Sequence[Layout]) -> None:
 
 
 def _view_kind(layout: Layout) -> str:
-    """Return "panorama" or "picture", as the recipe of the data set, or of the adapter that read it, says."""
+    """Return "panorama" or "picture", as the recipes say; a data set without a recipe is taken to have panoramas."""
+    kinds = {default_settings(name).augment.view_kind for name in _recipes(layout)}
+    return "picture" if "picture" in kinds else "panorama"
+
+
+def known_view_kind(layout: Layout) -> str | None:
+    """Return "panorama" or "picture", as the recipe of the data set, or of the adapter that read it, says.
+
+    Args:
+        layout: A layout that joins no others.
+
+    Returns:
+        The kind of its views; None where there is no such recipe, or one of data sets that may have either.
+    """
+    return _view_kind(layout) if any(name not in EITHER for name in _recipes(layout)) else None
+
+
+def _recipes(layout: Layout) -> list[str]:
+    """Return which of the data set's name and its adapter's are names of recipes."""
     source = layout.info["source"]
     adapter = str(source.get("first", source).get("adapter"))
-    kinds = {default_settings(name).augment.view_kind for name in (layout.dataset, adapter)}
-    return "picture" if "picture" in kinds else "panorama"
+    return [name for name in (layout.dataset, adapter) if name in recipe_names()]
 
 
 def _joined(layouts: Sequence[Layout]) -> tuple[Joined, ...]:

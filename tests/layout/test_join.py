@@ -194,7 +194,7 @@ def test_a_join_does_not_go_on_in_a_folder_that_is_being_removed(
         ((Store, "delete_all"), lambda: generations.remove(s3_store, "both", "base")),
     ):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(*patch, killed)
+            patched.setattr(patch[0], patch[1], killed)
             call()
     assert join_layouts(s3_store, "both", sources)[0].name == "base-2"
     said("layouts", "remove", s3_store.url, "base", "--dataset", "both")
@@ -254,6 +254,7 @@ def test_damage_is_told_with_the_data_set(s3_store: Store, sources: list[Layout]
 def test_what_cannot_be_joined_is_refused_in_one_line(s3_store: Store, sources: list[Layout]) -> None:
     url = s3_store.url
     tiny_layout(s3_store, dataset="university1652", name="base")
+    tiny_layout(s3_store, dataset="other", name="base")
     join_layouts(s3_store, "both", sources)
     for words, told in (
         (["three", "--of", "vigor"], "at least two"),
@@ -263,7 +264,9 @@ def test_what_cannot_be_joined_is_refused_in_one_line(s3_store: Store, sources: 
         (["three", "--of", "vigor", "--of", "university1652"], "university1652: picture"),
         (["three", "--of", "vigor", "--of", "nothing"], "nothing"),
         (["th.ree", "--of", "vigor", "--of", "cvusa"], "th.ree"),
-        (["university1652", "--of", "vigor", "--of", "cvusa"], "layout base, which joins no others"),
+        (["other", "--of", "vigor", "--of", "cvusa"], "layout base, which joins no others"),
+        (["cvact", "--of", "vigor", "--of", "cvusa"], "cvact: is the name of a recipe"),
+        (["three", "--of", "vigor/", "--of", "cvusa"], "--of vigor/: no layout is named"),
     ):
         assert told in refused("layouts", "join", url, *words)
     assert not s3_store.list("three")
@@ -277,6 +280,13 @@ def test_a_name_that_makes_keys_too_long_is_a_number(s3_store: Store) -> None:
     joined, _ = join_layouts(s3_store, "both", layouts)
     assert [one.prefix for one in joined.joined] == ["0_", "vigor_"]
     assert verify_layout(child_of(s3_store, joined)).problems == ()
+
+
+def test_inspect_shows_what_is_joined_in_plain_words(s3_store: Store, sources: list[Layout]) -> None:
+    join_layouts(s3_store, "both", sources)
+    out = said("inspect", s3_store.url, "--dataset", "both")
+    assert "source: adapter: joined" in out and "Joined(" not in out and "{" not in out
+    assert all(f"{name}_" in out for name in ("vigor", "cvusa"))
 
 
 def test_an_older_geostream_refuses_it(s3_store: Store, sources: list[Layout]) -> None:
