@@ -43,8 +43,20 @@ def inspect(
     print_table(
         "members", [{"member": r["member"], "count": r["size_count"], "mean bytes": r["size_mean"]} for r in rows]
     )
-    for key in ("id", "gallery", "joined", "source", "images", "broken"):
-        Console().print(f"{key}: {one.info.get(key)}", highlight=False, markup=False)
+    if one.joined:
+        print_table("joined", [part._asdict() for part in one.joined])
+    for key in ("id", "gallery", "source", "images", "broken"):
+        for line in _lines(key, one.info.get(key)):
+            Console().print(line, highlight=False, markup=False)
+
+
+def _lines(name: str, value: object) -> list[str]:
+    """Return a line for each value of a field of ``layout.json``, with the names that lead to it before it."""
+    if isinstance(value, dict) and value:
+        return [line for key, one in value.items() for line in _lines(f"{name}: {key}", one)]
+    if isinstance(value, list | dict):
+        value = ", ".join(map(str, value))
+    return [f"{name}: {'–' if value in (None, '') else value}"]
 
 
 def _write_page(layout: Layout, path: Path) -> None:

@@ -16,6 +16,7 @@ from geostream.cli.options import (
     open_store,
     print_table,
 )
+from geostream.errors import BadInput
 
 layouts = typer.Typer(help="List a dataset's layouts, choose the current one, and remove those nobody needs.")
 Name = Annotated[str, typer.Argument(help="Name or tag of the layout.")]
@@ -81,13 +82,15 @@ def join(
     ],
 ) -> None:
     """Join layouts of several data sets, so that a run trains on all of them. Images stay where they are."""
-    from geostream.layout import open_layout
+    from geostream.layout import current_layout, open_layout
     from geostream.layout.join import join_layouts
 
     root = open_store(store)
     layouts = []
     for text in of:
-        name, _, layout = text.partition("/")
+        name, slash, layout = text.partition("/")
+        if slash and not layout:
+            raise BadInput(f"--of {text}: no layout is named after the slash; write {name} for its current one")
         layouts.append(open_layout(root, name, layout or None))
     made, already = join_layouts(root, dataset, layouts)
     rows = [
@@ -95,6 +98,12 @@ def join(
         for one in made.joined
     ]
     print_table("was there already" if already else "joined", rows)
+    current = current_layout(root, dataset)
+    if current is not None and current.id != made.id:
+        use = f"geostream layouts use {root.url} {made.name} --dataset {dataset}"
+        print(f"{current.layout} is the current layout of {dataset}; to make it this one: {use}")
+    else:
+        print(f"{made.name} is the current layout of {dataset}")
     print(made.store.url)
 
 

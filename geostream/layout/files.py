@@ -39,6 +39,7 @@ SHARD = "^shard-[0-9]{5,}[.]tar$"
 SOURCES = "sources.parquet"  # what each stored image was made from; no part of the index, and not in older layouts
 TABLES = ("places.parquet", "members.parquet", SOURCES)
 JOB = "parts/job.json"  # who writes the folder, and how many shards it will hold; removed after the commit
+GOING = "going.json"  # marks a folder that is being removed: it is not continued, and its name is not used
 ADVICE = "restore the layout's folder from a copy, or delete it and shard the dataset again"
 
 

@@ -28,25 +28,27 @@ import pyarrow.compute as pc
 from geostream.arrays import Int32, Int64
 from geostream.errors import AlreadyExists, BadInput, NotFound
 from geostream.layout.current import advance, current_layout
-from geostream.layout.files import JOB, layouts_folder, shard_paths
+from geostream.layout.files import GOING, JOB, layouts_folder, shard_paths
 from geostream.layout.layout import Layout, NewLayout, commit_layout, open_layout
 from geostream.layout.lineage import Joined, ancestors, joined_in
 from geostream.layout.listing import layout_infos
 from geostream.layout.schema import VIEW, Coordinates
-from geostream.settings import default_settings
+from geostream.settings import default_settings, recipe_names
 from geostream.store import Store, check_name
 
 LONGEST_KEY = 84  # so that "<key>.view-00000.jpg" fits the 100 bytes of a plain tar header
 ADAPTER = "joined"
 FIRST_NAME = "base"
+EITHER = {"photos", "simcity-photos"}  # recipes of data sets whose views may be panoramas as well as pictures
 
 
 def join_layouts(store: Store, dataset: str, layouts: Sequence[Layout]) -> tuple[Layout, bool]:
     """Commit a layout that joins those of other data sets, or find that it was committed before.
 
     It is named "base", or "base-2" and so on where that name belongs to another layout. It becomes the current one of
-    its data set where there was none, or one that joins older layouts of the same data sets. A call that was killed is
-    finished by the next one. Memory holds the indexes of all layouts.
+    its data set where there was none, or one that joins other layouts of the same data sets. One that was there already
+    does not become current again. A call that was killed is finished by the next one. Memory holds the indexes of all
+    layouts.
 
     Args:
         store: The store that holds all data sets.
@@ -105,6 +107,8 @@ def _check(dataset: str, layouts: Sequence[Layout]) -> None:
         raise BadInput(f"{dataset}: {repeated} is named twice; name each data set once")
     if dataset in names:
         raise BadInput(f"{dataset}: is one of those to join; choose another name for the joined data set")
+    if dataset in recipe_names():
+        raise BadInput(f"{dataset}: is the name of a recipe, which is not for joined data; choose another name")
     for layout in layouts:
         if layout.joined:
             parts = " ".join(one.dataset for one in layout.joined)
@@ -116,11 +120,28 @@ def _check(dataset: str, layouts: Sequence[Layout]) -> None:
 
 
 def _view_kind(layout: Layout) -> str:
-    """Return "panorama" or "picture", as the recipe of the data set, or of the adapter that read it, says."""
+    """Return "panorama" or "picture", as the recipes say; a data set without a recipe is taken to have panoramas."""
+    kinds = {default_settings(name).augment.view_kind for name in _recipes(layout)}
+    return "picture" if "picture" in kinds else "panorama"
+
+
+def known_view_kind(layout: Layout) -> str | None:
+    """Return "panorama" or "picture", as the recipe of the data set, or of the adapter that read it, says.
+
+    Args:
+        layout: A layout that joins no others.
+
+    Returns:
+        The kind of its views; None where there is no such recipe, or one of data sets that may have either.
+    """
+    return _view_kind(layout) if any(name not in EITHER for name in _recipes(layout)) else None
+
+
+def _recipes(layout: Layout) -> list[str]:
+    """Return which of the data set's name and its adapter's are names of recipes."""
     source = layout.info["source"]
     adapter = str(source.get("first", source).get("adapter"))
-    kinds = {default_settings(name).augment.view_kind for name in (layout.dataset, adapter)}
-    return "picture" if "picture" in kinds else "panorama"
+    return [name for name in (layout.dataset, adapter) if name in recipe_names()]
 
 
 def _joined(layouts: Sequence[Layout]) -> tuple[Joined, ...]:
@@ -227,12 +248,19 @@ def _claim(store: Store, dataset: str, joined: Sequence[Joined], taken: set[str]
                 with suppress(AlreadyExists):  # claimed just now, perhaps by the same command
                     folder.write_json(JOB, claim, if_absent=True)
             if folder.read_json(JOB) == claim:
-                return folder
+                folder.write_json(JOB, claim)  # a sign of life; whoever removes the folder looks for it after the mark
+                if not folder.exists(GOING):
+                    return folder
 
 
 def _finish(store: Store, made: Layout) -> None:
-    """Make the joined layout the current one, where that is due, and remove the mark of its making."""
+    """Make the joined layout the current one, where that is due, and remove the mark of its making.
+
+    Without the mark this was done before. Since then a person, or a later join, may have made another one current.
+    """
     current, infos, replaced = current_layout(store, made.dataset), layout_infos(store, made.dataset), None
+    if current is not None and not made.store.exists(JOB):
+        return
     if current is not None and (info := infos.get(current.layout)) is not None:
         same = {one.dataset for one in joined_in(info)} == {one.dataset for one in made.joined}
         replaced = current.id if same and made.id not in ancestors(info) else None

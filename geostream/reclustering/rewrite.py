@@ -36,7 +36,7 @@ from geostream.arrays import Int32, Int64
 from geostream.dask import run_tasks
 from geostream.errors import AlreadyExists, NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout, NewLayout, commit_layout, layout_infos, open_layout
-from geostream.layout.files import JOB, object_names, read_sources, shard_names
+from geostream.layout.files import GOING, JOB, object_names, read_sources, shard_names
 from geostream.layout.layout import MEMBERS_FILE
 from geostream.layout.lineage import ancestors, next_name
 from geostream.layout.schema import HEADER
@@ -44,7 +44,6 @@ from geostream.layout.verify import member_damage
 from geostream.progress import track
 from geostream.store import NAME, Store
 
-GOING = "going.json"  # marks a folder that is being removed: it is not continued, and its name is not used
 END = bytes(2 * tarfile.BLOCKSIZE)  # end of a tar file
 READS = 16  # ranges that a worker reads at a time
 RANGE_BYTES = 8 * 2**20  # most bytes of one read, except for a larger member

@@ -17,6 +17,7 @@ from typing import Any
 from geostream.errors import AlreadyExists, BadInput
 from geostream.layout import Layout
 from geostream.mining.gps import has_positions
+from geostream.runs.galleries import check_joined_kind
 from geostream.runs.run import Run
 from geostream.runs.stages import mining_due
 from geostream.settings import TrainSettings
@@ -39,9 +40,11 @@ def begin(run: Run, settings: TrainSettings, ranks: int) -> TrainSettings:
 
     Raises:
         BadInput: The run was begun with other settings, the ranks cannot share its steps or lanes evenly, or the loss
-            needs coordinates that the layout lacks.
+            needs coordinates that the layout lacks, or pictures would be trained on as panoramas.
     """
     check_coordinates(settings, run.layout)
+    if not run.exists:
+        check_joined_kind(run.store, run.layout, settings)
     wanted = resolve(settings, ranks)
     check_ranks(wanted, ranks)
     try:

@@ -19,7 +19,9 @@ import numpy as np
 from geostream.errors import BadInput, LayoutNotCommitted, NotFound
 from geostream.evaluation.evaluate import Evaluation
 from geostream.layout import Layout, open_layout
+from geostream.layout.join import known_view_kind
 from geostream.runs.run import Run
+from geostream.settings import TrainSettings
 from geostream.store import Store
 
 TESTED = "tested.json"
@@ -64,20 +66,30 @@ def joined_layout(store: Store, layout: Layout, number: int) -> Layout:
     return found
 
 
-def tested_on(run: Run, datasets: Sequence[str]) -> list[Run]:
-    """Return the run as it is on the current layout of other data sets, to test it there.
+def tested_on(run: Run, datasets: Sequence[str], settings: TrainSettings | None = None) -> list[Run]:
+    """Return the run as it is on layouts of some data sets, to test it there.
+
+    These are the current layouts of other data sets. Of the run's own data set, and of those that its layout joins,
+    they are the run's :func:`galleries`, which may be older: figures on them can be compared with its others.
 
     Args:
         run: The run.
-        datasets: Names of data sets in its store; none stands for its own :func:`galleries`.
+        datasets: Names of data sets in its store; none stands for all of its galleries.
+        settings: The settings that it is to be begun with; None: those that it was begun with.
 
     Raises:
-        BadInput: There is no such data set, it has no test pairs, or it joins others.
+        BadInput: There is no such data set, it has no test pairs, it joins others, or its views are of another kind
+            than those that the run trains on.
+        LayoutNotCommitted: A layout that the run's joins is gone, or was replaced.
     """
     found = []
+    joined = [one.dataset for one in run.layout.joined]
     for name in datasets:
         try:
-            layout = open_layout(run.store, name)
+            if name in joined:
+                layout = joined_layout(run.store, run.layout, joined.index(name))
+            else:
+                layout = run.layout if name == run.layout.dataset else open_layout(run.store, name)
         except LayoutNotCommitted as error:
             raise BadInput(f"data set {name}, to test on: {error}") from error
         if layout.joined:
@@ -85,8 +97,45 @@ def tested_on(run: Run, datasets: Sequence[str]) -> list[Run]:
             raise BadInput(f"data set {name}, to test on: it joins others; name those instead: {parts}")
         if not len(layout.pairs("test")):
             raise BadInput(f"data set {name}, to test on: its layout {layout.name} has no test pairs")
+        if name not in (run.layout.dataset, *joined):
+            _check_kind(layout, settings or run.settings)
         found.append(run.on(layout))
     return found if datasets else galleries(run)
+
+
+def _check_kind(layout: Layout, settings: TrainSettings) -> None:
+    """Raise BadInput where views of another kind are known to be in a layout than a run trains on.
+
+    A run that narrows panoramas is meant for pictures.
+    """
+    kind, trained = known_view_kind(layout), settings.augment.view_kind
+    if kind not in (None, trained) and not settings.augment.narrows:
+        raise BadInput(
+            f"data set {layout.dataset}, to test on: views of another kind than the run's ({layout.dataset}: {kind}, "
+            f"the run's view_kind: {trained}); name data sets with views of its kind"
+        )
+
+
+def check_joined_kind(store: Store, layout: Layout, settings: TrainSettings) -> None:
+    """Check that a new run does not take the pictures of joined data sets, which have no recipe, for panoramas.
+
+    Args:
+        store: The store that holds the data sets.
+        layout: The layout that the run begins on.
+        settings: The settings asked for.
+
+    Raises:
+        BadInput: ``view_kind`` is panorama, and the layout joins data sets of pictures.
+        LayoutNotCommitted: A layout that it joins is gone, or was replaced.
+    """
+    if settings.augment.view_kind != "panorama":
+        return
+    parts = [joined_layout(store, layout, number) for number in range(len(layout.joined))]
+    if pictures := [one.dataset for one in parts if known_view_kind(one) == "picture"]:
+        raise BadInput(
+            f"data set {layout.dataset} joins pictures ({', '.join(pictures)}), and view_kind is panorama; "
+            "say --set view_kind=picture"
+        )
 
 
 def summed_up(found: Sequence[tuple[Layout, Evaluation]]) -> dict[str, Any]:

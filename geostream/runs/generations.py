@@ -2,14 +2,16 @@
 
 A layout is needed if it is the current one, has a tag, is needed by a run, by a model in use or by an index, or if
 another one is being made from it, or if a layout of another data set joins it (:mod:`geostream.runs.retention` has the
-rules). A run needs the layouts of all its
-checkpoints, the layout of its newest plan, and the one that its ``layout.json`` names. A run whose files do not say
-this legibly is taken to need every layout: keeping one costs disk space, removing it could cost the run.
+rules). Of joined layouts of the same data sets, one is an older one of the line if it joins older layouts, or the same,
+of each. A run needs the layouts of all its checkpoints, the layout of its newest plan, and the one that its
+``layout.json`` names. A run whose files do not say this legibly is taken to need every layout: keeping one costs disk
+space, removing it could cost the run.
 
 A layout that an append made reads shards of the layouts before it. Those stay as long as it does. A folder that was
 never committed is removed if it belongs to a reclustering that has shown no sign of life for a day. An unfinished
-sharding is never removed, because it can be resumed. Only the objects that belong to a layout are removed; other files
-in its folder stay.
+sharding is never removed, because it can be resumed. A join that was cut off, which takes seconds to make again, is
+removed by name at once, and by :func:`prune` after a day. Only the objects that belong to a layout are removed; other
+files in its folder stay.
 """
 
 from __future__ import annotations
@@ -19,20 +21,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from geostream.errors import BadInput, NotFound, StoreError
+from geostream.errors import BadInput, LayoutNotCommitted, NotFound, StoreError
 from geostream.layout import layout_infos
 from geostream.layout.current import current_or_newest
-from geostream.layout.files import JOB, TABLES, layouts_folder, object_names, read_info, shard_names
+from geostream.layout.files import GOING, JOB, TABLES, layouts_folder, object_names, read_info, shard_names
 from geostream.layout.lineage import ancestors, joined_in
 from geostream.layout.tags import find_layout, read_tags
-from geostream.reclustering.rewrite import GOING
 from geostream.runs.inventory import index_layouts
 from geostream.runs.models import models_in_use
-from geostream.runs.retention import LayoutFacts, LayoutNeeds, layouts_to_keep, why_not_removed
+from geostream.runs.retention import LayoutFacts, LayoutNeeds, layouts_to_keep, superseded, why_not_removed
 from geostream.runs.run import needed_layouts
 from geostream.store import NAME, Store, check_name
 
-IDLE = timedelta(days=1)  # a reclustering without a sign of life for so long counts as given up
+IDLE = timedelta(days=1)  # a reclustering or join without a sign of life for so long counts as given up
+JOIN_BEGUN = "join begun"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Generation:
         runs: Names of the runs that need it.
         keep: The reason to keep it, in words; "" if there is none.
         borrowed: Bytes of the shards that it reads from other layouts.
-        kind: "sharded", "appended", "reclustered" or "joined"; "begun" for one that was never committed.
+        kind: "sharded", "appended", "reclustered" or "joined"; "join begun" or "begun" for one never committed.
         places: Number of its places; None for one that was never committed.
         gallery: Id of its test gallery; None if it names none.
         tags: Its tags.
@@ -128,11 +130,12 @@ def _find(store: Store, dataset: str) -> _Found:
         for name in layouts.folders()
         if name not in infos and any(map(layouts.child(name).exists, (JOB, GOING)))  # other folders are not layouts
     ]
+    replaced = superseded({name: _joined_lines(store, info) for name, info in infos.items() if joined_in(info)})
     facts = [
         LayoutFacts(
             name,
             info["id"],
-            frozenset(ancestors(info)[:-1]),
+            frozenset([*ancestors(info)[:-1], *(infos[older]["id"] for older in replaced.get(name, ()))]),
             frozenset(shard["layout"] for shard in info["shards"] if shard.get("layout") and not shard.get("dataset")),
         )
         for name, info in sorted(infos.items())
@@ -149,6 +152,17 @@ def _find(store: Store, dataset: str) -> _Found:
         joins=_joins(store, dataset),
     )
     return _Found(infos, facts, needs, begun)
+
+
+def _joined_lines(store: Store, info: dict[str, Any]) -> dict[str, list[str]]:
+    """Return for each data set that a layout joins the ids of the layout's ancestors there, its own last."""
+    found = dict[str, list[str]]()
+    for one in joined_in(info):
+        with suppress(LayoutNotCommitted):
+            of_part = read_info(layouts_folder(store, one.dataset).child(one.layout))
+            found[one.dataset] = ancestors(of_part) if of_part["id"] == one.id else []
+        found[one.dataset] = found.get(one.dataset) or [one.id]
+    return found
 
 
 def _joins(store: Store, dataset: str) -> dict[str, set[str]]:
@@ -201,7 +215,7 @@ def prune(store: Store, dataset: str, *, dry_run: bool = False) -> list[Generati
     found = list_generations(store, dataset)
     for one in reversed(found):  # those that borrow shards before those that lend them
         if not one.keep and not dry_run:
-            _remove(store.child(dataset, "layouts", one.name), committed=one.number is not None)
+            _remove(store.child(dataset, "layouts", one.name), one)
     return found
 
 
@@ -211,7 +225,8 @@ def remove(store: Store, dataset: str, name: str) -> Generation:
     Args:
         store: The store that holds the dataset.
         dataset: The dataset's name.
-        name: Name or tag of the layout, or the name of a reclustering that was begun and given up.
+        name: Name or tag of the layout, or the name of a reclustering that was begun and given up, or of a join that
+            was cut off.
 
     Returns:
         The layout as it was.
@@ -227,19 +242,19 @@ def remove(store: Store, dataset: str, name: str) -> Generation:
         name = folder.url.rpartition("/")[2]
     one, folder = found[name], store.child(dataset, "layouts", name)
     if one.number is None:
-        reason = one.keep
+        reason = "" if one.kind == JOIN_BEGUN else one.keep
     else:
         now = _find(store, dataset)
         reason = why_not_removed(name, now.facts, now.needs)
     if reason:
         raise BadInput(f"{folder.url}: not removed: {reason}")
-    _remove(folder, committed=one.number is not None)
+    _remove(folder, one)
     return one
 
 
 def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
     """Describe a folder that was never committed, and return the id of the layout that it is made from ("": none)."""
-    size = sum(info.size for info in folder.list())
+    objects, kind = {info.path: info for info in folder.list()}, "begun"
     keep, parent = "not committed; if its sharding was cut off, run the same command again, or delete the folder", ""
     try:
         job: dict[str, Any] = folder.read_json(JOB)
@@ -248,27 +263,37 @@ def _unfinished(folder: Store, name: str) -> tuple[Generation, str]:
             parent, _ = str(job["parent"]), int(job["shards"])
             idle = datetime.now(UTC) - datetime.fromisoformat(job["alive"])
             keep = "a reclustering under way, or cut off within a day: run it again to go on" if idle < IDLE else ""
+        elif "joins" in job:
+            kind, age = JOIN_BEGUN, datetime.now(UTC) - objects[JOB].modified
+            keep = "a join that was cut off, if it is not under way; run it again, or remove it" if age < IDLE else ""
     except NotFound:
         keep = "" if folder.exists(GOING) else keep
     except (StoreError, KeyError, TypeError, ValueError):
         keep = f"not committed, and its {JOB} is damaged; delete the folder if nobody is at work in it"
-    return Generation(name, None, parent, size, keep=keep), parent
+    return Generation(name, None, parent, sum(info.size for info in objects.values()), keep=keep, kind=kind), parent
 
 
-def _remove(folder: Store, *, committed: bool) -> None:
+def _remove(folder: Store, one: Generation) -> None:
     """Remove the objects that belong to a layout, and nothing else in its folder.
 
     If this is killed at any moment, the layout is either still committed and whole, or marked by the file ``GOING``.
     """
+    committed = one.number is not None
     objects = _committed_objects(folder) if committed else _begun_objects(folder)
     folder.write_json(GOING, {"objects": objects})
-    if not committed and _unfinished(folder, "")[0].keep:  # somebody resumed it just now
+    if not committed and _resumed(folder, one):
         folder.delete(GOING)
         return
     for file in ("layout.json", *TABLES):
         folder.delete(file)
     folder.delete_all([*objects, JOB])
     folder.delete_all([GOING])
+
+
+def _resumed(folder: Store, one: Generation) -> bool:
+    """Return whether somebody committed or resumed a layout just now that is to be removed unfinished."""
+    by_name = one.keep != ""  # a join, by a person who says that it is not under way
+    return folder.exists("layout.json") or (not by_name and _unfinished(folder, "")[0].keep != "")
 
 
 def _committed_objects(folder: Store) -> list[str]:
@@ -280,7 +305,8 @@ def _committed_objects(folder: Store) -> list[str]:
 def _begun_objects(folder: Store) -> list[str]:
     """Return the names of the objects of an uncommitted layout, from its job or from an earlier, unfinished removal."""
     try:
-        return object_names(shard_names(int(folder.read_json(JOB)["shards"])))
+        job: dict[str, Any] = folder.read_json(JOB)
+        return object_names(shard_names(0 if "joins" in job else int(job["shards"])))  # a join writes none
     except NotFound:
         names: list[str] = folder.read_json(GOING).get("objects", [])
         return names

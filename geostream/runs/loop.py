@@ -101,7 +101,7 @@ def train(
         values = None
         if group.is_main:
             if settings.test_on:
-                tested_on(run, settings.test_on)  # a wrong name is told now, not at the end
+                tested_on(run, settings.test_on, settings)  # a wrong name is told now, not at the end
             values = begin(run, settings, group.ranks).model_dump()
             run.pin_layout(run.layout)
         run.settings = make_settings(group.broadcast_object(values))

@@ -18,7 +18,7 @@ class LayoutFacts:
     Attributes:
         name: Its name.
         id: Its id.
-        ancestors: Ids of the layouts that it descends from.
+        ancestors: Ids of the layouts that it descends from, or that it supersedes (:func:`superseded`).
         borrows: Names of the layouts whose shards it reads.
     """
 
@@ -75,6 +75,25 @@ def need_of(layout: LayoutFacts, needs: LayoutNeeds) -> str:
     if joined := next((joined for joined, names in needs.joins.items() if layout.name in names), None):
         return f"joined by {joined}"
     return ""
+
+
+def superseded(joined: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
+    """Find the joined layouts that others of the same data sets supersede: those that join an older layout of a line.
+
+    Args:
+        joined: By the name of a joined layout, for each data set that it joins the ids of the layout's ancestors there,
+            the layout's own id last.
+
+    Returns:
+        The names of the layouts that each one supersedes. Of two that each join the newer layout of another data set,
+        neither supersedes the other.
+    """
+
+    def is_older(one: Mapping[str, Sequence[str]], other: Mapping[str, Sequence[str]]) -> bool:
+        mine, others = ({name: ids[-1] for name, ids in parts.items()} for parts in (one, other))
+        return one.keys() == other.keys() and mine != others and all(mine[name] in other[name] for name in mine)
+
+    return {name: [older for older in joined if is_older(joined[older], joined[name])] for name in joined}
 
 
 def layouts_to_keep(layouts: Sequence[LayoutFacts], needs: LayoutNeeds) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from geostream.layout.join import in_turn, join_layouts
 from geostream.layout.members import read_image
 from geostream.layout.verify import verify_layout
 from geostream.reclustering.rewrite import rewrite
+from geostream.runs import generations
 from geostream.runs.generations import list_generations, prune
 from geostream.store import Store
 from tests.command import refused, said
@@ -98,6 +101,34 @@ def test_joined_again_it_is_there_and_after_an_append_another_one_is_current(
     use_layout(s3_store, "both", child.name)
     assert join_layouts(s3_store, "both", [grown, sources[1]])[1]
     assert open_layout(s3_store, "both").id == child.id, "its own next generation stays current"
+    out = said("layouts", "join", s3_store.url, "both", "--of", "vigor/base", "--of", "cvusa")
+    assert "was there already" in out and "base-2-g1 is the current layout of both" in " ".join(out.split())
+    assert open_layout(s3_store, "both").id == child.id, "an older join that is repeated does not become current"
+    s3_store.write_json(f"both/layouts/base/{JOB}", {})  # as a kill between the commit and the rest leaves it
+    out = said("layouts", "join", s3_store.url, "both", "--of", "vigor/base", "--of", "cvusa")
+    assert "base is the current layout" in out and open_layout(s3_store, "both").id == first.id
+    assert not s3_store.exists(f"both/layouts/base/{JOB}")
+
+
+def test_prune_removes_a_join_that_a_later_one_supersedes_and_then_what_it_joined(
+    tmp_path: Path,
+) -> None:
+    store = Store.open(tmp_path)
+    vigor = tiny_layout(store, dataset="vigor", name="base")
+    cvusa = tiny_layout(store, dataset="cvusa", name="base", seed=5)
+    join_layouts(store, "both", [vigor, cvusa])
+    newer = child_of(store, vigor)
+    use_layout(store, "vigor", newer.name)
+    second, _ = join_layouts(store, "both", [newer, cvusa])
+    use_layout(store, "both", "base")
+    assert {one.name: one.keep for one in list_generations(store, "both")} == {
+        "base": "the current layout",
+        "base-2": "the newest of its line",
+    }
+    use_layout(store, "both", second.name)
+    assert {one.name: one.keep for one in prune(store, "both")} == {"base": "", "base-2": "the current layout"}
+    assert [one.keep for one in prune(store, "vigor")] == ["", "the current layout"]
+    assert verify_layout(open_layout(store, "both")).count == 0
 
 
 def test_killed_anywhere_it_is_finished_by_the_next(
@@ -120,6 +151,54 @@ def test_killed_anywhere_it_is_finished_by_the_next(
     made, already = join_layouts(s3_store, "both", sources)
     assert already and made.name == "base" and open_layout(s3_store, "both").id == made.id
     assert not s3_store.exists(f"both/layouts/base/{JOB}")
+
+
+def test_a_join_that_was_cut_off_is_removed_with_what_is_its_own(
+    s3_store: Store, sources: list[Layout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name at once; by prune when it has shown no sign of life for a day. A file that is not ours stays."""
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    folder, before = s3_store.child("both", "layouts", "base"), {one.path for one in s3_store.list()}
+    for remove in ("by name", "prune"):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(joining, "_members", killed)
+            join_layouts(s3_store, "both", sources)
+        folder.write("places.parquet", b"half a table")
+        folder.write("mine.txt", b"a note")
+        [one] = prune(s3_store, "both")
+        assert (one.kind, one.number) == ("join begun", None) and "cut off" in one.keep and "remove it" in one.keep
+        assert folder.exists(JOB)
+        if remove == "by name":
+            said("layouts", "remove", s3_store.url, "base", "--dataset", "both")
+        else:
+            with monkeypatch.context() as patched:
+                patched.setattr(generations, "IDLE", timedelta(0))
+                assert [one.keep for one in prune(s3_store, "both")] == [""]
+        assert {one.path for one in s3_store.list()} - before == {"both/layouts/base/mine.txt"}
+        assert "base" in refused("layouts", "remove", s3_store.url, "base", "--dataset", "both")
+        folder.delete("mine.txt")
+    assert "both/" not in refused("layouts", "remove", s3_store.url, "base", "--dataset", "vigor")
+
+
+def test_a_join_does_not_go_on_in_a_folder_that_is_being_removed(
+    s3_store: Store, sources: list[Layout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for patch, call in (
+        ((joining, "_members"), lambda: join_layouts(s3_store, "both", sources)),
+        ((Store, "delete_all"), lambda: generations.remove(s3_store, "both", "base")),
+    ):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(patch[0], patch[1], killed)
+            call()
+    assert join_layouts(s3_store, "both", sources)[0].name == "base-2"
+    said("layouts", "remove", s3_store.url, "base", "--dataset", "both")
+    assert not s3_store.list("both/layouts/base")
 
 
 def test_what_is_joined_stays_as_long_as_the_joined_one_does(s3_store: Store, sources: list[Layout]) -> None:
@@ -175,6 +254,7 @@ def test_damage_is_told_with_the_data_set(s3_store: Store, sources: list[Layout]
 def test_what_cannot_be_joined_is_refused_in_one_line(s3_store: Store, sources: list[Layout]) -> None:
     url = s3_store.url
     tiny_layout(s3_store, dataset="university1652", name="base")
+    tiny_layout(s3_store, dataset="other", name="base")
     join_layouts(s3_store, "both", sources)
     for words, told in (
         (["three", "--of", "vigor"], "at least two"),
@@ -184,7 +264,9 @@ def test_what_cannot_be_joined_is_refused_in_one_line(s3_store: Store, sources: 
         (["three", "--of", "vigor", "--of", "university1652"], "university1652: picture"),
         (["three", "--of", "vigor", "--of", "nothing"], "nothing"),
         (["th.ree", "--of", "vigor", "--of", "cvusa"], "th.ree"),
-        (["university1652", "--of", "vigor", "--of", "cvusa"], "layout base, which joins no others"),
+        (["other", "--of", "vigor", "--of", "cvusa"], "layout base, which joins no others"),
+        (["cvact", "--of", "vigor", "--of", "cvusa"], "cvact: is the name of a recipe"),
+        (["three", "--of", "vigor/", "--of", "cvusa"], "--of vigor/: no layout is named"),
     ):
         assert told in refused("layouts", "join", url, *words)
     assert not s3_store.list("three")
@@ -198,6 +280,13 @@ def test_a_name_that_makes_keys_too_long_is_a_number(s3_store: Store) -> None:
     joined, _ = join_layouts(s3_store, "both", layouts)
     assert [one.prefix for one in joined.joined] == ["0_", "vigor_"]
     assert verify_layout(child_of(s3_store, joined)).problems == ()
+
+
+def test_inspect_shows_what_is_joined_in_plain_words(s3_store: Store, sources: list[Layout]) -> None:
+    join_layouts(s3_store, "both", sources)
+    out = said("inspect", s3_store.url, "--dataset", "both")
+    assert "source: adapter: joined" in out and "Joined(" not in out and "{" not in out
+    assert all(f"{name}_" in out for name in ("vigor", "cvusa"))
 
 
 def test_an_older_geostream_refuses_it(s3_store: Store, sources: list[Layout]) -> None:

@@ -26,7 +26,7 @@ from webdataset.gopen import gopen_schemes
 from geostream.dask import run_tasks
 from geostream.errors import AlreadyExists, BadInput, LayoutNotCommitted, NotFound, StaleArtefact, StoreError
 from geostream.layout import Layout, NewLayout, commit_layout, layout_infos, open_layout
-from geostream.layout.files import JOB
+from geostream.layout.files import GOING, JOB
 from geostream.layout.verify import verify_layout
 from geostream.mining.embeddings import Embeddings, create_embeddings, open_embeddings, read_rows
 from geostream.mining.graph import GraphWriter, open_graph
@@ -496,7 +496,7 @@ def test_a_folder_that_is_being_removed_is_not_gone_on_with(tmp_path: Path) -> N
     embeddings = embedded(before, root)
     twin = reclustered(root, before, embeddings)
     twin.store.write_json(JOB, {"order": twin.info["source"]["order"]})
-    twin.store.write_json(module.GOING, {})
+    twin.store.write_json(GOING, {})
     twin.store.delete("layout.json")
     assert reclustered(root, before, embeddings).name == "g0-g1-2"
 

@@ -10,10 +10,9 @@ import pytest
 
 from geostream.errors import BadInput, LayoutNotCommitted, StoreError
 from geostream.layout import Layout, list_layouts, open_layout, use_layout
-from geostream.layout.files import JOB
+from geostream.layout.files import GOING, JOB
 from geostream.layout.tags import tag_layout, untag
 from geostream.layout.verify import verify_layout
-from geostream.reclustering.rewrite import GOING
 from geostream.runs.generations import check_dataset, list_generations, prune, remove
 from geostream.runs.run import needed_layouts
 from geostream.store import Store

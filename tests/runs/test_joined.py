@@ -12,13 +12,14 @@ import pytest
 
 from geostream.errors import BadInput
 from geostream.evaluation.evaluate import evaluate_embeddings
-from geostream.layout import Layout, open_layout
+from geostream.layout import Layout, open_layout, use_layout
 from geostream.layout.join import join_layouts
 from geostream.layout.verify import verify_layout
 from geostream.mining.gps import build_gps_graph
 from geostream.report import report
 from geostream.runs import stages
-from geostream.runs.galleries import galleries, read_tested
+from geostream.runs.begin import begin
+from geostream.runs.galleries import galleries, read_tested, tested_on
 from geostream.runs.inventory import OWN
 from geostream.runs.log import RunResult
 from geostream.runs.loop import train
@@ -27,7 +28,7 @@ from geostream.runs.run import Run
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.command import refused, said
-from tests.helpers import tiny_layout, tiny_places, write_layout
+from tests.helpers import child_of, tiny_layout, tiny_places, write_layout
 from tests.training.settings import TINY
 
 SETTINGS = TINY.changed(epochs=2, evaluate_every=1, first_mining=1, mine_every=1, mix="own", recluster_below=0.0)
@@ -110,6 +111,42 @@ def test_the_best_checkpoint_is_tested_elsewhere_once(root: Store, trained: tupl
     assert not Run(root, run.layout, "wrong").exists, "told before anything is trained"
     unknown = [one.path for one in run.folder.list() if not OWN.fullmatch(one.path) and "checkpoints/" not in one.path]
     assert not unknown, "runs prune knows every name"
+
+
+def test_its_own_galleries_are_those_that_it_trained_on(root: Store, trained: tuple[Run, RunResult]) -> None:
+    """Although a data set has gone on since, and another layout of it is current."""
+    run, _ = trained
+    before = {one.layout.dataset: one.layout.id for one in galleries(run)}
+    newer = child_of(root, open_layout(root, "vigor", "base"), seed=3)
+    use_layout(root, "vigor", newer.name)
+    try:
+        assert {one.layout.dataset: one.layout.id for one in tested_on(run, ["cv-cities", "vigor"])} == before
+        alone = Run(root, open_layout(root, "vigor", "base"), "older")
+        alone.settings = SETTINGS
+        [one] = tested_on(alone, ["vigor"])
+        assert one.layout.id == before["vigor"] and tested_on(alone, ["cv-cities"])
+    finally:
+        use_layout(root, "vigor", "base")
+
+
+def test_pictures_are_not_taken_for_panoramas(tmp_path: Path) -> None:
+    """Neither by a model that is tested on them, nor by a run on data sets of them that were joined."""
+    store = Store.open(tmp_path)
+    made = [tiny_layout(store, dataset=name, name="base") for name in ("university1652", "gta-uav", "vigor", "own")]
+    run = Run(store, made[2], "one")
+    with pytest.raises(BadInput, match=r"gta-uav: picture.*view_kind: panorama"):
+        train(store, made[2], "one", SETTINGS.changed(test_on="own,gta-uav"))
+    assert not run.exists
+    run.settings = SETTINGS
+    assert len(tested_on(run, ["own"])) == 1  # of which nothing is known
+    pictures = SETTINGS.changed(view_kind="picture")
+    assert tested_on(run, ["gta-uav"], pictures) and tested_on(run, ["gta-uav"], SETTINGS.changed(fov=(70, 360)))
+    with pytest.raises(BadInput, match="vigor: panorama"):
+        tested_on(Run(store, made[0], "two"), ["vigor"], pictures)
+    joined = Run(store, join_layouts(store, "drones", made[:2])[0], "one")
+    with pytest.raises(BadInput, match=r"university1652, gta-uav.*--set view_kind=picture"):
+        begin(joined, SETTINGS, 1)
+    assert not joined.exists and begin(joined, pictures, 1).augment.view_kind == "picture"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from geostream.runs.retention import (
     RunFacts,
     layouts_to_keep,
     runs_to_keep,
+    superseded,
     why_not_removed,
 )
 
@@ -59,6 +60,27 @@ def test_a_layout_that_lends_cannot_be_removed_by_name() -> None:
     assert why_not_removed("base", LAYOUTS, LayoutNeeds()) == "base-g1 reads shards of it"
     assert why_not_removed("base-g2", LAYOUTS, LayoutNeeds()) == ""
     assert why_not_removed("base-g3", LAYOUTS, LayoutNeeds()) == ""  # the newest of its line may be removed by name
+
+
+def test_of_joined_layouts_of_the_same_data_sets_one_of_later_layouts_supersedes() -> None:
+    joined = {
+        "base": {"a": ["a0"], "b": ["b0"]},
+        "base-2": {"a": ["a0", "a1"], "b": ["b0"]},
+        "base-3": {"b": ["b0", "b1"], "a": ["a0"]},
+        "base-4": {"a": ["a0", "a1", "a2"], "b": ["b0", "b1"]},
+        "again": {"a": ["a0", "a1", "a2"], "b": ["b0", "b1"]},
+        "more": {"a": ["a0", "a1", "a2"], "b": ["b0", "b1"], "c": ["c0"]},
+        "other": {"a": ["x0"], "b": ["b0", "b1"]},
+    }
+    assert superseded(joined) == {
+        "base": [],
+        "base-2": ["base"],
+        "base-3": ["base"],
+        "base-4": ["base", "base-2", "base-3"],
+        "again": ["base", "base-2", "base-3"],
+        "more": [],
+        "other": [],
+    }
 
 
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
