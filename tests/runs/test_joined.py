@@ -19,7 +19,8 @@ from geostream.mining.gps import build_gps_graph
 from geostream.report import report
 from geostream.runs import stages
 from geostream.runs.begin import begin
-from geostream.runs.galleries import galleries, read_tested, tested_on
+from geostream.runs.galleries import galleries, read_tested
+from geostream.runs.galleries import tested_on as elsewhere  # pytest would take its own name for a test
 from geostream.runs.inventory import OWN
 from geostream.runs.log import RunResult
 from geostream.runs.loop import train
@@ -120,11 +121,11 @@ def test_its_own_galleries_are_those_that_it_trained_on(root: Store, trained: tu
     newer = child_of(root, open_layout(root, "vigor", "base"), seed=3)
     use_layout(root, "vigor", newer.name)
     try:
-        assert {one.layout.dataset: one.layout.id for one in tested_on(run, ["cv-cities", "vigor"])} == before
+        assert {one.layout.dataset: one.layout.id for one in elsewhere(run, ["cv-cities", "vigor"])} == before
         alone = Run(root, open_layout(root, "vigor", "base"), "older")
         alone.settings = SETTINGS
-        [one] = tested_on(alone, ["vigor"])
-        assert one.layout.id == before["vigor"] and tested_on(alone, ["cv-cities"])
+        [one] = elsewhere(alone, ["vigor"])
+        assert one.layout.id == before["vigor"] and elsewhere(alone, ["cv-cities"])
     finally:
         use_layout(root, "vigor", "base")
 
@@ -138,11 +139,11 @@ def test_pictures_are_not_taken_for_panoramas(tmp_path: Path) -> None:
         train(store, made[2], "one", SETTINGS.changed(test_on="own,gta-uav"))
     assert not run.exists
     run.settings = SETTINGS
-    assert len(tested_on(run, ["own"])) == 1  # of which nothing is known
+    assert len(elsewhere(run, ["own"])) == 1  # of which nothing is known
     pictures = SETTINGS.changed(view_kind="picture")
-    assert tested_on(run, ["gta-uav"], pictures) and tested_on(run, ["gta-uav"], SETTINGS.changed(fov=(70, 360)))
+    assert elsewhere(run, ["gta-uav"], pictures) and elsewhere(run, ["gta-uav"], SETTINGS.changed(fov=(70, 360)))
     with pytest.raises(BadInput, match="vigor: panorama"):
-        tested_on(Run(store, made[0], "two"), ["vigor"], pictures)
+        elsewhere(Run(store, made[0], "two"), ["vigor"], pictures)
     joined = Run(store, join_layouts(store, "drones", made[:2])[0], "one")
     with pytest.raises(BadInput, match=r"university1652, gta-uav.*--set view_kind=picture"):
         begin(joined, SETTINGS, 1)
