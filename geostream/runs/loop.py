@@ -279,9 +279,9 @@ class Trainer:
         """Evaluate and embed after the last trained epoch, where that is due and not done yet."""
         run, epoch = self.run, self.epoch
         run.check_held()
+        trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, epoch)
         if self._to_do("evaluate", self._evaluation_due()):
             started = time.perf_counter()
-            trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, epoch)
             found, narrowed = self._test(trained, galleries(run)), self._test_narrowed(trained)
             if self.group.is_main:
                 self._record("evaluate", started, **summed_up(found) | ({"narrowed": narrowed} if narrowed else {}))
@@ -289,7 +289,6 @@ class Trainer:
                 self._prune_checkpoints(self.checkpoint)
         if self._to_do("embed", stages.mining_due(epoch, self.settings) and not self._embeds_beside):
             started = time.perf_counter()
-            trained = Trained(self.train_step.ema_encoder, self.settings, self.checkpoint, epoch)
             embeddings = stages.embed_split(run, trained, "train", self.group)
             self._record("embed", started, queries=len(embeddings.pairs), references=len(embeddings.reference_place))
 
