@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from geostream.arrays import Int32
 from geostream.planning import hardness
 from geostream.planning.batches import Assembled, LaneTask, assemble, assemble_lane
+from geostream.planning.earlier import overlap
 from geostream.planning.lane import SamplingProblem
-from geostream.planning.make_plan import overlap
 from geostream.planning.patchwork import interleaved
 from tests.cities import csr, unit
 from tests.planning.test_batches import check, grid
