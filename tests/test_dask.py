@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -76,21 +75,26 @@ def test_only_a_few_tasks_are_made_before_one_is_done(monkeypatch: pytest.Monkey
     assert sorted([*found, *results]) == [n * n for n in range(40)]
 
 
-def test_calls_share_a_connection_also_from_threads() -> None:
+def test_calls_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a task failed; and where the scheduler was gone for long, they connect again."""
     from distributed import LocalCluster
 
+    clients: list[Any] = []
+    connect = cluster._client
+    monkeypatch.setattr(cluster, "_client", lambda url: (clients.append(connect(url)), clients[-1])[1])
     with (
         LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as local,
         shared_connection(local.scheduler_address, "plan") as apply,
     ):
         names = [*apply(own_key, [0]), *apply(partial(own_key), [0])]
         assert [name.rsplit("-", 1)[0] for name in names] == ["plan-own-key-0"] * 2
-        with ThreadPoolExecutor(3) as threads:
-            found = list(threads.map(lambda _: sorted(apply(square, range(5))), range(3)))
-        assert found == [[0, 1, 4, 9, 16]] * 3
         with pytest.raises(BadInput, match="91 is too much"):
             list(apply(square, [91]))
-        assert list(apply(square, [3])) == [9]  # and goes on
+        assert list(apply(square, [3])) == [9]
+        assert len(clients) == 1
+        clients[0].close()  # as Dask does in the end
+        assert list(apply(square, [4])) == [16]
+        assert len(clients) == 2
 
 
 def test_the_scheduler_that_the_environment_names_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

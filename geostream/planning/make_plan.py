@@ -201,8 +201,9 @@ def _tried_on_some(
     lanes: dict[Key, Int32] = {}
     fill_lanes([*by_way.values(), *([] if isinstance(measure, str) else [reference])], lanes, map_fn)
     made = [_complete(layout, of_way, joined(of_way, lanes)) for of_way in by_way.values()]
+    scale, scores = HardnessScale(measure), list[tuple[float | None, str]]()
     if isinstance(measure, str):
-        scale, scores = HardnessScale(measure), [(None, measure)] * len(made)
+        scores = [(None, measure)] * len(made)
     else:
         of_lane = tasks.division.pairs(0)[lanes[reference.task_keys[0]]]
         scale, scores = sampled_scale(tasks, graph, measure, of_lane, made, map_fn)

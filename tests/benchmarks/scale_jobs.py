@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from geostream.dask import give_back, shared_connection
+from geostream.dask import MESSAGES_KEPT, give_back, shared_connection
 from geostream.layout import Layout, open_layout
 from geostream.mining.embeddings import open_embeddings
 from geostream.mining.gps import build_gps_graph
@@ -81,7 +81,8 @@ class Job:
                 from dask import config
                 from distributed import Client, LocalCluster
 
-                stack.enter_context(config.set({"distributed.worker.profile.enabled": False}))  # as in infra/
+                # As in infra/
+                stack.enter_context(config.set({"distributed.worker.profile.enabled": False, MESSAGES_KEPT: 1}))
                 cluster = stack.enter_context(
                     LocalCluster(
                         n_workers=processes,
