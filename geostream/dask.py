@@ -322,14 +322,15 @@ def shared_connection(url: str, stage: str) -> Iterator[Callable[[Callable[[Any]
 def _run(client: Any, work: Callable[[Task], Any], tasks: Sequence[Task], stage: str) -> Iterator[Any]:
     from distributed import as_completed
 
-    running, threads = as_completed(loop=client.loop), 1  # type: ignore[no-untyped-call]
+    running: Any = as_completed(loop=client.loop)  # type: ignore[no-untyped-call]
+    threads = 1
     for number, task in enumerate(tasks):
         if running.count() >= AHEAD * threads:
             threads = _threads(client, threads)  # workers come and go
         if running.count() >= AHEAD * threads:
             yield next(running).result()
         # A partial function hides the task from Dask, which would look for futures in it.
-        running.add(submit(client, f"{stage}-{number}", partial(work, task)))  # type: ignore[no-untyped-call]
+        running.add(submit(client, f"{stage}-{number}", partial(work, task)))
     for future in running:
         yield future.result()
 

@@ -81,7 +81,12 @@ def test_calls_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
 
     clients: list[Any] = []
     connect = cluster._client
-    monkeypatch.setattr(cluster, "_client", lambda url: (clients.append(connect(url)), clients[-1])[1])
+
+    def noted(url: str) -> Any:
+        clients.append(connect(url))
+        return clients[-1]
+
+    monkeypatch.setattr(cluster, "_client", noted)
     with (
         LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as local,
         shared_connection(local.scheduler_address, "plan") as apply,

@@ -271,7 +271,12 @@ def test_lanes_on_a_dask_cluster(monkeypatch: pytest.MonkeyPatch, root: Store, l
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
         connections: list[str] = []
         connect = dask_module._client
-        monkeypatch.setattr(dask_module, "_client", lambda url: (connections.append(url), connect(url))[1])
+
+        def noted(url: str) -> Any:
+            connections.append(url)
+            return connect(url)
+
+        monkeypatch.setattr(dask_module, "_client", noted)
         with shared_connection(cluster.scheduler_address, "plan") as map_fn:
             there = make_plan(layout, graph, settings, 1, seed=1, previous=[before], map_fn=map_fn)
             monkeypatch.setattr(make_plan_module, "WHOLE_GRAPH", 0)
