@@ -283,14 +283,16 @@ class Layout:
         Returns:
             A list of place ids for each row of :meth:`pairs`.
         """
-        lengths, places = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int32)]
+        lengths, places = list[Int64](), [np.zeros(0, dtype=np.int32)]
         columns = ("views.list.element.split", "views.list.element.semi_positives.list.element")
         for _, part in self._parts(PLACES_FILE, *columns):
             views = part["views"].combine_chunks().flatten()
             lists = views.field("semi_positives").filter(pc.equal(views.field("split"), split))
             lengths.append(pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int64))
             places.append(lists.flatten().to_numpy().astype(np.int32))
-        return Csr(np.concatenate([[0], np.cumsum(np.concatenate(lengths))]), np.concatenate(places))
+        indptr = np.concatenate([np.zeros(1, dtype=np.int64), *lengths])
+        lengths.clear()
+        return Csr(np.cumsum(indptr, out=indptr), np.concatenate(places))
 
     def excluded(self, split: str = "train") -> Csr:
         """Return the places that must not share a batch with each place.

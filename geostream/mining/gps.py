@@ -195,9 +195,12 @@ def _ranks(layout: Layout, places: Int32) -> Int32:
 
 def _semi_positives(layout: Layout, places: Int32) -> Csr:
     """Return the semi-positives of each place: those of all its training views, one after the other."""
-    lists = layout.semi_positives("train")
-    first = np.searchsorted(layout.pairs("train").place, places)
-    return Csr(np.append(lists.indptr[first], lists.indptr[-1]), lists.indices)
+    lists, place = layout.semi_positives("train"), layout.pairs("train").place
+    indptr = np.full(len(places) + 1, lists.indptr[-1])
+    for start in range(0, len(places), SLICE):
+        some = places[start : start + SLICE]
+        indptr[start : start + len(some)] = lists.indptr[np.searchsorted(place, some)]
+    return Csr(indptr, lists.indices)
 
 
 def _spans(blocks: list[Int32], start: int, stop: int) -> Int32:
