@@ -179,8 +179,11 @@ class GraphWriter:
 
 
 def as_scores(scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float16]:
-    """Return scores as a graph holds them: the least number is -65504, and -inf stays."""
-    return np.maximum(scores, -65504, where=np.isfinite(scores), out=scores.copy()).astype(np.float16)
+    """Return scores as a graph holds them: the least number is -65504, and -inf stays; float16 is held already."""
+    if scores.dtype == np.float16:
+        return cast("npt.NDArray[np.float16]", scores)
+    least: npt.NDArray[Any] = np.maximum(scores, -65504, where=np.isfinite(scores), out=scores.copy())
+    return least.astype(np.float16)
 
 
 def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:
