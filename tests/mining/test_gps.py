@@ -154,10 +154,12 @@ def test_processes_give_the_same_graph_as_threads(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_does_no_harm(tmp_path: Path, small: None) -> None:
+def test_a_killed_worker_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tasks run again, and write the same objects."""
     from distributed import LocalCluster
 
+    monkeypatch.setattr(gps, "LEAST", 16)  # only the client cuts blocks
+    monkeypatch.setattr(gps, "BLOCK", 64)
     root = Store.open(tmp_path)
     layout, run = city(root, side=40, areas=2), root.child("run")
     calm = build_gps_graph(run, "calm.zarr", layout, 9)
