@@ -39,7 +39,10 @@ def pair_codes(place: Int32, view: Int16) -> Int64:
         place: Place ids, in any shape.
         view: Number of each pair's view within its place, in the same shape.
     """
-    return place.astype(np.int64) << 16 | view
+    codes = place.astype(np.int64)
+    codes <<= 16  # in place: a plan's codes are the largest that a trainer holds
+    codes |= view
+    return codes
 
 
 class Csr(NamedTuple):

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,8 +46,8 @@ class Schedule:
         size: (R,) length of the read in bytes.
         come: (R,) step from which the read may be under way.
         first: (R,) first step that uses the read, which must be complete by then.
-        bring: (R + 1,) read i fetches the members bring[i] to bring[i + 1] - 1 of ``row`` and ``last``.
-        row: (D,) row of each member in the table of members, sorted by read and offset.
+        bring: (R, 2) read i fetches the members bring[i, 0] to bring[i, 1] - 1 of ``row`` and ``last``.
+        row: (D,) row of each member in the table of members; those of a read lie together, sorted by offset.
         last: (D,) last step that uses the member; it is released after that step.
         held: (B,) bytes held at each step, reads under way included.
         layout_bytes: Bytes of all shards that are read from, which random access would have to hold.
@@ -135,21 +135,29 @@ def schedule(
     Raises:
         BadInput: The batches do not fit the index, the index does not fit the shards, or a batch exceeds the budget.
     """
-    alone = []
+    alone: list[Schedule] = []
+    # Room for as many members as could be fetched, of which the operating system gives only what is filled. The members
+    # stay together by lanes, because putting them into the order of the reads would hold all of them twice.
+    row, last = np.empty((2, sum(map(len, batches)) if lanes > 1 else 0), dtype=np.int32)
+    stop = 0
     for lane in range(lanes):
         try:
-            alone.append(
-                _of_lane(
-                    batches[lane::lanes], extents, shard_sizes, look_ahead, prefetch, budget_bytes // lanes, gap_bytes
-                )
+            made = _of_lane(
+                batches[lane::lanes], extents, shard_sizes, look_ahead, prefetch, budget_bytes // lanes, gap_bytes
             )
+            if lanes == 1:
+                return made
+            start, stop = stop, stop + len(made.row)
+            row[start:stop] = made.row
+            np.add(made.last * np.int32(lanes), np.int32(lane), out=last[start:stop])
+            alone.append(replace(made, bring=made.bring + start, row=row[:0], last=last[:0]))
         except _TooLarge as error:
             share = f"its lane's share of the budget, {lanes} lanes of" if lanes > 1 else "the budget of"
             raise BadInput(
                 f"batch {error.step * lanes + lane} needs {error.needed / 2**20:,.1f} MiB at once, more than {share} "
                 f"{budget_bytes // lanes / 2**20:,.1f} MiB; raise buffer_mib, or plan smaller batches"
             ) from error
-    return interleaved(alone)
+    return replace(interleaved(alone), row=row[:stop], last=last[:stop])
 
 
 def interleaved(lanes: Sequence[Schedule]) -> Schedule:
@@ -159,7 +167,7 @@ def interleaved(lanes: Sequence[Schedule]) -> Schedule:
     the other lanes are made.
 
     Args:
-        lanes: The schedule of each lane alone. The first ones may have one batch more than the others.
+        lanes: The schedule of each lane alone, without members. The first ones may have one batch more than the others.
     """
     if len(lanes) == 1:
         return lanes[0]
@@ -177,24 +185,15 @@ def interleaved(lanes: Sequence[Schedule]) -> Schedule:
         )
     )
     order = np.lexsort((come, first))
-    counts = np.concatenate([np.diff(one.bring) for one in lanes])[order]
-    bring = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    starts = np.empty(len(order), dtype=np.int64)  # of each read's members, the reads as the lanes have them
-    starts[order] = bring[:-1]
-    row, last = np.empty((2, bring[-1]), dtype=np.int32)
-    for lane, one in enumerate(lanes):  # lane by lane, because 64-bit indices of all members are the larger part
-        own, starts = starts[: one.requests], starts[one.requests :]
-        at = np.arange(len(one.row)) + np.repeat(own - one.bring[:-1], np.diff(one.bring))
-        row[at], last[at] = one.row, one.last * np.int32(turn) + np.int32(lane)
     return Schedule(
         shard=np.concatenate([one.shard for one in lanes])[order],
         offset=np.concatenate([one.offset for one in lanes])[order],
         size=np.concatenate([one.size for one in lanes])[order],
         come=come[order],
         first=first[order],
-        bring=bring,
-        row=row,
-        last=last,
+        bring=np.concatenate([one.bring for one in lanes])[order],
+        row=lanes[0].row,
+        last=lanes[0].last,
         held=held,
         layout_bytes=sum(one.layout_bytes for one in lanes),
         bytes_used=sum(one.bytes_used for one in lanes),
@@ -234,7 +233,7 @@ def _of_lane(
         size=size,
         come=come,
         first=first,
-        bring=bring,
+        bring=np.stack([bring[:-1], bring[1:]], axis=1),
         row=row.astype(np.int32),
         last=last.astype(np.int32),
         held=load,
