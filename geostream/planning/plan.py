@@ -86,7 +86,7 @@ class EpochPlan:
             (self.left_out_place, "<i4"),
             (self.left_out_view, "<i2"),
         ):
-            digest.update(np.ascontiguousarray(array, dtype=kind))
+            digest.update(np.ascontiguousarray(array, dtype=kind).ravel().data)
         return digest.hexdigest()
 
     def validate(self, layout: Layout) -> None:

@@ -12,7 +12,7 @@ import math
 import os
 from dataclasses import dataclass
 from multiprocessing import reduction
-from multiprocessing.context import get_spawning_popen  # type: ignore[attr-defined]
+from multiprocessing.context import get_spawning_popen
 from tempfile import TemporaryFile
 from typing import IO, Any, Generic, TypeVar
 
@@ -39,7 +39,8 @@ class SharedRows(Generic[Number]):
     """
 
     def __init__(self, array: npt.NDArray[Number]) -> None:
-        self.shape, self.dtype = array.shape, array.dtype
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype: np.dtype[Number] = array.dtype
         self._array: npt.NDArray[Number] | None = array
         self._file: IO[bytes] | None = None
 
@@ -48,7 +49,8 @@ class SharedRows(Generic[Number]):
 
     def __getitem__(self, row: int) -> npt.NDArray[Number]:
         """Return one row."""
-        return self.take(range(row, row + 1))[0]
+        one: npt.NDArray[Number] = self.take(range(row, row + 1))[0]
+        return one
 
     def take(self, rows: range) -> npt.NDArray[Number]:
         """Return some rows, as an array that must not be written to."""
@@ -59,7 +61,8 @@ class SharedRows(Generic[Number]):
         together = 1 if rows.step > 1 else max(len(rows), 1)  # rows that lie one after the other
         # pread, because several threads and processes have the file open at one position.
         parts = [os.pread(self._file.fileno(), together * size, row * size) for row in rows[::together]]
-        return np.frombuffer(b"".join(parts), dtype=self.dtype).reshape(len(rows), *self.shape[1:])
+        taken: npt.NDArray[Number] = np.frombuffer(b"".join(parts), dtype=self.dtype)
+        return taken.reshape(len(rows), *self.shape[1:])
 
     def __getstate__(self) -> dict[str, Any]:
         state = {"shape": self.shape, "dtype": self.dtype}
@@ -67,7 +70,7 @@ class SharedRows(Generic[Number]):
             return state | {"array": self.take(range(len(self)))}
         if self._file is None:
             self._file = self._written()
-        return state | {"file": reduction.DupFd(self._file.fileno())}  # type: ignore[attr-defined]
+        return state | {"file": reduction.DupFd(self._file.fileno())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.shape, self.dtype, self._array = state["shape"], state["dtype"], state.get("array")
@@ -77,9 +80,8 @@ class SharedRows(Generic[Number]):
         try:
             file = TemporaryFile(prefix="geostream-", buffering=0)  # noqa: SIM115  # closed with the last of its users
             for start in range(0, len(self), WRITTEN):
-                left = memoryview(np.ascontiguousarray(self.take(range(start, min(start + WRITTEN, len(self)))))).cast(
-                    "B"
-                )
+                rows = self.take(range(start, min(start + WRITTEN, len(self))))
+                left = np.ascontiguousarray(rows).data.cast("B")
                 while left:
                     left = left[file.write(left) :]
         except OSError as error:
@@ -109,8 +111,14 @@ class PlanBatches:
             some = slice(start, start + FOUND)
             pair[some] = _ids(codes, plan.place[some], plan.view[some])
         left_out = _ids(codes, plan.left_out_place, plan.left_out_view)
-        columns = (plan.place, plan.view, pair, plan.left_out_place, plan.left_out_view, left_out)
-        return cls(*map(SharedRows, columns))
+        return cls(
+            SharedRows(plan.place),
+            SharedRows(plan.view),
+            SharedRows(pair),
+            SharedRows(plan.left_out_place),
+            SharedRows(plan.left_out_view),
+            SharedRows(left_out),
+        )
 
     def __len__(self) -> int:
         return len(self.pair)

@@ -68,11 +68,11 @@ class Spawning:
 def as_in_a_worker(sent: Sent) -> Sent:
     """Return an object as a loader process that is started with it has it."""
     data = io.BytesIO()
-    context.set_spawning_popen(Spawning())  # type: ignore[attr-defined]
+    context.set_spawning_popen(Spawning())  # type: ignore[arg-type]
     try:
         reduction.dump(sent, data)
     finally:
-        context.set_spawning_popen(None)  # type: ignore[attr-defined]
+        context.set_spawning_popen(None)
     made: Sent = reduction.ForkingPickler.loads(data.getvalue())
     return made
 

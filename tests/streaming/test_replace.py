@@ -59,16 +59,13 @@ def substitutes(draw: st.DrawFn) -> Substitutes:
 
 def plan_batches(batches: Int64, left_out: Int64) -> PlanBatches:
     """Pairs as (place, view); their id is 10 times the place and the view."""
-    columns = [
-        SharedRows(column.astype(kind))
-        for pairs in (batches, left_out)
-        for column, kind in (
-            (pairs[..., 0], np.int32),
-            (pairs[..., 1], np.int16),
-            (10 * pairs[..., 0] + pairs[..., 1], np.int32),
-        )
-    ]
-    return PlanBatches(*columns)
+
+    def columns(pairs: Int64) -> tuple[SharedRows[np.int32], SharedRows[np.int16], SharedRows[np.int32]]:
+        place, view = pairs[..., 0], pairs[..., 1]
+        pair = 10 * place + view
+        return SharedRows(place.astype(np.int32)), SharedRows(view.astype(np.int16)), SharedRows(pair.astype(np.int32))
+
+    return PlanBatches(*columns(batches), *columns(left_out))
 
 
 def pairs_of(rule: Substitutes) -> tuple[list[list[Pair]], list[Pair]]:
