@@ -41,7 +41,7 @@ def pair_codes(place: Int32, view: Int16) -> Int64:
         view: Number of each pair's view within its place, in the same shape.
     """
     codes = place.astype(np.int64)
-    codes <<= 16
+    codes <<= 16  # in place: a plan's codes are the largest that a trainer holds
     codes |= view
     return codes
 

@@ -296,6 +296,24 @@ class Layout:
         np.cumsum(np.concatenate(lengths), out=indptr[1:])
         return Csr(indptr, np.concatenate(places))
 
+    def semi_positive_places(self, split: str) -> Iterator[tuple[Int32, Int32]]:
+        """Yield each place of a view and a semi-positive of that view, a row group at a time.
+
+        Args:
+            split: "train", "test" or "gallery".
+
+        Yields:
+            (n,) places, sorted, and (n,) their semi-positives.
+        """
+        columns = ("views.list.element.split", "views.list.element.semi_positives.list.element")
+        for start, part in self._parts(PLACES_FILE, *columns):
+            lists = part["views"].combine_chunks()
+            views, of_split = lists.flatten(), pc.equal(lists.flatten().field("split"), split)
+            semi = views.field("semi_positives").filter(of_split)
+            place = pc.list_parent_indices(lists).filter(of_split).to_numpy().astype(np.int32) + np.int32(start)
+            lengths = pc.list_value_length(semi).fill_null(0).to_numpy()
+            yield np.repeat(place, lengths), semi.flatten().to_numpy().astype(np.int32)
+
     def excluded(self, split: str = "train") -> Csr:
         """Return the places that must not share a batch with each place.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -19,13 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from geostream.arrays import Bools, Csr, Int32, pair_codes, take
+from geostream.arrays import Int32, Int64, Pairs, pair_codes
 from geostream.errors import GeostreamError, NotFound, StaleArtefact
 from geostream.layout import Layout
 from geostream.store import Store
 
 FORMAT = 1
 CHECKED = 1024  # batches that are checked at once
+STEP = 2**32 - 1  # the bits of a number that hold a step
+MET = "a query meets its semi-positive"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class EpochPlan:
             (self.left_out_place, "<i4"),
             (self.left_out_view, "<i2"),
         ):
-            digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+            digest.update(np.ascontiguousarray(array, dtype=kind).ravel().data)
         return digest.hexdigest()
 
     def validate(self, layout: Layout) -> None:
@@ -103,30 +105,59 @@ class EpochPlan:
             raise StaleArtefact(f"{name} was made for another layout than {layout.name}; plan the epoch again")
         if self.place.shape != (self.n_batches, self.batch_size) or self.n_batches % self.lanes:
             raise GeostreamError(f"{name}: its batches are not full or its lanes not equally long; plan again")
-        ids = pair_codes(np.concatenate([self.place.ravel(), self.left_out_place]),
-                        np.concatenate([self.view.ravel(), self.left_out_view]))  # fmt: skip
-        pairs = layout.pairs("train")
-        if not np.array_equal(np.sort(ids), pair_codes(pairs.place, pairs.view)):
+        if not self._holds_each_once(layout.pairs("train")):
             raise GeostreamError(f"{name}: it does not hold every training pair exactly once; plan again")
-        excluded = layout.excluded("train")
+        where = self._where()
+        twice = where[:-1][where[1:] == where[:-1]]
+        for wrong, what in ((twice, "a place is twice in the batch"), (_met(where, layout), MET)):
+            if len(wrong):
+                raise GeostreamError(f"{name}, step {int((wrong & STEP).min())}: {what}; plan again")
+
+    def _holds_each_once(self, pairs: Pairs) -> bool:
+        """Return whether the plan holds each of some sorted pairs once; memory holds 8 bytes a pair."""
+        n = self.place.size
+        if n + len(self.left_out_place) != len(pairs):
+            return False
+        codes = np.empty(len(pairs), dtype=np.int64)
+        for batches in self._blocks():
+            some = slice(batches.start * self.batch_size, batches.stop * self.batch_size)
+            codes[some] = pair_codes(self.place[batches], self.view[batches]).ravel()
+        codes[n:] = pair_codes(self.left_out_place, self.left_out_view)
+        codes.sort()
+        step = CHECKED * self.batch_size
+        return all(
+            np.array_equal(codes[some], pair_codes(pairs.place[some], pairs.view[some]))
+            for some in (slice(start, start + step) for start in range(0, len(codes), step))
+        )
+
+    def _where(self) -> Int64:
+        """Return place << 32 | step for each pair in a batch, sorted."""
+        where = np.empty(self.place.size, dtype=np.int64)
+        for batches in self._blocks():
+            some = slice(batches.start * self.batch_size, batches.stop * self.batch_size)
+            step = np.arange(batches.start, batches.stop)[:, None]
+            where[some] = (self.place[batches].astype(np.int64) << 32 | step).ravel()
+        where.sort()
+        return where
+
+    def _blocks(self) -> Iterator[slice]:
         for first in range(0, self.n_batches, CHECKED):
-            batches = np.sort(self.place[first : first + CHECKED], axis=1)
-            for wrong, what in (
-                ((np.diff(batches, axis=1) == 0).any(axis=1), "a place is twice in the batch"),
-                (_meet(batches, excluded), "a query meets its semi-positive"),
-            ):
-                if wrong.any():
-                    raise GeostreamError(f"{name}, step {first + int(wrong.argmax())}: {what}; plan again")
+            yield slice(first, min(first + CHECKED, self.n_batches))
 
 
-def _meet(batches: Int32, excluded: Csr) -> Bools:
-    """Return whether a batch, a row of sorted places, holds two that exclude each other."""
-    lists = take(excluded, batches.ravel())
-    row = np.repeat(np.arange(batches.size) // batches.shape[1], np.diff(lists.indptr))
-    here = (np.arange(len(batches), dtype=np.int64)[:, None] << 32 | batches).ravel()  # sorted, as the rows are
-    other = row << 32 | lists.indices
-    met = here[np.minimum(np.searchsorted(here, other), len(here) - 1)] == other
-    return np.bincount(row[met], minlength=len(batches)) > 0
+def _met(where: Int64, layout: Layout) -> Int64:
+    """Return those elements of :meth:`EpochPlan._where` that share their step with a semi-positive of their place."""
+    met = [where[:0]]
+    for place, other in layout.semi_positive_places("train"):
+        apart = place != other
+        place, other = place[apart].astype(np.int64), other[apart].astype(np.int64)
+        first, last = (np.searchsorted(where, place + more << 32) for more in (0, 1))
+        steps = last - first  # of the batches that each place is in
+        at = np.arange(steps.sum()) + np.repeat(first - np.cumsum(steps) + steps, steps)
+        wanted = np.sort(np.repeat(other, steps) << 32 | where[at] & STEP)  # sorted ones are found faster
+        found = np.minimum(np.searchsorted(where, wanted), max(len(where) - 1, 0))
+        met.append(wanted[where[found] == wanted] if len(where) else wanted[:0])
+    return np.concatenate(met)
 
 
 def plan_name(epoch: int) -> str:
@@ -186,16 +217,21 @@ def load_plan(plans: Store, epoch: int, layout: Layout | None) -> EpochPlan:
             raise GeostreamError(f"{where}.json: a plan of another format than {FORMAT}; plan the epoch again")
         digest = facts.pop("hash")
         table = plans.read_table(f"{name}.parquet")
-        batch = table["batch"].to_numpy()
-        place, view = table["place"].to_numpy().astype(np.int32), table["view"].to_numpy().astype(np.int16)
-        in_batch = batch >= 0
+        in_batch = table["batch"].to_numpy() >= 0
+        place, view = (
+            table[column].to_numpy().astype(kind) for column, kind in (("place", np.int32), ("view", np.int16))
+        )
+        del table  # 14 bytes a pair
+        n = int(np.count_nonzero(in_batch))
+        if not in_batch[:n].all():
+            raise ValueError("pairs left out come last")
         shape = (-1, facts["batch_size"])
         plan = EpochPlan(
             **facts,
-            place=place[in_batch].reshape(shape),
-            view=view[in_batch].reshape(shape),
-            left_out_place=place[~in_batch],
-            left_out_view=view[~in_batch],
+            place=place[:n].reshape(shape),
+            view=view[:n].reshape(shape),
+            left_out_place=place[n:],
+            left_out_view=view[n:],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise GeostreamError(damaged) from error

@@ -14,7 +14,8 @@ order of need. ``peak_bytes`` is known before the first read, and a batch that c
 Lanes share no shard, so each lane is scheduled alone, with its share of the budget, and the schedules are interleaved.
 
 Cost: for each batch a sort of the members in the look-ahead window, about a millisecond for 64 batches of 128 pairs.
-Memory: 8 bytes for each member that is fetched, and while a lane is scheduled about 100 for each of the lane's.
+Memory: 6 bytes for each member that is fetched, 8 above 65,535 batches, and while a lane is scheduled about 70 for each
+of the lane's.
 
 Source: modelled on ffcv's ``compute_schedule``, which has pages for each batch, but neither ranges nor a budget.
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,9 +47,9 @@ class Schedule:
         size: (R,) length of the read in bytes.
         come: (R,) step from which the read may be under way.
         first: (R,) first step that uses the read, which must be complete by then.
-        bring: (R + 1,) read i fetches the members bring[i] to bring[i + 1] - 1 of ``row`` and ``last``.
-        row: (D,) row of each member in the table of members, sorted by read and offset.
-        last: (D,) last step that uses the member; it is released after that step.
+        bring: (R, 2) read i fetches the members bring[i, 0] to bring[i, 1] - 1 of ``row`` and ``last``.
+        row: (D,) row of each member in the table of members; those of a read lie together, sorted by offset.
+        last: (D,) last step that uses the member, which is released after it; a small type, in which a sum overflows.
         held: (B,) bytes held at each step, reads under way included.
         layout_bytes: Bytes of all shards that are read from, which random access would have to hold.
         bytes_used: Bytes of the members that the batches need, each counted once.
@@ -61,7 +62,7 @@ class Schedule:
     first: Int64
     bring: Int64
     row: Int32
-    last: Int32
+    last: Integers
     held: Int64
     layout_bytes: int
     bytes_used: int
@@ -103,10 +104,10 @@ class _Spans(NamedTuple):
     A member that is released in between has several spans.
     """
 
-    row: Int64
-    rank: Int64  # rank of the row among all rows that are needed at all
-    first: Int64
-    last: Int64
+    row: Integers
+    rank: Int32  # rank of the row among all rows that are needed at all
+    first: Int32
+    last: Int32
 
 
 def schedule(
@@ -135,21 +136,30 @@ def schedule(
     Raises:
         BadInput: The batches do not fit the index, the index does not fit the shards, or a batch exceeds the budget.
     """
-    alone = []
+    alone: list[Schedule] = []
+    # Room for as many members as could be fetched, of which the operating system gives only what is filled. The members
+    # stay together by lanes, because putting them into the order of the reads would hold all of them twice.
+    most = sum(map(len, batches)) if lanes > 1 else 0
+    row, last = np.empty(most, dtype=np.int32), np.empty(most, dtype=np.min_scalar_type(len(batches)))
+    stop = 0
     for lane in range(lanes):
         try:
-            alone.append(
-                _of_lane(
-                    batches[lane::lanes], extents, shard_sizes, look_ahead, prefetch, budget_bytes // lanes, gap_bytes
-                )
+            made = _of_lane(
+                batches[lane::lanes], extents, shard_sizes, look_ahead, prefetch, budget_bytes // lanes, gap_bytes
             )
+            if lanes == 1:
+                return made
+            start, stop = stop, stop + len(made.row)
+            row[start:stop] = made.row
+            last[start:stop] = made.last.astype(np.int32) * lanes + lane
+            alone.append(replace(made, bring=made.bring + start, row=row[:0], last=last[:0]))
         except _TooLarge as error:
             share = f"its lane's share of the budget, {lanes} lanes of" if lanes > 1 else "the budget of"
             raise BadInput(
                 f"batch {error.step * lanes + lane} needs {error.needed / 2**20:,.1f} MiB at once, more than {share} "
                 f"{budget_bytes // lanes / 2**20:,.1f} MiB; raise buffer_mib, or plan smaller batches"
             ) from error
-    return interleaved(alone)
+    return replace(interleaved(alone), row=row[:stop], last=last[:stop])
 
 
 def interleaved(lanes: Sequence[Schedule]) -> Schedule:
@@ -159,7 +169,7 @@ def interleaved(lanes: Sequence[Schedule]) -> Schedule:
     the other lanes are made.
 
     Args:
-        lanes: The schedule of each lane alone. The first ones may have one batch more than the others.
+        lanes: The schedule of each lane alone, without members. The first ones may have one batch more than the others.
     """
     if len(lanes) == 1:
         return lanes[0]
@@ -177,24 +187,15 @@ def interleaved(lanes: Sequence[Schedule]) -> Schedule:
         )
     )
     order = np.lexsort((come, first))
-    counts = np.concatenate([np.diff(one.bring) for one in lanes])[order]
-    bring = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    starts = np.empty(len(order), dtype=np.int64)  # of each read's members, the reads as the lanes have them
-    starts[order] = bring[:-1]
-    row, last = np.empty((2, bring[-1]), dtype=np.int32)
-    for lane, one in enumerate(lanes):  # lane by lane, because 64-bit indices of all members are the larger part
-        own, starts = starts[: one.requests], starts[one.requests :]
-        at = np.arange(len(one.row)) + np.repeat(own - one.bring[:-1], np.diff(one.bring))
-        row[at], last[at] = one.row, one.last * np.int32(turn) + np.int32(lane)
     return Schedule(
         shard=np.concatenate([one.shard for one in lanes])[order],
         offset=np.concatenate([one.offset for one in lanes])[order],
         size=np.concatenate([one.size for one in lanes])[order],
         come=come[order],
         first=first[order],
-        bring=bring,
-        row=row,
-        last=last,
+        bring=np.concatenate([one.bring for one in lanes])[order],
+        row=lanes[0].row,
+        last=lanes[0].last,
         held=held,
         layout_bytes=sum(one.layout_bytes for one in lanes),
         bytes_used=sum(one.bytes_used for one in lanes),
@@ -219,11 +220,14 @@ def _of_lane(
     gap_bytes: int,
 ) -> Schedule:
     """Compute the schedule of one lane alone; raise _TooLarge for a batch that exceeds the budget."""
-    members = np.concatenate([np.zeros(0, dtype=np.int64), *batches])
-    step = np.repeat(np.arange(len(batches), dtype=np.int64), [len(batch) for batch in batches])
+    members = np.concatenate([np.zeros(0, dtype=np.int32), *batches])
+    step = np.repeat(np.arange(len(batches), dtype=np.int32), [len(batch) for batch in batches])
     used = distinct(members)
     _check(used, extents, shard_sizes)
+    layout_bytes, bytes_used = int(shard_sizes[distinct(extents.shard[used])].sum()), int(extents.size[used].sum())
+    del used
     spans = _spans(members, step, extents.size, len(batches), budget_bytes)
+    del members, step
     load, first, bring, row, last = _merge(spans, extents, len(batches), look_ahead, budget_bytes, gap_bytes)
     start, end = extents.of(row[bring[:-1]]), extents.of(row[bring[1:] - 1])
     offset, size = start.offset, end.offset + end.size - start.offset
@@ -234,16 +238,16 @@ def _of_lane(
         size=size,
         come=come,
         first=first,
-        bring=bring,
+        bring=np.stack([bring[:-1], bring[1:]], axis=1),
         row=row.astype(np.int32),
-        last=last.astype(np.int32),
+        last=last.astype(np.min_scalar_type(len(batches))),
         held=load,
-        layout_bytes=int(shard_sizes[distinct(extents.shard[used])].sum()),
-        bytes_used=int(extents.size[used].sum()),
+        layout_bytes=layout_bytes,
+        bytes_used=bytes_used,
     )
 
 
-def _check(used: Int64, extents: Extents, shard_sizes: Int64) -> None:
+def _check(used: Integers, extents: Extents, shard_sizes: Int64) -> None:
     """Raise BadInput if members that are used are not in the index, or lie outside of the shards."""
     if not len(used):
         return
@@ -256,13 +260,20 @@ def _check(used: Int64, extents: Extents, shard_sizes: Int64) -> None:
         raise BadInput("the layout's index points past the end of a shard; shard the dataset again")
 
 
+def _new(values: Integers) -> Bools:
+    """Return which elements differ from the one before them; the first one does."""
+    new = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new
+
+
 def _pieces(new: Bools) -> tuple[Int64, Int64]:
     """Return the first and the last index of each piece; ``new`` marks the elements that begin one."""
     starts = np.flatnonzero(new)
     return starts, np.append(starts[1:], len(new))[: len(starts)] - 1
 
 
-def _held(first: Int64, last: Int64, size: Integers, steps: int) -> Int64:
+def _held(first: Integers, last: Integers, size: Integers, steps: int) -> Int64:
     """Return (steps,) the bytes held at each step, if each item is held from step ``first`` to ``last``."""
     change = np.zeros(steps + 1, dtype=np.int64)
     np.add.at(change, first, size)
@@ -270,11 +281,12 @@ def _held(first: Int64, last: Int64, size: Integers, steps: int) -> Int64:
     return np.cumsum(change[:-1])
 
 
-def _spans(members: Int64, step: Int64, sizes: Integers, steps: int, budget: int) -> _Spans:
+def _spans(members: Integers, step: Int32, sizes: Integers, steps: int, budget: int) -> _Spans:
     """Return the spans from first to last use; where they exceed the budget, cut some between two uses."""
-    order = np.lexsort((step, members))
+    order = np.argsort(members, kind="stable")  # the steps of a member stay in order
     row, use = members[order], step[order]
-    new = np.diff(row, prepend=-1) != 0
+    del order
+    new = _new(row)
     starts, ends = _pieces(new)
     held = _held(use[starts], use[ends], sizes[row[starts]], steps)
     if held.max(initial=0) > budget:
@@ -282,12 +294,13 @@ def _spans(members: Int64, step: Int64, sizes: Integers, steps: int, budget: int
         idle = idle[use[idle] - use[idle - 1] > 1]  # with steps in between that do not use the member
         new[_let_go(held, idle, use, sizes[row], budget)] = True
         starts, ends = _pieces(new)
-    rank = np.cumsum(np.diff(row[starts], prepend=-1) != 0)
-    spans = _Spans(row[starts], rank, use[starts], use[ends])
-    return _Spans(*(column[np.argsort(spans.first, kind="stable")] for column in spans))
+    spans = _Spans(row[starts], np.cumsum(_new(row[starts]), dtype=np.int32), use[starts], use[ends])
+    del row, use, new, starts, ends
+    order = np.argsort(spans.first, kind="stable")
+    return _Spans(spans.row[order], spans.rank[order], spans.first[order], spans.last[order])
 
 
-def _let_go(held: Int64, idle: Int64, use: Int64, size: Integers, budget: int) -> list[int]:
+def _let_go(held: Int64, idle: Int64, use: Int32, size: Integers, budget: int) -> list[int]:
     """Choose the waits to cut, of ``idle``, so that no step exceeds the budget; those that end latest come first."""
     cut = []
     held = held.copy()
@@ -309,7 +322,7 @@ def _let_go(held: Int64, idle: Int64, use: Int64, size: Integers, budget: int) -
 
 def _merge(
     spans: _Spans, extents: Extents, steps: int, look_ahead: int, budget: int, gap: int
-) -> tuple[Int64, Int64, Int64, Int64, Int64]:
+) -> tuple[Int64, Int64, Int64, Integers, Int32]:
     """Merge the spans into reads; return (load, first, bring, row, last).
 
     ``load`` (steps,) is the bytes held at each step by reads and by spans not read yet; it stays within the budget. A
@@ -336,7 +349,7 @@ def _merge(
         load[now : now + len(early)] += early
         horizon = max(horizon, 0)
         unread[which] = False
-        starts, ends = _pieces(np.diff(read, prepend=-1) != 0)
+        starts, ends = _pieces(_new(read))
         found.append(which)
         counts.append(ends + 1 - starts)
         firsts.append(np.full(len(starts), now, dtype=np.int64))
@@ -351,7 +364,7 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, 
     With ``alone``, each member is a read of its own.
     """
     ahead = ahead[np.lexsort((spans.first[ahead], spans.row[ahead]))]
-    keep = np.diff(spans.row[ahead], prepend=-1) != 0  # of a member that is fetched twice, only the next span
+    keep = _new(spans.row[ahead])  # of a member that is fetched twice, only the next span
     ahead = ahead[keep]
     shard, offset, size = extents.of(spans.row[ahead])
     end = offset + size
@@ -359,7 +372,7 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, 
         # A member that another batch needs does not count as a gap: it would be fetched twice.
         apart = (np.diff(spans.rank[ahead]) != 1) | (np.diff(shard) != 0) | (offset[1:] - end[:-1] > gap)
         run = np.concatenate([[0], np.cumsum(apart)])
-        starts, ends = _pieces(np.diff(run, prepend=-1) != 0)
+        starts, ends = _pieces(_new(run))
         run_bytes = (end[ends] - offset[starts])[run]
         parts = -(-run_bytes // MAX_READ)
         part = np.minimum((offset - offset[starts][run]) * parts // np.maximum(run_bytes, 1), parts - 1)
@@ -374,7 +387,7 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, 
 def _early_load(spans: _Spans, which: Int64, read: Int64, now: int, extents: Extents) -> Int64:
     """Return the bytes at each step from ``now`` on that reading ``which`` at ``now`` holds beyond their spans."""
     first, (_, offset, size) = spans.first[which], extents.of(spans.row[which])
-    starts, ends = _pieces(np.diff(read, prepend=-1) != 0)
+    starts, ends = _pieces(_new(read))
     early = _held(np.zeros(len(which), dtype=np.int64), first - now - 1, size, int(first.max()) + 1 - now)
     early[0] += int((offset[ends] + size[ends] - offset[starts]).sum() - size.sum())
     return early
@@ -384,7 +397,7 @@ def _start_early(load: Int64, first: Int64, size: Integers, prefetch: int, budge
     """Return the step from which each read may run, as early as ``load`` leaves room; add the reads to it."""
     come = first.copy()
     earliest = 0
-    for start, end in zip(*_pieces(np.diff(first, prepend=-1) != 0), strict=True):  # reads needed at the same step
+    for start, end in zip(*_pieces(_new(first)), strict=True):  # reads needed at the same step
         need, together = int(first[start]), int(size[start : end + 1].sum())
         earliest = max(earliest, need - prefetch)
         full = np.flatnonzero(load[earliest:need] + together > budget)

@@ -11,6 +11,7 @@ no random numbers; ``change`` draws its own from (seed, epoch, pair).
 
 from __future__ import annotations
 
+import math
 import operator
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, overload
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from geostream.arrays import Int32, Int64, Pairs, distinct, pair_codes
+from geostream.arrays import Int32, Int64, Pairs, distinct
 from geostream.errors import BadInput, GeostreamError, StaleArtefact
 from geostream.layout import Layout
 from geostream.layout.members import MemberTable
@@ -29,6 +30,7 @@ from geostream.planning.plan import EpochPlan
 from geostream.store.forks import check_process
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch, Change, Columns, ImageSizes, Pipeline, Replacement, Worker
+from geostream.streaming.shared import PlanBatches, SharedRows
 from geostream.streaming.workers import enter_worker
 
 State = dict[str, Any]
@@ -59,14 +61,15 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class PairBatches(Sequence[list[Columns]]):
-    """The samples of some batches of pairs, 12 bytes each, as columns that are made when they are asked for."""
+    """The samples of some batches of pairs, 8 bytes each, as columns that are made when they are asked for."""
 
     tile: Int32  # (B, batch size) rows of the tiles in the table of members
     view: Int32  # the same of the views
-    pair: Int32  # (B, batch size) pair ids
+    steps: range  # (B,) of the plan
+    pair: SharedRows[np.int32]  # (steps of the plan, batch size) pair ids
 
     def __len__(self) -> int:
-        return len(self.pair)
+        return len(self.steps)
 
     @overload
     def __getitem__(self, index: int) -> list[Columns]: ...
@@ -76,43 +79,39 @@ class PairBatches(Sequence[list[Columns]]):
 
     def __getitem__(self, index: int | slice) -> list[Columns] | PairBatches:
         if isinstance(index, slice):
-            return PairBatches(self.tile[index], self.view[index], self.pair[index])
-        return [{"tile": self.tile[index], "view": self.view[index], "pair": self.pair[index]}]
+            return PairBatches(self.tile[index], self.view[index], self.steps[index], self.pair)
+        return [{"tile": self.tile[index], "view": self.view[index], "pair": self.pair[self.steps[index]]}]
 
 
 @dataclass(frozen=True)
 class PlanSteps:
     """The steps of a plan. A reader opens the index of its own lanes' shards only.
 
-    Sending it to a worker takes 10 bytes a pair of the whole plan. The worker reads the index itself, and then holds 38
+    A worker gets the plan as a file (:mod:`geostream.streaming.shared`). It reads the index itself, and then holds 48
     bytes for each of its own pairs. While it looks up a lane's images, it takes 40 bytes for each of them.
     """
 
     layout: Layout
-    plan: EpochPlan
-    pair: Int32  # (B, batch size) pair ids
+    plan: PlanBatches
     shards: list[Int32]  # of each lane
     replacement: Replacement  # of pairs with a damaged image
 
     def __len__(self) -> int:
-        return self.plan.n_batches
+        return len(self.plan)
 
     def part(self, steps: range) -> Part:
         """Read the index of the steps' lanes, and find the images of each step in it."""
-        lanes = sorted({step % len(self.shards) for step in steps})
-        members = MemberTable.of(
-            self.layout, np.concatenate([np.zeros(0, np.int32), *map(self.shards.__getitem__, lanes)])
-        )
-        mine = slice(steps.start, steps.stop, steps.step)
-        place, view = self.plan.place[mine], self.plan.view[mine]
-        tile_row, view_row = np.empty(place.shape, np.int32), np.empty(place.shape, np.int32)
-        of_lane = np.arange(steps.start, steps.stop, steps.step) % len(self.shards)
-        for lane in lanes:
-            lookup, batches = members.lookup(self.shards[lane]), np.flatnonzero(of_lane == lane)
-            wanted = place[batches].ravel(), view[batches].ravel()
-            tile_row[batches] = lookup.rows(wanted[0]).reshape(-1, place.shape[1])
-            view_row[batches] = lookup.rows(*wanted).reshape(-1, place.shape[1])
-        return Part(members, PairBatches(tile_row, view_row, self.pair[mine]), self.replacement)
+        turn, plan = len(self.shards), self.plan
+        own = steps[: turn // math.gcd(steps.step, turn)]  # the first of each lane; then they come in turn again
+        shards = [self.shards[step % turn] for step in own]
+        members = MemberTable.of(self.layout, np.concatenate([np.zeros(0, np.int32), *shards]))
+        tile, view = np.empty((2, len(steps), plan.place.shape[1]), dtype=np.int32)
+        for lane, of_lane in enumerate(shards):
+            batches, lookup = steps[lane :: len(own)], members.lookup(of_lane)
+            place, number = plan.place.take(batches), plan.view.take(batches)
+            tile[lane :: len(own)] = lookup.rows(place.ravel()).reshape(place.shape)
+            view[lane :: len(own)] = lookup.rows(place.ravel(), number.ravel()).reshape(place.shape)
+        return Part(members, PairBatches(tile, view, steps, plan.pair), self.replacement)
 
 
 @dataclass(frozen=True)
@@ -331,13 +330,12 @@ def plan_dataset(
         BadInput: The ranks cannot share the plan's lanes evenly.
     """
     plan.validate(layout)
-    pairs = layout.pairs(split)
-    pair = np.searchsorted(pair_codes(*pairs), pair_codes(plan.place, plan.view)).astype(np.int32)
-    shards = [distinct(layout.shard_of_place[plan.place[lane :: plan.lanes]]) for lane in range(plan.lanes)]
     # Of the whole epoch's pairs, wherever it continues and however many share it: bad ones come in clusters.
     limit = max(1, int((options or ReadOptions()).replaced_limit * plan.place.size))
+    batches = PlanBatches.of(plan, layout.pairs(split))
+    shards = [distinct(layout.shard_of_place[plan.place[lane :: plan.lanes]]) for lane in range(plan.lanes)]
     return StreamDataset(
-        PlanSteps(layout, plan, pair, shards, Replacement(layout, split, plan, limit)),
+        PlanSteps(layout, batches, shards, Replacement(layout, split, batches, limit)),
         sizes,
         change=change,
         options=options,

@@ -72,6 +72,7 @@ class Fetcher:
         self._used = np.zeros(len(members.crc32c), dtype=bool)
         self._asked: dict[int, Future[Arrived]] = {}
         self._views: dict[int, bytes] = {}
+        self._leaving: dict[int, list[int]] = {}  # of what is held, by the last step that uses it
 
     def __enter__(self) -> Fetcher:
         self._transport.__enter__()
@@ -83,16 +84,16 @@ class Fetcher:
         self._transport.__exit__(kind, error, trace)
         self._asked.clear()
         self._views.clear()
+        self._leaving.clear()
         self.stats.resident_bytes = 0
 
     def __iter__(self) -> Iterator[dict[int, bytes]]:
         plan = self.schedule
-        coming, leaving = np.argsort(plan.come, kind="stable"), np.argsort(plan.last, kind="stable").astype(np.int32)
-        asked = arrived = left = 0
+        coming = np.argsort(plan.come, kind="stable")
+        asked = arrived = 0
         for step, rows in enumerate(self.needed):
-            while left < len(leaving) and plan.last[leaving[left]] < step:
-                self._let_go(int(plan.row[leaving[left]]))
-                left += 1
+            for row in self._leaving.pop(step - 1, ()):
+                self._let_go(row)
             # Reads for later batches wait until the first batch is there: they would share its bandwidth.
             while asked < plan.requests and plan.come[now := int(coming[asked])] <= step:
                 if not step and plan.first[now]:
@@ -118,8 +119,10 @@ class Fetcher:
         self.stats.fetch_wait_seconds += time.perf_counter() - started
         self._views |= arrived.members
         self.bad |= arrived.bad
-        gaps = self.schedule.size[read] - self._members.extents.size[self._rows(read)].sum()
-        self.stats.resident_bytes -= int(gaps)
+        rows = self._rows(read)
+        for row, last in zip(rows.tolist(), self.schedule.last[self._of(read)].tolist(), strict=True):
+            self._leaving.setdefault(last, []).append(row)
+        self.stats.resident_bytes -= int(self.schedule.size[read] - self._members.extents.size[rows].sum())
 
     def _result(self, transport: Transport, asked: Future[Arrived]) -> Arrived:
         while True:
@@ -137,7 +140,10 @@ class Fetcher:
         self.stats.resident_bytes -= int(self._members.extents.size[row])
 
     def _rows(self, read: int) -> Int32:
-        return self.schedule.row[self.schedule.bring[read] : self.schedule.bring[read + 1]]
+        return self.schedule.row[self._of(read)]
+
+    def _of(self, read: int) -> slice:
+        return slice(*self.schedule.bring[read].tolist())
 
     def _count_used(self, rows: Integers) -> None:
         new = distinct(rows[~self._used[rows]])

@@ -25,16 +25,16 @@ import torch
 import webdataset as wds
 from torch import Tensor
 
-from geostream.arrays import Int64, Integers, pair_codes
+from geostream.arrays import Integers
 from geostream.errors import GeostreamError, StoreError
 from geostream.layout import Layout
 from geostream.layout.members import MemberTable
-from geostream.planning.plan import EpochPlan
 from geostream.settings import TrainSettings
 from geostream.streaming.decode import decode_image
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.replace import Substitutes
+from geostream.streaming.shared import PlanBatches
 from geostream.streaming.stats import Replaced, StreamStats
 
 KINDS = ("tile", "view")
@@ -73,18 +73,12 @@ class Replacement:
 
     layout: Layout
     split: str
-    plan: EpochPlan
+    plan: PlanBatches
     limit: int  # pairs that may be replaced in the epoch
 
     @cached_property
     def _rule(self) -> Substitutes:
-        plan = self.plan
-        lists = self.layout.excluded(self.split)  # read when a first pair is damaged
-        return Substitutes(plan.place, plan.view, plan.left_out_place, plan.left_out_view, lists)
-
-    @cached_property
-    def _codes(self) -> Int64:
-        return pair_codes(*self.layout.pairs(self.split))
+        return Substitutes(self.plan, self.layout.excluded(self.split))  # read when a first pair is damaged
 
     def pairs(self, step: int, batch: set[int]) -> Iterator[tuple[MemberTable, Sample]]:
         """Yield the pairs that may replace one pair of a batch, best first; their images are not yet read.
@@ -96,10 +90,9 @@ class Replacement:
         Yields:
             The table of the images in the pair's shard, and the pair: rows of its tile and view, and its id.
         """
-        for place, view in self._rule.candidates(step, batch):
+        for place, view, pair in self._rule.candidates(step, batch):
             one, number = np.array([place], np.int32), np.array([view], np.int16)
             members = MemberTable.of(self.layout, self.layout.shard_of_place[one])
-            pair = int(np.searchsorted(self._codes, pair_codes(one, number)[0]))
             yield members, {"tile": int(members.rows(one)[0]), "view": int(members.rows(one, number)[0]), "pair": pair}
 
 

@@ -12,23 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from geostream.arrays import Csr, Int32
+from geostream.arrays import Csr
+from geostream.streaming.shared import PlanBatches
 
 
 @dataclass(frozen=True)
 class Substitutes:
     """The substitutes that a plan offers."""
 
-    place: Int32  # (B, batch size) of the plan
-    view: npt.NDArray[np.int16]
-    left_out_place: Int32
-    left_out_view: npt.NDArray[np.int16]
+    plan: PlanBatches
     excluded: Csr  # per place, those that may not share a batch with it
 
-    def candidates(self, step: int, batch: Set[int]) -> Iterator[tuple[int, int]]:
+    def candidates(self, step: int, batch: Set[int]) -> Iterator[tuple[int, int, int]]:
         """Yield the pairs that may join a batch, best first.
 
         Args:
@@ -36,17 +31,20 @@ class Substitutes:
             batch: The places that are in the batch now.
 
         Yields:
-            (place, view).
+            (place, view, pair id).
         """
-        for place, view in self._all(step):
+        for place, view, pair in self._all(step):
             if place not in batch and batch.isdisjoint(self.excluded.row(place).tolist()):
-                yield place, view
+                yield place, view, pair
 
-    def _all(self, step: int) -> Iterator[tuple[int, int]]:
-        turn = step % max(len(self.left_out_place), 1)  # not the same one for every batch
-        left_out = list(zip(self.left_out_place.tolist(), self.left_out_view.tolist(), strict=True))
-        yield from left_out[turn:] + left_out[:turn]
-        for away in range(len(self.place)):
-            other = (step + len(self.place) // 2 + away) % len(self.place)
+    def _all(self, step: int) -> Iterator[tuple[int, int, int]]:
+        plan = self.plan
+        left_out = plan.left_out_place, plan.left_out_view, plan.left_out_pair
+        for away in range(len(plan.left_out_pair)):  # each batch begins with another
+            place, view, pair = (int(column[(step + away) % len(column)]) for column in left_out)
+            yield place, view, pair
+        for away in range(len(plan)):
+            other = (step + len(plan) // 2 + away) % len(plan)
             if other != step:
-                yield from zip(self.place[other].tolist(), self.view[other].tolist(), strict=True)
+                columns = plan.place[other], plan.view[other], plan.pair[other]
+                yield from zip(*(column.tolist() for column in columns), strict=True)

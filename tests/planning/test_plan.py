@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from geostream.errors import GeostreamError, NotFound, StaleArtefact
 from geostream.layout import Layout
+from geostream.planning import plan as module
 from geostream.planning.make_plan import make_plan
 from geostream.planning.plan import EpochPlan, load_plan, save_plan
 from geostream.settings import TrainSettings
@@ -127,3 +129,27 @@ def test_validate_finds_broken_rules(layout: Layout) -> None:
     )
     with pytest.raises(GeostreamError, match="semi-positive"):
         swapped(*lonely).validate(layout)
+
+
+def test_validate_says_what_a_look_at_each_batch_says(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs change places with others until a rule is broken, or by chance none is."""
+    monkeypatch.setattr(module, "CHECKED", 3)
+    plan, excluded, outcomes = plan_of(layout), layout.excluded("train"), set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        place, view = plan.place.copy(), plan.view.copy()
+        for _ in range(seed % 4):
+            one, other = rng.integers(place.size, size=2)
+            for flat in (place.reshape(-1), view.reshape(-1)):
+                flat[[one, other]] = flat[[other, one]]
+        twice = [step for step, batch in enumerate(place.tolist()) if len(set(batch)) < len(batch)]
+        met = [
+            step
+            for step, batch in enumerate(place.tolist())
+            if any(not set(batch).isdisjoint(excluded.row(one).tolist()) for one in batch)
+        ]
+        wrong = (f"step {twice[0]}: .*twice" if twice else f"step {met[0]}: .*semi-positive") if twice or met else ""
+        with pytest.raises(GeostreamError, match=wrong) if wrong else nullcontext():
+            replace(plan, place=place, view=view).validate(layout)
+        outcomes.add(wrong.rpartition("*")[2])
+    assert outcomes == {"", "twice", "semi-positive"}

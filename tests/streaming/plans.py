@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+from multiprocessing import context, reduction
+from typing import TypeVar
+
 import numpy as np
 import torch
 
@@ -41,6 +46,35 @@ def hand_made_plan(layout: Layout, lanes: int = 1, batch_size: int = 3, epoch: i
         left_out_place=pairs.place[left_out],
         left_out_view=pairs.view[left_out],
     )
+
+
+Sent = TypeVar("Sent")
+
+
+class Spawning:
+    """What a process that is being started gets, but in this process."""
+
+    def duplicate_for_child(self, file: int) -> int:
+        return os.dup(file)
+
+    class DupFd:
+        def __init__(self, file: int) -> None:
+            self.file = file
+
+        def detach(self) -> int:
+            return self.file
+
+
+def as_in_a_worker(sent: Sent) -> Sent:
+    """Return an object as a loader process that is started with it has it."""
+    data = io.BytesIO()
+    context.set_spawning_popen(Spawning())  # type: ignore[arg-type]
+    try:
+        reduction.dump(sent, data)
+    finally:
+        context.set_spawning_popen(None)
+    made: Sent = reduction.ForkingPickler.loads(data.getvalue())
+    return made
 
 
 def assert_same(one: list[Batch], other: list[Batch]) -> None:

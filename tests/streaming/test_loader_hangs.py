@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -30,7 +31,7 @@ from geostream.layout import Layout
 from geostream.layout.members import MemberTable
 from geostream.store import Store
 from geostream.streaming import loader as loading
-from geostream.streaming import transport, workers
+from geostream.streaming import shared, transport, workers
 from geostream.streaming.dataset import StreamDataset, plan_dataset, scan_dataset
 from geostream.streaming.fetch import Fetcher
 from geostream.streaming.loader import Loader
@@ -128,6 +129,19 @@ def test_a_plain_dataloader_makes_the_same_batches(
     assert len(batches) == len(expected)
     for _ in range(2):  # epochs
         assert_same(list(batches), expected)
+
+
+def test_no_room_for_the_plan_is_told(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loader processes get it as a file."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shared, "TemporaryFile", full)
+    for loader in (Loader(dataset_of(layout), workers=2), plain(dataset_of(layout))):
+        with pytest.raises(GeostreamError, match=r"No space left .*TMPDIR"):
+            within(LIMIT, lambda loader=loader: batches_of(loader))  # type: ignore[misc]
+    assert batches_of(Loader(dataset_of(layout)))  # in this process there is no need for one
 
 
 def test_a_plain_dataloader_raises_errors_and_hands_out_none(tmp_path: Path) -> None:

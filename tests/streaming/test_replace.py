@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geostream.arrays import Csr
+from geostream.arrays import Csr, Int64
 from geostream.errors import StoreError
 from geostream.images import Pixels
 from geostream.layout import Layout
@@ -31,9 +31,10 @@ from geostream.streaming.loader import Loader
 from geostream.streaming.options import ReadOptions
 from geostream.streaming.pipeline import Batch
 from geostream.streaming.replace import Substitutes
+from geostream.streaming.shared import PlanBatches, SharedRows
 from geostream.streaming.stats import LISTED, Replaced, StreamStats
 from tests.helpers import TinyPlace, member_of, tiny_places, write_layout
-from tests.streaming.plans import SIZES, assert_as_planned, assert_same, hand_made_plan
+from tests.streaming.plans import SIZES, as_in_a_worker, assert_as_planned, assert_same, hand_made_plan
 
 Pair = tuple[int, int]
 
@@ -50,25 +51,39 @@ def substitutes(draw: st.DrawFn) -> Substitutes:
     couples = draw(st.sets(st.tuples(st.integers(0, places - 1), st.integers(0, places - 1)), max_size=8))
     both_ways = couples | {(b, a) for a, b in couples}
     rows = [sorted(b for a, b in both_ways if a == place != b) for place in range(places)]
-    return Substitutes(
-        place=pairs[:n, 0].reshape(-1, batch_size).astype(np.int32),
-        view=pairs[:n, 1].reshape(-1, batch_size).astype(np.int16),
-        left_out_place=pairs[n:, 0].astype(np.int32),
-        left_out_view=pairs[n:, 1].astype(np.int16),
-        excluded=Csr(
-            np.cumsum([0, *map(len, rows)]).astype(np.int64), np.array([b for row in rows for b in row], dtype=np.int32)
-        ),
+    excluded = Csr(
+        np.cumsum([0, *map(len, rows)]).astype(np.int64), np.array([b for row in rows for b in row], dtype=np.int32)
     )
+    return Substitutes(plan_batches(pairs[:n].reshape(-1, batch_size, 2), pairs[n:]), excluded)
+
+
+def plan_batches(batches: Int64, left_out: Int64) -> PlanBatches:
+    """Pairs as (place, view); their id is 10 times the place and the view."""
+
+    def columns(pairs: Int64) -> tuple[SharedRows[np.int32], SharedRows[np.int16], SharedRows[np.int32]]:
+        place, view = pairs[..., 0], pairs[..., 1]
+        pair = 10 * place + view
+        return SharedRows(place.astype(np.int32)), SharedRows(view.astype(np.int16)), SharedRows(pair.astype(np.int32))
+
+    return PlanBatches(*columns(batches), *columns(left_out))
+
+
+def pairs_of(rule: Substitutes) -> tuple[list[list[Pair]], list[Pair]]:
+    """Those of each batch, and those left out."""
+    plan = rule.plan
+    batches = [list(zip(plan.place[step].tolist(), plan.view[step].tolist(), strict=True)) for step in range(len(plan))]
+    every = range(len(plan.left_out_pair))
+    return batches, [(int(plan.left_out_place[at]), int(plan.left_out_view[at])) for at in every]
 
 
 @given(substitutes(), st.data())
 def test_who_may_stand_in_and_in_which_order(rule: Substitutes, data: st.DataObject) -> None:
-    batches = [list(zip(*map(np.ndarray.tolist, one), strict=True)) for one in zip(rule.place, rule.view, strict=True)]
-    left_out = list(zip(rule.left_out_place.tolist(), rule.left_out_view.tolist(), strict=True))
+    batches, left_out = pairs_of(rule)
     step = data.draw(st.integers(0, max(len(batches) - 1, 0)))
     batch = {place for place, _ in batches[step]} if batches else set()
     batch |= data.draw(st.sets(st.integers(0, 8), max_size=2))  # who stands in already
-    found = list(rule.candidates(step, batch))
+    candidates = list(rule.candidates(step, batch))
+    found = [(place, view) for place, view, _ in candidates]
 
     def fits(pair: Pair) -> bool:
         return pair[0] not in batch and not any(
@@ -77,6 +92,7 @@ def test_who_may_stand_in_and_in_which_order(rule: Substitutes, data: st.DataObj
             if place < len(rule.excluded.indptr) - 1
         )
 
+    assert all(pair == 10 * place + view for place, view, pair in candidates)
     assert len(set(found)) == len(found)
     elsewhere = [pair for other, pairs in enumerate(batches) if other != step for pair in pairs]
     assert set(found) == {pair for pair in left_out + elsewhere if fits(pair)}
@@ -86,15 +102,35 @@ def test_who_may_stand_in_and_in_which_order(rule: Substitutes, data: st.DataObj
     number_of = {pair: number for number, pairs in enumerate(batches) for pair in pairs}
     distances = [halfway[number_of[pair]] for pair in found[len(spare) :]]
     assert distances == sorted(distances)
-    assert list(rule.candidates(step, batch)) == found
+    assert list(rule.candidates(step, batch)) == candidates
+
+
+@given(substitutes(), st.data())
+def test_the_rule_is_that_of_whole_lists(rule: Substitutes, data: st.DataObject) -> None:
+    """A worker reads candidates one by one from a file; they are those of lists of all pairs, as plans were trained."""
+    batches, left_out = pairs_of(rule)
+    step = data.draw(st.integers(0, max(len(batches) - 1, 0)))
+    batch = {place for place, _ in batches[step]} if batches else set()
+    turn = step % max(len(left_out), 1)
+    wanted = left_out[turn:] + left_out[:turn]
+    for away in range(len(batches)):
+        other = (step + len(batches) // 2 + away) % len(batches)
+        wanted += batches[other] if other != step else []
+    wanted = [
+        (place, view)
+        for place, view in wanted
+        if place not in batch and batch.isdisjoint(rule.excluded.row(place).tolist())
+    ]
+    for told in (rule, replace(rule, plan=as_in_a_worker(rule.plan))):
+        assert [(place, view) for place, view, _ in told.candidates(step, batch)] == wanted
 
 
 def test_left_out_pairs_take_turns() -> None:
     """Else one of them would stand in for all that is bad, and be seen as often."""
     empty = Csr(np.zeros(21, dtype=np.int64), np.zeros(0, dtype=np.int32))
-    places = np.arange(20, dtype=np.int32)
-    rule = Substitutes(places[:16].reshape(4, 4), np.zeros((4, 4), np.int16), places[16:], np.zeros(4, np.int16), empty)
-    assert {next(rule.candidates(step, set(rule.place[step].tolist()))) for step in range(4)} == {
+    pairs = np.stack([np.arange(20), np.zeros(20, np.int64)], axis=1)
+    rule = Substitutes(plan_batches(pairs[:16].reshape(4, 4, 2), pairs[16:]), empty)
+    assert {next(rule.candidates(step, set(rule.plan.place[step].tolist())))[:2] for step in range(4)} == {
         (place, 0) for place in range(16, 20)
     }
 
