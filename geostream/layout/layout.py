@@ -292,23 +292,21 @@ class Layout:
             places.append(lists.flatten().to_numpy().astype(np.int32))
         return Csr(np.concatenate([[0], np.cumsum(np.concatenate(lengths))]), np.concatenate(places))
 
-    def excluded(self, split: str = "train") -> Csr:
+    def excluded(self, split: str = "train", among: Int32 | None = None) -> Csr:
         """Return the places that must not share a batch with each place.
 
         These are the semi-positives of its views, and the places that have it as a semi-positive. A tile that shows a
-        query must not be its negative. While this is computed, memory holds 16 bytes for each semi-positive.
+        query must not be its negative. While this is computed, memory holds 16 bytes for each semi-positive that counts
+        and 16 a place.
 
         Args:
             split: The split whose views count.
+            among: Ids of the places that count; None for all. The lists of others are empty, and they are in no list.
 
         Returns:
             A list of place ids for each of the N places.
         """
-        semi = self.semi_positives(split)
-        owner = np.repeat(self.pairs(split).place, np.diff(semi.indptr))
-        apart = owner != semi.indices
-        one, two = owner[apart], semi.indices[apart]
-        del owner, apart, semi
+        one, two = self._shown_together(split, among)
         counts, lists = [np.zeros(1, dtype=np.int64)], [np.zeros(0, dtype=np.int32)]
         for start in range(0, self.n_places, LISTED):
             places = np.arange(start, min(start + LISTED, self.n_places) + 1)
@@ -319,7 +317,33 @@ class Layout:
             codes = distinct(codes)
             counts.append(np.diff(np.searchsorted(codes, places << 32)))
             lists.append(codes.astype(np.uint32).view(np.int32))
-        return Csr(np.cumsum(np.concatenate(counts)), np.concatenate(lists))
+        del one, two
+        indptr = np.concatenate(counts)
+        return Csr(np.cumsum(indptr, out=indptr), np.concatenate(lists))
+
+    def _shown_together(self, split: str, among: Int32 | None) -> tuple[Int32, Int32]:
+        """Return each view's place, once for each of its semi-positives, and these, which are other places.
+
+        Args:
+            split: The split whose views count.
+            among: Ids of the places that count; None for all.
+        """
+        counts = np.full(self.n_places, among is None)
+        if among is not None:
+            counts[among] = True
+        one, two = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int32)]
+        columns = ("views.list.element.split", "views.list.element.semi_positives.list.element")
+        for start, part in self._parts(PLACES_FILE, *columns):
+            lists = part["views"].combine_chunks()
+            views, of_split = lists.flatten(), pc.equal(lists.flatten().field("split"), split)
+            place = pc.list_parent_indices(lists).filter(of_split).to_numpy().astype(np.int32) + np.int32(start)
+            semi = views.field("semi_positives").filter(of_split)
+            owner = np.repeat(place, pc.list_value_length(semi).fill_null(0).to_numpy())
+            other = semi.flatten().to_numpy().astype(np.int32)
+            apart = (owner != other) & counts[owner] & counts[other]
+            one.append(owner[apart])
+            two.append(other[apart])
+        return np.concatenate(one), np.concatenate(two)
 
     def _parts(self, file: str, *columns: str) -> Iterator[tuple[int, pa.Table]]:
         """Read some columns a row group at a time, and yield each with the number of its first row."""
