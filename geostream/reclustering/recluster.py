@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import dask
 import numpy as np
 
-from geostream.arrays import Int32, Int64, distinct
+from geostream.arrays import Int32, Int64, Integers, distinct
 from geostream.dask import connected, run_tasks
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout, advance
@@ -58,7 +58,7 @@ class Order(NamedTuple):
         after: The same for the new shards. Of a large order some shards are measured.
     """
 
-    shards: list[Int32]
+    shards: list[Integers]
     pieces: int
     before: float
     after: float

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geostream.arrays import Bools, Float32, Int32, Int64, distinct, restrict
+from geostream.arrays import Bools, Float32, Int32, Int64, Integers, distinct, restrict
 from geostream.dask import give_back
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import open_arrays
@@ -116,7 +116,7 @@ def _picked(array: Any, start: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArra
     return np.concatenate(parts)
 
 
-def _neighbours(scratch: Scratch, rows: Int64, apply: Apply) -> Int32:
+def _neighbours(scratch: Scratch, rows: Integers, apply: Apply) -> Int32:
     """Return (n, K) place ids of the neighbours of some rows, which are sorted; -1 where there are no more."""
     [indices] = open_arrays(scratch.run, scratch.graph, "indices")
     found = np.empty((len(rows), indices.shape[1]), dtype=np.int32)
@@ -126,7 +126,7 @@ def _neighbours(scratch: Scratch, rows: Int64, apply: Apply) -> Int32:
     return found
 
 
-def _rows_of_neighbours(neighbours: Int32, some: Int64, row: Int32) -> Int32:
+def _rows_of_neighbours(neighbours: Int32, some: Integers, row: Int32) -> Int32:
     """Replace the neighbours of some places by their rows, and drop those of the other places, all in place.
 
     Args:
@@ -182,7 +182,7 @@ class Trial:
         layout: Layout,
         embeddings: Embeddings,
         places: Int32,
-        rows: Int32,
+        rows: Integers,
         settings: TrainSettings,
         apply: Apply,
     ) -> None:
@@ -291,7 +291,7 @@ def spread_by_trial(
     layout: Layout,
     embeddings: Embeddings,
     places: Int32,
-    ordered: Sequence[Int32],
+    ordered: Sequence[Integers],
     sizes: Int64,
     settings: TrainSettings,
     apply: Apply,
@@ -315,7 +315,7 @@ def spread_by_trial(
     most = min(TRIED * n // pairs, TRIED_BYTES * n // (2 * embeddings.dim * (n + pairs)))
     chosen = [ordered[number] for number in stretches(ordered, most)]
     rows = np.sort(np.concatenate(chosen))
-    tried = [np.searchsorted(rows, part).astype(np.int32) for part in chosen]
+    tried = [np.searchsorted(rows, part) for part in chosen]
     trial = Trial(scratch, layout, embeddings, places, rows, settings, apply)
     pieces = spread_out(tried, sizes[rows], trial.reachable(len(chosen)), settings.plan.hardness).pieces
     del trial
