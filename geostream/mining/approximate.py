@@ -15,9 +15,9 @@ its row number with it, so the client need not send row numbers to the tasks, an
 What is held, in bytes, whatever N is: a thread at most four blocks of BLOCK × D × 4 and six times the finds of QUERIES
 queries, QUERIES × K × 8 (0.5 GB at D = 1024 and K = 128; 0.1 GB at D = 128 and K = 64). A task that writes holds four
 times WRITTEN × K × 8. The task that trains the partitions holds 65,536 vectors twice (0.5 GB at D = 1024). What grows
-with N: the client holds 20 bytes a vector and N / 256 rows of 512 list numbers (8 bytes a reference), beside the places
-and their excluded lists; every process holds the place ids of the embeddings, 10 bytes a vector. The store holds the
-vectors three times for a while, and the finds twice.
+with N: the client holds 12 bytes a vector and, twice for a moment, N / 256 rows of 512 list numbers (8 bytes a
+reference), beside the places and their excluded lists; every process holds the place ids of the embeddings, 10 bytes a
+vector. The store holds the vectors three times for a while, and the finds twice.
 
 Time grows with N, except for three small parts that grow with N²: the ranges that step 3 reads, (N / BLOCK) × (N /
 PARTITION), those that step 6 reads, and the comparison of all centroids. See docs/notes/mining.md for what they take.

@@ -19,7 +19,8 @@ Bounds, with the constants of :mod:`geostream.reclustering.scratch`:
 - A task that adds up columns: COLUMNS_BYTES and 2 · BLOCK_BYTES: 435 MB at most. A place has two bytes in a column, so
   this holds for up to 200 million places.
 - A task that orders a node: 4 · CELL_BYTES: 256 MB. The only larger nodes are single shards.
-- The process that hands out the tasks: 100 bytes a place, 1 GB at ten million. No vectors come to it.
+- The process that hands out the tasks: 60 bytes a place, 0.6 GB at ten million, and a few tasks at a time. No vectors
+  come to it.
 - The store: about 7·D bytes a place while the work goes on.
 
 A worker holds the tasks of all its threads. Time is N log N, apart from the reading of neighbours in step 2, which is
