@@ -85,7 +85,7 @@ def restrict(lists: Csr, places: Int32) -> Csr:
 
 def take(lists: Csr, rows: npt.NDArray[np.integer]) -> Csr:
     """Return the lists with the numbers ``rows``, in that order."""
-    lengths = np.diff(lists.indptr)[rows]
+    lengths = lists.indptr[rows + 1] - lists.indptr[rows]
     indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     at = np.arange(indptr[-1]) + np.repeat(lists.indptr[rows] - indptr[:-1], lengths)
     return Csr(indptr, lists.indices[at])

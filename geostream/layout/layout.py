@@ -314,25 +314,21 @@ class Layout:
             lengths = pc.list_value_length(semi).fill_null(0).to_numpy()
             yield np.repeat(place, lengths), semi.flatten().to_numpy().astype(np.int32)
 
-    def excluded(self, split: str = "train") -> Csr:
+    def excluded(self, split: str = "train", among: Int32 | None = None) -> Csr:
         """Return the places that must not share a batch with each place.
 
         These are the semi-positives of its views, and the places that have it as a semi-positive. A tile that shows a
-        query must not be its negative. While this is computed, memory holds 16 bytes for each semi-positive, and 8 for
-        each place.
+        query must not be its negative. While this is computed, memory holds 16 bytes for each semi-positive that counts
+        and 16 a place.
 
         Args:
             split: The split whose views count.
+            among: Ids of the places that count; None for all. The lists of others are empty, and they are in no list.
 
         Returns:
             A list of place ids for each of the N places.
         """
-        semi = self.semi_positives(split)
-        one, two = np.repeat(self.pairs(split).place, np.diff(semi.indptr)), semi.indices
-        apart = one != two
-        if not apart.all():
-            one, two = one[apart], two[apart]
-        del semi, apart
+        one, two = self._shown_together(split, among)
         indptr = np.zeros(self.n_places + 1, dtype=np.int64)
         # Room for both directions, of which the operating system gives only what is filled; joining takes twice.
         lists, stop = np.empty(2 * len(one), dtype=np.int32), 0
@@ -348,6 +344,23 @@ class Layout:
             start, stop = stop, stop + len(codes)
             lists[start:stop] = codes.astype(np.uint32).view(np.int32)
         return Csr(indptr, lists[:stop])
+
+    def _shown_together(self, split: str, among: Int32 | None) -> tuple[Int32, Int32]:
+        """Return each view's place, once for each of its semi-positives, and these, which are other places.
+
+        Args:
+            split: The split whose views count.
+            among: Ids of the places that count; None for all.
+        """
+        counts = np.full(self.n_places, among is None)
+        if among is not None:
+            counts[among] = True
+        one, two = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int32)]
+        for owner, other in self.semi_positive_places(split):
+            apart = (owner != other) & counts[owner] & counts[other]
+            one.append(owner[apart])
+            two.append(other[apart])
+        return np.concatenate(one), np.concatenate(two)
 
     def _parts(self, file: str, *columns: str) -> Iterator[tuple[int, pa.Table]]:
         """Read some columns a row group at a time, and yield each with the number of its first row."""

@@ -15,9 +15,9 @@ its row number with it, so the client need not send row numbers to the tasks, an
 What is held, in bytes, whatever N is: a thread at most four blocks of BLOCK × D × 4 and six times the finds of QUERIES
 queries, QUERIES × K × 8 (0.5 GB at D = 1024 and K = 128; 0.1 GB at D = 128 and K = 64). A task that writes holds four
 times WRITTEN × K × 8. The task that trains the partitions holds 65,536 vectors twice (0.5 GB at D = 1024). What grows
-with N: the client holds 20 bytes a vector and N / 256 rows of 512 list numbers (8 bytes a reference), beside the places
-and their excluded lists; every process holds the place ids of the embeddings, 10 bytes a vector. The store holds the
-vectors three times for a while, and the finds twice.
+with N: the client holds 12 bytes a vector and, twice for a moment, N / 256 rows of 512 list numbers (8 bytes a
+reference), beside the places and their excluded lists; every process holds the place ids of the embeddings, 10 bytes a
+vector. The store holds the vectors three times for a while, and the finds twice.
 
 Time grows with N, except for three small parts that grow with N²: the ranges that step 3 reads, (N / BLOCK) × (N /
 PARTITION), those that step 6 reads, and the comparison of all centroids. See docs/notes/mining.md for what they take.
@@ -215,11 +215,11 @@ def make_lists(job: SearchJob, partition: Partition, centroids: Float32) -> List
     return Lists(partition.number, own, made, of_queries)
 
 
-def near_lists(job: SearchJob, start: int, stop: int) -> Int32:
-    """Run as a task: return the lists to search for the lists ``start`` to ``stop``, the nearest first."""
+def near_lists(job: SearchJob, start: int, stop: int) -> tuple[int, Int32]:
+    """Run as a task: return ``start``, and for the lists from it to ``stop`` those to search, the nearest first."""
     stored = job.run.read(scratch_object(job.graph, "centroids", 0))
     centroids = np.frombuffer(stored, dtype=np.float32).reshape(-1, job.open().dim)
-    return nearest_lists(centroids, start, min(stop, len(centroids)))
+    return start, nearest_lists(centroids, start, min(stop, len(centroids)))
 
 
 def top_of_sample(job: SearchJob, query: Float32, own: Int32, excluded: Csr, start: int, stop: int) -> TopK:
@@ -343,6 +343,7 @@ class Approximate:
 
     def __init__(self, client: Any, job: SearchJob, embeddings: Embeddings, excluded: Csr) -> None:
         self._client, self._job, self._embeddings, self._excluded = client, job, embeddings, excluded
+        self._near: Int32  # (L, probes) lists to search for the queries of each list
 
     def _submit(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
         return submit(self._client, f"mine-{name}", work, *arguments)
@@ -366,9 +367,10 @@ class Approximate:
         at = np.searchsorted(embeddings.reference_place, np.maximum(true, 0))
         found_in = np.where(true >= 0, list_of_reference[at], -1).astype(np.int32)
         self._probes, recall, enough = choose_nprobe(self._near, list_of_query[rows], found_in, wanted)
+        self._near = self._near[:, : self._probes].copy()
         n = len(self._near)
         queries, references = self._queries.list_sizes(n), self._references.list_sizes(n)
-        searched = sum(references[column] for column in self._near[:, : self._probes].T)
+        searched = sum(references[column] for column in self._near.T)
         share = float(searched @ queries) / len(place) / n_references
         if share > WORTH or (not enough and n_references <= EXACT_MOST):
             more = "" if enough else "more than "
@@ -472,31 +474,32 @@ class Approximate:
                     objects.first_list.append(first)
                     objects.sizes.append(sizes)
                     of[rows] = first + np.repeat(np.arange(len(sizes)), sizes)
-            self._rows += [rows for _, rows in lists.queries]
+            self._rows += [rows.copy() for _, rows in lists.queries]  # else the whole message would stay
             first += len(lists.centroids)
         claim_scratch(self._job.run, self._job.graph, centroids=1)
         centroids = np.concatenate([lists.centroids for lists in made])
         self._job.run.write(scratch_object(self._job.graph, "centroids", 0), centroids.tobytes())
-        near = [
-            self._submit(f"near-{start}", near_lists, self._job, start, start + CENTROIDS)
-            for start in range(0, first, CENTROIDS)
-        ]
-        self._near = np.concatenate(self._client.gather(near))
+        tasks = ((self._job, start, start + CENTROIDS) for start in range(0, first, CENTROIDS))
+        near = dict(in_turn(self._client, "mine-near", near_lists, tasks))
+        self._near = np.concatenate([near[start] for start in sorted(near)])
         return of_query, of_reference
 
-    def search(self) -> list[Any]:
-        """Search all lists, and submit the tasks that write the graph.
+    def search(self) -> tuple[int, Iterator[Counter[str]]]:
+        """Search all lists, and write the graph.
 
         Returns:
-            The futures of these tasks.
+            How many tasks write the graph, and their results as they come.
         """
         parts = [part for number in range(len(self._rows)) for part in self._queries.parts(number, QUERIES)]
         claim_scratch(self._job.run, self._job.graph, finds=len(parts))
-        found = [np.sort(self._rows_of(part)) for part in parts]
         searches = in_turn(self._client, "mine-search", search_lists, self._searches(parts))
         for _ in track(searches, "neighbours", len(parts)):
             pass
-        return self._write(found)
+        del self._near
+        place = self._embeddings.pairs.place
+        places = distinct(place)
+        groups = row_groups(len(places), len(place), WRITTEN)
+        return len(groups), in_turn(self._client, "mine-write", write_group, self._writes(parts, places, groups))
 
     def _rows_of(self, part: Spans) -> Int32:
         """Return the queries of a part, in the order in which they are read."""
@@ -506,22 +509,21 @@ class Approximate:
     def _searches(self, parts: list[Spans]) -> Iterator[tuple[Any, ...]]:
         """Yield the arguments of the tasks that search."""
         for number, queries in enumerate(parts):
-            near = self._near[queries.lists, : self._probes]
+            near = self._near[queries.lists]
             references = self._references.slices_of(distinct(near), BLOCK)
             excluded = tuple(take(self._excluded, self._embeddings.pairs.place[self._rows_of(queries)]))
             yield self._job, number, queries, references, near, excluded
 
-    def _write(self, found: list[Int32]) -> list[Any]:
-        """Submit the tasks that write the graph; ``found`` has the sorted queries of each task that searched."""
+    def _writes(self, parts: list[Spans], places: Int32, groups: list[tuple[int, int]]) -> Iterator[tuple[Any, ...]]:
+        """Yield the arguments of the tasks that write the graph; ``parts`` are the queries of those that searched."""
         place = self._embeddings.pairs.place
-        places = distinct(place)
-        writes = list[Any]()
-        for start, stop in row_groups(len(places), len(place), WRITTEN):
+        for rows in map(self._rows_of, parts):
+            rows.sort()  # as the finds were written
+        for start, stop in groups:
             first, last = np.searchsorted(place, [places[start], places[stop - 1] + 1]).tolist()
-            ends = [np.searchsorted(rows, [first, last]).tolist() for rows in found]
+            ends = [np.searchsorted(self._rows_of(part), [first, last]).tolist() for part in parts]
             spans = [(number, a, b) for number, (a, b) in enumerate(ends) if a < b]
-            writes.append(self._submit(f"write-{len(writes)}", write_group, self._job, start, first, last, spans))
-        return writes
+            yield self._job, start, first, last, spans
 
 
 def _pieces(counts: npt.NDArray[np.integer]) -> list[list[Piece]]:

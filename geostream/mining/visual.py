@@ -76,8 +76,12 @@ def build_visual_graph(
             if search == "approximate" or (search is None and references > EXACT_UP_TO):
                 lists = Approximate(client, job, embeddings, excluded)
                 how = lists.prepare(RECALL)
-            writes = lists.search() if how["mode"] == "approximate" else exact.search(client, job, embeddings, excluded)
-            for part in track(results(writes), "neighbour graph", len(writes)):
+            if how["mode"] == "approximate":
+                count, written = lists.search()
+            else:
+                writes = exact.search(client, job, embeddings, excluded)
+                count, written = len(writes), results(writes)
+            for part in track(written, "neighbour graph", count):
                 lost.update(part)
         finally:
             everywhere(client, exact.SharedBlock.release_all)

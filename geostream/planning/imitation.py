@@ -33,7 +33,9 @@ def imitated_batches(size: int) -> int:
     return int(np.clip(IMITATED // size, 8, SAMPLED_BATCHES))
 
 
-def imitated(seeds: Int32, neighbours: Int32, views: Int64, shape: tuple[int, int], rng: np.random.Generator) -> Int32:
+def imitated(
+    seeds: Int32, neighbours: Int32, views: Int32 | Int64, shape: tuple[int, int], rng: np.random.Generator
+) -> Int32:
     """Imitate the batches that Sample4Geo makes with random access to all places, at times all over an epoch.
 
     Args:

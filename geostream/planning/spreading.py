@@ -5,7 +5,7 @@ pieces, a few resident shards hold places from many parts of the order, at no co
 similar places than a batch needs, plans become too easy. This depends on the batch size, the number of resident shards
 and the data. So each number of pieces in :data:`PIECES` is tried on the graph, at 15 µs a pair, and the largest whose
 plans are hard enough is used. Of a large order only some stretches are tried. Beside what a trial of a plan takes, this
-holds about 40 bytes a place. Measurements are in docs/notes/planning.md.
+holds about 12 bytes a place. Measurements are in docs/notes/planning.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Int32, Int64
+from geostream.arrays import Int32, Int64, Integers
 from geostream.planning.hardness import RECLUSTER_MARGIN, hard_enough
 
 PIECES = (8, 4, 2, 1)  # pieces of a shard, tried in this order
@@ -24,12 +24,12 @@ PIECES = (8, 4, 2, 1)  # pieces of a shard, tried in this order
 class Spread(NamedTuple):
     """The rows of each shard, and the number of pieces of the order in each."""
 
-    shards: list[Int64]
+    shards: list[Integers]
     pieces: int
 
 
 def spread_out(
-    shards: Sequence[Int64], sizes: Int64, reachable: Callable[[Int32], float | None], wanted: float
+    shards: Sequence[Integers], sizes: Int64, reachable: Callable[[Int32], float | None], wanted: float
 ) -> Spread:
     """Spread each shard over the order, in as many pieces as the target hardness allows.
 
@@ -58,7 +58,7 @@ def spread_out(
     return best
 
 
-def stretches(shards: Sequence[Int64], most: int) -> list[int]:
+def stretches(shards: Sequence[Integers], most: int) -> list[int]:
     """Choose shards for a trial: as many stretches of the order as a shard may have pieces, at equal distances.
 
     In shards that are spread over these stretches, a piece comes from each stretch. So they are like shards that are
@@ -79,7 +79,7 @@ def stretches(shards: Sequence[Int64], most: int) -> list[int]:
     return sorted({shard for start in starts for shard in range(start, start + length)})
 
 
-def deal(shards: Sequence[Int64], sizes: Int64, pieces: int) -> list[Int64]:
+def deal(shards: Sequence[Integers], sizes: Int64, pieces: int) -> list[Integers]:
     """Cut each of S shards into pieces of about equal bytes, and give shard s the pieces s, s + S, s + 2 S, ….
 
     Args:
@@ -94,7 +94,7 @@ def deal(shards: Sequence[Int64], sizes: Int64, pieces: int) -> list[Int64]:
     return [np.concatenate(cut[number :: len(shards)]) for number in range(len(shards))]
 
 
-def shard_of_rows(shards: Sequence[Int32 | Int64]) -> Int32:
+def shard_of_rows(shards: Sequence[Integers]) -> Int32:
     """Return (N,) the number of the shard that holds each of the rows 0…N-1, each of which must be in one shard."""
     shard = np.empty(sum(len(rows) for rows in shards), dtype=np.int32)
     for number, rows in enumerate(shards):

@@ -19,7 +19,8 @@ Bounds, with the constants of :mod:`geostream.reclustering.scratch`:
 - A task that adds up columns: COLUMNS_BYTES and 2 · BLOCK_BYTES: 435 MB at most. A place has two bytes in a column, so
   this holds for up to 200 million places.
 - A task that orders a node: 4 · CELL_BYTES: 256 MB. The only larger nodes are single shards.
-- The process that hands out the tasks: 100 bytes a place, 1 GB at ten million. No vectors come to it.
+- The process that hands out the tasks: 60 bytes a place, 0.6 GB at ten million, and a few tasks at a time. No vectors
+  come to it.
 - The store: about 7·D bytes a place while the work goes on.
 
 A worker holds the tasks of all its threads. Time is N log N, apart from the reading of neighbours in step 2, which is
@@ -34,9 +35,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Float32, Int32, Int64
+from geostream.arrays import Float32, Int32, Int64, Integers
 from geostream.dask import give_back
-from geostream.layout.zarr_groups import Apply, open_arrays
+from geostream.layout.zarr_groups import open_arrays
 from geostream.mining.embeddings import Embeddings
 from geostream.planning.smoothing import BLOCK, NEAR, UNIT, own_if_missing, unit_sums
 from geostream.progress import track
@@ -51,7 +52,7 @@ from geostream.reclustering.order import (
     sampled,
     whole_numbers,
 )
-from geostream.reclustering.scratch import Scratch, Span, by_block, codes_kind, taken, write_by_group
+from geostream.reclustering.scratch import Apply, Scratch, Span, by_block, codes_kind, taken, write_by_group
 
 CELL_BYTES = 64 * 2**20  # of the vectors of a node that one task orders
 
@@ -107,7 +108,7 @@ class NodesOfBlock(NamedTuple):
 
 
 def place_blocks(scratch: Scratch, embeddings: Embeddings, places: Int32) -> list[PlaceBlock]:
-    """Return the tasks for all blocks of places.
+    """Return the tasks for all blocks of places; their arrays are views of those that are given.
 
     Args:
         scratch: The vectors on the store.
@@ -273,7 +274,7 @@ def prepare(scratch: Scratch, embeddings: Embeddings, places: Int32, apply: Appl
     scratch.drop_kind("near", blocks)
 
 
-def external_order(scratch: Scratch, sizes: Int64, target_bytes: float, apply: Apply) -> list[Int64]:
+def external_order(scratch: Scratch, sizes: Int64, target_bytes: float, apply: Apply) -> list[Int32]:
     """Order the places by their smoothed vectors, which :func:`prepare` has written.
 
     Args:
@@ -297,44 +298,50 @@ class _Cuts:
 
     def project(self, nodes: Sequence[Node]) -> Iterator[Float32]:
         """Yield for each node where its rows lie along the direction in which it is cut."""
-        scratch, level = self._scratch, self._level
+        level = self._level
         self._level += 1
-        kind, blocks = f"sample{level}", len(scratch.blocks)
-        samples = [node._replace(rows=sampled(node.rows)) for node in nodes]
-        tasks = [task._replace(number=i) for i, task in enumerate(self._together(kind, samples))]
+        self._find_directions(level, nodes)
+        along = self._along(level, nodes)
+        for node in nodes:
+            yield along[node.rows]
+
+    def _find_directions(self, level: int, nodes: Sequence[Node]) -> None:
+        """Find the direction in which each node is cut, and write them as an object."""
+        scratch, kind = self._scratch, f"sample{level}"
+        samples = [node._replace(number=i, rows=sampled(node.rows)) for i, node in enumerate(nodes)]
+        tasks = self._together(kind, samples)
         directions = np.empty((len(nodes), scratch.dim), dtype=np.float32)
         found = self._apply(partial(find_direction, scratch, kind), tasks)
         for number, direction in track(found, f"cut {level + 1}", len(nodes)):
             directions[number] = direction
-        scratch.drop_kind(kind, blocks)
+        scratch.drop_kind(kind, len(scratch.blocks))
         scratch.claim(directions=level + 1)
         scratch.write("directions", level, directions)
-        group = self._group(nodes)
-        each = [
-            NodesOfBlock(number, group[start:stop], level, len(nodes))
-            for number, (start, stop) in enumerate(scratch.blocks)
-        ]
+
+    def _along(self, level: int, nodes: Sequence[Node]) -> Float32:
+        """Return (N,) where each row lies along the direction of its node."""
+        scratch, group, blocks = self._scratch, self._group(nodes), self._scratch.blocks
+        each = (NodesOfBlock(number, group[slice(*rows)], level, len(nodes)) for number, rows in enumerate(blocks))
         along = np.empty(scratch.n, dtype=np.float32)
-        for number, values in track(self._apply(partial(project_block, scratch), each), f"cut {level + 1}", blocks):
-            start, stop = scratch.blocks[number]
-            along[start:stop] = values
-        for node in nodes:
-            yield along[node.rows]
+        found = self._apply(partial(project_block, scratch), each)
+        for number, values in track(found, f"cut {level + 1}", len(blocks)):
+            along[slice(*blocks[number])] = values
+        return along
 
     def order(self, nodes: Sequence[Node]) -> Iterable[Ordered]:
         """Order the nodes that are not cut further."""
         tasks = self._together("cells", nodes)
-        return track(self._apply(partial(order_node, self._scratch), tasks), "similarity order", len(tasks))
+        return track(self._apply(partial(order_node, self._scratch), tasks), "similarity order", len(nodes))
 
-    def _together(self, kind: str, nodes: Sequence[Node]) -> list[NodeRows]:
-        """Write the rows of each node together; return a task for each node."""
+    def _together(self, kind: str, nodes: Sequence[Node]) -> Iterator[NodeRows]:
+        """Write the rows of each node together; return the task of each node, made when it is asked for."""
         spans = write_by_group(self._scratch, kind, self._group(nodes), len(nodes), self._apply)
-        made = []
-        for node, where in zip(nodes, spans, strict=True):
-            position = np.empty(len(node.rows), dtype=np.int32)
-            position[np.argsort(node.rows)] = np.arange(len(node.rows), dtype=np.int32)
-            made.append(NodeRows(node.number, where, position, self._sizes[node.rows], node.shards))
-        return made
+        return (self._task(node, where) for node, where in zip(nodes, spans, strict=True))
+
+    def _task(self, node: Node, where: list[Span]) -> NodeRows:
+        position = np.empty(len(node.rows), dtype=np.int32)
+        position[np.argsort(node.rows)] = np.arange(len(node.rows), dtype=np.int32)
+        return NodeRows(node.number, where, position, self._sizes[node.rows], node.shards)
 
     def _group(self, nodes: Sequence[Node]) -> Int32:
         """Return (N,) the position in ``nodes`` of each row's node, -1 for rows in none."""
@@ -344,7 +351,7 @@ class _Cuts:
         return group
 
 
-def unsmoothed(scratch: Scratch, rows: Int64, apply: Apply) -> Float32:
+def unsmoothed(scratch: Scratch, rows: Integers, apply: Apply) -> Float32:
     """Read the vectors of some places as they were before smoothing.
 
     Args:

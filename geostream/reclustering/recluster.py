@@ -16,18 +16,18 @@ then chosen on a part of the order (:mod:`geostream.reclustering.trial`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import dask
 import numpy as np
 
-from geostream.arrays import Int32, Int64, distinct
-from geostream.dask import connected, results, run_tasks, submit
+from geostream.arrays import Int32, Int64, Integers, distinct
+from geostream.dask import connected, run_tasks
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout, advance
-from geostream.layout.zarr_groups import Apply
+from geostream.mining.approximate import in_turn
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.planning.make_plan import reachable_by_shards
@@ -37,7 +37,7 @@ from geostream.reclustering.external import external_order, prepare, unsmoothed
 from geostream.reclustering.means import place_vectors
 from geostream.reclustering.order import shard_similarity, similarity_order
 from geostream.reclustering.rewrite import bytes_of_places, rewrite
-from geostream.reclustering.scratch import Scratch
+from geostream.reclustering.scratch import Apply, Scratch
 from geostream.reclustering.trial import spread_by_trial
 from geostream.settings import TrainSettings
 from geostream.store import Store
@@ -58,7 +58,7 @@ class Order(NamedTuple):
         after: The same for the new shards. Of a large order some shards are measured.
     """
 
-    shards: list[Int64]
+    shards: list[Integers]
     pieces: int
     before: float
     after: float
@@ -170,15 +170,15 @@ def _on_the_store(
     scratch.drop()
     with connected(cluster, THREADS) as client:
 
-        def apply(work: Callable[[Any], Any], tasks: Sequence[Any]) -> Any:
+        def apply(work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
             name = getattr(work, "func", work).__name__.replace("_", "-").strip("-")
-            return results([submit(client, f"recluster-{name}-{n}", work, task) for n, task in enumerate(tasks)])
+            return in_turn(client, f"recluster-{name}", work, ((task,) for task in tasks))
 
         prepare(scratch, embeddings, places, apply)
         ordered = external_order(scratch, sizes, target, apply)
         spread = spread_by_trial(scratch, layout, embeddings, places, ordered, sizes, settings, apply)
-        before = _by_number(layout.shard_of_place[places])
-        likeness = [_likeness(scratch, shards, apply) for shards in (before, spread.shards)]
+        likeness = [_likeness(scratch, layout.shard_of_place[places], apply)]
+        likeness.append(_likeness(scratch, shard_of_rows(spread.shards), apply))
     scratch.drop()
     return Order(*spread, *likeness)
 
@@ -191,20 +191,20 @@ def _sizes(layout: Layout, places: Int32) -> tuple[Int64, float]:
     return weight[places], float(in_shard.mean())
 
 
-def _by_number(shard: Int32) -> list[Int64]:
-    """Return the rows of each shard, from (N,) the number of each row's shard."""
-    order = np.argsort(shard, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(shard[order])) + 1)
+def _likeness(scratch: Scratch, shard: Int32, apply: Apply) -> float:
+    """Return the mean cosine of two places of one shard, over some shards at equal distances in their order.
 
-
-def _likeness(scratch: Scratch, shards: Sequence[Int64], apply: Apply) -> float:
-    """Return the mean cosine of two places of one shard, over some shards at equal distances in their order."""
-    count = LIKENESS_BYTES * len(shards) // (4 * scratch.dim * scratch.n)
-    chosen = np.unique(np.linspace(0, len(shards) - 1, max(1, count)).astype(int))
-    rows = np.concatenate([shards[number] for number in chosen])
-    number = np.repeat(chosen.astype(np.int32), [len(shards[number]) for number in chosen])
-    order = np.argsort(rows)
-    return shard_similarity(unsmoothed(scratch, rows[order], apply), number[order])
+    Args:
+        scratch: The vectors on the store.
+        shard: (N,) number of each row's shard.
+        apply: Runs the tasks.
+    """
+    numbers = distinct(shard)
+    count = LIKENESS_BYTES * len(numbers) // (4 * scratch.dim * scratch.n)
+    chosen = np.zeros(int(numbers[-1]) + 2, dtype=bool)  # the last entry is for -1, no shard
+    chosen[numbers[np.linspace(0, len(numbers) - 1, max(1, count)).astype(int)]] = True
+    rows = np.flatnonzero(chosen[shard])
+    return shard_similarity(unsmoothed(scratch, rows, apply), shard[rows])
 
 
 def _without_pairs(layout: Layout, places: Int32) -> list[Int32]:

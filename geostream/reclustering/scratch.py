@@ -9,7 +9,7 @@ starts again. So a task may run twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Int16, Int32, Int64, by_group
+from geostream.arrays import Int16, Int32, Integers, by_group
 from geostream.dask import give_back
 from geostream.errors import NotFound
-from geostream.layout.zarr_groups import Apply, claim_scratch, drop_scratch, scratch_object
+from geostream.layout.zarr_groups import claim_scratch, drop_scratch, scratch_object
 from geostream.store import Store
 
 BLOCK_BYTES = 16 * 2**20  # of the vectors of a block
@@ -30,6 +30,8 @@ COLUMNS_BYTES = 384 * 2**20  # most bytes of some columns of all rows, which a t
 WIDTH = 16  # most columns that are kept together
 READS = 8  # objects that a task reads at a time
 
+#: Applies a function to tasks, which are made while earlier ones run; the results may come in any order.
+Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 Span = tuple[int, int, int]  # block, first row in the block's object, row behind the last
 
 
@@ -198,7 +200,7 @@ def codes_kind(of_round: int) -> str:
     return f"codes{of_round}"
 
 
-def by_block(scratch: Scratch, rows: Int64) -> list[Rows]:
+def by_block(scratch: Scratch, rows: Integers) -> list[Rows]:
     """Group rows by their block.
 
     Args:
@@ -231,14 +233,16 @@ def write_by_group(scratch: Scratch, kind: str, group: Int32, groups: int, apply
     """
     scratch.claim(**{kind: len(scratch.blocks)})
     spans: list[list[Span]] = [[] for _ in range(groups)]
-    tasks = []
-    for number, (start, stop) in enumerate(scratch.blocks):
-        rows, groups_here = by_group(group[start:stop])
-        for one, begin, end in groups_here:
-            spans[one].append((number, begin, end))
-        if len(rows):
-            tasks.append(Rows(number, rows.astype(np.int32)))
-    for _ in apply(partial(write_rows, scratch, kind), tasks):
+
+    def tasks() -> Iterator[Rows]:
+        for number, (start, stop) in enumerate(scratch.blocks):
+            rows, groups_here = by_group(group[start:stop])
+            for one, begin, end in groups_here:
+                spans[one].append((number, begin, end))
+            if len(rows):
+                yield Rows(number, rows.astype(np.int32))
+
+    for _ in apply(partial(write_rows, scratch, kind), tasks()):
         pass
     return spans
 

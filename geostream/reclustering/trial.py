@@ -10,22 +10,24 @@ They are also imitated (:mod:`geostream.planning.imitation`), and the harder of 
 tried, the ends are exact.
 
 A task holds the neighbours and vectors that it returns, and PIECE rows. The process that tries holds TRIED_BYTES of
-vectors and about 2 KB a tried pair with 128 neighbours: 1 GB.
+vectors at most, 4·K bytes a tried place and about 300 bytes a tried pair: 0.4 GB with 64 neighbours. What the tasks
+return is put where it belongs as it comes. Beside that it holds 20 bytes a place for a moment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from geostream.arrays import Float32, Int32, Int64, distinct, restrict
+from geostream.arrays import Bools, Float32, Int32, Int64, Integers, distinct, restrict
 from geostream.dask import give_back
 from geostream.layout import Layout
-from geostream.layout.zarr_groups import Apply, open_arrays
+from geostream.layout.zarr_groups import open_arrays
 from geostream.mining.embeddings import Embeddings
 from geostream.planning.batches import DRIFTING, FALLBACKS, assemble
 from geostream.planning.hardness import HardnessScale, batch_hardness, sample
@@ -33,7 +35,7 @@ from geostream.planning.imitation import SEEDS, imitated, imitated_batches
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.spreading import Spread, deal, spread_out, stretches
 from geostream.reclustering.external import PlaceBlock, place_blocks
-from geostream.reclustering.scratch import Rows, Scratch, by_block
+from geostream.reclustering.scratch import Apply, Rows, Scratch, by_block
 from geostream.settings import TrainSettings
 
 TRIED = 2**18  # about the most pairs that are tried
@@ -114,6 +116,53 @@ def _picked(array: Any, start: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArra
     return np.concatenate(parts)
 
 
+def _neighbours(scratch: Scratch, rows: Integers, apply: Apply) -> Int32:
+    """Return (n, K) place ids of the neighbours of some rows, which are sorted; -1 where there are no more."""
+    [indices] = open_arrays(scratch.run, scratch.graph, "indices")
+    found = np.empty((len(rows), indices.shape[1]), dtype=np.int32)
+    begins = np.searchsorted(rows, [start for start, _ in scratch.blocks])
+    for number, part in apply(partial(read_neighbours, scratch), by_block(scratch, rows)):
+        found[begins[number] : begins[number] + len(part)] = part
+    return found
+
+
+def _rows_of_neighbours(neighbours: Int32, some: Integers, row: Int32) -> Int32:
+    """Replace the neighbours of some places by their rows, and drop those of the other places, all in place.
+
+    Args:
+        neighbours: (n, K) place ids; overwritten.
+        some: (m,) positions of the places in ``neighbours``, sorted.
+        row: The row of each place id; the last entry is that of -1.
+
+    Returns:
+        (m, K) rows, a view of ``neighbours``.
+    """
+    for at in range(0, len(some), PIECE):
+        here = some[at : at + PIECE]  # none of them is before ``at``
+        neighbours[at : at + len(here)] = row[neighbours[here]]
+    return neighbours[: len(some)]
+
+
+def _views(pair_place: Int32, places: Int32) -> Int32:
+    """Return the number of pairs of each place id up to the largest of ``places``; 0 for those not in it, or -1 in it.
+
+    Args:
+        pair_place: (P,) place of each pair, sorted.
+        places: Ids whose pairs are counted.
+    """
+    places = distinct(places[places >= 0])
+    views = np.zeros(int(places[-1]) + 1, dtype=np.int32)
+    views[places] = np.searchsorted(pair_place, places, "right") - np.searchsorted(pair_place, places, "left")
+    return views
+
+
+def _is_in(values: Int32, some: Int32) -> Bools:
+    """Return whether each of some place ids is one of ``some``. NumPy's ``isin`` would hold several times as much."""
+    inside = np.zeros(int(max(values.max(initial=0), some.max(initial=0))) + 1, dtype=bool)
+    inside[some] = True
+    return inside[values]
+
+
 class Trial:
     """The sampling problem of some places, with what it takes to measure plans.
 
@@ -133,52 +182,60 @@ class Trial:
         layout: Layout,
         embeddings: Embeddings,
         places: Int32,
-        rows: Int64,
+        rows: Integers,
         settings: TrainSettings,
         apply: Apply,
     ) -> None:
         self._settings, self._share = settings, len(rows) / len(places)
-        pair_place, rng = embeddings.pairs.place, np.random.default_rng(0)
+        pair_place, tried, rng = embeddings.pairs.place, places[rows], np.random.default_rng(0)
         whole, size = len(rows) == len(places), settings.optim.batch_size
+        excluded = restrict(layout.excluded("train", tried), tried)
         seeds = rng.choice(len(places), min(len(places), 0 if whole else max(SEEDS, 2 * size)), replace=False)
         asked = np.union1d(rows, seeds)
-        parts = dict(apply(partial(read_neighbours, scratch), by_block(scratch, asked)))
-        neighbours = np.concatenate([parts[number] for number in sorted(parts)])
+        neighbours = _neighbours(scratch, asked, apply)
         self._ends: list[Int32] = []  # batches like Sample4Geo's and random ones, of all places; none if all are tried
         if not whole:
             count = imitated_batches(size)
-            views = np.bincount(pair_place, minlength=int(places[-1]) + 1)
             of_seeds = neighbours[np.searchsorted(asked, seeds)]
+            views = _views(pair_place, np.append(of_seeds, places[-1:]))
             self._ends = [
                 imitated(places[seeds], of_seeds, views, (count, size), rng),
                 pair_place[np.stack([rng.choice(len(pair_place), size, replace=False) for _ in range(count)])],
             ]
-        tried = places[rows]
+        row = np.full(int(places[-1]) + 2, -1, dtype=np.int32)  # the last entry is for -1, no neighbour
+        row[tried] = np.arange(len(tried), dtype=np.int32)
+        near = _rows_of_neighbours(neighbours, np.searchsorted(asked, rows), row)
         known = distinct(np.concatenate([tried, *(end.ravel() for end in self._ends)]))
-        self._read_vectors(scratch, embeddings, places, known, apply)
-        pair_place = pair_place[np.isin(pair_place, known)]
+        pair_place = pair_place[_is_in(pair_place, known)]
         self._place = np.searchsorted(known, pair_place).astype(np.int32)  # of each pair whose vector is known
         first = np.searchsorted(pair_place, known)
         self._ends = [first[np.searchsorted(known, end)].astype(np.int32) for end in self._ends]
-        row = np.full(int(places[-1]) + 2, -1, dtype=np.int32)  # the last entry is for -1, no neighbour
-        row[tried] = np.arange(len(tried), dtype=np.int32)
         self._pairs = np.flatnonzero(row[pair_place] >= 0).astype(np.int32)  # those that are tried
         self._problem = SamplingProblem(
             place=row[pair_place[self._pairs]],
             shard=np.zeros(len(tried), dtype=np.int32),
-            neighbours=row[neighbours[np.searchsorted(asked, rows)]],
-            excluded=restrict(layout.excluded("train"), tried),
+            neighbours=near,
+            excluded=excluded,
         )
+        del row
+        self._read_vectors(scratch, embeddings, places, known, apply)
 
     def _read_vectors(
         self, scratch: Scratch, embeddings: Embeddings, places: Int32, known: Int32, apply: Apply
     ) -> None:
+        """Read the vectors of the known places and of all their pairs."""
         blocks = place_blocks(scratch, embeddings, places)
         some = by_block(scratch, np.searchsorted(places, known))
-        tasks = [PlacesOfBlock(blocks[one.block], one.rows) for one in some]
-        found = sorted(apply(partial(read_vectors, scratch), tasks), key=lambda one: int(one.number))
-        self._query = np.concatenate([one.query for one in found])
-        self._reference = np.concatenate([one.reference for one in found])
+        ends = np.cumsum([0, *(len(one.rows) for one in some)])
+        reference = {one.block: slice(*at) for one, at in zip(some, pairwise(ends.tolist()), strict=True)}
+        pairs = np.searchsorted(self._place, ends)
+        query = {one.block: slice(*at) for one, at in zip(some, pairwise(pairs.tolist()), strict=True)}
+        self._query = np.empty((len(self._place), scratch.dim), dtype=np.float16)
+        self._reference = np.empty((len(known), scratch.dim), dtype=np.float16)
+        tasks = (PlacesOfBlock(blocks[one.block], one.rows) for one in some)
+        for found in apply(partial(read_vectors, scratch), tasks):
+            self._query[query[found.number]] = found.query
+            self._reference[reference[found.number]] = found.reference
 
     def reachable(self, shards: int) -> Callable[[Int32], float | None]:
         """Return a function that computes the score that plans would reach, as :func:`reachable_by_shards` does.
@@ -234,7 +291,7 @@ def spread_by_trial(
     layout: Layout,
     embeddings: Embeddings,
     places: Int32,
-    ordered: Sequence[Int64],
+    ordered: Sequence[Integers],
     sizes: Int64,
     settings: TrainSettings,
     apply: Apply,
@@ -258,8 +315,9 @@ def spread_by_trial(
     most = min(TRIED * n // pairs, TRIED_BYTES * n // (2 * embeddings.dim * (n + pairs)))
     chosen = [ordered[number] for number in stretches(ordered, most)]
     rows = np.sort(np.concatenate(chosen))
-    reachable = Trial(scratch, layout, embeddings, places, rows, settings, apply).reachable(len(chosen))
     tried = [np.searchsorted(rows, part) for part in chosen]
-    pieces = spread_out(tried, sizes[rows], reachable, settings.plan.hardness).pieces
+    trial = Trial(scratch, layout, embeddings, places, rows, settings, apply)
+    pieces = spread_out(tried, sizes[rows], trial.reachable(len(chosen)), settings.plan.hardness).pieces
+    del trial
     pieces = min(pieces, *(len(part) for part in ordered))
     return Spread(deal(ordered, sizes, pieces), pieces)

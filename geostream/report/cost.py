@@ -25,7 +25,7 @@ from geostream.reclustering import rewrite, scratch
 
 MEASURED_TO = 3_000_000  # places of the largest measurement behind the coefficients
 MEMORY = 2.5e9  # bytes that a process should stay within
-TRIED = 1.2e9  # bytes of the client of a reclustering, for the places that it tries
+TRIED = 0.6e9  # bytes of the client of a reclustering, for the places that it tries
 PART = 5 * 2**20  # bytes of a part of an upload; a smaller object is one request
 LIST_READS = 8  # range reads that a mining task makes at a time
 HOUR = 3600.0
@@ -393,7 +393,7 @@ def _order(job: Job, known: Coefficients) -> _Work:
     task = max(columns + 2 * scratch.BLOCK_BYTES, 5 * scratch.BLOCK_BYTES + 8 * n)
     work = _Work(
         "similarity order", job.reclusters,
-        Process("client", TRIED + 100 * n, advice),
+        Process("client", TRIED + 60 * n, advice),
         Process("worker", task * job.cores, f"{task / 1e9:.2g} GB a core: start workers with fewer cores each"),
     )  # fmt: skip
     work.core_s = n * known.order_place * max(1.0, log2(n) / log2(1_000_000)) + known.order_trial

@@ -288,6 +288,10 @@ def test_index_finds_every_member(world: World, data: st.DataObject) -> None:
         named = {(i, s) for i, j in expected for s in world[i]["views"][j]["semi_positives"] if s != i}
         symmetric = named | {(b, a) for a, b in named}
         assert {(i, int(s)) for i in range(len(world)) for s in excluded.row(i)} == symmetric
+        among = np.array([i for i in range(len(world)) if data.draw(st.booleans())], dtype=np.int32)
+        some = layout.excluded(split, among)
+        inside = {(a, b) for a, b in symmetric if {a, b} <= set(among.tolist())}
+        assert {(i, int(s)) for i in range(len(world)) for s in some.row(i)} == inside
         assert layout.references(split).tolist() == [i for i, p in enumerate(world) if split in p["splits"]]
         total += len(expected)
     assert sum(layout.info["pairs"].values()) == total

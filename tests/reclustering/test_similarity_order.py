@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geostream.arrays import Float32
+from geostream.arrays import Float32, Int32
 from geostream.errors import BadInput
 from geostream.planning.spreading import shard_of_rows
 from geostream.reclustering import order as module
-from geostream.reclustering.order import similarity_order
+from geostream.reclustering.order import Node, Ordered, order_by_cuts, similarity_order
 from tests.cities import unit
 
 
@@ -142,3 +145,38 @@ def test_likeness_in_a_shard_is_the_mean_over_its_couples() -> None:
     cosines = [float(vectors[i] @ vectors[j]) for i in range(30) for j in range(30) if i != j and shard[i] == shard[j]]
     assert module.shard_similarity(vectors, shard) == pytest.approx(np.mean(cosines), abs=1e-6)
     assert module.shard_similarity(vectors[:4], np.arange(4, dtype=np.int32)) == 0
+
+
+@settings(deadline=None)
+@given(
+    weights=st.lists(st.integers(0, 5) | st.integers(0, 2**40), min_size=1, max_size=40).filter(any),
+    share=st.tuples(st.integers(0, 10**5), st.integers(1, 10**5)).filter(lambda share: share[0] < share[1]),
+)
+def test_a_cut_is_nearest_to_the_share_the_first_of_several(weights: list[int], share: tuple[int, int]) -> None:
+    total = np.cumsum(weights)
+    away = np.abs(total - total[-1] * share[0] / share[1])
+    assert module._lower(total, share) == int(away.argmin()) + 1
+
+
+def test_the_cuts_hold_few_bytes_a_place() -> None:
+    """Beside the sizes. What the tasks of the largest orders do is done at once here, and held by nobody else."""
+    n = 400_000
+    sizes, rng = np.random.default_rng(0).integers(50, 150, n), np.random.default_rng(1)
+
+    def project(nodes: Sequence[Node]) -> Iterator[Float32]:
+        return (rng.random(len(node.rows), dtype=np.float32) for node in nodes)
+
+    def order(nodes: Sequence[Node]) -> Iterator[Ordered]:
+        for node in nodes:
+            rows: Int32 = np.arange(len(node.rows), dtype=np.int32)
+            ends = np.linspace(0, len(rows), node.shards + 1).astype(np.int64)
+            yield Ordered(node.number, rows, ends[1:] - ends[:-1], np.ones(2), np.ones(2))
+
+    tracemalloc.start()
+    try:
+        shards = order_by_cuts(sizes, sizes.sum() / 800, n // 10, project, order)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(shards) == 800 and np.array_equal(np.sort(np.concatenate(shards)), np.arange(n))
+    assert peak < 24 * n
