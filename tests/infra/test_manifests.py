@@ -294,3 +294,5 @@ def test_deploying_on_kubernetes_leaves_alone_what_people_have_set() -> None:
     script = container["args"][0]
     commands = [line for line in script.splitlines() if not line.startswith("#")]
     assert not [line for line in commands if "--overwrite" in line] and "infra.automations" in script
+    deploys = [line for line in commands if " deploy " in line]  # the first one that makes it gives it its GPU
+    assert "--name retrain" in deploys[0] and "gpus=1" in deploys[0] and "--all" in deploys[1]
