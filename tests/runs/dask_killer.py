@@ -26,4 +26,4 @@ class Killer(WorkerPlugin):
 
 
 async def dask_setup(worker: Worker) -> None:
-    await worker.plugin_add(Killer())  # type: ignore[no-untyped-call]
+    await worker.plugin_add(Killer())
