@@ -25,14 +25,17 @@ from prefect.client.schemas.actions import DeploymentUpdate
 
 from flows.parameters import narrowed
 
-KEPT = {"schedules", "paused", "tags", "concurrency_limit", "concurrency_options", "work_queue_name"}
+KEPT = {
+    *("schedules", "paused", "tags", "concurrency_limit", "concurrency_options", "work_queue_name"),
+    "job_variables",  # such as the number of GPUs of a Kubernetes job
+}
 # Marks of the wrapped methods: build steps run once for each deployment.
 KEEPS = "_keeps_operational_state"
 NARROWS = "_narrows_parameters"
 
 
 def keep_operational_state() -> dict[str, Any]:
-    """Leave schedules, pause, tags, concurrency and queue out of every later update of a deployment in this process."""
+    """Leave what is KEPT out of every later update of a deployment in this process."""
     before = PrefectClient.update_deployment
     if hasattr(before, KEEPS):
         return {}

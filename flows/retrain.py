@@ -99,8 +99,9 @@ def retrain(
             (:func:`geostream.settings.warm_settings`). False: as the recipe says.
         promote: compare the run's best checkpoint with the current model, and make it current if it is no worse. False:
             the current model stays, and nothing is compared.
-        cluster: URL of a Dask scheduler for mining. None: $DASK_SCHEDULER_ADDRESS, which `make up` sets for its worker;
-            without it, or with "", in the processes that train.
+        cluster: URL of a Dask scheduler for mining, planning, reclustering and evaluating. None:
+            $DASK_SCHEDULER_ADDRESS, which `make up` sets for its worker; without it, or with "", in the flow's own
+            processes.
         processes: how many train together on this machine. None: one for each GPU, or one without a GPU.
         nodes: how many machines train together; on the others start the command of docs/how-to/several-gpus.md.
         address: HOST:PORT at which the other machines reach this one; needed where there are several.
@@ -281,7 +282,7 @@ def train(store: Store, layout: Layout, run: str, settings: TrainSettings, clust
             import geostream.report.report  # noqa: F401
 
             launched.wait()
-    return Run.open(store, layout, run)
+    return Run.open(store, layout, run, cluster)
 
 
 @task(

@@ -10,7 +10,7 @@ import json
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -92,15 +92,21 @@ class DaskCluster:
 
 
 def start_scheduler(
-    folder: Path, *, environment: Mapping[str, str], timeout: float = 120.0, outlive: bool = False
+    folder: Path,
+    *,
+    environment: Mapping[str, str],
+    timeout: float = 120.0,
+    outlive: bool = False,
+    ports: Sequence[int] = DEFAULT_PORTS,
 ) -> DaskCluster:
-    """Start a scheduler, on Dask's default ports if they are free, and return when it answers.
+    """Start a scheduler, and return when it answers.
 
     Args:
         folder: for its log, ``scheduler.log``.
         environment: its variables.
         timeout: seconds that it may take.
         outlive: whether it goes on when this process ends.
+        ports: that it and its dashboard listen on, if both are free; others otherwise.
 
     Returns:
         A cluster without workers.
@@ -112,14 +118,14 @@ def start_scheduler(
     folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(ATTEMPTS):  # somebody without our lock can still take a port before the scheduler does
         with port_lock():
-            ports = choose_ports(DEFAULT_PORTS, use_preferred=attempt == 0)
+            chosen = choose_ports(ports, use_preferred=attempt == 0)
             command = [
                 *(sys.executable, "-m", "distributed.cli.dask_scheduler"),
-                *("--host", LOOPBACK, "--port", str(ports[0]), "--dashboard-address", f"{LOOPBACK}:{ports[1]}"),
+                *("--host", LOOPBACK, "--port", str(chosen[0]), "--dashboard-address", f"{LOOPBACK}:{chosen[1]}"),
             ]
             log = folder / "scheduler.log"
             child = spawn(command, environment=without_dask(environment), log=log, folder=folder, outlive=outlive)
-            cluster = DaskCluster(child, ports, str(folder))
+            cluster = DaskCluster(child, chosen, str(folder))
             try:
                 problem = wait_until(cluster.healthy, child, "the local Dask scheduler", timeout)
             except BaseException:

@@ -29,7 +29,7 @@ from typing import Any
 
 from geostream.errors import GeostreamError
 from geostream.runs.launch import KILL_TIMEOUT
-from infra.dask_cluster import DaskCluster, start_scheduler, start_workers, without_dask
+from infra.dask_cluster import DEFAULT_PORTS, DaskCluster, start_scheduler, start_workers, without_dask
 from infra.prefect_server import DEFAULT_PORT, HEARTBEAT, PrefectServer, start_prefect, without_prefect
 from infra.process import Child, end, spawn, wait_until
 from infra.s3 import Credentials, S3Server, start_s3, without_aws
@@ -236,12 +236,13 @@ def _addresses(stack: Stack) -> dict[str, str]:
 def _start_dask(stack: Stack, *, s3_moved: bool) -> None:
     """Start what is missing of the Dask cluster."""
     environment = {**without_dask(without_prefect(without_aws(os.environ))), **stack.environment()}
+    ports = stack.dask.ports if stack.dask else DEFAULT_PORTS
     if stack.dask and (s3_moved or not stack.dask.healthy()):
         stack.dask.stop()  # workers know only where the S3 server was
         stack.dask = None
     if stack.dask is None:
         _say("Dask scheduler: starting")
-        stack.dask = start_scheduler(stack.folder / "dask", environment=environment, outlive=True)
+        stack.dask = start_scheduler(stack.folder / "dask", environment=environment, outlive=True, ports=ports)
         stack.save()
     if not stack.dask.complete():
         _say("Dask workers: starting")

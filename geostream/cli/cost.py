@@ -12,6 +12,8 @@ from geostream.cli.options import print_table
 if TYPE_CHECKING:
     from geostream.report.cost import Stage
 
+MOST = 1e9  # of numbers that are not whole; infinity is above it
+WIDE = 1e9  # a number from which on a table of all stages would be wider than a page
 PRICE = "Dollars (list price of 2025, an assumption) "
 
 
@@ -34,15 +36,20 @@ def cost(
     cores: Annotated[int, typer.Option(min=1, help="Cores (threads) of a worker.")] = 2,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs.")] = 8,
     pairs_per_second: Annotated[
-        float, typer.Option(min=1e-3, help="Pairs that one GPU trains in a second; an assumption, measure yours.")
+        float,
+        typer.Option(min=1e-3, max=MOST, help="Pairs that one GPU trains in a second; an assumption, measure yours."),
     ] = 150.0,
-    bandwidth: Annotated[float, typer.Option(min=1e-3, help="MB/s from the store of a worker, and of a GPU.")] = 250.0,
-    storage_price: Annotated[float, typer.Option(min=0, help=f"{PRICE}of a GB stored for a month.")] = 0.023,
-    put_price: Annotated[float, typer.Option(min=0, help=f"{PRICE}of 1,000 PUT requests.")] = 0.005,
-    get_price: Annotated[float, typer.Option(min=0, help=f"{PRICE}of 1,000 GET requests.")] = 0.0004,
-    gpu_price: Annotated[float, typer.Option(min=0, help=f"{PRICE}of a GPU-hour.")] = 4.0,
-    core_price: Annotated[float, typer.Option(min=0, help=f"{PRICE}of a CPU core-hour.")] = 0.05,
-    months: Annotated[float, typer.Option(min=0, help="Months for which all that was written is kept.")] = 1.0,
+    bandwidth: Annotated[
+        float, typer.Option(min=1e-3, max=MOST, help="MB/s from the store of a worker, and of a GPU.")
+    ] = 250.0,
+    storage_price: Annotated[float, typer.Option(min=0, max=MOST, help=f"{PRICE}of a GB stored for a month.")] = 0.023,
+    put_price: Annotated[float, typer.Option(min=0, max=MOST, help=f"{PRICE}of 1,000 PUT requests.")] = 0.005,
+    get_price: Annotated[float, typer.Option(min=0, max=MOST, help=f"{PRICE}of 1,000 GET requests.")] = 0.0004,
+    gpu_price: Annotated[float, typer.Option(min=0, max=MOST, help=f"{PRICE}of a GPU-hour.")] = 4.0,
+    core_price: Annotated[float, typer.Option(min=0, max=MOST, help=f"{PRICE}of a CPU core-hour.")] = 0.05,
+    months: Annotated[
+        float, typer.Option(min=0, max=MOST, help="Months for which all that was written is kept.")
+    ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all that it was computed from.")] = False,
 ) -> None:
     """Compute what a large training takes: seconds, memory, bytes, requests, dollars. Reads nothing.
@@ -87,5 +94,7 @@ def _row(stage: Stage) -> dict[str, str]:
 
 
 def _number(value: float) -> str:
-    """Return a number with about two digits that matter."""
+    """Return a number with about two digits that matter; one that would not fit in a column, as a power of ten."""
+    if value >= WIDE:
+        return f"{value:.2e}"
     return f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:.2g}"

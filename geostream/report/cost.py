@@ -170,8 +170,8 @@ def upload_requests(size: float) -> int:
 
 def place_bytes(job: Job) -> int:
     """Return the bytes of a place in its shard: headers, and data padded to whole tar blocks; its JSON takes one."""
-    data = [job.tile_bytes, *[job.view_bytes] * job.views, HEADER]
-    return sum(HEADER + ceil(size / HEADER) * HEADER for size in data)
+    data = ((job.tile_bytes, 1), (job.view_bytes, job.views), (HEADER, 1))
+    return sum((HEADER + ceil(size / HEADER) * HEADER) * count for size, count in data)
 
 
 def shards(job: Job) -> int:
@@ -450,7 +450,11 @@ def _warnings(job: Job, works: list[_Work], stages: list[Stage]) -> list[str]:
     ]
     if job.lanes % job.gpus:
         found.append(f"train an epoch: {job.gpus} GPUs cannot share {job.lanes} lanes: use a multiple as --lanes")
-    if job.lanes < job.threads:
+    if job.lanes > shards(job):
+        found.append(
+            f"plan: {job.lanes} lanes, but {shards(job)} shards: a lane needs one of its own; use fewer --lanes"
+        )
+    elif job.lanes < job.threads:
         found.append(f"plan: {job.threads} cores, but {job.lanes} lanes: the other cores wait; use more --lanes")
     by_name = {stage.name: stage for stage in stages}
     epoch = by_name["train an epoch"].seconds

@@ -70,7 +70,8 @@ class Ranks:
             if number is not None and number < 1:
                 raise BadInput(f"{name}={number}: at least 1")
         host, _, port = (self.address or "").rpartition(":")
-        if (self.nodes > 1 or self.address) and not (host and port.isdigit()):
+        is_port = port.isascii() and port.isdigit() and 0 < int(port) < 2**16
+        if (self.nodes > 1 or self.address) and not (host and is_port):
             raise BadInput(
                 f"address={self.address}: several nodes need HOST:PORT, at which the others reach the first of them"
             )

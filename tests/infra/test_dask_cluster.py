@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+import yaml
 
 from geostream import dask
 from geostream.dask import run_tasks
@@ -90,6 +92,32 @@ def test_a_scheduler_without_workers_is_refused_soon(scheduler: DaskCluster, mon
     monkeypatch.setattr(dask, "FIRST_WORKER", 2.0)
     with pytest.raises(Stalled, match=f"{scheduler.address}.* no worker for 2 s"):
         list(run_tasks(scheduler.address, double, [1], "double"))
+
+
+def test_the_operator_is_told_how_many_workers_are_wanted(tmp_path: Path) -> None:
+    """Without Dask's API the autoscaler would speak to the scheduler in the protocol of its own version of Dask."""
+    [made, _] = yaml.safe_load_all((ROOT / "infra" / "kubernetes" / "dask.yaml").read_text())
+    [container] = made["spec"]["scheduler"]["spec"]["containers"]
+    routes = {one["name"]: one["value"] for one in container["env"]}
+    started = start_scheduler(tmp_path, environment=ENVIRONMENT | routes)
+    try:
+        at = started.dashboard.removesuffix("/status")
+        asked = httpx.get(f"{at}/api/v1/adaptive_target", trust_env=False, timeout=30)
+        assert asked.raise_for_status().json() == {"workers": 0}
+        assert httpx.get(f"{at}/health", trust_env=False, timeout=30).text == "ok"
+        assert started.counts() is not None
+    finally:
+        started.stop()
+
+
+def test_a_scheduler_comes_back_at_its_address(tmp_path: Path, scheduler: DaskCluster) -> None:
+    """Also where it was not Dask's usual one, which another scheduler has."""
+    first = start_scheduler(tmp_path, environment=ENVIRONMENT)
+    assert first.ports != scheduler.ports
+    first.stop()
+    again = start_scheduler(tmp_path, environment=ENVIRONMENT, ports=first.ports)
+    again.stop()
+    assert again.address == first.address and again.dashboard == first.dashboard
 
 
 def test_a_worker_without_geostream_is_named(scheduler: DaskCluster) -> None:

@@ -19,7 +19,10 @@ from tests.conftest import Checkout
 from tests.flows.test_retrain_flow import ask, end_of, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-KEPT = ("schedules", "paused", "tags", "concurrency_options", "work_queue_name", "enforce_parameter_schema")
+KEPT = (
+    *("schedules", "paused", "tags", "concurrency_options", "work_queue_name", "enforce_parameter_schema"),
+    "job_variables",
+)
 
 
 def operation(state: Stack) -> dict[str, Any]:
@@ -50,11 +53,13 @@ def test_deploying_again_leaves_alone_what_people_have_set(stack: Checkout) -> N
     change(state, f"{here}/schedules", [own], "POST")
     change(state, "work_pools/geostream/queues", {"name": "urgent"}, "POST")
     mine = {"paused": True, "tags": ["mine"], "concurrency_limit": 2, "work_queue_name": "urgent"}
+    mine["job_variables"] = {"env": {"OF_A_PERSON": "1"}}
     change(
         state, here, mine | {"work_pool_name": "geostream", "concurrency_options": {"collision_strategy": "ENQUEUE"}}
     )
     before = operation(state)
     assert len(before["schedules"]) == 2 and before["limit"] == 2 and before["work_queue_name"] == "urgent"
+    assert before["job_variables"] == mine["job_variables"]
 
     command = ("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "prefect.yaml")
     deployed = stack.run(*command, PREFECT_API_URL=state.prefect.api_url)  # type: ignore[union-attr]

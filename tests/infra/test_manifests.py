@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import distributed
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -146,12 +148,22 @@ def test_compose_file_keeps_to_the_specification() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_linter_of_dockerfiles_has_nothing_to_say() -> None:
+    linter = str(Path(sysconfig.get_path("scripts"), "hadolint"))
+    done = subprocess.run([linter, str(INFRA / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
 def test_kustomize_builds_everything_with_ones_own_registry() -> None:
     command = ["kubectl", "kustomize", str(INFRA / "kubernetes")]
     built = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kinds = [one["kind"] for one in yaml.safe_load_all(built)]
     assert len(kinds) == len(RESOURCES) + 1 and kinds.count("DaskCluster") == 1  # and the generated template
+    by_kind = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(built)}
+    [template] = [name for kind, name in by_kind if kind == "ConfigMap" and name.startswith("flow-run")]
+    volumes = by_kind["Deployment", "worker"]["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "templates", "configMap": {"name": template}} in volumes
 
 
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS.keys())
@@ -197,6 +209,14 @@ def test_dask_is_where_flows_look_for_it() -> None:
     scaler = next(one for one in RESOURCES if one["kind"] == "DaskAutoscaler")["spec"]
     assert scaler["cluster"] == DASK["metadata"]["name"] and scaler["minimum"] >= 1
     assert SERVICES["dask-worker"]["deploy"]["replicas"] >= 2
+
+
+def test_the_scheduler_of_kubernetes_has_dasks_own_routes_and_the_operators() -> None:
+    [container] = BY_DASK["DaskCluster/scheduler"]["containers"]
+    [routes] = [one["value"] for one in container["env"] if one["name"] == "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES"]
+    own = yaml.safe_load((Path(distributed.__file__).parent / "distributed.yaml").read_text())
+    usual = own["distributed"]["scheduler"]["http"]["routes"]
+    assert json.loads(routes) == [*usual, "distributed.http.scheduler.api"]
 
 
 def test_budgets_are_of_pods_that_there_are() -> None:
@@ -274,3 +294,5 @@ def test_deploying_on_kubernetes_leaves_alone_what_people_have_set() -> None:
     script = container["args"][0]
     commands = [line for line in script.splitlines() if not line.startswith("#")]
     assert not [line for line in commands if "--overwrite" in line] and "infra.automations" in script
+    deploys = [line for line in commands if " deploy " in line]  # the first one that makes it gives it its GPU
+    assert "--name retrain" in deploys[0] and "gpus=1" in deploys[0] and "--all" in deploys[1]

@@ -91,6 +91,14 @@ def test_half_dead_is_repaired_and_down_leaves_nothing(stack: Checkout) -> None:
     assert alone.s3 and alone.s3.child != new.s3.child and alone.s3.endpoint == new.s3.endpoint
     new = alone
     assert new.s3 and new.prefect and new.worker and new.dask
+
+    os.kill(new.dask.scheduler.pid, signal.SIGKILL)  # so is it with the scheduler: a training finds it again
+    assert stack.stack("up").returncode == 0
+    alone = Stack.load(stack.folder / FOLDER)
+    assert alone.worker == new.worker and alone.dask and alone.dask.complete()
+    assert alone.dask.scheduler != new.dask.scheduler and alone.dask.address == new.dask.address
+    new = alone
+    assert new.s3 and new.prefect and new.worker and new.dask
     assert stack.stack("status").returncode == 0
 
     dask = [child for one in (old.dask, new.dask) for child in (one.scheduler, *one.workers)]

@@ -23,7 +23,7 @@ from geostream.report.cost import Coefficients, Job, Prices, cost
 from geostream.settings import TrainSettings
 from geostream.store import Store
 from tests.cities import city
-from tests.command import said
+from tests.command import geostream, said
 from tests.mining.places import EMBEDDINGS, places, write_embeddings
 from tests.report import scale_table
 
@@ -161,6 +161,27 @@ def test_what_exceeds_the_bound_is_named_with_what_to_do() -> None:
     assert any("extrapolated" in line for line in few_lanes.warnings)
     small = cost(replace(JOB, places=100_000), PRICES)
     assert not small.warnings
+
+
+def test_lanes_that_the_planner_would_refuse_are_named() -> None:
+    job = replace(JOB, places=10_000)
+    most = model.shards(job)
+    fits, fails = (cost(replace(job, lanes=lanes, gpus=1), PRICES).warnings for lanes in (most, most + 1))
+    assert [line for line in fails if f"{most + 1} lanes" in line and "fewer --lanes" in line]
+    assert not [line for line in fits if "fewer --lanes" in line]
+
+
+def test_numbers_of_any_size_are_computed_and_fit_in_the_table() -> None:
+    assert model.place_bytes(replace(JOB, views=10**11)) > 10**16
+    huge = said("cost", "--places", str(10**12))
+    assert "…" not in huge and "e+" in huge
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+@pytest.mark.parametrize("option", ["--pairs-per-second", "--bandwidth", "--gpu-price", "--months"])
+def test_numbers_that_make_no_sense_are_refused(option: str, value: str) -> None:
+    done = geostream("cost", option, value)
+    assert done.returncode == 2 and f"'{option}'" in done.stderr
 
 
 def test_a_worse_coefficient_shows() -> None:

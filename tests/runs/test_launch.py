@@ -132,6 +132,8 @@ def test_what_does_not_listen_is_killed(stand_in: Store, monkeypatch: pytest.Mon
         ({"nodes": 2}, "HOST:PORT"),
         ({"nodes": 2, "address": "host"}, "address=host"),
         ({"nodes": 2, "address": ":29500"}, "address=:29500"),
+        ({"nodes": 2, "address": "host:65536"}, "address=host:65536"),
+        ({"nodes": 2, "address": "host:٣"}, "address=host:٣"),
     ],
 )
 def test_what_ranks_cannot_be(ranks: dict[str, object], named: str) -> None:
