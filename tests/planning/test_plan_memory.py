@@ -24,7 +24,7 @@ from geostream.store import Store
 from tests.benchmarks import scale_places
 
 make_plan_module = import_module("geostream.planning.make_plan")  # the package's own name of it is the function
-K, LANES, BATCH = 4, 8, 32
+K, LANES, BATCH = 4, 64, 16
 BOUND = 120  # bytes a pair, at the most
 
 
