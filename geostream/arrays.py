@@ -20,6 +20,7 @@ Float64 = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer]  # of any width
 Number = TypeVar("Number", bound=np.integer)
 Bools = npt.NDArray[np.bool_]
+LISTS = 2**16  # that are restricted at a time
 
 
 class Pairs(NamedTuple):
@@ -39,7 +40,10 @@ def pair_codes(place: Int32, view: Int16) -> Int64:
         place: Place ids, in any shape.
         view: Number of each pair's view within its place, in the same shape.
     """
-    return place.astype(np.int64) << 16 | view
+    codes = place.astype(np.int64)
+    codes <<= 16
+    codes |= view
+    return codes
 
 
 class Csr(NamedTuple):
@@ -56,20 +60,27 @@ class Csr(NamedTuple):
 def restrict(lists: Csr, places: Int32) -> Csr:
     """Replace place ids by rows of ``places``, and drop all other places.
 
+    Beside the lists and what is returned, memory holds 4 bytes for every place id.
+
     Args:
         lists: One list of place ids for every place id.
         places: (N,) sorted place ids.
 
     Returns:
-        N lists of rows of ``places``.
+        N lists of rows of ``places``; the lists themselves if these are all places.
     """
+    if len(places) == len(lists.indptr) - 1:
+        return lists
     row = np.full(len(lists.indptr) - 1, -1, dtype=np.int32)
     row[places] = np.arange(len(places), dtype=np.int32)
-    owner = np.repeat(row, np.diff(lists.indptr))
-    other = row[lists.indices]
-    keep = (owner >= 0) & (other >= 0)
-    counts = np.bincount(owner[keep], minlength=len(places))
-    return Csr(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), other[keep])
+    indptr, indices = np.zeros(len(places) + 1, dtype=np.int64), np.empty_like(lists.indices)
+    for start in range(0, len(places), LISTS):
+        some = take(lists, places[start : start + LISTS])
+        other = row[some.indices]
+        before = np.concatenate([[0], np.cumsum(other >= 0)]) + indptr[start]
+        indptr[start : start + len(some.indptr)] = before[some.indptr]
+        indices[before[0] : before[-1]] = other[other >= 0]
+    return Csr(indptr, indices[: indptr[-1]])
 
 
 def take(lists: Csr, rows: npt.NDArray[np.integer]) -> Csr:
@@ -103,9 +114,12 @@ def by_group(group: npt.NDArray[np.integer]) -> tuple[Int64, list[tuple[int, int
     """
     rows = np.argsort(group, kind="stable")
     rows = rows[np.count_nonzero(group < 0) :]
-    numbers, first = np.unique(group[rows], return_index=True)
+    if not len(rows):
+        return rows, []
+    of_row = group[rows]
+    first = np.flatnonzero(np.concatenate([[True], of_row[1:] != of_row[:-1]]))
     ends = [*first[1:].tolist(), len(rows)]
-    return rows, list(zip(numbers.tolist(), first.tolist(), ends, strict=True)) if len(rows) else []
+    return rows, list(zip(of_row[first].tolist(), first.tolist(), ends, strict=True))
 
 
 def listed(lists: Csr, row: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:

@@ -46,6 +46,9 @@ NO_ANSWER = 120.0  # seconds that a scheduler may be silent
 NO_WORKER = 300.0  # seconds that it may be without any worker later on
 ALL_PAUSED = 1800.0  # seconds that all workers may be paused; a paused worker finishes its task and takes no other
 TELL_EVERY = 60.0  # seconds between two lines of the log
+AHEAD = 2  # tasks for each thread of the workers that are sent before one is done
+#: How many of the last messages each connection keeps, with the tasks in them; Dask's default of 1,000 is all of ours.
+MESSAGES_KEPT = "distributed.admin.low-level-log-length"
 COURTESY = 30.0  # seconds for clean-up in the workers, which is not essential
 
 logger = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ def connected(url: str | None, tasks: int) -> Iterator[Any]:
         GeostreamError: The scheduler or a worker lacks a package, or has other versions than this process.
     """
     from distributed import KilledWorker  # imported here because it takes a second
+    from distributed.client import ClosedClientError
     from distributed.comm.core import CommClosedError
 
     with ExitStack() as stack:
@@ -93,7 +97,7 @@ def connected(url: str | None, tasks: int) -> Iterator[Any]:
             raise Stalled(
                 f"Dask: workers died again and again ({str(error).splitlines()[0]}); give them more memory"
             ) from error
-        except (CancelledError, CommClosedError) as error:
+        except (CancelledError, CommClosedError, ClosedClientError) as error:
             reason = watch.reason or "it is gone, and the work with it; start it again"
             raise Stalled(f"Dask scheduler {watch.name}: {reason}") from error
         except (ImportError, AttributeError, RuntimeError):  # what loading a task may raise
@@ -267,6 +271,8 @@ def results(futures: Sequence[Any]) -> Iterator[Any]:
 def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task], stage: str) -> Iterator[Any]:
     """Run tasks on a cluster, and yield their results in the order in which they are done.
 
+    Only a few tasks for each thread are made and sent before one is done (``AHEAD``), so they may be large.
+
     Args:
         url: URL of a Dask scheduler; None starts a cluster of threads in this process.
         work: Called with each task. It may be called twice for one, because tasks run again where a worker dies.
@@ -278,10 +284,62 @@ def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task
         GeostreamError: The scheduler or a worker lacks a package, or has other versions than this process.
         Exception: Whatever ``work`` raised.
     """
-    call = token_hex(4)  # tasks of one name would be run once only
-    keys = [f"{stage}-{number}-{call}" for number in range(len(tasks))]
     with connected(url, len(tasks)) as client:
-        yield from results(client.map(partial(on_worker, work), tasks, key=keys, pure=False))
+        yield from _run(client, work, tasks, stage)
+
+
+@contextmanager
+def shared_connection(url: str, stage: str) -> Iterator[Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]]:
+    """Connect once to a cluster for several calls of the function that is yielded, which runs tasks as ``map`` does.
+
+    It connects at the first call, and again only where the scheduler was gone for long between two calls.
+
+    Args:
+        url: URL of a Dask scheduler.
+        stage: What all tasks are for, such as ``plan``; those of ``assemble_lane`` are then ``plan-assemble-lane-0``
+            and so on.
+
+    Yields:
+        A function of work and tasks, as those of :func:`run_tasks`, that returns an iterator over the results.
+
+    Raises:
+        Stalled: As by :func:`run_tasks`; so are the other errors.
+    """
+    with ExitStack() as stack:
+        client: Any = None
+
+        def apply(work: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+            nonlocal client
+            if client is None or client.status == "closed":
+                stack.close()
+                client = stack.enter_context(connected(url, len(tasks)))
+            name = getattr(work, "func", work).__name__.replace("_", "-")  # a partial function has none of its own
+            return _run(client, work, tasks, f"{stage}-{name}")
+
+        yield apply
+
+
+def _run(client: Any, work: Callable[[Task], Any], tasks: Sequence[Task], stage: str) -> Iterator[Any]:
+    from distributed import as_completed
+
+    running: Any = as_completed(loop=client.loop)  # type: ignore[no-untyped-call]
+    threads = 1
+    for number, task in enumerate(tasks):
+        if running.count() >= AHEAD * threads:
+            threads = _threads(client, threads)  # workers come and go
+        if running.count() >= AHEAD * threads:
+            yield next(running).result()
+        # A partial function hides the task from Dask, which would look for futures in it.
+        running.add(submit(client, f"{stage}-{number}", partial(work, task)))
+    for future in running:
+        yield future.result()
+
+
+def _threads(client: Any, before: int) -> int:
+    """Return how many threads the workers have, one at least; ``before`` if the scheduler does not answer."""
+    with suppress(Exception):  # any error here means that no answer came
+        return max(1, int(sum(client.sync(client.scheduler.ncores, callback_timeout=LOOK_EVERY).values())))
+    return before
 
 
 def everywhere(client: Any, work: Callable[[], Any]) -> None:
@@ -305,13 +363,15 @@ def _client(url: str) -> Any:
 
     Dask itself would wait for ever for a scheduler that accepts the connection and is silent.
     """
+    from dask import config
     from distributed import Client
 
     made: Future[Any] = Future()
 
     def connect() -> None:
         try:
-            made.set_result(Client(url, timeout=CONNECT_SECONDS))  # type: ignore[no-untyped-call]
+            with config.set({MESSAGES_KEPT: 1}):
+                made.set_result(Client(url, timeout=CONNECT_SECONDS))  # type: ignore[no-untyped-call]
         except BaseException as error:  # for whoever waits
             made.set_exception(error)
 
@@ -332,6 +392,7 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it logs every connection
     ours = {
         "distributed.worker.profile.enabled": False,  # it samples a hundred times a second
+        MESSAGES_KEPT: 1,
         "distributed.scheduler.worker-ttl": None,  # else the only worker is removed while the program is suspended
     }
     stack.enter_context(config.set(ours))

@@ -27,8 +27,9 @@ NICE = 10
 ATTEMPTS = 3
 
 
-#: Dask's profiler samples a hundred times a second, and takes a sixth of a core from tasks in Python.
-NO_PROFILE = {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
+#: Dask's profiler samples a hundred times a second, and takes a sixth of a core from tasks in Python. Its logs keep the
+#: last 1,000 messages of each connection, with the tasks in them.
+LEAN = {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False", "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "1"}
 
 
 def without_dask(environment: Mapping[str, str]) -> dict[str, str]:
@@ -166,9 +167,7 @@ def start_workers(
     try:
         for log in free:
             log.unlink(missing_ok=True)  # what an earlier worker said must not count for this one
-            new.append(
-                spawn(command, environment={**environment, **NO_PROFILE}, log=log, folder=folder, outlive=outlive)
-            )
+            new.append(spawn(command, environment={**environment, **LEAN}, log=log, folder=folder, outlive=outlive))
         for worker in new:
             problem = wait_until(partial(_registered, worker), worker, "a local Dask worker", timeout)
             if problem is not None:

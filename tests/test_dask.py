@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import pytest
+from joblib import cpu_count
 
 from geostream import dask as cluster
-from geostream.dask import connected, everywhere, run_tasks, scheduler_url, submit
+from geostream.dask import connected, everywhere, run_tasks, scheduler_url, shared_connection, submit
 from geostream.errors import BadInput, GeostreamError, Stalled
 
 
@@ -50,6 +53,53 @@ def test_tasks_are_named_by_stage_and_part_and_run_each_time() -> None:
         keys += [submit(client, "mine-block-0-12", own_key, 0).result() for _ in range(2)]
     assert len(set(keys)) == 5 and all(key.startswith("mine-block-0-12-") for key in keys[3:])
     assert {key_split(key) for key in keys} == {"plan-lane", "mine-block"}
+
+
+def test_only_a_few_tasks_are_made_before_one_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may be large, so memory does not grow with their number."""
+    made: list[int] = []
+
+    class Tasks(Sequence[int]):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, at: Any) -> Any:
+            if at >= len(self):
+                raise IndexError(at)
+            made.append(at)
+            return at
+
+    results = run_tasks(None, square, Tasks(), "square")
+    found = [next(results)]
+    assert len(made) <= cluster.AHEAD * cpu_count() + 1 < 40
+    assert sorted([*found, *results]) == [n * n for n in range(40)]
+
+
+def test_calls_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a task failed; and where the scheduler was gone for long, they connect again."""
+    from distributed import LocalCluster
+
+    clients: list[Any] = []
+    connect = cluster._client
+
+    def noted(url: str) -> Any:
+        clients.append(connect(url))
+        return clients[-1]
+
+    monkeypatch.setattr(cluster, "_client", noted)
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as local,
+        shared_connection(local.scheduler_address, "plan") as apply,
+    ):
+        names = [*apply(own_key, [0]), *apply(partial(own_key), [0])]
+        assert [name.rsplit("-", 1)[0] for name in names] == ["plan-own-key-0"] * 2
+        with pytest.raises(BadInput, match="91 is too much"):
+            list(apply(square, [91]))
+        assert list(apply(square, [3])) == [9]
+        assert len(clients) == 1
+        clients[0].close()  # as Dask does in the end
+        assert list(apply(square, [4])) == [16]
+        assert len(clients) == 2
 
 
 def test_the_scheduler_that_the_environment_names_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,6 +255,8 @@ class Layout:
         """
         place, number, splits = self._views
         of_split = splits == (VIEW_SPLITS.index(split) if split in VIEW_SPLITS else -1)
+        if of_split.all():
+            return Pairs(place, number)  # not copied
         return Pairs(place[of_split], number[of_split])
 
     def references(self, split: str) -> Int32:
@@ -283,21 +285,23 @@ class Layout:
         Returns:
             A list of place ids for each row of :meth:`pairs`.
         """
-        lengths, places = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int32)]
+        lengths, places = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int32)]
         columns = ("views.list.element.split", "views.list.element.semi_positives.list.element")
         for _, part in self._parts(PLACES_FILE, *columns):
             views = part["views"].combine_chunks().flatten()
             lists = views.field("semi_positives").filter(pc.equal(views.field("split"), split))
-            lengths.append(pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int64))
+            lengths.append(pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int32))
             places.append(lists.flatten().to_numpy().astype(np.int32))
-        return Csr(np.concatenate([[0], np.cumsum(np.concatenate(lengths))]), np.concatenate(places))
+        indptr = np.zeros(sum(map(len, lengths)) + 1, dtype=np.int64)
+        np.cumsum(np.concatenate(lengths), out=indptr[1:])
+        return Csr(indptr, np.concatenate(places))
 
     def excluded(self, split: str = "train", among: Int32 | None = None) -> Csr:
         """Return the places that must not share a batch with each place.
 
         These are the semi-positives of its views, and the places that have it as a semi-positive. A tile that shows a
         query must not be its negative. While this is computed, memory holds 16 bytes for each semi-positive that counts
-        and 16 a place.
+        and 9 for each place.
 
         Args:
             split: The split whose views count.
@@ -307,19 +311,21 @@ class Layout:
             A list of place ids for each of the N places.
         """
         one, two = self._shown_together(split, among)
-        counts, lists = [np.zeros(1, dtype=np.int64)], [np.zeros(0, dtype=np.int32)]
+        indptr = np.zeros(self.n_places + 1, dtype=np.int64)
+        # Room for both directions, of which the operating system gives only what is filled; joining takes twice.
+        lists, stop = np.empty(2 * len(one), dtype=np.int32), 0
         for start in range(0, self.n_places, LISTED):
             places = np.arange(start, min(start + LISTED, self.n_places) + 1)
             first, last = np.searchsorted(one, places[[0, -1]])
-            shown = (two >= places[0]) & (two < places[-1])
+            shown = two >= places[0]
+            shown &= two < places[-1]
             # One number a pair of places is ten times faster than two.
             codes = np.concatenate([pairs_of(one[first:last], two[first:last]), pairs_of(two[shown], one[shown])])
             codes = distinct(codes)
-            counts.append(np.diff(np.searchsorted(codes, places << 32)))
-            lists.append(codes.astype(np.uint32).view(np.int32))
-        del one, two
-        indptr = np.concatenate(counts)
-        return Csr(np.cumsum(indptr, out=indptr), np.concatenate(lists))
+            indptr[places[1:]] = stop + np.searchsorted(codes, places[1:] << 32)
+            start, stop = stop, stop + len(codes)
+            lists[start:stop] = codes.astype(np.uint32).view(np.int32)
+        return Csr(indptr, lists[:stop])
 
     def _shown_together(self, split: str, among: Int32 | None) -> tuple[Int32, Int32]:
         """Return each view's place, once for each of its semi-positives, and these, which are other places.

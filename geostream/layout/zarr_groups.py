@@ -186,8 +186,14 @@ def pick_by_tasks(run: Store, name: str, array: str, rows: Int64, apply: Apply =
         NotFound: The group is made anew by another process.
     """
     pieces = list(enumerate(np.array_split(rows, 1 if apply is map else PIECES)))
-    found = dict(apply(partial(pick_piece, run, name, array), pieces))
-    return np.concatenate([found[number] for number, _ in pieces])
+    ends = np.cumsum([len(some) for _, some in pieces])
+    found: npt.NDArray[Any] | None = None
+    for number, values in apply(partial(pick_piece, run, name, array), pieces):
+        if found is None:  # filled piece by piece, because joining them takes twice the memory
+            found = np.empty((len(rows), *values.shape[1:]), dtype=values.dtype)
+        found[ends[number] - len(values) : ends[number]] = values
+    assert found is not None
+    return found
 
 
 def pick_piece(run: Store, name: str, array: str, piece: tuple[int, Int64]) -> tuple[int, npt.NDArray[Any]]:

@@ -1,47 +1,50 @@
 """Build the geographic neighbour graph: the K nearest by great circle (latitude and longitude) or plane (UTM).
 
-Each Dask task finds the neighbours of one range of the graph's rows, and writes whole Zarr shards. All tasks of a
-process share one search tree over all training places. Places of two areas are never neighbours: the number of the area
-is one more coordinate, so areas lie farther apart than a search looks. The tree is built from objects that the client
-writes to the store, so a worker needs neither the layout nor another worker.
+1. The client cuts the training places into blocks of space (:mod:`geostream.mining.place_blocks`), and writes what the
+   search needs of each as one object.
+2. One task for each block finds the neighbours of its places, exactly, and writes its finds as one object, sorted by
+   row. Places of two areas are never neighbours.
+3. One task for each range of whole Zarr shards of the graph collects the finds and writes the shards: the graph's rows
+   are in the order of place ids, which need not follow space.
 
-Of a layout that joins several data sets, each is searched by its own coordinates. Places of a data set without
-coordinates have no neighbours.
+Workers need only the store, and a task that runs twice writes the same objects again. Of a layout that joins several
+data sets, each is searched by its own coordinates. Places of a data set without coordinates have no neighbours.
 
-A process holds at most 130 bytes for each of the N training places while it builds the tree, and 70 afterwards (0.7 GB
-for ten million). A task holds about 80 bytes for each of DISTANCES distances (80 MB). The client holds about 40 bytes
-a place, beside the layout and its lists of excluded places. Nothing grows with N × K.
+What is held, in bytes, whatever N is: a thread at most 40 × BLOCK × K and 40 MB (at K = 64: 120 MB), or 18 × WRITTEN ×
+K while it collects (75 MB). What grows with N: a worker holds 100 bytes a block. The client holds at most 80 bytes for
+each of the N places, or 13 and three times its key, while these are sorted; and 8 for each semi-positive. Nothing grows
+with N × K.
 
-The time grows with N log N where few places share a point. Where thousands do, each of them is compared with all the
-others, because equal distances are ordered by key.
+The time grows with N, except for two small parts: the client sorts keys and cuts blocks with N log N, and step 3 reads
+up to (N / BLOCK) × (N / WRITTEN) ranges where ids do not follow space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
-from threading import Lock
-from uuid import uuid4
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from geostream.arrays import Csr, Float64, Int32, Int64, distinct, listed, take
-from geostream.dask import connected, everywhere, results, submit
-from geostream.errors import BadInput
+from geostream.arrays import Csr, Float64, Int32, distinct, take
+from geostream.dask import connected, give_back, results, submit
+from geostream.errors import BadInput, NotFound
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import claim_scratch, drop_scratch, scratch_object
-from geostream.mining.exact import QUERIES, row_groups
-from geostream.mining.graph import GraphWriter, NeighbourGraph, open_graph
+from geostream.mining.exact import GROUPS, row_groups
+from geostream.mining.graph import GraphWriter, NeighbourGraph, as_scores, open_graph
+from geostream.mining.place_blocks import BOX, PLACE, Places, box_of, cut, nearest_of_block
 from geostream.progress import track
 from geostream.store import Store
 
 EARTH_RADIUS = 6_371_008.8  # metres, mean
-DISTANCES = 1_000_000  # distances that a task holds at once
-#: A training place, as the client hands it to the workers.
-PLACE = np.dtype([("point", "<f8", 3), ("place", "<i4"), ("area", "<i4"), ("rank", "<i4")])
+BLOCK, LEAST = 32_768, 1024  # places of a block: at most, and where there would be fewer than GROUPS blocks
+WRITTEN = 65_536  # rows that a task collects; with few, each would read a little from very many objects
+SLICE = 2**18  # places that the client computes with at a time
+READS = 8  # that a task makes at a time
 
 
 def points_in_metres(position: Float64, coordinates: str) -> Float64:
@@ -99,31 +102,27 @@ def build_gps_graph(run: Store, name: str, layout: Layout, k: int, cluster: str 
 
     Raises:
         BadInput: The layout or a training place has no coordinates.
+        NotFound: Another process makes the graph again.
         GeostreamError: The scheduler cannot be reached, or workers die again and again.
     """
     if not has_positions(layout):
         raise BadInput(f"layout {layout.name} has no coordinates, so no GPS neighbours; begin with strategy=random")
     places = distinct(layout.pairs("train").place)
-    known = np.isfinite(place_points(layout, places)).all(axis=1)
-    without = np.array([one.coordinates == "none" for one in layout.joined] or [False])
-    if not (known | without[layout.part[places]]).all():
-        unknown = places[~known & ~without[layout.part[places]]][0]
-        key = layout.key(int(unknown))
-        raise BadInput(f"layout {layout.name}: place {key} has no coordinates; begin with strategy=random")
+    blocks = _blocks(layout, places)
     writer = GraphWriter.create(run, name, kind="gps", layout=layout, embeddings="", places=places, k=k)
-    groups = row_groups(len(places), len(places), QUERIES)
-    job = GpsJob(run, name, k, len(places), len(groups))
-    _hand_over(job, layout, places, groups)
-    with connected(cluster, len(groups)) as client:
-        try:
-            tasks = [
-                submit(client, f"gps-rows-{number}", nearest_of_group, job, number, start)
-                for number, (start, _) in enumerate(groups)
-            ]
-            for _ in track(results(tasks), "GPS neighbours", len(tasks)):
-                pass
-        finally:
-            everywhere(client, forget)
+    job = GpsJob(run, name, k)
+    _hand_over(job, layout, places, blocks)
+    groups = row_groups(len(places), len(places), WRITTEN)
+    with connected(cluster, max(len(blocks), len(groups))) as client:
+        finds = [submit(client, f"gps-block-{number}", find_block, job, number) for number in range(len(blocks))]
+        for _ in track(results(finds), "GPS neighbours", len(finds)):
+            pass
+        writes = [
+            submit(client, f"gps-rows-{number}", collect_rows, job, *rows, _spans(blocks, *rows))
+            for number, rows in enumerate(groups)
+        ]
+        for _ in track(results(writes), "neighbour graph", len(writes)):
+            pass
     drop_scratch(run, name)
     writer.commit({"mode": "exact"})
     return open_graph(run, name, layout)
@@ -136,138 +135,121 @@ class GpsJob:
     run: Store
     graph: str  # path of the graph being written
     k: int
-    n_places: int
-    n_groups: int  # groups of the graph's rows; each is a task
-    token: str = field(default_factory=lambda: uuid4().hex)  # tells searches apart
 
-    def read_places(self, number: int) -> npt.NDArray[np.void]:
-        """Read the places of a group, (n,) of :data:`PLACE`."""
-        return np.frombuffer(self.run.read(scratch_object(self.graph, "places", number)), dtype=PLACE)
+    @property
+    def find(self) -> np.dtype[np.void]:
+        """What a task finds for a row of the graph."""
+        return np.dtype([("row", "<i4"), ("other", "<i4", (self.k,)), ("score", "<f2", (self.k,))])
 
-    def read_excluded(self, number: int, n: int) -> Csr:
-        """Read the places that are no neighbours of the n places of a group: a list of place ids for each."""
-        numbers = np.frombuffer(self.run.read(scratch_object(self.graph, "excluded", number)), dtype="<i4")
-        lengths, indices = np.split(numbers, [n])
-        return Csr(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), indices)
+    def path(self, kind: str, number: int = 0) -> str:
+        """Return the path of a scratch object."""
+        return scratch_object(self.graph, kind, number)
 
 
-def _hand_over(job: GpsJob, layout: Layout, places: Int32, groups: list[tuple[int, int]]) -> None:
-    """Write what the workers need of the layout, as two objects for each group of rows."""
-    claim_scratch(job.run, job.graph, places=len(groups), excluded=len(groups))
-    rank = np.empty(len(places), dtype=np.int32)  # ids need not follow the keys
+def _blocks(layout: Layout, places: Int32) -> list[Int32]:
+    """Cut the training places into blocks; return the rows of each. Places without a position are in none."""
+    points = np.empty((3, len(places)), dtype=np.float32)
+    for start in range(0, len(places), SLICE):
+        points[:, start : start + SLICE] = place_points(layout, places[start : start + SLICE]).T
+    unknown = np.flatnonzero(~np.isfinite(points).all(axis=0))
+    without = np.array([one.coordinates == "none" for one in layout.joined] or [False])
+    if len(unknown := unknown[~without[layout.part[places[unknown]]]]):
+        key = layout.key(int(places[unknown[0]]))
+        raise BadInput(f"layout {layout.name}: place {key} has no coordinates; begin with strategy=random")
+    return cut(points, layout.area[places], min(BLOCK, max(LEAST, -(-len(places) // GROUPS))))
+
+
+def _hand_over(job: GpsJob, layout: Layout, places: Int32, blocks: list[Int32]) -> None:
+    """Write what the workers need of the layout: an object for each block, and one with the boxes of all."""
+    claim_scratch(job.run, job.graph, places=len(blocks), finds=len(blocks), boxes=1)
+    _free()
+    rank, boxes = _ranks(layout, places), np.empty(len(blocks), dtype=BOX)
+    _free()
+    listed = _semi_positives(layout, places)
+    _free()
+    for number, rows in enumerate(blocks):
+        facts, lists = np.empty(len(rows), dtype=PLACE), take(listed, rows)
+        facts["row"], facts["place"], facts["rank"] = rows, places[rows], rank[rows]
+        facts["point"], facts["area"] = place_points(layout, places[rows]), layout.area[places[rows]]
+        facts["n"] = np.diff(lists.indptr)
+        job.run.write(job.path("places", number), Places(facts, lists).to_bytes())
+        boxes[number] = box_of(facts)
+    job.run.write(job.path("boxes"), boxes.tobytes())
+
+
+def _free() -> None:
+    """Give back what reading the index has left behind; Arrow would keep it for itself."""
+    pa.default_memory_pool().release_unused()
+    give_back()
+
+
+def _ranks(layout: Layout, places: Int32) -> Int32:
+    """Return the rank of each place by its key: ids need not follow the keys."""
     keys = layout.index.read("places.parquet", ["key"])["key"]
-    rank[pc.sort_indices(keys.take(places)).to_numpy()] = np.arange(len(places), dtype=np.int32)
-    excluded = layout.excluded("train")
-    for number, (start, stop) in enumerate(groups):
-        here = places[start:stop]
-        table = np.empty(stop - start, dtype=PLACE)
-        table["point"], table["area"] = place_points(layout, here), layout.area[here]
-        table["place"], table["rank"] = here, rank[start:stop]
-        job.run.write(scratch_object(job.graph, "places", number), table.tobytes())
-        lists = take(excluded, here)
-        numbers = np.concatenate([np.diff(lists.indptr).astype("<i4"), lists.indices.astype("<i4")])
-        job.run.write(scratch_object(job.graph, "excluded", number), numbers.tobytes())
+    if len(places) < len(keys):
+        keys = keys.take(places)
+    rank = np.empty(len(places), dtype=np.int32)
+    rank[pc.sort_indices(keys).to_numpy()] = np.arange(len(places), dtype=np.int32)
+    return rank
 
 
-def nearest_of_group(job: GpsJob, number: int, start: int) -> None:
-    """Run as a task: find the neighbours of the group of rows that begins with ``start``, and write its Zarr shards."""
-    tree, places = _tree_of(job), job.read_places(number)
-    excluded = job.read_excluded(number, len(places))
-    found, metres = tree.nearest(places["point"], places["area"], places["place"], excluded, job.k)
-    GraphWriter.reopen(job.run, job.graph).write(start, found, -metres)
+def _semi_positives(layout: Layout, places: Int32) -> Csr:
+    """Return the semi-positives of each place: those of all its training views, one after the other."""
+    lists, place = layout.semi_positives("train"), layout.pairs("train").place
+    indptr = np.full(len(places) + 1, lists.indptr[-1])
+    for start in range(0, len(places), SLICE):
+        some = places[start : start + SLICE]
+        indptr[start : start + len(some)] = lists.indptr[np.searchsorted(place, some)]
+    return Csr(indptr, lists.indices)
 
 
-_building = Lock()
+def _spans(blocks: list[Int32], start: int, stop: int) -> Int32:
+    """Return which finds are of the rows from ``start`` to ``stop``: (n, 3) block, first find, and the one behind."""
+    ends = [(number, *np.searchsorted(rows, [start, stop])) for number, rows in enumerate(blocks)]
+    return np.array([span for span in ends if span[1] < span[2]], dtype=np.int32).reshape(-1, 3)
 
 
-def _tree_of(job: GpsJob) -> PlaceTree:
-    """Return this process's tree; the first thread that calls this builds it."""
-    with _building:
-        return _build(job)
+def find_block(job: GpsJob, number: int) -> None:
+    """Run as a task: find the neighbours of a block's places, and write them as one object, sorted by row."""
+    give_back()
+    boxes = np.frombuffer(job.run.read(job.path("boxes")), dtype=BOX)
+
+    def read(block: int) -> Places:
+        return Places.from_bytes(job.run.read(job.path("places", block)), int(boxes["places"][block]))
+
+    found, finds = nearest_of_block(number, boxes, read, job.k), np.empty(boxes["places"][number], dtype=job.find)
+    finds["row"], finds["other"], finds["score"] = read(number).facts["row"], found.place, as_scores(-found.metres())
+    job.run.write(job.path("finds", number), finds.tobytes())
 
 
-@lru_cache(maxsize=1)
-def _build(job: GpsJob) -> PlaceTree:
-    points = np.empty((job.n_places, 3))
-    place, area, rank = (np.empty(job.n_places, dtype=np.int32) for _ in range(3))
-    start = 0
-    for number in range(job.n_groups):
-        part = job.read_places(number)
-        here = slice(start, start := start + len(part))
-        points[here] = part["point"]
-        place[here], area[here], rank[here] = part["place"], part["area"], part["rank"]
-    known = np.isfinite(points).all(axis=1)
-    if not known.all():
-        points, area, place, rank = points[known], area[known], place[known], rank[known]
-    return PlaceTree(points, area, place, rank)
-
-
-def forget() -> None:
-    """Free the tree that a search has left in this process."""
-    _build.cache_clear()
-
-
-class PlaceTree:
-    """Find the nearest places within the same area.
-
-    Distances are rounded to millimetres, and equal ones are ordered by rank. So the order on a regular grid does not
-    depend on rounding errors.
+def collect_rows(job: GpsJob, start: int, stop: int, spans: Int32) -> None:
+    """Run as a task: collect the finds of some rows of the graph, and write its Zarr shards.
 
     Args:
-        points: (N, 2 or 3) points in metres.
-        area: (N,) number of each place's area.
-        place: (N,) id of each place.
-        rank: (N,) rank of each place among places at the same distance.
+        job: The search.
+        start: First row, at the beginning of a Zarr shard.
+        stop: Row behind the last.
+        spans: Where the finds are: (n, 3) number of the block, first find, and the one behind the last.
+
+    Raises:
+        NotFound: Another process makes the graph again.
     """
+    give_back()
+    others = np.full((stop - start, job.k), -1, dtype=np.int32)
+    scores = np.full((stop - start, job.k), -np.inf, dtype=np.float16)
+    seen = np.zeros(stop - start, dtype=bool)
 
-    def __init__(self, points: Float64, area: Int32, place: Int32, rank: Int32) -> None:
-        from scipy.spatial import cKDTree  # here, because it takes memory that a visual search does not need
+    def read(span: list[int]) -> npt.NDArray[np.void]:
+        number, first, last = span
+        size = job.find.itemsize
+        return np.frombuffer(
+            job.run.read_range(job.path("finds", number), size * first, size * (last - first)), job.find
+        )
 
-        self._reach = 1 + float(np.linalg.norm(np.ptp(points, axis=0)))  # no two places of an area are as far apart
-        spaced = self._spaced(points, area)
-        # Places that are close in space are put close in memory. Where ids are in no such order, this halves the time.
-        order = cKDTree(spaced, balanced_tree=False, copy_data=False).indices
-        self._tree = cKDTree(spaced[order], balanced_tree=False, copy_data=False)
-        self._place, self._rank = place[order], rank[order]
-
-    def _spaced(self, points: Float64, area: Int32) -> Float64:
-        """Return the points with one more coordinate, so that places of two areas are out of reach of each other."""
-        return np.concatenate([points, 2 * self._reach * area[:, None]], axis=1)
-
-    def nearest(self, points: Float64, area: Int32, own: Int32, excluded: Csr, k: int) -> tuple[Int32, Float64]:
-        """Find the nearest other places of some places.
-
-        Args:
-            points: (n, 2 or 3) points in metres; one that is not finite has no neighbours.
-            area: (n,) number of each place's area.
-            own: (n,) id of each place, which is no neighbour.
-            excluded: n lists of further ids that are no neighbours.
-            k: How many to find.
-
-        Returns:
-            (n, k) ids and (n, k) distances in metres; -1 and inf where there are no more.
-        """
-        indices, metres = np.full((len(points), k), -1, dtype=np.int32), np.full((len(points), k), np.inf)
-        points = self._spaced(points, area)
-        todo = np.flatnonzero(np.isfinite(points).all(axis=1))
-        wanted = k + 9 + int(np.diff(excluded.indptr).max(initial=0))  # 8 more: a tie at the end takes another query
-        while len(todo):
-            again = []
-            for rows in _blocks(todo, wanted):
-                distance, at = self._tree.query(points[rows], wanted, distance_upper_bound=self._reach)
-                distance, at = np.round(distance, 3), np.minimum(at, len(self._place) - 1)
-                seen_to, found = distance[:, -1].copy(), self._place[at]
-                own_lists = take(excluded, rows)
-                distance[(found == own[rows, None]) | listed(own_lists, np.arange(len(rows))[:, None], found)] = np.inf
-                order = np.lexsort((self._rank[at], distance), axis=1)[:, :k]
-                distance, found = (np.take_along_axis(a, order, axis=1) for a in (distance, found))
-                indices[rows], metres[rows] = np.where(np.isfinite(distance), found, -1), distance
-                again.append(rows[(distance[:, -1] >= seen_to) & np.isfinite(seen_to)])
-            todo, wanted = np.concatenate(again), 2 * wanted
-        return indices, metres
-
-
-def _blocks(rows: Int64, wanted: int) -> Iterator[Int64]:
-    """Cut rows into blocks of at most DISTANCES distances, or of one row."""
-    size = max(1, DISTANCES // wanted)
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+    with ThreadPoolExecutor(READS) as threads:
+        for finds in threads.map(read, spans.tolist()):
+            rows = finds["row"].astype(np.int64) - start
+            if rows.min() < 0 or rows.max() >= len(seen) or seen[rows].any():
+                raise NotFound(f"{job.run.url}/{job.graph}: another process makes it again; wait for it")
+            others[rows], scores[rows], seen[rows] = finds["other"], finds["score"], True
+    GraphWriter.reopen(job.run, job.graph).write(start, others, scores)

@@ -166,7 +166,7 @@ class GraphWriter:
         if start % SHARD_ROWS or (stop % SHARD_ROWS and stop != self._indices.shape[0]):
             raise ValueError(f"rows {start} to {stop} are not whole Zarr shards of {SHARD_ROWS} rows")
         self._indices[start:stop] = indices
-        self._scores[start:stop] = np.maximum(scores, -65504, where=np.isfinite(scores), out=scores.copy())
+        self._scores[start:stop] = as_scores(scores)
 
     def commit(self, search: dict[str, Any]) -> None:
         """Commit the graph.
@@ -176,6 +176,14 @@ class GraphWriter:
         """
         self._group.attrs["search"] = search
         commit(self._group)
+
+
+def as_scores(scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float16]:
+    """Return scores as a graph holds them: the least number is -65504, and -inf stays; float16 is held already."""
+    if scores.dtype == np.float16:
+        return cast("npt.NDArray[np.float16]", scores)
+    least: npt.NDArray[Any] = np.maximum(scores, -65504, where=np.isfinite(scores), out=scores.copy())
+    return least.astype(np.float16)
 
 
 def open_graph(run: Store, name: str, layout: Layout | None) -> NeighbourGraph:

@@ -14,7 +14,7 @@ batches of all lanes at a time, which make a step, are of the same data set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, overload
@@ -47,12 +47,15 @@ class Assembled(NamedTuple):
     Attributes:
         batches: (B, batch size) pair ids.
         lane: (B,) lane of each batch.
-        left_out: Ids of the pairs that no batch holds, sorted.
+        left_out: Ids of the lanes' pairs that no batch holds, sorted.
     """
 
     batches: Int32
     lane: Int32
     left_out: Int32
+
+
+Key = tuple[str, int, int]  # strategy, resident shards and lane
 
 
 class LaneTask(NamedTuple):
@@ -78,13 +81,18 @@ class LaneTask(NamedTuple):
     resident: int
     seed: tuple[int, ...]
 
+    @property
+    def key(self) -> Key:
+        """What tells the task from the others of a plan; tasks with the same key make the same batches."""
+        return self.strategy, self.resident, self.number
 
-def assemble_lane(task: LaneTask) -> tuple[int, Int32]:
+
+def assemble_lane(task: LaneTask) -> tuple[Key, Int32]:
     """Assemble one lane. It holds the lane's neighbours, 4·K bytes a place, and about 1 KB a pair.
 
     Returns:
-        The lane's number, and (B, batch size) its batches as pair ids of its own sampling problem. Batches of one data
-        set each come data set by data set.
+        The task's key, and (B, batch size) its batches as pair ids of its own sampling problem. Batches of one data set
+        each come data set by data set.
     """
     strategy = STRATEGIES[task.strategy]
     problem = task.problem if task.rows is None else task.problem._replace(neighbours=task.rows.read())
@@ -94,7 +102,7 @@ def assemble_lane(task: LaneTask) -> tuple[int, Int32]:
         return np.array(batches, dtype=np.int32).reshape(len(batches), task.batch_size)
 
     if problem.dataset is None:
-        return task.number, filled(problem, task.shards, task.resident)
+        return task.key, filled(problem, task.shards, task.resident)
     sets = Parts(problem, problem.dataset, int(problem.dataset.max(initial=0)) + 1)
     resident = max(1, task.resident // len(sets))
     found = [np.zeros((0, task.batch_size), dtype=np.int32)]
@@ -103,10 +111,10 @@ def assemble_lane(task: LaneTask) -> tuple[int, Int32]:
         shards = task.shards[np.isin(task.shards, own.shard)]
         if len(shards):
             found.append(sets.pairs(number)[filled(own, shards, resident)])
-    return task.number, np.concatenate(found)
+    return task.key, np.concatenate(found)
 
 
-MapFn = Callable[[Callable[[LaneTask], tuple[int, Int32]], Sequence[LaneTask]], Iterable[tuple[int, Int32]]]
+MapFn = Callable[[Callable[[LaneTask], tuple[Key, Int32]], Sequence[LaneTask]], Iterable[tuple[Key, Int32]]]
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,11 @@ class LaneTasks(Sequence[LaneTask]):
     batch_size: int
     resident: int
     seed: tuple[int, int]
+
+    @property
+    def task_keys(self) -> list[Key]:
+        """The key of each task."""
+        return [(self.strategy, self.resident, number) for number in self.numbers]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -193,25 +206,77 @@ def assemble(
     )
 
 
+class _LargestFirst(Sequence[LaneTask]):
+    """The tasks of several lists that are not done, those with the most pairs first, so that none of them ends late.
+
+    Args:
+        several: The lists.
+        done: The keys of tasks that are done.
+    """
+
+    def __init__(self, several: Iterable[LaneTasks], done: Collection[Key]) -> None:
+        todo = [(tasks, at) for tasks in several for at, key in enumerate(tasks.task_keys) if key not in done]
+        self._todo = sorted(todo, key=lambda one: -len(one[0].division.pairs(one[0].numbers[one[1]])))
+
+    def __len__(self) -> int:
+        return len(self._todo)
+
+    @overload
+    def __getitem__(self, at: int) -> LaneTask: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[LaneTask]: ...
+    def __getitem__(self, at: int | slice) -> LaneTask | list[LaneTask]:
+        if isinstance(at, slice):
+            return [tasks[which] for tasks, which in self._todo[at]]
+        tasks, which = self._todo[at]
+        return tasks[which]
+
+
+def fill_lanes(several: Iterable[LaneTasks], made: dict[Key, Int32], map_fn: MapFn = map) -> None:
+    """Assemble the lanes of several lists of tasks together, so that workers need not wait for the end of each list.
+
+    Args:
+        several: The lists.
+        made: The batches of each task, by its key. Tasks in it are not done again; the others are added.
+        map_fn: Applies a function to the tasks.
+    """
+    todo = _LargestFirst(several, made)
+    if len(todo):
+        made.update(map_fn(assemble_lane, todo))
+
+
 def assemble_lanes(tasks: LaneTasks, map_fn: MapFn = map) -> Assembled:
     """Assemble the batches of some lanes, as :func:`assemble` does those of all.
 
     Args:
-        tasks: The lanes' tasks. Pairs of other lanes count as left out.
+        tasks: The lanes' tasks.
         map_fn: Applies a function to the tasks.
     """
+    made: dict[Key, Int32] = {}
+    fill_lanes([tasks], made, map_fn)
+    return joined(tasks, made)
+
+
+def joined(tasks: LaneTasks, made: Mapping[Key, Int32]) -> Assembled:
+    """Put the batches of some lanes into the global order.
+
+    Args:
+        tasks: The lanes' tasks.
+        made: The batches of each task, by its key.
+    """
     division, lanes = tasks.division, len(tasks)
-    made_by_lane = sorted(map_fn(assemble_lane, tasks), key=lambda result: result[0])
-    by_lane = _in_turn(tasks, [made for _, made in made_by_lane])
+    by_lane = _in_turn(tasks, [made[key] for key in tasks.task_keys])
     length = min(len(batches) for batches in by_lane)
     interleaved = np.empty((length, lanes, tasks.batch_size), dtype=np.int32)
-    for at, (number, made) in enumerate(zip(tasks.numbers, by_lane, strict=True)):
-        interleaved[:, at] = division.pairs(number)[made[:length]]
-    batches = interleaved.reshape(length * lanes, tasks.batch_size)
-    used = np.zeros(len(division.problem.place), dtype=bool)
-    used[batches] = True
+    for at, (number, batches) in enumerate(zip(tasks.numbers, by_lane, strict=True)):
+        interleaved[:, at] = division.pairs(number)[batches[:length]]
+    in_order = interleaved.reshape(length * lanes, tasks.batch_size)
+    unused = np.zeros(len(division.problem.place), dtype=bool)
+    for number in tasks.numbers:
+        unused[division.pairs(number)] = True
+    unused[in_order] = False
     lane_of_batch = np.tile(np.array(tasks.numbers, dtype=np.int32), length)
-    return Assembled(batches, lane_of_batch, np.flatnonzero(~used).astype(np.int32))
+    return Assembled(in_order, lane_of_batch, np.flatnonzero(unused).astype(np.int32))
 
 
 def _in_turn(tasks: LaneTasks, by_lane: list[Int32]) -> list[Int32]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from geostream.arrays import Csr, Int32, Int64, by_group, take
+from geostream.arrays import Csr, Int32, Int64, Integers, by_group, take
 from geostream.errors import BadInput
 from geostream.planning.lane import SamplingProblem
 
 
 class Parts:
-    """The parts of a sampling problem, each a problem of its own. It holds 16 bytes a place and a pair.
+    """The parts of a sampling problem, each a problem of its own. It holds 8 bytes a place and 4 a pair.
 
     Args:
         problem: The whole problem; its neighbours may be left out (K = 0).
@@ -26,7 +26,7 @@ class Parts:
         count: How many parts there are.
     """
 
-    def __init__(self, problem: SamplingProblem, part: Int32, count: int) -> None:
+    def __init__(self, problem: SamplingProblem, part: Integers, count: int) -> None:
         self.problem, self._part = problem, part
         self._places = _of_each(part, count)
         self._pairs = _of_each(part[problem.place], count)
@@ -100,10 +100,11 @@ class Division(Parts):
             shards = np.roll(some, rng.integers(max(len(some), 1)))[:: -1 if epoch % 2 else 1]
             for number, (start, stop) in enumerate(_deal(pairs_of_shard[shards], lanes)):
                 self.shards[number] = np.concatenate([self.shards[number], shards[start:stop]])
-        lane_of_shard = np.full(len(pairs_of_shard), -1, dtype=np.int32)
+        kind: type[np.integer] = np.int16 if lanes <= np.iinfo(np.int16).max else np.int32  # 16 bits sort much faster
+        lane_of_shard = np.full(len(pairs_of_shard), -1, dtype=kind)
         for number, some in enumerate(self.shards):
             lane_of_shard[some] = number
-        self.lane: Int32 = lane_of_shard[problem.shard]
+        self.lane: Integers = lane_of_shard[problem.shard]
         super().__init__(problem, self.lane, lanes)
 
 
@@ -118,7 +119,7 @@ def _shards_by_dataset(problem: SamplingProblem, shards: int) -> list[Int64]:
     return [np.flatnonzero(everything)]
 
 
-def _of_each(part: Int32, count: int) -> list[Int32]:
+def _of_each(part: Integers, count: int) -> list[Int32]:
     """Return the numbers of the rows that each part has."""
     rows, found = by_group(part)
     of_part = [np.zeros(0, dtype=np.int32)] * count

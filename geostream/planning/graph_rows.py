@@ -11,12 +11,12 @@ same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -101,8 +101,37 @@ class LaneRows:
         return found
 
 
+class RowsOfLanes(Sequence[LaneRows]):
+    """Where the rows of each lane are, told when it is asked for.
+
+    Args:
+        graph: The graph.
+        division: The lanes; the rows of its problem are those of the graph.
+        kind: The kind of scratch object.
+        pieces: For each lane, as in :class:`LaneRows`.
+    """
+
+    def __init__(
+        self, graph: NeighbourGraph, division: Division, kind: str, pieces: list[list[tuple[int, int, int]]]
+    ) -> None:
+        self.graph, self.division, self.kind, self.pieces = graph, division, kind, pieces
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    @overload
+    def __getitem__(self, at: int) -> LaneRows: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[LaneRows]: ...
+    def __getitem__(self, at: int | slice) -> LaneRows | list[LaneRows]:
+        if isinstance(at, slice):
+            return [self[lane] for lane in range(len(self))[at]]
+        graph, places = self.graph, self.graph.places[self.division.places(at)]
+        return LaneRows(graph.run, graph.name, self.kind, graph.k, self.pieces[at], places)
+
+
 @contextmanager
-def rows_of_lanes(graph: NeighbourGraph, division: Division, name: str, apply: Apply) -> Iterator[list[LaneRows]]:
+def rows_of_lanes(graph: NeighbourGraph, division: Division, name: str, apply: Apply) -> Iterator[Sequence[LaneRows]]:
     """Write a graph's rows again, those of a lane together; they are removed when the context ends.
 
     Args:
@@ -130,10 +159,8 @@ def rows_of_lanes(graph: NeighbourGraph, division: Division, name: str, apply: A
     try:
         for _ in apply(partial(write_block, graph.run, graph.name, kind), tasks):
             pass
-        yield [
-            LaneRows(graph.run, graph.name, kind, graph.k, pieces[lane], graph.places[division.places(lane)])
-            for lane in range(len(division))
-        ]
+        del tasks
+        yield RowsOfLanes(graph, division, kind, pieces)
     finally:
         drop_scratch(graph.run, graph.name, kind)
 

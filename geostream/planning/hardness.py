@@ -213,8 +213,9 @@ def measure_of(
         scale = float(np.median(placed)) if len(placed) else 0.0
         if scale <= 0:
             return "all places are at the same point, or have no neighbours"
-        near = proximity(place_points(layout, graph.places), problem.place, scale, layout.part[graph.places])
-        return lambda *plans: [batch_hardness(sample(batches), near) for batches in plans]
+        return lambda *plans: [
+            _near_hardness(sample(batches), problem.place, layout, graph, scale) for batches in plans
+        ]
     if embeddings is None:
         return "the embeddings that the graph came from were not given"
     if embeddings.name != graph.embeddings:
@@ -230,6 +231,16 @@ def measure_of(
     return measure
 
 
+def _near_hardness(sampled: Int32, place: Int32, layout: Layout, graph: NeighbourGraph, scale: float) -> float:
+    """Return the hardness of ``sampled`` batches by :func:`proximity`; only their places get points."""
+    rows = distinct(place[sampled])
+    places = graph.places[rows]
+    at = np.searchsorted(rows, place[sampled]).astype(np.int32)  # pairs have the numbers of their places here
+    return batch_hardness(
+        at, proximity(place_points(layout, places), np.arange(len(rows), dtype=np.int32), scale, layout.part[places])
+    )
+
+
 def _some_scores(graph: NeighbourGraph, apply: Apply) -> npt.NDArray[np.float16]:
     """Return the scores of some places, spread evenly over the graph."""
     rows = np.arange(0, len(graph.places), len(graph.places) // SAMPLED_PLACES)
@@ -239,11 +250,11 @@ def _some_scores(graph: NeighbourGraph, apply: Apply) -> npt.NDArray[np.float16]
 def _sampled_cosine(sampled: Int32, pairs: Pairs, embeddings: Embeddings, apply: Apply) -> Similarity:
     """Return the similarity function of the ``sampled`` pairs (sorted ids); only their vectors are read."""
     rows = np.searchsorted(embeddings.reference_place, pairs.place[sampled]).astype(np.int64)
-    references, reference_row = np.unique(rows, return_inverse=True)
+    new = np.diff(rows, prepend=-1) != 0  # pairs are sorted by place
+    references, reference_row = rows[new], np.cumsum(new, dtype=np.int32) - np.int32(1)
     query, reference = (
         pick_by_tasks(embeddings.run, embeddings.name, side, some, apply)
         for side, some in (("query", sampled.astype(np.int64)), ("reference", references))
     )
-    at = np.zeros((2, len(pairs)), dtype=np.int32)
-    at[0, sampled], at[1, sampled] = np.arange(len(sampled)), reference_row
-    return cosine(query, reference, at[0], at[1])
+    similarity = cosine(query, reference, np.arange(len(sampled), dtype=np.int32), reference_row)
+    return lambda batch: similarity(np.searchsorted(sampled, batch).astype(np.int32))

@@ -18,12 +18,11 @@ from itertools import cycle
 import numpy as np
 
 from geostream.arrays import Int32, Int64, distinct
-from geostream.layout import Layout
 from geostream.layout.zarr_groups import Apply, pick_by_tasks
-from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
-from geostream.planning.batches import Assembled, LaneTasks, assemble_lane
-from geostream.planning.hardness import SAMPLED_BATCHES, HardnessScale, hardness_score, measure_of
+from geostream.planning.batches import Assembled, LaneTasks
+from geostream.planning.hardness import SAMPLED_BATCHES, HardnessScale, Measure, hardness_score
+from geostream.planning.lane import SamplingProblem
 
 SEEDS = 4096  # places whose neighbours are known
 IMITATED = 2**15  # about the most pairs of imitated batches
@@ -40,14 +39,14 @@ def imitated(
     """Imitate the batches that Sample4Geo makes with random access to all places, at times all over an epoch.
 
     Args:
-        seeds: (n,) place ids of random places, at least as many as a batch holds.
-        neighbours: (n, K) place ids of their neighbours, hardest first, -1 where there are no more.
-        views: Number of pairs of each place id; at a time t, all of v are used with the probability t^v.
+        seeds: (n,) numbers of random places, at least as many as a batch holds.
+        neighbours: (n, K) numbers of their neighbours, hardest first, -1 where there are no more.
+        views: Number of pairs of each place that is named; at a time t, all of v are used with the probability t^v.
         shape: Number of batches, and pairs in a batch.
         rng: Generator of all random choices.
 
     Returns:
-        Place ids of the batches.
+        The places of the batches.
     """
     count, size = shape
     quarter, numbers = size // 4, cycle(range(len(seeds)))
@@ -69,9 +68,9 @@ def imitated(
 
 def sampled_scale(
     tasks: LaneTasks,
-    layout: Layout,
     graph: NeighbourGraph,
-    embeddings: Embeddings | None,
+    measure: Measure,
+    of_lane: Int32,
     plans: Sequence[Assembled],
     map_fn: Apply = map,
 ) -> tuple[HardnessScale, list[tuple[float | None, str]]]:
@@ -81,45 +80,51 @@ def sampled_scale(
 
     Args:
         tasks: The lanes of a plan.
-        layout: The layout that the pairs and coordinates come from.
         graph: The neighbour graph.
-        embeddings: The embeddings that a visual graph came from; without them it gives no score.
+        measure: Function that measures the hardness of batches (:func:`~geostream.planning.hardness.measure_of`).
+        of_lane: (B, batch size) batches of one lane by Sample4Geo's method with random access to the lane, as pair ids.
         plans: Plans to score.
         map_fn: Applies a function to tasks.
 
     Returns:
         The scale, and for each plan (score, "") or (None, why there is none).
-
-    Raises:
-        StaleArtefact: ``embeddings`` are not those that the graph came from.
     """
     problem, size = tasks.division.problem, tasks.batch_size
-    measure = measure_of(problem, layout, graph, embeddings, map_fn)
-    if isinstance(measure, str):
-        return HardnessScale(measure), [(None, measure)] * len(plans)
     n, rng = len(graph.places), np.random.default_rng(0)
     count = imitated_batches(size)
     seeds = np.sort(rng.choice(n, min(n, max(SEEDS, 2 * size)), replace=False))
     ids = pick_by_tasks(graph.run, graph.name, "indices", seeds, map_fn)
     near = np.where(ids >= 0, np.searchsorted(graph.places, ids), -1).astype(np.int32)
     mixed = rng.permutation(len(seeds))  # their ids may follow the ground
-    views = np.bincount(problem.place, minlength=n)
-    dataset = np.zeros(n, dtype=np.int32) if problem.dataset is None else problem.dataset
-    near = np.where(dataset[near] == dataset[seeds][:, None], near, -1)
-    of_pair, places, random = dataset[problem.place], list[Int32](), list[Int32]()
-    for number in distinct(dataset[seeds]):  # batches are of one data set each, where these are told apart
-        here, pairs = mixed[dataset[seeds[mixed]] == number], np.flatnonzero(of_pair == number)
-        some = max(1, round(count * len(pairs) / len(of_pair)))
-        if min(len(here), len(pairs)) >= size:
-            places.append(imitated(seeds[here].astype(np.int32), near[here], views, (some, size), rng))
+    known = distinct(np.concatenate([seeds.astype(np.int32), near[near >= 0]]))  # the others have no numbers below
+    first, end = (np.searchsorted(problem.place, known, side) for side in ("left", "right"))
+    dataset = np.zeros(len(known), dtype=np.int32) if problem.dataset is None else problem.dataset[known]
+    seed, near = np.searchsorted(known, seeds).astype(np.int32), _numbers(known, near)
+    near = np.where(dataset[near] == dataset[seed][:, None], near, -1)
+    places, random = list[Int32](), list[Int32]()
+    for number in distinct(dataset[seed]).tolist():  # batches are of one data set each, where these are told apart
+        here, pairs = mixed[dataset[seed[mixed]] == number], _pairs_of(problem, number)
+        total = pairs if isinstance(pairs, int) else len(pairs)
+        some = max(1, round(count * total / len(problem.place)))
+        if min(len(here), total) >= size:
+            places.append(imitated(seed[here], near[here], end - first, (some, size), rng))
             random += [rng.choice(pairs, size, replace=False).astype(np.int32) for _ in range(some)]
-    first_pair = np.cumsum(views) - views
-    everything = len(tasks.division.shards[0])
-    [(_, of_lane)] = map_fn(assemble_lane, [tasks[0]._replace(strategy="sample4geo", resident=everything)])
-    ends = [first_pair[np.concatenate(places)].astype(np.int32)]
+    ends = [first[np.concatenate(places)].astype(np.int32)]
     if len(of_lane):
-        ends.append(tasks.division.pairs(0)[of_lane])
+        ends.append(of_lane)
     of_random, *measured = measure(np.stack(random), *ends, *(plan.batches for plan in plans))
     reference = max(measured[: len(ends)])
     scores = [hardness_score(one, reference, of_random) for one in measured[len(ends) :]]
     return HardnessScale(measure, reference, of_random), scores
+
+
+def _numbers(known: Int32, rows: Int32) -> Int32:
+    """Return the position of each row in ``known``; -1 stays."""
+    return np.where(rows >= 0, np.searchsorted(known, rows), -1).astype(np.int32)
+
+
+def _pairs_of(problem: SamplingProblem, dataset: int) -> int | Int64:
+    """Return the ids of a data set's pairs, or how many pairs there are if there is one data set."""
+    if problem.dataset is None:
+        return len(problem.place)
+    return np.flatnonzero(problem.dataset[problem.place] == dataset)

@@ -6,13 +6,15 @@ first that reaches the target is used. Scoring assembles two more plans, and eac
 seconds for VIGOR.
 
 A graph above WHOLE_GRAPH bytes is not held: each lane gets its rows (:mod:`geostream.planning.graph_rows`), the ends
-of the scale come from a sample (:mod:`geostream.planning.imitation`), and fallbacks are tried on some lanes only.
-This process then holds about 100 bytes a pair, and whoever assembles a lane what that lane needs.
+of the scale come from a sample (:mod:`geostream.planning.imitation`), and fallbacks are tried on some lanes only; lanes
+that were tried are not assembled again. This process then holds about 110 bytes a pair: half of them are what excludes
+each place (8 bytes a place, 4 an entry), the earlier batches and the index. On a cluster it also holds the problems of
+the lanes that are under way, 60 bytes a pair of theirs. Whoever assembles a lane holds what that lane needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,16 +22,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Int32, Pairs, pair_codes, restrict
+from geostream.arrays import Int32, Pairs, restrict
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import Apply
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
-from geostream.planning.batches import DRIFTING, FALLBACKS, Assembled, LaneTasks, assemble, assemble_lanes
+from geostream.planning.batches import (
+    DRIFTING,
+    FALLBACKS,
+    Assembled,
+    Key,
+    LaneTasks,
+    assemble,
+    assemble_lanes,
+    fill_lanes,
+    joined,
+)
 from geostream.planning.division import Division
+from geostream.planning.earlier import batches_of_pairs, overlap
 from geostream.planning.graph_rows import rows_of_lanes
-from geostream.planning.hardness import PLAN_MARGIN, HardnessScale, hard_enough
+from geostream.planning.hardness import PLAN_MARGIN, HardnessScale, hard_enough, measure_of
 from geostream.planning.imitation import sampled_scale
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.plan import EpochPlan
@@ -60,7 +73,7 @@ def make_plan(
     settings: TrainSettings,
     epoch: int,
     seed: int,
-    previous: Sequence[EpochPlan] = (),
+    previous: Iterable[EpochPlan] = (),
     embeddings: Embeddings | None = None,
     map_fn: Apply = map,
 ) -> EpochPlan:
@@ -73,7 +86,7 @@ def make_plan(
         epoch: Number of the epoch, from 1.
         seed: The same arguments and seed make the same plan on any machine.
         previous: Earlier plans, newest first, of any generation. The strategy avoids their batches, and the overlap is
-            measured against the newest.
+            measured against the newest. They are taken one at a time before anything large is made, and not kept.
         embeddings: The embeddings that a visual graph came from; without them there is no hardness score.
         map_fn: Applies a function to tasks, as ``map`` does; the results may come in any order.
 
@@ -94,28 +107,21 @@ def make_plan(
             f"batches of {settings.optim.batch_size}; set a smaller batch_size"
         )
     whole = graph is None or graph.n_bytes <= WHOLE_GRAPH
+    history = batches_of_pairs(pairs, previous)
     problem = _problem(layout, pairs, graph, settings.plan, whole=whole)
-    history = tuple(_batch_of_pair(pairs, plan) for plan in previous)
     division = Division(problem._replace(history=history), settings.plan.lanes, seed, epoch)
     size, resident = settings.optim.batch_size, settings.plan.resident_shards
     name = f"{epoch:04d}-{layout.id[:8]}-{len(division)}"
     with nullcontext() if graph is None or whole else rows_of_lanes(graph, division, name, map_fn) as rows:
         tasks = LaneTasks(division, range(len(division)), rows, settings.plan.strategy, size, resident, (seed, epoch))
-        ways = FALLBACKS.get(settings.plan.strategy, (settings.plan.strategy,))
         if graph is None or whole:
             scale = HardnessScale.of(problem, layout, graph, embeddings, batch_size=size, seed=seed, epoch=epoch)
-            tried = _hard_enough(ways, settings.plan.hardness, partial(_attempt, layout, tasks, scale, map_fn))
+            tried = _hard_enough(
+                _ways(settings.plan.strategy), settings.plan.hardness, partial(_attempt, layout, tasks, scale, map_fn)
+            )
             best = max(tried, key=lambda one: one.rank)
         else:
-            enough = max(2, -(-TRIED_PAIRS * len(tasks) // len(pairs)))
-            some = tasks[:: max(1, len(tasks) // enough)]
-            # All are assembled before any is scored, because vectors are then read once for all: they cost more.
-            made = [_assembled(layout, some, way, map_fn) for way in ways]
-            scale, scores = sampled_scale(tasks, layout, graph, embeddings, made, map_fn)
-            found = {way: _Attempt(way, one, *score) for way, one, score in zip(ways, made, scores, strict=True)}
-            tried = _hard_enough(ways, settings.plan.hardness, found.__getitem__)
-            best = _attempt(layout, tasks, scale, map_fn, max(tried, key=lambda one: one.rank).strategy)
-            tried = [best if one.strategy == best.strategy else one for one in tried]
+            best, tried = _tried_on_some(tasks, layout, graph, embeddings, settings.plan.hardness, map_fn)
     reachable = max((one for one in tried if one.strategy not in DRIFTING), key=lambda one: one.rank)
     assembled = best.assembled
     place, view = pairs.place[assembled.batches], pairs.view[assembled.batches]
@@ -166,13 +172,59 @@ def _hard_enough(ways: Sequence[str], wanted: float, attempt: Callable[[str], _A
 
 def _attempt(layout: Layout, tasks: LaneTasks, scale: HardnessScale, map_fn: Apply, way: str) -> _Attempt:
     """Assemble by a fallback, and score."""
-    assembled = _assembled(layout, tasks, way, map_fn)
+    tasks = replace(tasks, strategy=way)
+    assembled = _complete(layout, tasks, assemble_lanes(tasks, map_fn))
     return _Attempt(way, assembled, *scale.score(assembled))
 
 
-def _assembled(layout: Layout, tasks: LaneTasks, way: str, map_fn: Apply) -> Assembled:
-    """Assemble by a fallback; raise BadInput if there is no batch, or a data set with batches of its own has none."""
-    assembled = assemble_lanes(replace(tasks, strategy=way), map_fn)
+def _tried_on_some(
+    tasks: LaneTasks,
+    layout: Layout,
+    graph: NeighbourGraph,
+    embeddings: Embeddings | None,
+    wanted: float,
+    map_fn: Apply,
+) -> tuple[_Attempt, list[_Attempt]]:
+    """Try the fallbacks on some lanes, and assemble all lanes by the best.
+
+    All are assembled before any is scored, so that no worker waits for a score, and vectors are read once for all: they
+    cost more.
+
+    Returns:
+        The best with its score on all lanes, and all that count as tried, the best among them.
+    """
+    enough = max(2, -(-TRIED_PAIRS * len(tasks) // len(tasks.division.problem.place)))
+    some = tasks[:: max(1, len(tasks) // enough)]
+    by_way = {way: replace(some, strategy=way) for way in _ways(tasks.strategy)}
+    reference = replace(tasks[:1], strategy="sample4geo", resident=len(tasks.division.shards[0]))
+    measure = measure_of(tasks.division.problem, layout, graph, embeddings, map_fn)
+    lanes: dict[Key, Int32] = {}
+    fill_lanes([*by_way.values(), *([] if isinstance(measure, str) else [reference])], lanes, map_fn)
+    made = [_complete(layout, of_way, joined(of_way, lanes)) for of_way in by_way.values()]
+    scale, scores = HardnessScale(measure), list[tuple[float | None, str]]()
+    if isinstance(measure, str):
+        scores = [(None, measure)] * len(made)
+    else:
+        of_lane = tasks.division.pairs(0)[lanes[reference.task_keys[0]]]
+        scale, scores = sampled_scale(tasks, graph, measure, of_lane, made, map_fn)
+    found = {way: _Attempt(way, one, *score) for way, one, score in zip(by_way, made, scores, strict=True)}
+    tried = _hard_enough(list(by_way), wanted, found.__getitem__)
+    way = max(tried, key=lambda one: one.rank).strategy
+    of_way = replace(tasks, strategy=way)
+    lanes = {key: batches for key, batches in lanes.items() if key[:2] == (way, tasks.resident)}
+    fill_lanes([of_way], lanes, map_fn)
+    assembled = _complete(layout, of_way, joined(of_way, lanes))
+    best = _Attempt(way, assembled, *scale.score(assembled))
+    return best, [best if one.strategy == way else one for one in tried]
+
+
+def _ways(strategy: str) -> Sequence[str]:
+    """Return the fallbacks of a strategy, the strategy itself first."""
+    return FALLBACKS.get(strategy, (strategy,))
+
+
+def _complete(layout: Layout, tasks: LaneTasks, assembled: Assembled) -> Assembled:
+    """Raise BadInput if there is no batch, or a data set with batches of its own has none; return the batches."""
     if not len(assembled.batches):
         raise BadInput(f"layout {layout.name}: no batch of {tasks.batch_size} places can be filled; set a smaller one")
     problem = tasks.division.problem
@@ -209,8 +261,7 @@ def reachable_by_shards(
     problem = _problem(layout, pairs, graph, settings.plan)
     common: dict[str, Any] = {"batch_size": settings.optim.batch_size, "seed": settings.seed, "epoch": 1}
     scale = HardnessScale.of(problem, layout, graph, embeddings, **common)
-    ways = FALLBACKS.get(settings.plan.strategy, (settings.plan.strategy,))
-    hardest = [name for name in ways if name not in DRIFTING][-1]
+    hardest = [name for name in _ways(settings.plan.strategy) if name not in DRIFTING][-1]
 
     def reachable(shard: Int32) -> float | None:
         if len(pairs) < settings.optim.batch_size * settings.plan.lanes or len(np.unique(shard)) < settings.plan.lanes:
@@ -234,8 +285,10 @@ def _problem(
 
     Unless ``whole``, no place has neighbours.
     """
-    new = np.diff(pairs.place, prepend=-1) != 0  # pairs are sorted by place
-    places, place = pairs.place[new], np.cumsum(new, dtype=np.int32) - np.int32(1)
+    new = np.ones(len(pairs), dtype=bool)  # pairs are sorted by place
+    new[1:] = pairs.place[1:] != pairs.place[:-1]
+    places, place = pairs.place[new], np.cumsum(new, dtype=np.int32)
+    place -= np.int32(1)
     neighbours = np.zeros((len(places), 0), dtype=np.int32)
     if graph is not None:
         if graph.places_id != layout.places_id or not np.array_equal(graph.places, places):
@@ -245,43 +298,8 @@ def _problem(
         raise BadInput(f"strategy {plan.strategy} needs a neighbour graph; mine first, or set strategy=random")
     return SamplingProblem(
         place=place,
-        shard=layout.shard_of_place[places],
+        shard=layout.shard_of_place if len(places) == layout.n_places else layout.shard_of_place[places],
         neighbours=neighbours,
         excluded=restrict(layout.excluded("train"), places),
         dataset=layout.part[places] if plan.mix == "own" and len(layout.joined) > 1 else None,
     )
-
-
-def _batch_of_pair(pairs: Pairs, plan: EpochPlan) -> Int32:
-    """Return (P,) the number of the batch that held each pair in a plan, -1 if none did.
-
-    The plan may be of any layout: place ids are the same in all generations.
-    """
-    code = pair_codes(*pairs)
-    before = pair_codes(plan.place, plan.view).ravel()
-    row = np.minimum(np.searchsorted(code, before), len(code) - 1)
-    known = code[row] == before
-    batch = np.full(len(code), -1, dtype=np.int32)
-    batch[row[known]] = np.repeat(np.arange(plan.n_batches, dtype=np.int32), plan.batch_size)[known]
-    return batch
-
-
-def overlap(batches: Int32, previous: Int32) -> float:
-    """Return how much a plan repeats the previous one.
-
-    This is the mean over batches of the largest share of a batch that was in a single batch of the previous plan.
-
-    Args:
-        batches: (B, batch size) pair ids.
-        previous: (P,) number of each pair's batch in the previous plan, -1 where it was left out.
-    """
-    before = np.sort(previous[batches].astype(np.int64), axis=1)
-    size = before.shape[1]
-    # Count equal numbers in all rows at once: each row's numbers are shifted, so that no two rows share one.
-    spread = (before + 1 + np.arange(len(before))[:, None] * (int(previous.max(initial=0)) + 2)).ravel()
-    numbers, counts = np.unique(spread, return_counts=True)
-    rows = np.searchsorted(spread, numbers) // size
-    counts[before.ravel()[np.searchsorted(spread, numbers)] < 0] = 0  # pairs that the previous plan left out
-    largest = np.zeros(len(before))
-    np.maximum.at(largest, rows, counts)
-    return float(np.mean(largest / size))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Int16, Int32, distinct
+from geostream.arrays import Int16, Int32
 from geostream.layout import Layout
 from geostream.layout.members import MemberTable
 from geostream.layout.zarr_groups import Apply
@@ -50,7 +50,8 @@ def reads_of(layout: Layout, place: Int32, view: Int16, settings: TrainSettings,
     tasks = []
     for lane in range(lanes):
         of_lane = place[lane::lanes]
-        tasks.append(LaneBatches(lane, distinct(layout.shard_of_place[of_lane]), of_lane, view[lane::lanes]))
+        shards = np.flatnonzero(np.bincount(layout.shard_of_place[of_lane.ravel()])).astype(np.int32)
+        tasks.append(LaneBatches(lane, shards, of_lane, view[lane::lanes]))
     work = partial(lane_reads, layout, settings.read.look_ahead, settings.read.gap_kib * 2**10)
     return interleaved([made for _, made in sorted(apply(work, tasks), key=lambda one: int(one[0]))])
 

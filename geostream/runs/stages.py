@@ -7,15 +7,14 @@ coordinates begins with random batches instead of geographic neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from typing import Any
 
 import numpy as np
 import torch
 
 from geostream.arrays import pair_codes
-from geostream.dask import run_tasks
+from geostream.dask import shared_connection
 from geostream.errors import BadInput, NotFound, StaleArtefact
 from geostream.evaluation.embed import Trained, embed, split_references
 from geostream.evaluation.protocols import split_pairs
@@ -185,12 +184,11 @@ def plan_epoch(run: Run, epoch: int) -> EpochPlan:
         else:
             settings = settings.changed(strategy="random")
 
-    def on_cluster(work: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
-        stage = getattr(work, "func", work).__name__.replace("_", "-")  # a partial function has none of its own
-        return run_tasks(run.cluster, work, tasks, f"plan-{stage}")
-
-    apply = map if run.cluster is None else on_cluster
-    plan = make_plan(run.layout, graph, settings, epoch, settings.seed, _plans_before(run, epoch), embeddings, apply)
+    # Threads of this process would not assemble faster than one.
+    with nullcontext(map) if run.cluster is None else shared_connection(run.cluster, "plan") as apply:
+        plan = make_plan(
+            run.layout, graph, settings, epoch, settings.seed, _plans_before(run, epoch), embeddings, apply
+        )
     save_plan(run.plans, plan)
     return plan
 
@@ -256,12 +254,10 @@ def _geographic_graph(run: Run) -> NeighbourGraph:
         return mine(run, 0)
 
 
-def _plans_before(run: Run, epoch: int) -> list[EpochPlan]:
-    """Return the plans of the two epochs before, newest first; any generation will do, because only batches matter."""
-    plans = []
+def _plans_before(run: Run, epoch: int) -> Iterator[EpochPlan]:
+    """Load the plans of the two epochs before, newest first; any generation will do, because only batches matter."""
     for before in range(epoch - 1, max(epoch - 1 - PLANS_BEFORE, 0), -1):
         try:
-            plans.append(run.plan(before, None))
+            yield run.plan(before, None)
         except NotFound:
-            break
-    return plans
+            return

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from geostream.dask import give_back, run_tasks
+from geostream.dask import MESSAGES_KEPT, give_back, shared_connection
 from geostream.layout import Layout, open_layout
 from geostream.mining.embeddings import open_embeddings
 from geostream.mining.gps import build_gps_graph
@@ -81,7 +81,8 @@ class Job:
                 from dask import config
                 from distributed import Client, LocalCluster
 
-                stack.enter_context(config.set({"distributed.worker.profile.enabled": False}))  # as in infra/
+                # As in infra/
+                stack.enter_context(config.set({"distributed.worker.profile.enabled": False, MESSAGES_KEPT: 1}))
                 cluster = stack.enter_context(
                     LocalCluster(
                         n_workers=processes,
@@ -155,10 +156,9 @@ def plan(job: Job, epochs: tuple[int, ...] = (3,), processes: int = 2) -> None:
         embeddings = open_embeddings(job.run, EMBEDDINGS, layout)
         job.step("open_embeddings")
         for epoch in epochs:
-            previous = [load_plan(job.plans, before, layout) for before in (epoch - 1, epoch - 2) if before > 0]
-            job.step("load_plan")
-            map_fn = partial(run_tasks, url, stage="plan-lane")
-            made = make_plan(layout, graph, job.settings, epoch, SEED, previous, embeddings, map_fn)
+            previous = (load_plan(job.plans, before, layout) for before in (epoch - 1, epoch - 2) if before > 0)
+            with shared_connection(url, "plan") as apply:
+                made = make_plan(layout, graph, job.settings, epoch, SEED, previous, embeddings, apply)
             job.step("make_plan")
             save_plan(job.plans, made)
             job.step("save_plan")

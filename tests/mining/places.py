@@ -73,6 +73,9 @@ class Places:
         partner = at[np.minimum(self._cell ^ self.areas, self.n - 1)]  # of the same area
         return Csr(np.arange(self.n + 1, dtype=np.int64), partner)
 
+    def semi_positives(self, split: str) -> Csr:
+        return self.excluded(split)
+
 
 def places(n: int, areas: int = 1) -> Layout:
     return cast("Layout", Places(n, areas))

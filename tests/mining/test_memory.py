@@ -29,12 +29,13 @@ def job(*arguments: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_gps_graph_is_never_held(tmp_path: Path) -> None:
-    """The rows of all places, as a tree returns them, would take 230 MiB."""
-    n, k, distances = 200_000, 96, 100_000
-    held = job("gps", tmp_path, n, 0, k, f"gps.DISTANCES={distances}")
-    assert n * k * 12 > 3 * SLACK + 120 * n + 80 * distances
-    assert held["worker"] < 120 * n + 80 * distances + SLACK
-    assert held["client"] < 50 * n + SLACK
+    """Its rows would take 230 MiB, and what the workers need of all places 10 MiB in each of them."""
+    n, k, block, written = 200_000, 96, 4096, 8192
+    held = job("gps", tmp_path, n, 0, k, f"gps.BLOCK={block}", f"gps.WRITTEN={written}")
+    bound = max(40 * block * k + 40 * MIB, 18 * written * k)
+    assert n * k * 12 > 2 * (bound + SLACK)
+    assert held["worker"] < bound + SLACK
+    assert held["client"] < 80 * n + SLACK
 
 
 @pytest.mark.slow

@@ -6,11 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from geostream.planning import hardness
-from geostream.planning.make_plan import overlap
 from tests.cities import unit
 
 
@@ -47,19 +44,6 @@ def test_one_function_says_what_is_hard_enough() -> None:
     assert hardness.hard_enough(0.9, 0.9) and not hardness.hard_enough(0.9, 0.9, hardness.PLAN_MARGIN)
     assert hardness.hard_enough(1.0, 0.9, hardness.RECLUSTER_MARGIN) and not hardness.hard_enough(-0.1, 0.0)
     assert hardness.hard_enough(None, 9.0, 1.0)  # nothing to choose by
-
-
-@settings(deadline=None, max_examples=100)
-@given(seed=st.integers(0, 2**32), batches=st.integers(1, 8), size=st.integers(1, 6), before=st.integers(1, 5))
-def test_overlap_is_its_definition(seed: int, batches: int, size: int, before: int) -> None:
-    rng = np.random.default_rng(seed)
-    previous = rng.integers(-1, before, batches * size + 3).astype(np.int32)
-    now = rng.permutation(len(previous))[: batches * size].reshape(batches, size).astype(np.int32)
-    shares = []
-    for batch in now:
-        came_from = [number for number in previous[batch].tolist() if number >= 0]
-        shares.append(max((came_from.count(number) for number in came_from), default=0) / size)
-    assert overlap(now, previous) == pytest.approx(np.mean(shares))
 
 
 def test_a_sample_is_the_same_each_time() -> None:

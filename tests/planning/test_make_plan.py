@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from geostream import dask as dask_module
 from geostream.arrays import Int32
-from geostream.dask import run_tasks
+from geostream.dask import shared_connection
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
 from geostream.mining.embeddings import read_rows
@@ -235,8 +235,8 @@ def test_fallbacks_are_tried_on_some_lanes(monkeypatch: pytest.MonkeyPatch, root
     plan = make_plan(layout, graph, settings, 1, seed=3, map_fn=noted)
     plan.validate(layout)
     ways = FALLBACKS["patchwork"]
-    assert assembled[:-4] == [*((lane, way) for way in ways for lane in (0, 2)), (0, "sample4geo")]
-    assert assembled[-4:] == [(lane, plan.quality["assembly"]) for lane in range(4)]
+    assert sorted(assembled[:-2]) == sorted([*((lane, way) for way in ways for lane in (0, 2)), (0, "sample4geo")])
+    assert sorted(assembled[-2:]) == [(lane, plan.quality["assembly"]) for lane in (1, 3)]  # the others are there
     assert plan.quality["batches"] * 16 + plan.quality["left_out"] == plan.quality["pairs"]
 
 
@@ -269,10 +269,19 @@ def test_lanes_on_a_dask_cluster(monkeypatch: pytest.MonkeyPatch, root: Store, l
     before = make_plan(layout, graph, settings, 0, seed=1)
     here = make_plan(layout, graph, settings, 1, seed=1, previous=[before])
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
-        map_fn = partial(run_tasks, cluster.scheduler_address, stage="plan-lane")
-        there = make_plan(layout, graph, settings, 1, seed=1, previous=[before], map_fn=map_fn)
-        monkeypatch.setattr(make_plan_module, "WHOLE_GRAPH", 0)
-        by_lanes = make_plan(layout, graph, settings, 1, seed=1, previous=[before], map_fn=map_fn)
+        connections: list[str] = []
+        connect = dask_module._client
+
+        def noted(url: str) -> Any:
+            connections.append(url)
+            return connect(url)
+
+        monkeypatch.setattr(dask_module, "_client", noted)
+        with shared_connection(cluster.scheduler_address, "plan") as map_fn:
+            there = make_plan(layout, graph, settings, 1, seed=1, previous=[before], map_fn=map_fn)
+            monkeypatch.setattr(make_plan_module, "WHOLE_GRAPH", 0)
+            by_lanes = make_plan(layout, graph, settings, 1, seed=1, previous=[before], map_fn=map_fn)
+        assert connections == [cluster.scheduler_address]
     assert by_lanes.hash == here.hash
     assert there.hash == here.hash and there.quality == here.quality
     assert np.bincount(there.lane).tolist() == [there.n_batches // 4] * 4

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from geostream.arrays import Int32
 from geostream.planning import hardness
-from geostream.planning.batches import Assembled, LaneTask, assemble, assemble_lane
+from geostream.planning.batches import Assembled, Key, LaneTask, assemble, assemble_lane
+from geostream.planning.earlier import overlap
 from geostream.planning.lane import SamplingProblem
-from geostream.planning.make_plan import overlap
 from geostream.planning.patchwork import interleaved
 from tests.cities import csr, unit
 from tests.planning.test_batches import check, grid
@@ -140,7 +140,7 @@ def test_lanes_are_put_together_anywhere_in_any_order(lanes: int, seed: int) -> 
     arguments = {"strategy": "patchwork", "batch_size": 8, "lanes": lanes, "resident": 3, "seed": seed, "epoch": 1}
     seen: list[LaneTask] = []
 
-    def backwards(work: object, tasks: list[LaneTask]) -> list[tuple[int, Int32]]:
+    def backwards(work: object, tasks: list[LaneTask]) -> list[tuple[Key, Int32]]:
         seen.extend(tasks)
         return [assemble_lane(task) for task in reversed(tasks)]
 
