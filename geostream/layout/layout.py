@@ -319,7 +319,7 @@ class Layout:
 
         These are the semi-positives of its views, and the places that have it as a semi-positive. A tile that shows a
         query must not be its negative. While this is computed, memory holds 16 bytes for each semi-positive that counts
-        and 16 a place.
+        and 9 for each place.
 
         Args:
             split: The split whose views count.
