@@ -20,10 +20,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from operator import call
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, TypeVar
@@ -285,7 +286,7 @@ def run_tasks(url: str | None, work: Callable[[Task], Any], tasks: Sequence[Task
         Exception: Whatever ``work`` raised.
     """
     with connected(url, len(tasks)) as client:
-        yield from _run(client, work, tasks, stage)
+        yield from in_turn(client, stage, call, _hidden(work, tasks))
 
 
 @contextmanager
@@ -296,7 +297,7 @@ def shared_connection(url: str, stage: str) -> Iterator[Callable[[Callable[[Any]
 
     Args:
         url: URL of a Dask scheduler.
-        stage: What all tasks are for, such as ``plan``; those of ``assemble_lane`` are then ``plan-assemble-lane-0``
+        stage: What all tasks are for, such as ``plan``; those of ``make_lane`` are then ``plan-make-lane-0``
             and so on.
 
     Yields:
@@ -314,12 +315,20 @@ def shared_connection(url: str, stage: str) -> Iterator[Callable[[Callable[[Any]
                 stack.close()
                 client = stack.enter_context(connected(url, len(tasks)))
             name = getattr(work, "func", work).__name__.replace("_", "-")  # a partial function has none of its own
-            return _run(client, work, tasks, f"{stage}-{name}")
+            return in_turn(client, f"{stage}-{name}", call, _hidden(work, tasks))
 
         yield apply
 
 
-def _run(client: Any, work: Callable[[Task], Any], tasks: Sequence[Task], stage: str) -> Iterator[Any]:
+def in_turn(client: Any, name: str, work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """Run tasks, few at a time, so that those to come are not held; yield results in the order in which they are done.
+
+    Args:
+        client: A Dask client.
+        name: What the tasks are called; a number is added.
+        work: Called with each task.
+        tasks: The arguments of ``work``; futures among them are replaced by their results.
+    """
     from distributed import as_completed
 
     running: Any = as_completed(loop=client.loop)  # type: ignore[no-untyped-call]
@@ -329,10 +338,14 @@ def _run(client: Any, work: Callable[[Task], Any], tasks: Sequence[Task], stage:
             threads = _threads(client, threads)  # workers come and go
         if running.count() >= AHEAD * threads:
             yield next(running).result()
-        # A partial function hides the task from Dask, which would look for futures in it.
-        running.add(submit(client, f"{stage}-{number}", partial(work, task)))
+        running.add(submit(client, f"{name}-{number}", work, *task))
     for future in running:
         yield future.result()
+
+
+def _hidden(work: Callable[[Task], Any], tasks: Iterable[Task]) -> Iterator[tuple[Callable[[], Any]]]:
+    """Hide each task in a partial function from Dask, which would look for futures in it."""
+    return ((partial(work, task),) for task in tasks)
 
 
 def _threads(client: Any, before: int) -> int:

@@ -30,10 +30,10 @@ There MOST_PROBES lists are searched at most, and the graph says which recall th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ import numpy.typing as npt
 from joblib import cpu_count
 
 from geostream.arrays import Csr, Float32, Int32, Int64, distinct, take
-from geostream.dask import give_back, results, submit
+from geostream.dask import give_back, in_turn, results, submit
 from geostream.layout.zarr_groups import claim_scratch, scratch_object
 from geostream.mining.embeddings import CHUNK_ROWS, Embeddings, pick_rows, read_rows
 from geostream.mining.exact import (
@@ -310,25 +310,6 @@ def write_group(job: SearchJob, start: int, first: int, last: int, finds: Piece)
     other = np.concatenate([part.other for part, _ in made])
     job.writer().write(start, other, np.concatenate([part.score for part, _ in made]))
     return sum((lost for _, lost in made), Counter())
-
-
-def in_turn(client: Any, name: str, work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Run tasks, few at a time, so that the arguments of those to come are not held; yield results as they come.
-
-    Args:
-        client: A Dask client.
-        name: What the tasks are called; a number is added.
-        work: Called with each task.
-        tasks: The arguments of ``work``.
-    """
-    from distributed import as_completed
-
-    left = (submit(client, f"{name}-{number}", work, *task) for number, task in enumerate(tasks))
-    running = as_completed(list(islice(left, 16 + 4 * sum(client.ncores().values()))))  # type: ignore[no-untyped-call]
-    for future in running:
-        yield future.result()
-        for task in islice(left, 1):
-            running.add(task)  # type: ignore[no-untyped-call]
 
 
 class Approximate:

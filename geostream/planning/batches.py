@@ -87,7 +87,7 @@ class LaneTask(NamedTuple):
         return self.strategy, self.resident, self.number
 
 
-def assemble_lane(task: LaneTask) -> tuple[Key, Int32]:
+def make_lane(task: LaneTask) -> tuple[Key, Int32]:
     """Assemble one lane. It holds the lane's neighbours, 4·K bytes a place, and about 1 KB a pair.
 
     Returns:
@@ -242,7 +242,7 @@ def fill_lanes(several: Iterable[LaneTasks], made: dict[Key, Int32], map_fn: Map
     """
     todo = _LargestFirst(several, made)
     if len(todo):
-        made.update(map_fn(assemble_lane, todo))
+        made.update(map_fn(make_lane, todo))
 
 
 def assemble_lanes(tasks: LaneTasks, map_fn: MapFn = map) -> Assembled:

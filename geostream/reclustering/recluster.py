@@ -24,10 +24,9 @@ import dask
 import numpy as np
 
 from geostream.arrays import Int32, Int64, Integers, distinct
-from geostream.dask import connected, run_tasks
+from geostream.dask import connected, in_turn, run_tasks
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout, advance
-from geostream.mining.approximate import in_turn
 from geostream.mining.embeddings import Embeddings
 from geostream.mining.graph import NeighbourGraph
 from geostream.planning.make_plan import reachable_by_shards

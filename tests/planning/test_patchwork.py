@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from geostream.arrays import Int32
 from geostream.planning import hardness
-from geostream.planning.batches import Assembled, Key, LaneTask, assemble, assemble_lane
+from geostream.planning.batches import Assembled, Key, LaneTask, assemble, make_lane
 from geostream.planning.earlier import overlap
 from geostream.planning.lane import SamplingProblem
 from geostream.planning.patchwork import interleaved
@@ -142,7 +142,7 @@ def test_lanes_are_put_together_anywhere_in_any_order(lanes: int, seed: int) -> 
 
     def backwards(work: object, tasks: list[LaneTask]) -> list[tuple[Key, Int32]]:
         seen.extend(tasks)
-        return [assemble_lane(task) for task in reversed(tasks)]
+        return [make_lane(task) for task in reversed(tasks)]
 
     one, other = assemble(problem, **arguments), assemble(problem, map_fn=backwards, **arguments)  # type: ignore[arg-type]
     assert np.array_equal(one.batches, other.batches)
