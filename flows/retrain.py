@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
+from zlib import crc32
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -182,8 +183,7 @@ def run_name() -> str:
 @contextmanager
 def one_at_a_time(layout: Layout) -> Iterator[None]:
     """Wait until no other flow run trains on the data set, and hold others off while the context is open."""
-    where = layout.store.url.removesuffix(f"/layouts/{layout.name}")
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"train {where}")
+    name = limit_name(layout.store.url.removesuffix(f"/layouts/{layout.name}"))
     with get_client(sync_client=True) as client:
         try:
             limit = client.read_global_concurrency_limit_by_name(name)
@@ -198,6 +198,14 @@ def one_at_a_time(layout: Layout) -> Iterator[None]:
                 get_run_logger().info("waits: another training of %s is under way (limit %s)", layout.dataset, name)
     with hold_slot(name):
         yield
+
+
+def limit_name(dataset: str) -> str:
+    """Return the name of the concurrency limit of the data set at a URL.
+
+    Prefect refuses some characters. The checksum tells data sets apart that differ in these alone.
+    """
+    return f"{re.sub('[^A-Za-z0-9.-]+', '-', f'train {dataset}')}-{crc32(dataset.encode()):08x}"
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Any, TypeVar
 
-from geostream.errors import GeostreamError, Stalled
+from geostream.errors import BadInput, GeostreamError, Stalled
 
 Task = TypeVar("Task")
 
@@ -76,6 +76,7 @@ def connected(url: str | None, tasks: int) -> Iterator[Any]:
         A ``distributed.Client``.
 
     Raises:
+        BadInput: The URL is none.
         Stalled: The scheduler cannot be reached or is lost, it has no worker, no task can be carried out any more, or
             workers die again and again while running a task.
         GeostreamError: The scheduler or a worker lacks a package, or has other versions than this process.
@@ -400,8 +401,12 @@ def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
     if url is not None:
         try:
             return stack.enter_context(_client(url))
-        except (OSError, ValueError) as error:
-            raise Stalled(f"Dask scheduler {url}: cannot connect; is it up, and the URL right?") from error
+        except OSError as error:
+            raise Stalled(f"Dask scheduler {url}: cannot connect ({error}); is it up, and the URL right?") from error
+        except (ValueError, TypeError) as error:  # also of tls:// without certificates in Dask's configuration
+            raise BadInput(
+                f"Dask scheduler {url}: not a URL that can be connected to ({error}); it looks like tcp://host:8786"
+            ) from error
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it logs every connection
     ours = {
         "distributed.worker.profile.enabled": False,  # it samples a hundred times a second

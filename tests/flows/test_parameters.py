@@ -11,7 +11,7 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.parameters import AdapterOptions, Settings, ShardingOptions, given, narrowed
 from flows.recluster import recluster
-from flows.retrain import choose_settings, retrain
+from flows.retrain import choose_settings, limit_name, retrain
 from flows.shard import shard
 from geostream.errors import BadInput
 from geostream.settings import SETTINGS, TrainSettings, default_settings
@@ -111,3 +111,10 @@ def test_a_new_run_is_trained_by_the_recipe_that_is_named(tmp_path: Path) -> Non
     assert chosen(None) == default_settings(layout.dataset)
     with pytest.raises(BadInput, match="vigr.*vigor-dinov3"):
         chosen("vigr")
+
+
+def test_each_data_set_has_a_concurrency_limit_of_its_own() -> None:
+    """Prefect refuses some characters in its name; data sets that differ in these alone must not share one."""
+    names = {limit_name(f"s3://bucket/{folder}/vigor") for folder in ("ä", "ö", "a b", "a_b", "a-b")}
+    assert len(names) == 5
+    assert all(set("/%&>< ").isdisjoint(name) for name in names)
