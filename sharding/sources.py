@@ -7,16 +7,14 @@ where it gives none. The table ``sources.parquet`` lies beside a layout's index 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from geostream.layout import Layout
 from geostream.layout.files import read_sources
-from geostream.store import table_bytes
+from geostream.store import table_bytes, table_of
 
 
 class Stamp(NamedTuple):
@@ -93,6 +91,6 @@ def sources_of(layout: Layout) -> dict[str, Source] | None:
     data = read_sources(layout.store, layout.info)
     if data is None:
         return None
-    file = pq.ParquetFile(io.BytesIO(data))
-    columns = file.read([name for name in SCHEMA.names if name in file.schema_arrow.names]).columns
-    return {source.path: source for source in map(Source, *(column.to_pylist() for column in columns))}
+    table = table_of(data)
+    columns = [table[name].to_pylist() for name in SCHEMA.names if name in table.column_names]
+    return {source.path: source for source in map(Source, *columns)}

@@ -17,19 +17,17 @@ shards it will have. The names of all its objects follow from that number, and o
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geostream.errors import LayoutNotCommitted, NotFound, StoreError
 from geostream.layout.schema import Coordinates, IndexDamage, Protocol, check_index, check_schema
-from geostream.store import NAME, Store, check_name
+from geostream.store import NAME, Store, check_name, table_of
 
 FORMAT = 2  # 1 had no borrowed shards, no gallery and no sources
 JOINED_FORMAT = (
@@ -276,7 +274,7 @@ def _read_table(folder: Store, file: str, info: dict[str, Any]) -> pa.Table:
     if hashlib.sha256(data).hexdigest() != info["index"][file]:
         raise IndexDamage(f"{file}: changed after the commit")
     try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
+        table = table_of(data)
         check_schema(file, table)
         table.validate(full=True)  # finds texts that are not UTF-8, and lists that end before they begin
     except (pa.ArrowException, OSError) as error:

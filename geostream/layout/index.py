@@ -4,14 +4,14 @@ Opening a layout reads ``layout.json`` alone. The tables are read at their first
 read and checked as a whole: their hashes, and the invariants of :mod:`geostream.layout.schema`. That takes about 0.3 s
 and 100 MB for a million members. A larger index was checked so at its commit, and ``geostream verify`` checks it again.
 Of it, columns and row groups are read as they are asked for, with Parquet's checksums of each page, and never more than
-a row group is held beside what is returned.
+the bytes of four row groups are held beside what is returned (:mod:`geostream.layout.row_groups`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geostream.arrays import Int64
-from geostream.errors import StoreError
+from geostream.errors import NotFound, StoreError
 from geostream.layout.files import ADVICE, read_tables
+from geostream.layout.row_groups import read_groups
 from geostream.layout.schema import TABLES
 from geostream.store import Store
 from geostream.store.errors import explained
@@ -87,31 +88,32 @@ class Index:
             table = self.tables[list(TABLES).index(file)].select(list(dict.fromkeys(c.split(".")[0] for c in columns)))
             yield table.slice(start, None if stop is None else stop - start)
             return
-        with self._opened(file) as parquet:
-            ends = np.cumsum([parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)])
+        with self._explained(file):
+            metadata = self._metadata_of(file)
+            ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
             stop = int(ends[-1]) if stop is None else stop
             first = int(np.searchsorted(ends, start, side="right"))
-            for group in range(first, int(np.searchsorted(ends, stop, side="left")) + 1):
-                begin = int(ends[group]) - parquet.metadata.row_group(group).num_rows
-                table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
+            groups = range(first, int(np.searchsorted(ends, stop, side="left")) + 1)
+            read = partial(self.folder.read_range, file)
+            for group, table in zip(groups, read_groups(read, metadata, groups, columns, FEW_TEXTS[file]), strict=True):
+                begin = int(ends[group]) - len(table)
                 yield table.slice(max(start - begin, 0), min(stop, int(ends[group])) - max(start, begin))
 
+    def _metadata_of(self, file: str) -> pq.FileMetaData:
+        """Return a table's metadata, which are read once."""
+        if file not in self._metadata:
+            filesystem, root = self.folder.filesystem()
+            with filesystem.open(f"{root}/{file}", "rb", cache_type="none") as source:
+                self._metadata[file] = pq.ParquetFile(source, pre_buffer=False).metadata
+        return self._metadata[file]
+
     @contextmanager
-    def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
-        filesystem, root = self.folder.filesystem()
+    def _explained(self, file: str) -> Iterator[None]:
+        """Turn the errors of a table that is gone or damaged into one that says so."""
         with explained(f"{self.folder.url}/{file}"):
             try:
-                with filesystem.open(f"{root}/{file}", "rb", cache_type="none") as source:
-                    parquet = pq.ParquetFile(
-                        source,
-                        metadata=self._metadata.get(file),
-                        read_dictionary=FEW_TEXTS[file],
-                        pre_buffer=True,
-                        page_checksum_verification=True,
-                    )
-                    self._metadata[file] = parquet.metadata
-                    yield parquet
-            except (pa.ArrowException, OSError) as error:
+                yield
+            except (pa.ArrowException, OSError, NotFound) as error:
                 if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
                     raise  # of the store; Arrow's own have no number
                 what = f"gone or damaged since the commit ({' '.join(str(error).split())[:200]})"

@@ -102,6 +102,18 @@ def table_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
+def table_of(data: bytes) -> pa.Table:
+    """Return the table that the content of a Parquet file holds.
+
+    It is read in this thread. One of Arrow's own may still hold the bytes when the program ends, which would abort it
+    (apache/arrow issue 34314).
+
+    Raises:
+        pyarrow.ArrowException, OSError: The bytes are no whole Parquet file.
+    """
+    return pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
+
+
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
@@ -418,10 +430,10 @@ class Store:
             try:
                 # pq.read_table would guess partition columns from "name=value" in the path.
                 if columns is None:
-                    return pq.ParquetFile(io.BytesIO(self.read(path))).read()
+                    return table_of(self.read(path))
                 filesystem, root = self.filesystem()
                 with filesystem.open(f"{root}/{path}", "rb") as source:
-                    return pq.ParquetFile(source).read(columns=columns)
+                    return pq.ParquetFile(source, pre_buffer=False).read(columns=columns, use_threads=False)
             except pa.ArrowInvalid as error:
                 raise StoreError(f"{self._at(path)}: not a whole Parquet file ({error}); write it again") from error
 

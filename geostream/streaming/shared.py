@@ -125,4 +125,8 @@ class PlanBatches:
 
 
 def _ids(codes: Int64, place: Int32, view: Int16) -> Int32:
-    return np.searchsorted(codes, pair_codes(place, view)).astype(np.int32)
+    sought = pair_codes(place, view)
+    order = np.argsort(sought, axis=None)  # looking up sorted codes takes a third of the time
+    ids = np.empty(sought.shape, dtype=np.int32)
+    ids.ravel()[order] = np.searchsorted(codes, sought.ravel()[order])
+    return ids

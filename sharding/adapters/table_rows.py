@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from geostream.errors import BadInput, MissingRaw
+from geostream.store import table_of
 from sharding.raw_path import RawPath, read_text
 
 TEXT, PARQUET, GEOJSON = (".csv", ".tsv"), (".parquet", ".geoparquet"), (".geojson", ".json")
@@ -123,7 +123,7 @@ def _separated(raw: RawPath) -> tuple[list[str], Rows]:
 def _parquet(raw: RawPath) -> tuple[list[str], Rows]:
     data = raw.read_bytes()
     try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
+        table = table_of(data)
         shapes = _shapes(table, raw)
         geometry = None if shapes is None else table[shapes].to_pylist()
         table = table.select([name for name in table.column_names if name != shapes and name.lower() != BBOX])

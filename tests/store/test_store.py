@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import threading
 from functools import partial
@@ -14,6 +15,7 @@ import zarr
 
 from geostream.errors import AlreadyExists, BadInput, Changed, NotFound, StoreError
 from geostream.store import Store, check_name
+from geostream.store.store import ROW_GROUP
 
 
 @pytest.fixture(params=["s3", "local"])
@@ -118,6 +120,22 @@ def test_tables_json_and_files(store: Store, tmp_path: Path) -> None:
     store.write("t2.parquet", store.read("t.parquet")[:-9])
     with pytest.raises(StoreError, match="t2.parquet"):
         store.read_table("t2.parquet")
+
+
+def test_only_the_calling_thread_reads_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of Arrow's that holds a Python object when the program ends aborts it."""
+    readers: set[int] = set()
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            readers.add(threading.get_ident())
+            return super().read(size)
+
+    store = Store.open(tmp_path)
+    store.write_table("t.parquet", pa.table({name: np.arange(3 * ROW_GROUP) for name in "abc"}))
+    monkeypatch.setattr(io, "BytesIO", Watched)
+    assert store.read_table("t.parquet").num_rows == 3 * ROW_GROUP
+    assert readers == {threading.get_ident()}
     store.write_json("j.json", {"ü": [1.5, None]})
     assert store.read_json("j.json") == {"ü": [1.5, None]}
     store.write("bad.json", b"{")
