@@ -14,8 +14,9 @@ from math import ceil, log2
 from typing import Any
 
 from geostream.layout.schema import HEADER
-from geostream.mining import embeddings, exact, graph, ivf
+from geostream.mining import embeddings, exact, gps, graph, ivf
 from geostream.mining.approximate import SAMPLE, WRITTEN
+from geostream.mining.place_blocks import PLACE
 from geostream.mining.visual import EXACT_UP_TO
 from geostream.planning.graph_rows import BLOCK_BYTES
 from geostream.planning.make_plan import WHOLE_GRAPH
@@ -23,7 +24,7 @@ from geostream.planning.schedule import MAX_READ
 from geostream.planning.smoothing import NEAR, ROUNDS
 from geostream.reclustering import rewrite, scratch
 
-MEASURED_TO = 3_000_000  # places of the largest measurement behind the coefficients
+MEASURED_TO = 10_000_000  # places of the largest measurement behind the coefficients
 MEMORY = 2.5e9  # bytes that a process should stay within
 TRIED = 0.6e9  # bytes of the client of a reclustering, for the places that it tries
 PART = 5 * 2**20  # bytes of a part of an upload; a smaller object is one request
@@ -95,11 +96,12 @@ class Coefficients:
     probes_growth: float = 0.16  # exponent; time grew with N^1.16: tests.benchmarks.neighbours
     shared_lists: float = 0.5  # share of a task's lists that no earlier list of it has read; assumed
     gps_place: float = 75e-6  # core s a place, K = 64: docs/notes/mining.md
-    gps_tree: float = 1.2e-6  # s a place, by each process alone: docs/notes/mining.md
+    gps_alone: float = 2e-6  # s a place, by the client alone: docs/notes/mining.md
     plan_pair: float = 70e-6  # core s a pair, in the tasks: tests.benchmarks.scale
-    plan_alone: float = 20e-6  # s a pair, by the planner alone: tests.benchmarks.scale
-    client_place: float = 210.0  # bytes a place, in the process that mines: tests.benchmarks.scale
-    planner_pair: float = 210.0  # bytes a pair, in the planner: tests.benchmarks.scale
+    plan_alone: float = 10e-6  # s a pair, by the planner alone: tests.benchmarks.scale
+    gps_client: float = 90.0  # bytes a place, in the process that mines by GPS: tests.benchmarks.scale
+    visual_client: float = 130.0  # bytes a place, in the process that mines by similarity: the same
+    planner_pair: float = 150.0  # bytes a pair, in the planner: tests.benchmarks.scale
     lane_pair: float = 2000.0  # bytes a pair beside its neighbours, while a lane is assembled: estimated
     order_place: float = 250e-6  # core s a place at a million: tests.benchmarks.scale
     order_trial: float = 140.0  # core s of the plans that are tried: tests.benchmarks.scale
@@ -110,7 +112,8 @@ class Coefficients:
     index_member: float = 17.0  # bytes a member on the store: docs/notes/report.md
     index_place: float = 42.0  # bytes a place and view on the store beside, the same
     index_held: float = 100.0  # bytes a member in memory: docs/notes/layout.md
-    trainer_pair: float = 40.0  # bytes a pair in each trainer, which checks the whole plan: estimated
+    trainer_pair: float = 55.0  # bytes a pair in each trainer, which checks the whole plan: tests/streaming
+    lane_image: float = 33.0  # bytes an image of a reader's lanes: tests/streaming
     buffer: float = 2.0 * 2**30  # bytes that a rank holds of shards: the setting buffer_mib
     request: float = 0.03  # s of one small read: assumed
 
@@ -277,7 +280,7 @@ def _read_layout(job: Job, known: Coefficients, work: _Work) -> None:
 
 
 def _train(job: Job, known: Coefficients) -> _Work:
-    index = job.places / job.gpus * (2 + job.views) * known.index_held
+    index = job.places / job.gpus * (1 + job.views) * known.lane_image
     held = known.buffer + index + job.pairs * known.trainer_pair
     advice = "give the trainer's machine that much; more GPUs, with as many lanes, divide the index"
     work = _Work("train an epoch", job.epochs, Process("trainer", held, advice))
@@ -307,16 +310,21 @@ def _write_graph(job: Job, known: Coefficients, work: _Work) -> None:
 
 
 def _gps(job: Job, known: Coefficients) -> _Work:
-    advice = "the tree holds all places; no option divides it: give each worker that much"
+    n, k = job.places, job.neighbours
+    thread = max(40 * gps.BLOCK * k + 40e6, 18 * gps.WRITTEN * k)
     work = _Work(
         "GPS graph", 1,
-        Process("worker", 145 * job.places + 80e6 * job.cores, advice),
-        Process("client", known.client_place * job.places, "give the process that mines that much"),
+        Process("worker", thread * job.cores, f"{thread / 1e9:.2g} GB a core: start workers with fewer cores each"),
+        Process("client", known.gps_client * n, "give the process that mines that much; nothing divides it"),
     )  # fmt: skip
-    work.core_s, work.alone_s = job.places * known.gps_place, job.places * known.gps_tree
-    work.read = 28 * job.places * job.workers
-    work.gets = job.workers * ceil(28 * job.places / 2**25)
+    work.core_s, work.alone_s = n * known.gps_place, n * known.gps_alone
+    find, blocks = 4 + 6 * k, ceil(n / gps.BLOCK)  # bytes of what is found for a place; blocks of space
     _write_graph(job, known, work)
+    # A block is read with those around it. Where ids do not follow space, each range of rows is of all blocks.
+    work.read = (9 * PLACE.itemsize + find) * n
+    work.written += (PLACE.itemsize + find) * n
+    work.gets = work.small_gets = 10 * blocks + blocks * ceil(n / gps.WRITTEN)
+    work.puts += blocks * (upload_requests(PLACE.itemsize * gps.BLOCK) + upload_requests(find * gps.BLOCK))
     return work
 
 
@@ -330,7 +338,7 @@ def _visual(job: Job, known: Coefficients) -> _Work:
     work = _Work(
         "visual graph", job.minings,
         Process("worker", thread * job.cores + 10 * rows, f"{thread / 1e9:.2g} GB a core: fewer cores; the rest stays"),
-        Process("client", known.client_place * n, "give the process that mines that much; nothing divides it"),
+        Process("client", known.visual_client * n, "give the process that mines that much; nothing divides it"),
     )  # fmt: skip
     _write_graph(job, known, work)
     if n <= EXACT_UP_TO:
