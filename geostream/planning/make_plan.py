@@ -15,6 +15,7 @@ the lanes that are under way, 60 bytes a pair of theirs. Whoever assembles a lan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -125,7 +126,9 @@ def make_plan(
     reachable = max((one for one in tried if one.strategy not in DRIFTING), key=lambda one: one.rank)
     assembled = best.assembled
     place, view = pairs.place[assembled.batches], pairs.view[assembled.batches]
-    reads = reads_of(layout, place, view, settings, map_fn)
+    with ThreadPoolExecutor(1) as beside:  # while the workers schedule the reads
+        repeated = beside.submit(overlap, assembled.batches, history[0]) if history else None
+        reads = reads_of(layout, place, view, settings, map_fn)
     return EpochPlan(
         layout_id=layout.id,
         epoch=epoch,
@@ -147,7 +150,7 @@ def make_plan(
             "reachable_score": reachable.score,
             "hardness_note": best.note,
             "assembly": best.strategy,
-            "overlap": overlap(assembled.batches, history[0]) if history else None,
+            "overlap": None if repeated is None else repeated.result(),
             "resident_share": reads.resident_share,
             "amplification": reads.amplification,
             "requests_per_gib": reads.requests_per_gib,

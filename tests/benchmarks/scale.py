@@ -10,7 +10,8 @@ Stages:
 - ``quality``: the same with 8 lanes, at the smallest size: 64 lanes of 8 resident shards are more than 5 % of a million
 - ``loader``: what a trainer does with the plan, and its two loader processes before their first read
 - ``order``: the similarity order; the shards themselves are not rewritten
-- ``scaling``: the visual graph and the plan by one Dask process, at the smallest size
+- ``scaling``: the visual graph and the plan by one Dask process, at the smallest size. It has one core for itself, the
+  client and the scheduler, as two processes have two
 
 A stage that others need is run before them. Seconds are of the clock, growth is a straight line through their
 logarithms; planning is told by seconds of a core, over all processes. ``coefficients`` are for other sizes: of the

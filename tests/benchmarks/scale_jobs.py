@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -77,6 +78,8 @@ class Job:
         """Measure what is done within the context, by this process and so many of Dask, whose URL is yielded."""
         with ExitStack() as stack:
             client, url = None, None
+            if processes == 1:  # a core for each, its share of the client's work included
+                os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
             if processes:
                 from dask import config
                 from distributed import Client, LocalCluster
