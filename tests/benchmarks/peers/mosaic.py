@@ -4,7 +4,8 @@ As its documentation has it: a subclass of StreamingDataset decodes in ``__getit
 size given to dataset and loader; S3_ENDPOINT_URL names the server; the local folder is empty. The images' columns are
 ``bytes``, so that torchvision can decode them: what the type ``jpeg`` does with Pillow takes half as long again. Shards
 are not compressed (JPEGs are). Runs in a virtual environment of its own: its pins (numpy, transformers) clash with
-ours.
+ours. Loader processes are spawned: forked ones share a connection to S3, on which one of them waits a minute for
+nothing.
 """
 
 from __future__ import annotations
@@ -44,5 +45,6 @@ def write(pairs: Path, out: Path) -> None:
 def read(job: Job) -> Iterator[Delivered]:
     """Deliver all pairs, shuffled."""
     dataset = _Decoded(remote=f"{job.url}/{FOLDER}", local=job.scratch, shuffle=True, batch_size=job.batch_size)
-    for tile, view in DataLoader(dataset, batch_size=job.batch_size, num_workers=job.workers):
+    loader = DataLoader(dataset, batch_size=job.batch_size, num_workers=job.workers, multiprocessing_context="spawn")
+    for tile, view in loader:
         yield Delivered(len(tile), tile, view)
