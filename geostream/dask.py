@@ -393,20 +393,39 @@ def _client(url: str) -> Any:
     return made.result(2 * CONNECT_SECONDS)
 
 
+def _check_url(url: str) -> None:
+    """Raise BadInput where no client can be made for the URL.
+
+    Dask would find it out in the middle of making one. What is left of that can block a later client for ever.
+    """
+    from distributed.comm.addressing import parse_address, parse_host_port
+    from distributed.comm.registry import get_backend
+    from distributed.security import Security
+
+    try:
+        scheme, where = parse_address(url)
+        get_backend(scheme)
+        if scheme in ("tcp", "tls") and not 0 < parse_host_port(where)[1] < 2**16:
+            raise ValueError("no such port")
+        if scheme == "tls" and Security().get_connection_args("client")["ssl_context"] is None:
+            raise ValueError("Dask's configuration names no certificates")
+    except (ValueError, TypeError, ImportError) as error:
+        raise BadInput(
+            f"Dask scheduler {url}: not a URL that can be connected to ({error}); it looks like tcp://host:8786"
+        ) from error
+
+
 def _connect(stack: ExitStack, url: str | None, tasks: int) -> Any:
     from dask import config
     from distributed import Client, LocalCluster
     from joblib import cpu_count
 
     if url is not None:
+        _check_url(url)
         try:
             return stack.enter_context(_client(url))
         except OSError as error:
             raise Stalled(f"Dask scheduler {url}: cannot connect ({error}); is it up, and the URL right?") from error
-        except (ValueError, TypeError) as error:  # also of tls:// without certificates in Dask's configuration
-            raise BadInput(
-                f"Dask scheduler {url}: not a URL that can be connected to ({error}); it looks like tcp://host:8786"
-            ) from error
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it logs every connection
     ours = {
         "distributed.worker.profile.enabled": False,  # it samples a hundred times a second

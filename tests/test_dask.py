@@ -166,7 +166,9 @@ def scheduler() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-@pytest.mark.parametrize("url", ["nowhere", "tcp://127.0.0.1:port", "tls://127.0.0.1:8786", "nothing://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "url", ["nowhere", "tcp://h:port", "tcp://h:99999", "tls://127.0.0.1:8786", "nothing://127.0.0.1:1"]
+)
 def test_what_is_no_url_of_a_scheduler_is_bad_input(url: str) -> None:
     """A flow tries again what is Stalled, and this would never come right."""
     with pytest.raises(BadInput, match=url), connected(url, 1):

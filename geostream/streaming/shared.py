@@ -24,7 +24,7 @@ from geostream.errors import GeostreamError
 from geostream.planning.plan import EpochPlan
 
 WRITTEN = 2**16  # rows that are written at once
-FOUND = 2**12  # batches whose pair ids are looked up at once
+FOUND = 2**10  # batches whose pair ids are looked up at once
 Number = TypeVar("Number", bound=np.integer[Any])
 
 

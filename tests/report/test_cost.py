@@ -158,7 +158,7 @@ def test_what_exceeds_the_bound_is_named_with_what_to_do() -> None:
     assert any("lane holds" in w for w in cost(replace(JOB, places=10_000_000, lanes=enough - 1), PRICES).warnings)
     large = cost(replace(JOB, places=100_000_000, lanes=1000), PRICES)
     assert any("planner" in line for line in large.warnings)
-    assert any("extrapolated" in line for line in few_lanes.warnings)
+    assert any("extrapolated" in line for line in large.warnings)
     small = cost(replace(JOB, places=100_000), PRICES)
     assert not small.warnings
 
