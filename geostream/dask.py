@@ -407,7 +407,8 @@ def _check_url(url: str) -> None:
         get_backend(scheme)
         if scheme in ("tcp", "tls") and not 0 < parse_host_port(where)[1] < 2**16:
             raise ValueError("no such port")
-        if scheme == "tls" and Security().get_connection_args("client")["ssl_context"] is None:
+        security: Any = Security()  # type: ignore[no-untyped-call]
+        if scheme == "tls" and security.get_connection_args("client")["ssl_context"] is None:
             raise ValueError("Dask's configuration names no certificates")
     except (ValueError, TypeError, ImportError) as error:
         raise BadInput(

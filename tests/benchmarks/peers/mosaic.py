@@ -45,6 +45,8 @@ def write(pairs: Path, out: Path) -> None:
 def read(job: Job) -> Iterator[Delivered]:
     """Deliver all pairs, shuffled."""
     dataset = _Decoded(remote=f"{job.url}/{FOLDER}", local=job.scratch, shuffle=True, batch_size=job.batch_size)
-    loader = DataLoader(dataset, batch_size=job.batch_size, num_workers=job.workers, multiprocessing_context="spawn")
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_size=job.batch_size, num_workers=job.workers, multiprocessing_context="spawn"
+    )
     for tile, view in loader:
         yield Delivered(len(tile), tile, view)
