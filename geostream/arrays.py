@@ -97,9 +97,14 @@ def distinct(values: npt.NDArray[Number]) -> npt.NDArray[Number]:
     NumPy's ``unique`` hashes them, which takes a hundred times as long for a million.
     """
     values = np.sort(values, axis=None)
+    return values[begins(values)]
+
+
+def begins(values: Integers) -> Bools:
+    """Return which elements differ from the one before them; the first one does."""
     new = np.ones(len(values), dtype=bool)
-    new[1:] = values[1:] != values[:-1]
-    return values[new]
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new
 
 
 def by_group(group: npt.NDArray[np.integer]) -> tuple[Int64, list[tuple[int, int, int]]]:
@@ -117,7 +122,7 @@ def by_group(group: npt.NDArray[np.integer]) -> tuple[Int64, list[tuple[int, int
     if not len(rows):
         return rows, []
     of_row = group[rows]
-    first = np.flatnonzero(np.concatenate([[True], of_row[1:] != of_row[:-1]]))
+    first = np.flatnonzero(begins(of_row))
     ends = [*first[1:].tolist(), len(rows)]
     return rows, list(zip(of_row[first].tolist(), first.tolist(), ends, strict=True))
 

@@ -286,12 +286,9 @@ class Layout:
             A list of place ids for each row of :meth:`pairs`.
         """
         lengths, places = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int32)]
-        columns = ("views.list.element.split", "views.list.element.semi_positives.list.element")
-        for _, part in self._parts(PLACES_FILE, *columns):
-            views = part["views"].combine_chunks().flatten()
-            lists = views.field("semi_positives").filter(pc.equal(views.field("split"), split))
-            lengths.append(pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int32))
-            places.append(lists.flatten().to_numpy().astype(np.int32))
+        for _, of_view, others in self._semi_positive_lists(split):
+            lengths.append(of_view)
+            places.append(others)
         indptr = np.zeros(sum(map(len, lengths)) + 1, dtype=np.int64)
         np.cumsum(np.concatenate(lengths), out=indptr[1:])
         return Csr(indptr, np.concatenate(places))
@@ -305,14 +302,20 @@ class Layout:
         Yields:
             (n,) places, sorted, and (n,) their semi-positives.
         """
+        for place, lengths, others in self._semi_positive_lists(split):
+            yield np.repeat(place, lengths), others
+
+    def _semi_positive_lists(self, split: str) -> Iterator[tuple[Int32, Int32, Int32]]:
+        """Yield, a row group at a time, the place of each view, how many semi-positives it has, and these."""
         columns = ("views.list.element.split", "views.list.element.semi_positives.list.element")
         for start, part in self._parts(PLACES_FILE, *columns):
             lists = part["views"].combine_chunks()
-            views, of_split = lists.flatten(), pc.equal(lists.flatten().field("split"), split)
+            views = lists.flatten()
+            of_split = pc.equal(views.field("split"), split)
             semi = views.field("semi_positives").filter(of_split)
             place = pc.list_parent_indices(lists).filter(of_split).to_numpy().astype(np.int32) + np.int32(start)
-            lengths = pc.list_value_length(semi).fill_null(0).to_numpy()
-            yield np.repeat(place, lengths), semi.flatten().to_numpy().astype(np.int32)
+            lengths = pc.list_value_length(semi).fill_null(0).to_numpy().astype(np.int32)
+            yield place, lengths, semi.flatten().to_numpy().astype(np.int32)
 
     def excluded(self, split: str = "train", among: Int32 | None = None) -> Csr:
         """Return the places that must not share a batch with each place.

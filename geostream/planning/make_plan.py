@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Int32, Pairs, restrict
+from geostream.arrays import Int32, Pairs, begins, restrict
 from geostream.errors import BadInput, StaleArtefact
 from geostream.layout import Layout
 from geostream.layout.zarr_groups import Apply
@@ -288,8 +288,7 @@ def _problem(
 
     Unless ``whole``, no place has neighbours.
     """
-    new = np.ones(len(pairs), dtype=bool)  # pairs are sorted by place
-    new[1:] = pairs.place[1:] != pairs.place[:-1]
+    new = begins(pairs.place)  # pairs are sorted by place
     places, place = pairs.place[new], np.cumsum(new, dtype=np.int32)
     place -= np.int32(1)
     neighbours = np.zeros((len(places), 0), dtype=np.int32)

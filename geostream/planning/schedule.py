@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geostream.arrays import Bools, Int32, Int64, Integers, distinct
+from geostream.arrays import Bools, Int32, Int64, Integers, begins, distinct
 from geostream.errors import BadInput
 from geostream.layout.members import Extents
 
@@ -260,13 +260,6 @@ def _check(used: Integers, extents: Extents, shard_sizes: Int64) -> None:
         raise BadInput("the layout's index points past the end of a shard; shard the dataset again")
 
 
-def _new(values: Integers) -> Bools:
-    """Return which elements differ from the one before them; the first one does."""
-    new = np.ones(len(values), dtype=bool)
-    np.not_equal(values[1:], values[:-1], out=new[1:])
-    return new
-
-
 def _pieces(new: Bools) -> tuple[Int64, Int64]:
     """Return the first and the last index of each piece; ``new`` marks the elements that begin one."""
     starts = np.flatnonzero(new)
@@ -286,7 +279,7 @@ def _spans(members: Integers, step: Int32, sizes: Integers, steps: int, budget: 
     order = np.argsort(members, kind="stable")  # the steps of a member stay in order
     row, use = members[order], step[order]
     del order
-    new = _new(row)
+    new = begins(row)
     starts, ends = _pieces(new)
     held = _held(use[starts], use[ends], sizes[row[starts]], steps)
     if held.max(initial=0) > budget:
@@ -294,7 +287,7 @@ def _spans(members: Integers, step: Int32, sizes: Integers, steps: int, budget: 
         idle = idle[use[idle] - use[idle - 1] > 1]  # with steps in between that do not use the member
         new[_let_go(held, idle, use, sizes[row], budget)] = True
         starts, ends = _pieces(new)
-    spans = _Spans(row[starts], np.cumsum(_new(row[starts]), dtype=np.int32), use[starts], use[ends])
+    spans = _Spans(row[starts], np.cumsum(begins(row[starts]), dtype=np.int32), use[starts], use[ends])
     del row, use, new, starts, ends
     order = np.argsort(spans.first, kind="stable")
     return _Spans(spans.row[order], spans.rank[order], spans.first[order], spans.last[order])
@@ -349,7 +342,7 @@ def _merge(
         load[now : now + len(early)] += early
         horizon = max(horizon, 0)
         unread[which] = False
-        starts, ends = _pieces(_new(read))
+        starts, ends = _pieces(begins(read))
         found.append(which)
         counts.append(ends + 1 - starts)
         firsts.append(np.full(len(starts), now, dtype=np.int64))
@@ -364,7 +357,7 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, 
     With ``alone``, each member is a read of its own.
     """
     ahead = ahead[np.lexsort((spans.first[ahead], spans.row[ahead]))]
-    keep = _new(spans.row[ahead])  # of a member that is fetched twice, only the next span
+    keep = begins(spans.row[ahead])  # of a member that is fetched twice, only the next span
     ahead = ahead[keep]
     shard, offset, size = extents.of(spans.row[ahead])
     end = offset + size
@@ -372,7 +365,7 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, 
         # A member that another batch needs does not count as a gap: it would be fetched twice.
         apart = (np.diff(spans.rank[ahead]) != 1) | (np.diff(shard) != 0) | (offset[1:] - end[:-1] > gap)
         run = np.concatenate([[0], np.cumsum(apart)])
-        starts, ends = _pieces(_new(run))
+        starts, ends = _pieces(begins(run))
         run_bytes = (end[ends] - offset[starts])[run]
         parts = -(-run_bytes // MAX_READ)
         part = np.minimum((offset - offset[starts][run]) * parts // np.maximum(run_bytes, 1), parts - 1)
@@ -387,7 +380,7 @@ def _runs(spans: _Spans, ahead: Int64, now: int, extents: Extents, gap: int, *, 
 def _early_load(spans: _Spans, which: Int64, read: Int64, now: int, extents: Extents) -> Int64:
     """Return the bytes at each step from ``now`` on that reading ``which`` at ``now`` holds beyond their spans."""
     first, (_, offset, size) = spans.first[which], extents.of(spans.row[which])
-    starts, ends = _pieces(_new(read))
+    starts, ends = _pieces(begins(read))
     early = _held(np.zeros(len(which), dtype=np.int64), first - now - 1, size, int(first.max()) + 1 - now)
     early[0] += int((offset[ends] + size[ends] - offset[starts]).sum() - size.sum())
     return early
@@ -397,7 +390,7 @@ def _start_early(load: Int64, first: Int64, size: Integers, prefetch: int, budge
     """Return the step from which each read may run, as early as ``load`` leaves room; add the reads to it."""
     come = first.copy()
     earliest = 0
-    for start, end in zip(*_pieces(_new(first)), strict=True):  # reads needed at the same step
+    for start, end in zip(*_pieces(begins(first)), strict=True):  # reads needed at the same step
         need, together = int(first[start]), int(size[start : end + 1].sum())
         earliest = max(earliest, need - prefetch)
         full = np.flatnonzero(load[earliest:need] + together > budget)
